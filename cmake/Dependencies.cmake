@@ -1,0 +1,18 @@
+# Everything Convoy uses from outside, with the least version it is tested with. All of it comes
+# from Debian 12 (README, "Build"); nothing is downloaded.
+
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(MPI REQUIRED COMPONENTS CXX)          # Open MPI 4.1 or MPICH
+find_package(Protobuf 3.12 REQUIRED)
+find_package(Boost 1.74 REQUIRED COMPONENTS program_options)
+find_package(dnnl 2.6 REQUIRED CONFIG)             # oneDNN: ops/onednn.* alone knows its version
+find_package(fmt 9 REQUIRED CONFIG)
+find_package(nlohmann_json 3.11 REQUIRED CONFIG)
+find_package(OpenSSL 1.1 REQUIRED COMPONENTS Crypto)  # SHA-256
+find_package(ZLIB REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(JPEG REQUIRED IMPORTED_TARGET "libjpeg>=2.1")  # libjpeg-turbo's libjpeg API
+if(CONVOY_TESTS)
+  find_package(GTest 1.12 REQUIRED)
+endif()
