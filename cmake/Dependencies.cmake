@@ -11,6 +11,7 @@ find_package(fmt 9 REQUIRED CONFIG)
 find_package(nlohmann_json 3.11 REQUIRED CONFIG)
 find_package(OpenSSL 1.1 REQUIRED COMPONENTS Crypto)  # SHA-256
 find_package(ZLIB REQUIRED)
+find_package(PNG 1.6 REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(JPEG REQUIRED IMPORTED_TARGET "libjpeg>=2.1")  # libjpeg-turbo's libjpeg API
 if(CONVOY_TESTS)

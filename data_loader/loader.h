@@ -1,0 +1,121 @@
+// Threads that read, decode and transform samples into a bounded ring of batches, in a fixed order.
+//
+// What a batch holds is a function of the dataset, the configuration and the batch's place alone:
+// never of the number of threads, of timing, or of which workers this process hosts.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "data_loader/dataset.h"
+#include "data_loader/transforms.h"
+
+namespace convoy::data {
+
+enum class BadSample {
+  kFail,        // acquire() throws the error, which names the file
+  kSubstitute,  // another sample, chosen by (seed, epoch, sample) alone; for bad content, not for
+                // I/O
+};
+
+// Belongs to the loader; valid from acquire() to release().
+struct Batch {
+  uint64_t step = 0;  // EvalLoader: the slice
+  int worker = 0;     // EvalLoader: 0
+  int size = 0;       // B: samples in it, the padding of a last slice included
+  ImageShape shape;
+  const uint8_t* pixels = nullptr;  // [B, height, width, channels], 64-byte aligned
+  std::vector<int32_t> labels;      // [B]; -1: padding (its pixels are zero)
+  std::vector<uint64_t>
+      sample_ids;                // [B]; the sample of the position, also where it was substituted
+  std::vector<uint64_t> epochs;  // [B]; EvalLoader: 0
+};
+
+struct Substitution {
+  uint64_t step = 0;
+  uint64_t epoch = 0;
+  uint64_t sample = 0;      // what should have stood there
+  uint64_t substitute = 0;  // what stands there
+  std::string reason;       // the error's text
+};
+
+struct LoaderStats {
+  double wait_seconds = 0;  // callers blocked in acquire(), summed over them; with threads = 0 this
+                            // is waiting for a free slot only
+  double work_seconds = 0;  // reading, decoding and transforming, summed over threads
+  uint64_t samples = 0;     // made so far
+  uint64_t substituted = 0;
+};
+
+struct LoaderConfig {
+  TrainTransform transform;
+  uint64_t seed = 1;
+  int batch_per_worker = 32;              // B
+  int workers = 1;                        // W of the job
+  int first_worker = 0, end_worker = 1;   // hosted here: [first_worker, end_worker)
+  uint64_t first_step = 0, end_step = 0;  // [first_step, end_step)
+  int threads = 1;                        // 0: acquire() makes the batch in the caller's thread
+  // Batches in the ring; at least two per hosted worker are used (one with threads = 0).
+  int slots = 0;
+  BadSample bad_sample = BadSample::kFail;
+  uint64_t max_pixels = 178956970;  // images with more are refused before memory is taken
+};
+
+// Training batches. In step s, worker w holds stream positions s * W * B + w * B + i, i in [0, B).
+// The dataset must outlive the loader.
+class Loader {
+ public:
+  // Throws Error: kBadJob or kBadData where transform and dataset do not fit.
+  Loader(const Dataset& dataset, const LoaderConfig& config);
+  ~Loader();  // may be called at any moment, unless a thread is inside acquire()
+
+  // Blocks until the batch is ready. Each (step, worker) once; steps ascending for each worker.
+  // Thread-safe: lanes call it at once for different workers. A lane releases a batch before it
+  // acquires its next. Throws what went wrong with the first bad sample of the batch.
+  const Batch& acquire(uint64_t step, int worker);
+  void release(const Batch& batch);
+
+  ImageShape shape() const;  // of one sample
+  LoaderStats stats() const;
+  // All so far, in order of the stream.
+  std::vector<Substitution> substitutions() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+struct EvalLoaderConfig {
+  EvalTransform transform;
+  int batch = 100;               // E
+  std::vector<uint64_t> slices;  // in the order in which they will be acquired
+  int lanes = 1;                 // batches held at once
+  int threads = 1;               // 0: acquire() makes the batch in the caller's thread
+  uint64_t max_pixels = 178956970;
+};
+
+// Slices for evaluation: slice k holds samples [k * E, (k + 1) * E) of the dataset, the last one
+// padded with label -1. A bad sample is always an error: an accuracy is over all images or none.
+class EvalLoader {
+ public:
+  EvalLoader(const Dataset& dataset, const EvalLoaderConfig& config);
+  ~EvalLoader();
+
+  // ceil(samples / batch).
+  static uint64_t slices(uint64_t samples, int batch);
+
+  // The n-th of config.slices; each once. Otherwise as in Loader; lanes may take any n, ascending.
+  const Batch& acquire(uint64_t n);
+  void release(const Batch& batch);
+
+  ImageShape shape() const;
+  LoaderStats stats() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace convoy::data
