@@ -1,0 +1,138 @@
+// Checkpoints (docs of the layout: proto/checkpoint.proto). OUT/checkpoints/step-0000001234/ holds
+// model.safetensors, optimizer.safetensors, ema.safetensors (if there is one) and manifest.txtpb.
+// A folder of that name is whole: it is written under a temporary name, every file is synced, the
+// manifest is last, and a rename makes it appear. Nothing in it is per rank.
+//
+// All of it is called on one rank and, but for CheckpointWriter's own thread, on one thread at a
+// time, by the holder of the OutputLock. Only load_checkpoint and verify_checkpoint change nothing
+// on disk and may run anywhere.
+#pragma once
+
+#include <cstdint>
+#include <future>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "trainer/lr_schedule.h"
+#include "trainer/safetensors.h"
+
+namespace convoy::trainer {
+
+// What the bits depend on beside the job; words as in proto/checkpoint.proto.
+struct Fingerprint {
+  std::string device, instruction_set, libraries, build, caches;
+
+  bool operator==(const Fingerprint&) const = default;
+};
+
+struct CheckpointFacts {
+  uint64_t step = 0;  // optimizer steps done
+  std::string job_digest;
+  std::string job;  // the job's full text, to_text()
+  std::string dataset_digest;
+  Fingerprint fingerprint;
+  uint64_t dataset_size = 0;
+  uint64_t global_batch = 0;
+  PlateauState plateau;
+  std::optional<double> top1;  // of an evaluation made at this very step, 0 to 1
+};
+
+struct CheckpointState {
+  CheckpointFacts facts;
+  TensorList model;      // weights and batch norm's running state, torchvision's names
+  TensorList optimizer;  // momentum, loss scale, ...
+  TensorList ema;        // empty: none
+};
+
+// SHA-256 over the tensors of model, optimizer and (where there is one) EMA, in this order, each
+// list in the order of its names: list, name, type, shape and bytes of each tensor. The facts are
+// not part of it. This is what `convoy verify` prints.
+std::string state_digest(const CheckpointState& state);
+
+// Writes OUT/checkpoints/step-<step>/ and returns its path. A whole folder of the same digest that
+// is already there stays and ours is dropped; one that differs is set aside as step-N.replaced-<n>,
+// a damaged one as step-N.damaged-<n>. Throws Error (kIo) with path and numbers when the system
+// refuses (no space, no permission); the temporary folder is removed then.
+std::string save_checkpoint(const std::string& out_dir, const CheckpointState& state);
+
+struct VerifiedCheckpoint {
+  CheckpointFacts facts;
+  std::string digest;  // state_digest, recomputed
+  uint64_t bytes = 0;  // of all tensor files
+};
+
+// Recomputes every length, checksum and the state digest. Throws Error naming the file: kBadData
+// where `dir` is not a checkpoint (missing, empty, no manifest, or of a newer format), kFault where
+// it is damaged, kIo where the system refuses to read.
+VerifiedCheckpoint verify_checkpoint(const std::string& dir);
+
+// Reads a checkpoint, with every check of verify_checkpoint and its errors.
+CheckpointState load_checkpoint(const std::string& dir);
+
+// The newest whole checkpoint of a run; nullopt where there is none. Newer ones that are damaged
+// are renamed step-N.damaged-<n> and named in the log. Leftovers of saves and deletions that were
+// killed are removed. Throws Error (kIo) where the system refuses, and as verify_checkpoint does
+// for a checkpoint of a newer format.
+std::optional<std::string> find_newest(const std::string& out_dir);
+
+// Folders of OUT/checkpoints/ that carry a step's name, oldest first; their contents are not looked
+// at.
+std::vector<std::string> list_checkpoints(const std::string& out_dir);
+
+struct RetentionPolicy {
+  uint32_t keep = 3;              // newest; at least 1 is kept
+  bool keep_best = true;          // highest top1; of equals the newest
+  uint64_t keep_every_steps = 0;  // steps divisible by it; 0: none
+};
+
+struct CheckpointEntry {
+  uint64_t step = 0;
+  std::optional<double> top1;
+};
+
+// The steps to delete, rising.
+std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,
+                                      const RetentionPolicy& policy);
+
+// Deletes what the policy does not keep (rename, then remove). A folder whose manifest cannot be
+// read is neither counted nor touched. Throws Error (kIo).
+void apply_retention(const std::string& out_dir, const RetentionPolicy& policy);
+
+// Saves in the background, one at a time, and applies the policy after each.
+class CheckpointWriter {
+ public:
+  CheckpointWriter(std::string out_dir, RetentionPolicy policy);
+  // Waits for the save in flight; a failure nobody asked for is logged.
+  ~CheckpointWriter();
+  CheckpointWriter(const CheckpointWriter&) = delete;
+  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
+
+  // Waits for the save in flight, copies the state and returns; the caller may change its memory at
+  // once. Throws the failure of the save before (ours is then not started).
+  void save(const CheckpointState& state);
+  // Returns when nothing is in flight. Throws the failure of the last save, once.
+  void wait();
+
+ private:
+  std::string out_dir_;
+  RetentionPolicy policy_;
+  std::future<void> in_flight_;
+};
+
+// Keeps two jobs out of one output folder, which it creates: flock on OUT/lock, released by the
+// system whenever the process ends. The file names host and pid of the holder. Throws Error (kIo)
+// when another process holds it, naming that one, or when the folder cannot be written.
+class OutputLock {
+ public:
+  explicit OutputLock(const std::string& out_dir);
+  ~OutputLock();
+  OutputLock(const OutputLock&) = delete;
+  OutputLock& operator=(const OutputLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
+}  // namespace convoy::trainer
