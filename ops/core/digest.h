@@ -26,6 +26,8 @@ class Sha256 {
   std::unique_ptr<Context> context_;
 };
 
-inline std::string sha256_hex(std::string_view text) { return Sha256().update(text).hex(); }
+inline std::string sha256_hex(std::string_view text) {
+  return Sha256().update(text).hex();
+}
 
 }  // namespace convoy

@@ -38,8 +38,8 @@ template <typename... Args>
 // The text of errno, for messages about files: fail(kIo, "{}: {}", path, errno_text()).
 std::string errno_text();
 
-// A name from outside as it may stand in a message of one line: control characters, quotes and bytes
-// that are not UTF-8 are escaped (\n, \x1b), and more than `max` bytes are cut in the middle.
+// A name from outside as it may stand in a message of one line: control characters, quotes and
+// bytes that are not UTF-8 are escaped (\n, \x1b), and more than `max` bytes are cut in the middle.
 std::string printable(std::string_view text, size_t max = 300);
 
 }  // namespace convoy

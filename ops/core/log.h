@@ -17,8 +17,9 @@ int rank();
 // Messages below this level are dropped. Default kInfo; CONVOY_LOG=debug|info|warning|error.
 void set_level(Level level);
 
-// Where log lines go instead of standard error, e.g. around a live progress line. The sink is called
-// under the log's lock, a whole line without its newline at a time. nullptr restores the default.
+// Where log lines go instead of standard error, e.g. around a live progress line. The sink is
+// called under the log's lock, a whole line without its newline at a time. nullptr restores the
+// default.
 void set_sink(void (*sink)(Level, const std::string& line));
 
 // Thread-safe; a line is one write(2). Never throws: a closed standard error is ignored.

@@ -11,22 +11,32 @@ namespace convoy {
 
 size_t size_of(DType type) {
   switch (type) {
-    case DType::kFloat32: return 4;
-    case DType::kBfloat16: return 2;
-    case DType::kFloat16: return 2;
-    case DType::kUint8: return 1;
-    case DType::kInt32: return 4;
+    case DType::kFloat32:
+      return 4;
+    case DType::kBfloat16:
+      return 2;
+    case DType::kFloat16:
+      return 2;
+    case DType::kUint8:
+      return 1;
+    case DType::kInt32:
+      return 4;
   }
   return 0;
 }
 
 const char* name_of(DType type) {
   switch (type) {
-    case DType::kFloat32: return "fp32";
-    case DType::kBfloat16: return "bf16";
-    case DType::kFloat16: return "fp16";
-    case DType::kUint8: return "uint8";
-    case DType::kInt32: return "int32";
+    case DType::kFloat32:
+      return "fp32";
+    case DType::kBfloat16:
+      return "bf16";
+    case DType::kFloat16:
+      return "fp16";
+    case DType::kUint8:
+      return "uint8";
+    case DType::kInt32:
+      return "int32";
   }
   return "?";
 }
@@ -42,13 +52,15 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : bytes_(bytes) {
   const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, rounded);
   if (!memory)
-    fail(ExitCode::kFault, "out of memory: {} bytes refused; use a smaller batch or fewer workers at once",
-         bytes);
+    fail(ExitCode::kFault,
+         "out of memory: {} bytes refused; use a smaller batch or fewer workers at once", bytes);
   if (bytes >= kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
   std::memset(memory, 0, rounded);
   data_.reset(memory);
 }
 
-void AlignedBuffer::Free::operator()(void* p) const { std::free(p); }
+void AlignedBuffer::Free::operator()(void* p) const {
+  std::free(p);
+}
 
 }  // namespace convoy

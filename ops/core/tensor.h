@@ -42,7 +42,7 @@ struct TensorView {
 
 // bf16 as its bits: the upper half of an fp32.
 struct Bfloat16 {
-  uint16_t bits = 0;
+  uint16_t bits;
 };
 
 inline float to_float(Bfloat16 value) {

@@ -1,0 +1,28 @@
+#include "ops/batch_norm.h"
+
+#include "ops/shape_checks.h"
+
+namespace convoy::ops {
+
+Shape output_shape(const BatchNorm& s, const std::vector<Shape>& x) {
+  expect_inputs(x, s.residual ? 2 : 1);
+  expect_same_shapes(x);
+  expect(s.epsilon > 0, "epsilon is {}, must be positive", s.epsilon);
+  expect(s.momentum >= 0 && s.momentum <= 1, "momentum is {}, must lie in [0, 1]", s.momentum);
+  return x[0];
+}
+
+std::vector<ParameterSpec> parameters(const BatchNorm& s, const std::vector<Shape>& x) {
+  return {{.name = "weight",
+           .dims = {x[0].c},
+           .init = s.zero_init ? Init::kZeros : Init::kOnes,
+           .is_weight = false},
+          {.name = "bias", .dims = {x[0].c}, .init = Init::kZeros, .is_weight = false}};
+}
+
+size_t saved_bytes(const BatchNorm& s, const Shape& y) {
+  if (!s.relu) return 0;
+  return static_cast<size_t>(y.rows() * ((y.c + 15) / 16)) * sizeof(uint16_t);
+}
+
+}  // namespace convoy::ops

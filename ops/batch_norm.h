@@ -1,0 +1,42 @@
+// Batch norm over (N, H, W) for each channel, with what usually follows it in one pass:
+//   y = relu( (x - mean) / sqrt(var + epsilon) * gamma + beta  + residual )
+// where the residual and the ReLU are there if the spec says so (ops/fusion.* sets them).
+// Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
+//
+// Training normalises by the batch's mean and biased variance and writes both (the variance
+// unbiased) to NodeMemory::statistics; the running values are the trainer's. Inference uses
+// NodeMemory::running. x, residual and y [N,C,H,W] in NHWC; parameters weight (gamma) and bias
+// (beta), [C], fp32. Statistics are summed in fp32 over blocks of 256 rows around a value near the
+// mean, and in double over the blocks, in a fixed order: the same bits for any number of threads,
+// and safe where the mean is far from zero.
+#pragma once
+
+#include "ops/op.h"
+
+namespace convoy::ops {
+
+class CpuDevice;
+
+struct BatchNorm {
+  double epsilon = 1e-5;
+  double momentum = 0.1;   // of the running values: new = (1 - momentum) old + momentum batch
+  bool zero_init = false;  // gamma starts at 0 instead of 1
+  bool relu = false;
+  bool residual = false;  // the second input is added before the ReLU
+};
+
+Shape output_shape(const BatchNorm& spec, const std::vector<Shape>& x);
+std::vector<ParameterSpec> parameters(const BatchNorm& spec, const std::vector<Shape>& x);
+inline int64_t macs(const BatchNorm&, const std::vector<Shape>&) {
+  return 0;
+}
+// Backward adds up to two gradients of y. With a residual, its gradient is the masked dy, in place.
+inline BackwardNeeds backward_needs(const BatchNorm& s) {
+  return {.inputs = 1u, .dy_sources = 2, .dx_in_place = s.residual ? 1 : 0};
+}
+// Bytes that wait for backward: the ReLU's mask, a bit per element.
+size_t saved_bytes(const BatchNorm& spec, const Shape& y);
+
+std::unique_ptr<Op> make_op(CpuDevice& device, const BatchNorm& spec, const OpConfig& config);
+
+}  // namespace convoy::ops

@@ -1,0 +1,31 @@
+// Convolution: y [N,K,P,Q] = conv(x [N,C,H,W], w [K,C/G,R,S]) (+ bias [K]); square filters.
+// P = (H + 2 padding - R) / stride + 1. x and y in NHWC memory; sums in fp32.
+#pragma once
+
+#include "ops/op.h"
+
+namespace convoy::ops {
+
+class CpuDevice;
+
+struct Conv2d {
+  int64_t out_channels = 0;
+  int64_t kernel = 3;
+  int64_t stride = 1;
+  int64_t padding = 0;
+  int64_t groups = 1;
+  bool bias = false;
+};
+
+// Throws Error (kBadJob) that names what does not fit; the caller adds the node's name.
+Shape output_shape(const Conv2d& spec, const std::vector<Shape>& x);
+std::vector<ParameterSpec> parameters(const Conv2d& spec, const std::vector<Shape>& x);
+// Multiply-accumulates of one forward pass over the whole batch.
+int64_t macs(const Conv2d& spec, const std::vector<Shape>& x);
+inline BackwardNeeds backward_needs(const Conv2d&) {
+  return {.inputs = 1u};
+}
+
+std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& spec, const OpConfig& config);
+
+}  // namespace convoy::ops

@@ -1,0 +1,45 @@
+// The CPU device: oneDNN for matrix products, our own kernels for the rest. For ops/*_cpu.cpp.
+#pragma once
+
+#include "ops/core/error.h"
+#include "ops/device.h"
+
+namespace convoy::ops {
+
+class CpuDevice final : public Device {
+ public:
+  explicit CpuDevice(int threads);
+  int threads() const { return threads_; }
+
+  std::string name() const override { return "cpu"; }
+  std::string instruction_set() const override;
+  std::string libraries() const override;
+  bool supports(DType type) const override;
+  DeviceMemory allocate(size_t bytes) override;
+  std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
+  void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) override;
+  LossResult loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
+                  DType type, const int32_t* labels) override;
+  void accumulate(void* sum, const void* addend, int64_t n, DType type) override;
+
+ private:
+  int threads_;
+};
+
+// Calls body with a null pointer of the element type that `type` names: one place for the choice.
+template <typename Body>
+auto with_type(DType type, Body body) {
+  if (type == DType::kFloat32) return body(static_cast<float*>(nullptr));
+  if (type == DType::kBfloat16) return body(static_cast<Bfloat16*>(nullptr));
+  fail(ExitCode::kBadJob, "the CPU computes in fp32 and bf16, not in {}", name_of(type));
+}
+
+// make_unique<OpOf<T>>(args...) for the element type that `type` names.
+template <template <typename> class OpOf, typename... Args>
+std::unique_ptr<Op> make_for_type(DType type, Args&&... args) {
+  return with_type(type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
+    return std::make_unique<OpOf<T>>(std::forward<Args>(args)...);
+  });
+}
+
+}  // namespace convoy::ops

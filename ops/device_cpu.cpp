@@ -1,0 +1,78 @@
+#include <omp.h>
+#if defined(__x86_64__)
+#include <pmmintrin.h>
+#endif
+
+#include "ops/core/error.h"
+#include "ops/cpu_device.h"
+#include "ops/elementwise_kernels.h"
+#include "ops/isa.h"
+#include "ops/onednn.h"
+
+namespace convoy::ops {
+
+namespace {
+
+// Denormals count as zero, so that no input makes arithmetic a hundred times slower.
+void flush_denormals() {
+#if defined(__x86_64__)
+  _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON);
+  _MM_SET_DENORMALS_ZERO_MODE(_MM_DENORMALS_ZERO_ON);
+#endif
+}
+
+}  // namespace
+
+CpuDevice::CpuDevice(int threads) : threads_(threads) {
+  // The calling thread is the one that will compute, with its own OpenMP team.
+  omp_set_dynamic(0);
+  omp_set_num_threads(threads);
+  flush_denormals();
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  flush_denormals();
+}
+
+std::string CpuDevice::instruction_set() const {
+  return fmt::format("{} ({})", name_of(cpu_isa()), onednn::instruction_set());
+}
+
+std::string CpuDevice::libraries() const {
+  return onednn::version();
+}
+
+bool CpuDevice::supports(DType type) const {
+  return type == DType::kFloat32 || (type == DType::kBfloat16 && cpu_supports_bf16());
+}
+
+DeviceMemory CpuDevice::allocate(size_t bytes) {
+  auto buffer = std::make_shared<AlignedBuffer>(bytes);
+  DeviceMemory memory;
+  memory.data = {buffer->data(), [buffer](void*) mutable { buffer.reset(); }};
+  memory.bytes = bytes;
+  return memory;
+}
+
+std::unique_ptr<Op> CpuDevice::make(const OpSpec& spec, const OpConfig& config) {
+  return std::visit([&](const auto& s) { return make_op(*this, s, config); }, spec);
+}
+
+void CpuDevice::make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) {
+  with_type(type, [&]<typename T>(T*) {
+    elementwise_kernels<T>().normalise(static_cast<T*>(x), pixels, spec.mean.data(),
+                                       spec.inv_std.data(), spec.shape.n,
+                                       static_cast<int64_t>(spec.mean.size()), threads_);
+  });
+}
+
+void CpuDevice::accumulate(void* sum, const void* addend, int64_t n, DType type) {
+  with_type(type, [&]<typename T>(T*) {
+    elementwise_kernels<T>().add(static_cast<T*>(sum), static_cast<const T*>(sum),
+                                 static_cast<const T*>(addend), n, threads_);
+  });
+}
+
+std::unique_ptr<Device> make_cpu_device(int threads) {
+  return std::make_unique<CpuDevice>(threads);
+}
+
+}  // namespace convoy::ops

@@ -1,0 +1,72 @@
+// Dropout on the CPU: a bit mask drawn from Philox, four elements a call.
+#include <cstring>
+
+#include "ops/core/random.h"
+#include "ops/cpu_device.h"
+#include "ops/dropout.h"
+#include "ops/elementwise_kernels.h"
+
+namespace convoy::ops {
+namespace {
+
+// Tells the nodes of a network apart (FNV-1a of the name): stable under fusion.
+uint64_t node_key(const std::string& name) {
+  uint32_t hash = 2166136261u;
+  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
+  return uint64_t{hash} << 32;
+}
+
+template <typename T>
+class DropoutCpu final : public Op {
+ public:
+  DropoutCpu(int threads, const Dropout& spec, const OpConfig& c)
+      : threads_(threads),
+        rate_(static_cast<float>(spec.rate)),
+        n_(c.y.elements()),
+        node_(node_key(c.name)),
+        saved_(c.training ? ops::saved_bytes(spec, c.y) : 0) {}
+
+  void forward(const NodeMemory& m, const StepInfo& step) override {
+    if (saved_ == 0) {
+      std::memcpy(m.y, m.x[0], static_cast<size_t>(n_) * sizeof(T));
+      return;
+    }
+    auto* mask = static_cast<uint16_t*>(m.saved);
+    const uint64_t draw = (step.step << 16) | static_cast<uint64_t>(step.worker & 0xffff);
+    for (int64_t word = 0; word < (n_ + 15) / 16; ++word) {
+      unsigned bits = 0;
+      for (unsigned quarter = 0; quarter < 4; ++quarter) {
+        const Random4 words = random4(step.seed, Purpose::kDropout, draw,
+                                      node_ + static_cast<uint64_t>(word) * 4 + quarter);
+        for (unsigned i = 0; i < 4; ++i)
+          bits |= static_cast<unsigned>(uniform_float(words[i]) >= rate_) << (4 * quarter + i);
+      }
+      mask[word] = static_cast<uint16_t>(bits);
+    }
+    apply(static_cast<T*>(m.y), static_cast<const T*>(m.x[0]), mask);
+  }
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    apply(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
+          static_cast<const uint16_t*>(m.saved));
+  }
+  size_t saved_bytes() const override { return saved_; }
+
+ private:
+  void apply(T* y, const T* x, const uint16_t* mask) {
+    elementwise_kernels<T>().keep(y, x, mask, 1.0f / (1.0f - rate_), n_, threads_);
+  }
+
+  int threads_;
+  float rate_;
+  int64_t n_;
+  uint64_t node_;
+  size_t saved_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> make_op(CpuDevice& device, const Dropout& spec, const OpConfig& config) {
+  return make_for_type<DropoutCpu>(config.type, device.threads(), spec, config);
+}
+
+}  // namespace convoy::ops

@@ -1,0 +1,70 @@
+#include "ops/elementwise_kernels.h"
+
+#include "ops/simd.h"
+
+namespace convoy::ops::CONVOY_ISA {
+namespace {
+
+// body(first element, access) for every 16 of n elements, in pieces shared among threads.
+template <typename Body>
+CONVOY_INLINE void for_elements(int64_t n, int threads, Body body) {
+  constexpr int64_t kPiece = 16384;
+  const int64_t pieces = (n + kPiece - 1) / kPiece;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t begin = piece * kPiece;
+    const int64_t count = begin + kPiece < n ? kPiece : n - begin;
+    for_channels(
+        count, [=](int64_t k, auto access)
+                   __attribute__((always_inline)) { body(begin + k, access); });
+  }
+}
+
+template <typename T>
+void relu(T* y, uint16_t* mask, const T* x, int64_t n, int threads) {
+  for_elements(
+      n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
+        const F32x16 v = access.get(x + i);
+        if (mask) mask[i / kLanes] = positive_lanes(v);
+        access.put(y + i, v < 0.0f ? F32x16{} : v);
+      });
+}
+
+template <typename T>
+void keep(T* y, const T* x, const uint16_t* mask, float scale, int64_t n, int threads) {
+  for_elements(
+      n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
+        access.put(y + i, keep_lanes(access.get(x + i), mask[i / kLanes]) * scale);
+      });
+}
+
+template <typename T>
+void add(T* y, const T* a, const T* b, int64_t n, int threads) {
+  for_elements(
+      n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
+        access.put(y + i, access.get(a + i) + access.get(b + i));
+      });
+}
+
+template <typename T>
+void normalise(T* y, const uint8_t* pixels, const float* mean, const float* inv_std, int64_t n,
+               int64_t plane, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t image = 0; image < n; ++image) {
+    const int64_t base = image * plane;
+    for_channels(
+        plane, [=](int64_t k, auto access) __attribute__((always_inline)) {
+          access.put(y + base + k, (access.get(pixels + base + k) - access.get(mean + k)) *
+                                       access.get(inv_std + k));
+        });
+  }
+}
+
+}  // namespace
+
+const ElementwiseKernels<float> elementwise_kernels_fp32 = {relu<float>, keep<float>, add<float>,
+                                                            normalise<float>};
+const ElementwiseKernels<Bfloat16> elementwise_kernels_bf16 = {relu<Bfloat16>, keep<Bfloat16>,
+                                                               add<Bfloat16>, normalise<Bfloat16>};
+
+}  // namespace convoy::ops::CONVOY_ISA

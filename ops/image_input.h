@@ -1,0 +1,22 @@
+// The network's first step: uint8 pixels to normalised activations, x = (pixel - mean) * inv_std
+// for each place (h, w, c) of the image. Not a node of a graph: it has no backward.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ops/core/tensor.h"
+
+namespace convoy::ops {
+
+struct ImageInput {
+  Shape shape;                 // of the batch, NHWC
+  std::vector<float> mean;     // [H * W * C], in units of 0..255
+  std::vector<float> inv_std;  // [H * W * C], 1 / (units of 0..255)
+};
+
+// Means and standard deviations per channel in units of [0, 1], as torchvision writes them.
+ImageInput per_channel_input(const Shape& shape, const std::vector<double>& mean,
+                             const std::vector<double>& std);
+
+}  // namespace convoy::ops

@@ -1,0 +1,22 @@
+// Linear on oneDNN's inner product.
+#include "ops/cpu_device.h"
+#include "ops/linear.h"
+#include "ops/onednn.h"
+#include "ops/weighted_op_cpu.h"
+
+namespace convoy::ops {
+
+std::unique_ptr<Op> make_op(CpuDevice&, const Linear& s, const OpConfig& c) {
+  const onednn::LinearShape shape = {.name = c.name,
+                                     .x = c.x[0],
+                                     .out_features = s.out_features,
+                                     .bias = s.bias,
+                                     .type = c.type,
+                                     .y_type = c.y_type};
+  return make_weighted_op(
+      onednn::parameter_layout(shape), s.bias, c, [&] { return make_linear_forward(shape); },
+      [&] { return make_linear_backward_data(shape); },
+      [&] { return make_linear_backward_weights(shape); });
+}
+
+}  // namespace convoy::ops

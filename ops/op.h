@@ -1,0 +1,94 @@
+// What every operator is: a spec (a plain struct in its own header), free functions over the spec
+// (shapes, parameters, costs), and per device an Op made once for fixed shapes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/core/tensor.h"
+
+namespace convoy::ops {
+
+// How a parameter starts.
+enum class Init {
+  kHeNormal,  // normal, std = sqrt(2 / fan_out) (He et al. 2015, arXiv:1502.01852)
+  kUniform,   // uniform in +-1 / sqrt(fan_in), as torch.nn.Linear
+  kZeros,
+  kOnes,
+};
+
+// One trained tensor of a node, fp32, in PyTorch's order (convolution: OIHW).
+struct ParameterSpec {
+  std::string name;  // "weight", "bias"
+  std::vector<int64_t> dims;
+  Init init = Init::kZeros;
+  int64_t fan_in = 1, fan_out = 1;
+  bool is_weight =
+      true;  // false: a bias or a batch-norm parameter, which a job may leave undecayed
+
+  int64_t elements() const {
+    int64_t product = 1;
+    for (const int64_t d : dims) product *= d;
+    return product;
+  }
+};
+
+// What backward reads, and what it may overwrite: decides the lifetimes in the arena.
+struct BackwardNeeds {
+  unsigned inputs = 0;   // bit k: the value of input k
+  bool output = false;   // the value of the output
+  int dy_sources = 1;    // gradients of the output that it can add while it reads them
+  int dx_in_place = -1;  // the gradient of this input is written over dy[0]; -1: none
+};
+
+// Everything that is fixed about one node when its Op is made.
+struct OpConfig {
+  std::string name;  // the node's, for messages
+  std::vector<Shape> x;
+  Shape y;
+  DType type = DType::kFloat32;    // of x, dx and dy
+  DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
+  bool training = true;
+  std::vector<bool> wants_dx;  // per input: false for images
+};
+
+// The memory of one node: pointers that stay the same for the life of a network.
+struct NodeMemory {
+  std::vector<void*> x;
+  void* y = nullptr;
+  std::vector<void*> dy;  // 1 to dy_sources tensors whose sum is the gradient of y
+  std::vector<void*> dx;  // one per input; null where none is wanted
+  std::vector<const float*> parameters;
+  std::vector<float*> gradients;
+  // Batch norm only: running mean and variance [2, C] (inference), this batch's mean and unbiased
+  // variance [2, C] (written in training).
+  const float* running = nullptr;
+  float* statistics = nullptr;
+  void* saved = nullptr;    // saved_bytes(): from forward to backward
+  void* scratch = nullptr;  // scratch_bytes(): within one call
+};
+
+// What a random operator may depend on (architecture: counter-based randomness only).
+struct StepInfo {
+  uint64_t seed = 0;
+  uint64_t step = 0;
+  int worker = 0;
+};
+
+// One node on one device. Not thread-safe; each lane of a rank has its own.
+class Op {
+ public:
+  virtual ~Op() = default;
+
+  // The parameters have changed: repack them. Called once before the first forward of a step.
+  virtual void prepare(const NodeMemory&) {}
+  virtual void forward(const NodeMemory&, const StepInfo&) = 0;
+  virtual void backward(const NodeMemory&, const StepInfo&) = 0;
+
+  virtual size_t saved_bytes() const { return 0; }
+  virtual size_t scratch_bytes() const { return 0; }
+};
+
+}  // namespace convoy::ops

@@ -1,0 +1,42 @@
+#include "ops/pool.h"
+
+#include "ops/shape_checks.h"
+
+namespace convoy::ops {
+namespace {
+
+void check_window(int64_t kernel, int64_t stride, int64_t padding) {
+  expect(kernel > 0 && kernel <= 15 && stride > 0,
+         "kernel {} must lie in 1..15 and stride {} be positive", kernel, stride);
+  expect(padding >= 0 && 2 * padding <= kernel, "padding {} must lie in 0..{}, half of the window",
+         padding, kernel / 2);
+}
+
+int64_t pooled(int64_t size, const MaxPool& s) {
+  const int64_t floor_mode = window_outputs(size, s.kernel, s.stride, s.padding);
+  if (!s.ceil_mode) return floor_mode;
+  const int64_t ceil_mode = (size + 2 * s.padding - s.kernel + s.stride - 1) / s.stride + 1;
+  return (ceil_mode - 1) * s.stride < size + s.padding ? ceil_mode : floor_mode;
+}
+
+}  // namespace
+
+Shape output_shape(const MaxPool& s, const std::vector<Shape>& x) {
+  expect_inputs(x, 1);
+  check_window(s.kernel, s.stride, s.padding);
+  return {x[0].n, x[0].c, pooled(x[0].h, s), pooled(x[0].w, s)};
+}
+
+Shape output_shape(const AvgPool& s, const std::vector<Shape>& x) {
+  expect_inputs(x, 1);
+  check_window(s.kernel, s.stride, s.padding);
+  return {x[0].n, x[0].c, window_outputs(x[0].h, s.kernel, s.stride, s.padding),
+          window_outputs(x[0].w, s.kernel, s.stride, s.padding)};
+}
+
+Shape output_shape(const GlobalAvgPool&, const std::vector<Shape>& x) {
+  expect_inputs(x, 1);
+  return {x[0].n, x[0].c};
+}
+
+}  // namespace convoy::ops

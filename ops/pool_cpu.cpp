@@ -1,0 +1,84 @@
+// Pooling on the CPU. Global average pooling is average pooling whose window is the image.
+#include "ops/cpu_device.h"
+#include "ops/pool.h"
+#include "ops/pool_kernels.h"
+
+namespace convoy::ops {
+namespace {
+
+PoolGeometry geometry(const OpConfig& c, int64_t kernel, int64_t stride, int64_t padding) {
+  return {.n = c.x[0].n,
+          .c = c.x[0].c,
+          .h = c.x[0].h,
+          .w = c.x[0].w,
+          .p = c.y.h,
+          .q = c.y.w,
+          .kernel = kernel,
+          .stride = stride,
+          .padding = padding};
+}
+
+template <typename T>
+class MaxPoolCpu final : public Op {
+ public:
+  MaxPoolCpu(int threads, const MaxPool& s, const OpConfig& c)
+      : threads_(threads),
+        geometry_(geometry(c, s.kernel, s.stride, s.padding)),
+        saved_(c.training ? ops::saved_bytes(s, c.y) : 0) {}
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    pool_kernels<T>().max_forward(static_cast<T*>(m.y),
+                                  saved_ ? static_cast<uint8_t*>(m.saved) : nullptr,
+                                  static_cast<const T*>(m.x[0]), geometry_, threads_);
+  }
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    pool_kernels<T>().max_backward(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
+                                   static_cast<const uint8_t*>(m.saved), geometry_, threads_);
+  }
+  size_t saved_bytes() const override { return saved_; }
+
+ private:
+  int threads_;
+  PoolGeometry geometry_;
+  size_t saved_;
+};
+
+template <typename T>
+class AvgPoolCpu final : public Op {
+ public:
+  AvgPoolCpu(int threads, const PoolGeometry& g, bool include_pad)
+      : threads_(threads), geometry_(g), include_pad_(include_pad) {}
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    pool_kernels<T>().avg_forward(static_cast<T*>(m.y), static_cast<const T*>(m.x[0]), geometry_,
+                                  include_pad_, threads_);
+  }
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    pool_kernels<T>().avg_backward(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
+                                   geometry_, include_pad_, threads_);
+  }
+
+ private:
+  int threads_;
+  PoolGeometry geometry_;
+  bool include_pad_;
+};
+
+}  // namespace
+
+std::unique_ptr<Op> make_op(CpuDevice& device, const MaxPool& s, const OpConfig& c) {
+  return make_for_type<MaxPoolCpu>(c.type, device.threads(), s, c);
+}
+
+std::unique_ptr<Op> make_op(CpuDevice& device, const AvgPool& s, const OpConfig& c) {
+  return make_for_type<AvgPoolCpu>(c.type, device.threads(),
+                                   geometry(c, s.kernel, s.stride, s.padding), s.count_include_pad);
+}
+
+std::unique_ptr<Op> make_op(CpuDevice& device, const GlobalAvgPool&, const OpConfig& c) {
+  // A window as large as the longer side, cut at the image's border.
+  const int64_t side = c.x[0].h > c.x[0].w ? c.x[0].h : c.x[0].w;
+  return make_for_type<AvgPoolCpu>(c.type, device.threads(), geometry(c, side, side, 0), false);
+}
+
+}  // namespace convoy::ops

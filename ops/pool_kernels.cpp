@@ -1,0 +1,141 @@
+#include "ops/pool_kernels.h"
+
+#include "ops/simd.h"
+
+namespace convoy::ops::CONVOY_ISA {
+namespace {
+
+CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+CONVOY_INLINE int64_t most(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+// The pixels [begin, end) of one side that the window of output `o` covers inside the image.
+struct Span {
+  int64_t begin, end;
+};
+CONVOY_INLINE Span pixels_of(int64_t o, const PoolGeometry& g, int64_t size) {
+  const int64_t start = o * g.stride - g.padding;
+  return {most(start, 0), least(start + g.kernel, size)};
+}
+// The outputs [begin, end) whose windows cover pixel `i`.
+CONVOY_INLINE Span outputs_of(int64_t i, const PoolGeometry& g, int64_t outputs) {
+  const int64_t from = i + g.padding - g.kernel + 1;
+  return {from <= 0 ? 0 : (from + g.stride - 1) / g.stride,
+          least((i + g.padding) / g.stride + 1, outputs)};
+}
+
+CONVOY_INLINE F32x16 inverse_area(const PoolGeometry& g, bool include_pad, Span rows,
+                                  Span columns) {
+  const int64_t area =
+      include_pad ? g.kernel * g.kernel : (rows.end - rows.begin) * (columns.end - columns.begin);
+  return splat(1.0f / static_cast<float>(area));
+}
+
+// body(image and row, image, row) for each of n * rows, shared among threads.
+template <typename Body>
+CONVOY_INLINE void for_rows(int64_t n, int64_t rows, int threads, Body body) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < n * rows; ++i) body(i, i / rows, i % rows);
+}
+
+template <typename T>
+void max_forward(T* y, uint8_t* place, const T* x, const PoolGeometry& g, int threads) {
+  for_rows(g.n, g.p, threads, [=, &g](int64_t out_row, int64_t image, int64_t p) {
+    const Span rows = pixels_of(p, g, g.h);
+    for (int64_t q = 0; q < g.q; ++q) {
+      const Span columns = pixels_of(q, g, g.w);
+      const int64_t out = (out_row * g.q + q) * g.c;
+      for_channels(
+          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+            F32x16 best = splat(-__builtin_inff());
+            I32x16 where = {};
+            for (int64_t i = rows.begin; i < rows.end; ++i)
+              for (int64_t j = columns.begin; j < columns.end; ++j) {
+                const F32x16 v = access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
+                const I32x16 wins = (v > best) | (v != v);  // NaN wins, so that it is seen
+                const int32_t here = static_cast<int32_t>(
+                    (i - (p * g.stride - g.padding)) * g.kernel + (j - (q * g.stride - g.padding)));
+                best = wins ? v : best;
+                where = wins ? here - I32x16{} : where;
+              }
+            access.put(y + out + k, best);
+            if (place) access.put_bytes(place + out + k, where);
+          });
+    }
+  });
+}
+
+// Gathers: each pixel asks the windows that cover it, so every element is written once.
+template <typename T>
+void max_backward(T* dx, const T* dy, const uint8_t* place, const PoolGeometry& g, int threads) {
+  for_rows(g.n, g.h, threads, [=, &g](int64_t in_row, int64_t image, int64_t i) {
+    const Span rows = outputs_of(i, g, g.p);
+    for (int64_t j = 0; j < g.w; ++j) {
+      const Span columns = outputs_of(j, g, g.q);
+      for_channels(
+          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+            F32x16 sum = {};
+            for (int64_t p = rows.begin; p < rows.end; ++p)
+              for (int64_t q = columns.begin; q < columns.end; ++q) {
+                const int64_t out = ((image * g.p + p) * g.q + q) * g.c + k;
+                const float here = static_cast<float>((i - (p * g.stride - g.padding)) * g.kernel +
+                                                      (j - (q * g.stride - g.padding)));
+                const I32x16 won = access.get(place + out) == here;
+                const F32x16 v = access.get(dy + out);
+                sum += won ? v : F32x16{};
+              }
+            access.put(dx + (in_row * g.w + j) * g.c + k, sum);
+          });
+    }
+  });
+}
+
+template <typename T>
+void avg_forward(T* y, const T* x, const PoolGeometry& g, bool include_pad, int threads) {
+  for_rows(g.n, g.p, threads, [=, &g](int64_t out_row, int64_t image, int64_t p) {
+    const Span rows = pixels_of(p, g, g.h);
+    for (int64_t q = 0; q < g.q; ++q) {
+      const Span columns = pixels_of(q, g, g.w);
+      const F32x16 scale = inverse_area(g, include_pad, rows, columns);
+      for_channels(
+          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+            F32x16 sum = {};
+            for (int64_t i = rows.begin; i < rows.end; ++i)
+              for (int64_t j = columns.begin; j < columns.end; ++j)
+                sum += access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
+            access.put(y + (out_row * g.q + q) * g.c + k, sum * scale);
+          });
+    }
+  });
+}
+
+template <typename T>
+void avg_backward(T* dx, const T* dy, const PoolGeometry& g, bool include_pad, int threads) {
+  for_rows(g.n, g.h, threads, [=, &g](int64_t in_row, int64_t image, int64_t i) {
+    const Span rows = outputs_of(i, g, g.p);
+    for (int64_t j = 0; j < g.w; ++j) {
+      const Span columns = outputs_of(j, g, g.q);
+      for_channels(
+          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+            F32x16 sum = {};
+            for (int64_t p = rows.begin; p < rows.end; ++p)
+              for (int64_t q = columns.begin; q < columns.end; ++q)
+                sum += access.get(dy + ((image * g.p + p) * g.q + q) * g.c + k) *
+                       inverse_area(g, include_pad, pixels_of(p, g, g.h), pixels_of(q, g, g.w));
+            access.put(dx + (in_row * g.w + j) * g.c + k, sum);
+          });
+    }
+  });
+}
+
+}  // namespace
+
+const PoolKernels<float> pool_kernels_fp32 = {max_forward<float>, max_backward<float>,
+                                              avg_forward<float>, avg_backward<float>};
+const PoolKernels<Bfloat16> pool_kernels_bf16 = {max_forward<Bfloat16>, max_backward<Bfloat16>,
+                                                 avg_forward<Bfloat16>, avg_backward<Bfloat16>};
+
+}  // namespace convoy::ops::CONVOY_ISA

@@ -1,0 +1,27 @@
+// Loss and its gradient in one pass over the logits [N, K]:
+//   target = (1 - s) one-hot(label) + s / K                    (Szegedy et al. 2016, label
+//   smoothing) loss_n = - sum_k target_k log softmax(logits_n)_k dlogits_n = (softmax(logits_n) -
+//   target) * gradient_scale
+// Rows with a negative label are padding: no loss, no gradient, not counted. Sums in double, in the
+// order of the batch.
+#pragma once
+
+#include <cstdint>
+
+namespace convoy::ops {
+
+struct SoftmaxCrossEntropy {
+  int64_t n = 0;
+  int64_t classes = 0;
+  double label_smoothing = 0.0;
+  double gradient_scale = 1.0;
+};
+
+struct LossResult {
+  double loss_sum = 0;  // over the rows that count
+  int64_t count = 0;
+  int64_t top1 = 0;  // rows whose label has the largest logit (ties: the lowest class wins)
+  int64_t top5 = 0;  // ... is among the five largest
+};
+
+}  // namespace convoy::ops

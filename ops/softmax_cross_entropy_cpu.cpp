@@ -1,0 +1,78 @@
+// Loss on the CPU. A row is a few hundred numbers, so this is plain code in double.
+#include <cmath>
+
+#include "ops/core/error.h"
+#include "ops/cpu_device.h"
+
+namespace convoy::ops {
+namespace {
+
+double get(const float& v) {
+  return static_cast<double>(v);
+}
+double get(const Bfloat16& v) {
+  return static_cast<double>(to_float(v));
+}
+void put(float& out, double v) {
+  out = static_cast<float>(v);
+}
+void put(Bfloat16& out, double v) {
+  out = to_bfloat16(static_cast<float>(v));
+}
+
+template <typename D, typename T>
+LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const T* logits,
+                                 const int32_t* labels) {
+  LossResult result;
+  const auto k = static_cast<double>(s.classes);
+  for (int64_t row = 0; row < s.n; ++row) {
+    const T* x = logits + row * s.classes;
+    D* dx = dlogits ? dlogits + row * s.classes : nullptr;
+    const int32_t label = labels[row];
+    if (label < 0) {
+      for (int64_t i = 0; dx && i < s.classes; ++i) put(dx[i], 0.0);
+      continue;
+    }
+    if (label >= s.classes)
+      fail(ExitCode::kBadData, "label {} of batch row {}: the network has only {} classes", label,
+           row, s.classes);
+    double largest = get(x[0]), mean = 0;
+    for (int64_t i = 0; i < s.classes; ++i) {
+      // Written so that a NaN anywhere stays in `largest` and reaches the loss.
+      if (!(get(x[i]) <= largest)) largest = get(x[i]);
+      mean += get(x[i]);
+    }
+    mean /= k;
+    double sum = 0;
+    for (int64_t i = 0; i < s.classes; ++i) sum += std::exp(get(x[i]) - largest);
+    const double log_sum = largest + std::log(sum);
+    result.loss_sum += log_sum - (1 - s.label_smoothing) * get(x[label]) - s.label_smoothing * mean;
+    ++result.count;
+
+    int64_t ahead = 0;
+    for (int64_t i = 0; i < s.classes; ++i)
+      ahead += !(get(x[i]) < get(x[label])) && (get(x[i]) != get(x[label]) || i < label);
+    result.top1 += ahead == 0;
+    result.top5 += ahead < 5;
+
+    for (int64_t i = 0; dx && i < s.classes; ++i) {
+      const double target = s.label_smoothing / k + (i == label ? 1 - s.label_smoothing : 0.0);
+      put(dx[i], (std::exp(get(x[i]) - log_sum) - target) * s.gradient_scale);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+LossResult CpuDevice::loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype,
+                           const void* logits, DType type, const int32_t* labels) {
+  return with_type(dtype, [&]<typename D>(D*) {
+    return with_type(type, [&]<typename T>(T*) {
+      return softmax_cross_entropy(spec, static_cast<D*>(dlogits), static_cast<const T*>(logits),
+                                   labels);
+    });
+  });
+}
+
+}  // namespace convoy::ops
