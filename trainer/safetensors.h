@@ -42,19 +42,24 @@ TensorList copy_of(const TensorList& list);
 
 using Metadata = std::vector<std::pair<std::string, std::string>>;
 
-// The bytes before the tensors' own: length and header, padded to a multiple of 8. Tensors stand in
-// the order given; the same input gives the same bytes. Throws Error (kFault) when a name is empty,
-// doubled or not UTF-8, or when shape and bytes differ.
-std::string safetensors_header(std::span<const NamedTensor> tensors, const Metadata& metadata);
+// A file as it is on the disk, to be recorded and compared.
+struct FileRecord {
+  uint64_t bytes = 0;
+  std::string sha256;
+};
 
-// Writes a file anew (no fsync, no temporary name: trainer/checkpoint.h does that). Throws Error
-// (kIo).
-void write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
-                       const Metadata& metadata = {});
+// Writes a file anew, from the tensors' own memory, and syncs it. Tensors stand in the order given;
+// the same input gives the same bytes. No temporary name: trainer/checkpoint.h does that. Throws
+// Error: kFault when a name is empty, doubled or not UTF-8 or when shape and bytes differ, kIo when
+// the system refuses.
+FileRecord write_safetensors(const std::string& path, std::span<const NamedTensor> tensors,
+                             const Metadata& metadata = {});
 
-// Reads a whole file. Everything is checked before memory is taken for it: lengths, names, types,
-// and that the tensors cover the file exactly, without overlap. Throws Error: kBadData naming file
-// and tensor, kIo when the system refuses. `metadata`, if given, receives the file's.
-TensorList read_safetensors(const std::string& path, Metadata* metadata = nullptr);
+// Reads a whole file; tensors come in the order of their bytes. Everything is checked before memory
+// is taken for it: lengths (a header has at most 100 MB), names, types, and that the tensors cover
+// the file exactly, without gap or overlap. Throws Error: kBadData naming file and tensor, kIo when
+// the system refuses. `metadata` and `record`, if given, receive the file's.
+TensorList read_safetensors(const std::string& path, Metadata* metadata = nullptr,
+                            FileRecord* record = nullptr);
 
 }  // namespace convoy::trainer

@@ -1,0 +1,476 @@
+#include "trainer/checkpoint.h"
+
+#include <fcntl.h>
+#include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/text_format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "ops/core/digest.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "proto/checkpoint.pb.h"
+#include "trainer/file.h"
+
+namespace convoy::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr uint32_t kFormat = 1;
+constexpr const char* kManifest = "manifest.txtpb";
+constexpr size_t kMaxManifestBytes = size_t{8} << 20;
+constexpr std::string_view kTrailer = "# SHA-256 of the lines above: ";
+constexpr std::string_view kTemporary = ".tmp", kDeleting = ".deleting";
+
+// The lists of a state by the name of their file.
+struct ListRow {
+  const char* name;
+  TensorList CheckpointState::*list;
+  bool required;
+};
+constexpr ListRow kLists[] = {{"model", &CheckpointState::model, true},
+                              {"optimizer", &CheckpointState::optimizer, true},
+                              {"ema", &CheckpointState::ema, false}};
+
+std::string file_name(const ListRow& row) {
+  return fmt::format("{}.safetensors", row.name);
+}
+
+bool present(const ListRow& row, const CheckpointState& state) {
+  return row.required || !(state.*row.list).tensors.empty();
+}
+
+// The folder is no checkpoint, or a damaged one. Other errors (no memory, no permission, a manifest
+// of a later layout) say nothing about that and must never make us rename it.
+class NotWhole : public Error {
+ public:
+  using Error::Error;
+};
+
+fs::path checkpoints_dir(const std::string& out_dir) {
+  return fs::path(out_dir) / "checkpoints";
+}
+
+std::string folder_name(uint64_t step) {
+  return fmt::format("step-{:010d}", step);
+}
+
+std::optional<uint64_t> step_of(const std::string& name) {
+  constexpr std::string_view kPrefix = "step-";
+  uint64_t step = 0;
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), step);
+  if (folder_name(step) != name) return std::nullopt;
+  return step;
+}
+
+void create_folder(const fs::path& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  if (error)
+    fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out",
+         printable(path.string()), error.message());
+}
+
+void remove_tree(const fs::path& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  if (error)
+    fail(ExitCode::kIo, "{}: cannot remove: {}", printable(path.string()), error.message());
+}
+
+// Names in OUT/checkpoints/, sorted; none where there is no such folder.
+std::vector<std::string> names_in(const fs::path& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  fs::directory_iterator entry(folder, error);
+  if (error == std::errc::no_such_file_or_directory) return names;
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  if (error)
+    fail(ExitCode::kIo, "{}: cannot list: {}", printable(folder.string()), error.message());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// What a save or a deletion left when it was killed.
+void remove_leftovers(const fs::path& folder) {
+  for (const std::string& name : names_in(folder))
+    if (name.starts_with("step-") && (name.ends_with(kTemporary) || name.ends_with(kDeleting)))
+      remove_tree(folder / name);
+}
+
+// Renames a folder to the first free NAME.<word>-<n> and returns that.
+std::string set_aside(const fs::path& folder, std::string_view word) {
+  for (int n = 1;; ++n) {
+    const std::string target = fmt::format("{}.{}-{}", folder.string(), word, n);
+    if (fs::exists(fs::symlink_status(target))) continue;
+    rename_path(folder, target);
+    sync_folder(folder.parent_path());
+    return target;
+  }
+}
+
+std::string manifest_text(const CheckpointFacts& facts, const std::string& digest,
+                          const std::map<std::string, FileRecord>& files) {
+  proto::Manifest manifest;
+  manifest.set_format(kFormat);
+  manifest.set_step(facts.step);
+  manifest.set_job_digest(facts.job_digest);
+  manifest.set_job(facts.job);
+  manifest.set_dataset_digest(facts.dataset_digest);
+  proto::Fingerprint& fingerprint = *manifest.mutable_fingerprint();
+  fingerprint.set_device(facts.fingerprint.device);
+  fingerprint.set_instruction_set(facts.fingerprint.instruction_set);
+  fingerprint.set_libraries(facts.fingerprint.libraries);
+  fingerprint.set_build(facts.fingerprint.build);
+  fingerprint.set_caches(facts.fingerprint.caches);
+  manifest.set_state_digest(digest);
+  for (const auto& [name, record] : files) {
+    proto::File& file = *manifest.add_file();
+    file.set_name(name);
+    file.set_bytes(record.bytes);
+    file.set_sha256(record.sha256);
+  }
+  manifest.set_dataset_size(facts.dataset_size);
+  manifest.set_global_batch(facts.global_batch);
+  manifest.set_plateau_drops(facts.plateau.drops);
+  manifest.set_plateau_best_error(facts.plateau.best_error);
+  manifest.set_plateau_evaluations_since(facts.plateau.evaluations_since);
+  if (facts.top1) manifest.set_top1(*facts.top1);
+  std::string text;
+  if (!google::protobuf::TextFormat::PrintToString(manifest, &text))
+    fail(ExitCode::kFault, "the manifest cannot be written as text");
+  return fmt::format("{}{}{}\n", text, kTrailer, sha256_hex(text));
+}
+
+struct ManifestContents {
+  CheckpointFacts facts;
+  std::string state_digest;
+  std::map<std::string, FileRecord> files;
+};
+
+// Keeps the parser from writing to standard error.
+class FirstError : public google::protobuf::io::ErrorCollector {
+ public:
+  void AddError(int line, int, const std::string& message) override {
+    if (text.empty()) text = fmt::format("line {}: {}", line + 1, message);
+  }
+  std::string text;
+};
+
+ManifestContents read_manifest(const fs::path& dir) {
+  const std::string path = (dir / kManifest).string();
+  std::error_code error;
+  const auto absent = [&](const std::string& what) {
+    throw NotWhole(ExitCode::kBadData,
+                   fmt::format("{}: not a checkpoint: {}", printable(dir.string()), what));
+  };
+  if (!fs::is_directory(dir, error)) absent("no such folder");
+  if (!fs::exists(path, error)) absent(fmt::format("it has no {}", kManifest));
+  const std::string text = read_text(path, kMaxManifestBytes);
+  const auto damaged = [&](const std::string& what) {
+    throw NotWhole(ExitCode::kFault, fmt::format("{}: damaged: {}", printable(path), what));
+  };
+  const size_t trailer = text.rfind(kTrailer);
+  if (trailer == std::string::npos) damaged("its last line, the checksum, is missing");
+  const std::string_view body = std::string_view(text).substr(0, trailer);
+  if (text.substr(trailer) != fmt::format("{}{}\n", kTrailer, sha256_hex(body)))
+    damaged("its text does not match its own checksum");
+
+  proto::Manifest manifest;
+  google::protobuf::TextFormat::Parser parser;
+  FirstError first;
+  parser.RecordErrorsTo(&first);
+  parser.AllowUnknownField(true);  // those of a later program, reported by `format` below
+  if (!parser.ParseFromString(std::string(body), &manifest)) damaged(first.text);
+  if (manifest.format() > kFormat)
+    fail(ExitCode::kBadData,
+         "{}: written by a later Convoy (format {}, this one reads {}); use that one",
+         printable(path), manifest.format(), kFormat);
+
+  ManifestContents contents;
+  CheckpointFacts& facts = contents.facts;
+  facts.step = manifest.step();
+  facts.job_digest = manifest.job_digest();
+  facts.job = manifest.job();
+  facts.dataset_digest = manifest.dataset_digest();
+  facts.fingerprint = {manifest.fingerprint().device(), manifest.fingerprint().instruction_set(),
+                       manifest.fingerprint().libraries(), manifest.fingerprint().build(),
+                       manifest.fingerprint().caches()};
+  facts.dataset_size = manifest.dataset_size();
+  facts.global_batch = manifest.global_batch();
+  facts.plateau = {manifest.plateau_drops(), manifest.plateau_best_error(),
+                   manifest.plateau_evaluations_since()};
+  if (manifest.has_top1()) facts.top1 = manifest.top1();
+  contents.state_digest = manifest.state_digest();
+  for (const proto::File& file : manifest.file())
+    contents.files[file.name()] = {file.bytes(), file.sha256()};
+  for (const ListRow& row : kLists)
+    if (row.required && !contents.files.contains(file_name(row)))
+      damaged(fmt::format("it does not list {}", file_name(row)));
+  return contents;
+}
+
+// One list of a checkpoint, compared with the manifest's record of its file.
+TensorList read_list(const std::string& path, const FileRecord& expected) {
+  const auto damaged = [&](const std::string& what) {
+    throw NotWhole(ExitCode::kFault, fmt::format("{}: damaged: {}", printable(path), what));
+  };
+  std::error_code error;
+  if (!fs::exists(path, error)) damaged("it is missing, but the manifest lists it");
+  const uint64_t bytes = fs::file_size(path, error);
+  if (!error && bytes != expected.bytes)
+    damaged(fmt::format("it has {} bytes, the manifest says {}", bytes, expected.bytes));
+  try {
+    FileRecord found;
+    TensorList list = read_safetensors(path, nullptr, &found);
+    if (found.sha256 != expected.sha256)
+      damaged(fmt::format("its SHA-256 is {}, the manifest says {}", found.sha256,
+                          printable(expected.sha256)));
+    return list;
+  } catch (const Error& problem) {
+    if (problem.code() != ExitCode::kBadData) throw;
+    throw NotWhole(ExitCode::kFault, fmt::format("damaged: {}", problem.what()));
+  }
+}
+
+struct Loaded {
+  CheckpointState state;
+  VerifiedCheckpoint verified;
+};
+
+Loaded load(const std::string& dir) {
+  const ManifestContents manifest = read_manifest(dir);
+  Loaded loaded;
+  loaded.state.facts = manifest.facts;
+  loaded.verified.facts = manifest.facts;
+  for (const ListRow& row : kLists) {
+    const auto record = manifest.files.find(file_name(row));
+    if (record == manifest.files.end()) continue;
+    loaded.state.*row.list = read_list((fs::path(dir) / record->first).string(), record->second);
+    loaded.verified.bytes += record->second.bytes;
+  }
+  loaded.verified.digest = state_digest(loaded.state);
+  if (loaded.verified.digest != manifest.state_digest)
+    throw NotWhole(
+        ExitCode::kFault,
+        fmt::format("{}: damaged: the state's digest is {}, {} says {}", printable(dir),
+                    loaded.verified.digest, kManifest, printable(manifest.state_digest)));
+  return loaded;
+}
+
+// What is wrong with the checkpoint of `step` in `dir`; empty when it is whole.
+std::string damage_in(const std::string& dir, uint64_t step) {
+  try {
+    const VerifiedCheckpoint found = verify_checkpoint(dir);
+    if (found.facts.step == step) return "";
+    return fmt::format("{}: its manifest is of step {}", printable(dir), found.facts.step);
+  } catch (const NotWhole& error) {
+    return error.what();
+  }
+}
+
+// Gives a finished temporary folder its name. What stands there already: the same state wins, a
+// different or damaged one is set aside.
+void publish(const fs::path& temporary, const fs::path& target, uint64_t step,
+             const std::string& digest) {
+  if (fs::exists(fs::symlink_status(target))) {
+    const std::string damage = damage_in(target.string(), step);
+    if (damage.empty() && verify_checkpoint(target.string()).digest == digest) {
+      remove_tree(temporary);
+      return;
+    }
+    const std::string aside = set_aside(target, damage.empty() ? "replaced" : "damaged");
+    log::warning("{}; renamed to {}",
+                 damage.empty() ? fmt::format("{}: holds another state of this step",
+                                              printable(target.string()))
+                                : damage,
+                 printable(aside));
+  }
+  rename_path(temporary, target);
+  sync_folder(target.parent_path());
+}
+
+}  // namespace
+
+std::string state_digest(const CheckpointState& state) {
+  Sha256 sha;
+  for (const ListRow& row : kLists) {
+    if (!present(row, state)) continue;
+    std::vector<const NamedTensor*> sorted;
+    for (const NamedTensor& tensor : (state.*row.list).tensors) sorted.push_back(&tensor);
+    std::sort(sorted.begin(), sorted.end(),
+              [](const NamedTensor* a, const NamedTensor* b) { return a->name < b->name; });
+    for (const NamedTensor* tensor : sorted) {
+      sha.update(fmt::format("{} {} {} {} [{}] {}\n", row.name, tensor->name.size(), tensor->name,
+                             name_of(tensor->type), fmt::join(tensor->shape, ","),
+                             tensor->bytes.size()));
+      sha.update(tensor->bytes.data(), tensor->bytes.size());
+    }
+  }
+  return sha.hex();
+}
+
+std::string save_checkpoint(const std::string& out_dir, const CheckpointState& state) {
+  const fs::path folder = checkpoints_dir(out_dir);
+  create_folder(folder);
+  sync_folder(out_dir);
+  const fs::path target = folder / folder_name(state.facts.step);
+  const fs::path temporary = target.string() + std::string(kTemporary);
+  remove_tree(temporary);
+  try {
+    create_folder(temporary);
+    std::map<std::string, FileRecord> files;
+    for (const ListRow& row : kLists)
+      if (present(row, state))
+        files[file_name(row)] = write_safetensors((temporary / file_name(row)).string(),
+                                                  (state.*row.list).tensors, {{"format", "pt"}});
+    const std::string digest = state_digest(state);
+    write_text((temporary / kManifest).string(), manifest_text(state.facts, digest, files));
+    sync_folder(temporary);
+    publish(temporary, target, state.facts.step, digest);
+  } catch (...) {
+    std::error_code ignored;
+    fs::remove_all(temporary, ignored);
+    throw;
+  }
+  return target.string();
+}
+
+VerifiedCheckpoint verify_checkpoint(const std::string& dir) {
+  return load(dir).verified;
+}
+
+CheckpointState load_checkpoint(const std::string& dir) {
+  return std::move(load(dir).state);
+}
+
+std::vector<std::string> list_checkpoints(const std::string& out_dir) {
+  const fs::path folder = checkpoints_dir(out_dir);
+  std::map<uint64_t, std::string> found;
+  for (const std::string& name : names_in(folder))
+    if (const auto step = step_of(name)) found[*step] = (folder / name).string();
+  std::vector<std::string> paths;
+  for (const auto& [step, path] : found) paths.push_back(path);
+  return paths;
+}
+
+std::optional<std::string> find_newest(const std::string& out_dir) {
+  remove_leftovers(checkpoints_dir(out_dir));
+  std::vector<std::string> paths = list_checkpoints(out_dir);
+  for (; !paths.empty(); paths.pop_back()) {
+    const fs::path path = paths.back();
+    const std::string damage = damage_in(path, *step_of(path.filename().string()));
+    if (damage.empty()) return path.string();
+    const std::string aside = set_aside(path, "damaged");
+    log::warning("{}; renamed to {}, the checkpoint before it is used", damage, printable(aside));
+  }
+  return std::nullopt;
+}
+
+std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,
+                                      const RetentionPolicy& policy) {
+  std::sort(list.begin(), list.end(),
+            [](const CheckpointEntry& a, const CheckpointEntry& b) { return a.step < b.step; });
+  const CheckpointEntry* best = nullptr;
+  for (const CheckpointEntry& entry : list)
+    if (entry.top1 && (!best || *entry.top1 >= *best->top1)) best = &entry;
+  const size_t newest = std::min(list.size(), static_cast<size_t>(std::max(policy.keep, 1u)));
+  std::vector<uint64_t> steps;
+  for (size_t i = 0; i < list.size() - newest; ++i) {
+    const bool is_best = policy.keep_best && &list[i] == best;
+    const bool for_ever =
+        policy.keep_every_steps != 0 && list[i].step % policy.keep_every_steps == 0;
+    if (!is_best && !for_ever) steps.push_back(list[i].step);
+  }
+  return steps;
+}
+
+void apply_retention(const std::string& out_dir, const RetentionPolicy& policy) {
+  std::vector<CheckpointEntry> entries;
+  for (const std::string& path : list_checkpoints(out_dir)) {
+    try {
+      const CheckpointFacts facts = read_manifest(path).facts;
+      if (folder_name(facts.step) == fs::path(path).filename())
+        entries.push_back({facts.step, facts.top1});
+    } catch (const NotWhole&) {  // find_newest deals with it
+    }
+  }
+  for (const uint64_t step : which_to_delete(entries, policy)) {
+    const fs::path path = checkpoints_dir(out_dir) / folder_name(step);
+    const std::string deleting = path.string() + std::string(kDeleting);
+    remove_tree(deleting);
+    rename_path(path, deleting);
+    remove_tree(deleting);
+  }
+}
+
+CheckpointWriter::CheckpointWriter(std::string out_dir, RetentionPolicy policy)
+    : out_dir_(std::move(out_dir)), policy_(policy) {}
+
+CheckpointWriter::~CheckpointWriter() {
+  try {
+    wait();
+  } catch (const std::exception& error) {
+    log::error("the last checkpoint was not saved: {}", error.what());
+  }
+}
+
+void CheckpointWriter::save(const CheckpointState& state) {
+  wait();
+  CheckpointState copy{state.facts, copy_of(state.model), copy_of(state.optimizer),
+                       copy_of(state.ema)};
+  in_flight_ = std::async(std::launch::async, [this, copy = std::move(copy)] {
+    save_checkpoint(out_dir_, copy);
+    apply_retention(out_dir_, policy_);
+  });
+}
+
+void CheckpointWriter::wait() {
+  if (in_flight_.valid()) in_flight_.get();
+}
+
+OutputLock::OutputLock(const std::string& out_dir) {
+  create_folder(out_dir);
+  const std::string path = (fs::path(out_dir) / "lock").string();
+  fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (fd_ < 0)
+    fail(ExitCode::kIo, "{}: cannot open for writing: {}; choose another --out", printable(path),
+         errno_text());
+  const auto give_up = [&](const std::string& message) {
+    ::close(fd_);
+    throw Error(ExitCode::kIo, message);
+  };
+  if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK)
+      give_up(
+          fmt::format("{}: cannot lock: {}; choose another --out", printable(path), errno_text()));
+    std::string holder = read_text(path, 4096);
+    if (holder.ends_with('\n')) holder.pop_back();
+    give_up(fmt::format("{}: in use by {}; wait for it, stop it, or choose another --out",
+                        printable(out_dir), printable(holder)));
+  }
+  char host[256] = "unknown";
+  ::gethostname(host, sizeof host - 1);
+  const std::string text = fmt::format("pid {} on host {}\n", ::getpid(), host);
+  if (::ftruncate(fd_, 0) != 0 ||
+      ::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    give_up(
+        fmt::format("{}: cannot write: {}; choose another --out", printable(path), errno_text()));
+}
+
+OutputLock::~OutputLock() {
+  ::close(fd_);
+}
+
+}  // namespace convoy::trainer
