@@ -34,7 +34,7 @@ struct Batch {
 };
 
 struct Substitution {
-  uint64_t step = 0;
+  uint64_t position = 0;  // in the stream
   uint64_t epoch = 0;
   uint64_t sample = 0;      // what should have stood there
   uint64_t substitute = 0;  // what stands there

@@ -41,24 +41,27 @@ struct TrainTransform {
 ImageShape output_shape(const TrainTransform& transform, const Dataset& dataset);
 ImageShape output_shape(const EvalTransform& transform, const Dataset& dataset);
 
-// One axis of a geometry: the centre of output pixel o lies at start + (o + 0.5) * scale of the
-// image, where pixel i covers [i, i + 1). The filter sees the image's pixels [low, high) only.
+// One axis of a geometry. The filter sees the image's pixels [low, high) only. In coordinates where
+// pixel low + i covers [i, i + 1), the centre of output pixel o lies at
+// origin + (first + o + 0.5) * scale: Pillow's own arithmetic, so that the weights have Pillow's
+// bits.
 struct AxisMap {
-  double start = 0;
-  double scale = 1;
   int low = 0, high = 0;
+  double origin = 0;
+  double scale = 1;
+  int first = 0;
   int count = 0;  // output pixels
 
-  // Pixels are copied; those outside the image are zero.
-  bool is_copy() const { return scale == 1.0 && start == static_cast<int>(start); }
+  // Pixels are copied, not resampled.
+  bool is_copy() const { return scale == 1.0 && origin == 0.0; }
 };
 
-// What to do with one image. `x` and `y` are both copies or both resampled.
+// What to do with one image. Where both axes are copies, pixels outside the image are zero.
 struct Geometry {
   AxisMap x, y;
   bool flip = false;
-  // A decoder may shrink the image by 1/2, 1/4 or 1/8 first where the filter would shrink it
-  // anyway: training only. Evaluation decodes every pixel, as torchvision does.
+  // A decoder may shrink the image by 1/2, 1/4 or 1/8 first where the filter would shrink it at
+  // least as much: training only. Evaluation decodes every pixel, as torchvision does.
   bool may_shrink = false;
 };
 
@@ -75,11 +78,13 @@ struct Region {
   bool operator==(const Region&) const = default;
 };
 
-// The pixels of an image of this size that the geometry reads.
-Region source_region(const Geometry& geometry, ImageShape image);
+// The pixels of the image that the geometry reads.
+Region source_region(const Geometry& geometry);
 
-// The same geometry on the image shrunk to 1/denominator.
-Geometry shrink(const Geometry& geometry, int denominator, ImageShape shrunk);
+// 1, 2, 4 or 8: by how much a decoder may shrink the image first.
+int shrink_denominator(const Geometry& geometry);
+// The same geometry on the image shrunk to 1/denominator (sizes rounded up, as libjpeg does).
+Geometry shrink(const Geometry& geometry, int denominator);
 
 // Borrowed pixels: `region` of an image, rows `stride` bytes apart, `channels` bytes per pixel.
 struct PixelView {
@@ -93,12 +98,12 @@ struct PixelView {
 struct ResizeScratch {
   struct Taps {
     std::vector<int> first, count;  // per output pixel: first source pixel, number of taps
-    std::vector<int32_t> weight;    // per output pixel: `width` fixed-point weights
-    int width = 0;
+    std::vector<int32_t> weights;   // per output pixel: `width` weights in fixed point
+    size_t width = 0;
   };
   Taps x, y;
-  std::vector<uint8_t> rows;
-  std::vector<int32_t> sums;
+  std::vector<uint8_t> rows;  // after the horizontal pass
+  std::vector<int32_t> sums;  // of one row
 };
 
 // out [y.count, x.count, channels]. `pixels` covers source_region(). Resampling is Pillow's

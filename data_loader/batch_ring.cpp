@@ -1,0 +1,144 @@
+#include "data_loader/batch_ring.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace convoy::data {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+BatchRing::BatchRing(const Config& config, BeginBatch begin, MakeImage make)
+    : config_(config), begin_(std::move(begin)), make_(std::move(make)) {
+  const size_t size = static_cast<size_t>(config_.batch_size);
+  slots_.resize(static_cast<size_t>(config_.slots));
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    slot.number = i;
+    slot.pixels = AlignedBuffer(size * config_.shape.bytes());
+    slot.batch.size = config_.batch_size;
+    slot.batch.shape = config_.shape;
+    slot.batch.pixels = slot.pixels.as<uint8_t>();
+    slot.batch.labels.resize(size);
+    slot.batch.sample_ids.resize(size);
+    slot.batch.epochs.resize(size);
+  }
+  for (int t = 0; t < config_.threads; ++t)
+    threads_.emplace_back([this](std::stop_token stop) { work(stop); });
+}
+
+BatchRing::~BatchRing() {
+  // All at once; their destructors then join.
+  for (std::jthread& thread : threads_) thread.request_stop();
+}
+
+const Batch& BatchRing::acquire(uint64_t k) {
+  Lock lock(mutex_);
+  Slot& slot = slots_[k % slots_.size()];
+  if (k >= config_.batches || slot.number > k || (slot.number == k && slot.state == State::kHeld))
+    fail(ExitCode::kFault, "loader: batch {} of {} was acquired before or does not exist", k,
+         config_.batches);
+  const State wanted = config_.threads == 0 ? State::kFree : State::kReady;
+  const auto here = [&] {
+    // An error stays, so that asking again throws again.
+    return slot.number == k && (slot.state == wanted || slot.state == State::kReady);
+  };
+  if (!here()) {
+    const Clock::time_point start = Clock::now();
+    ready_.wait(lock, here);
+    stats_.wait_seconds += seconds_since(start);
+  }
+  if (slot.state == State::kFree) {
+    begin(slot);
+    thread_local SampleScratch scratch;
+    fill(lock, slot, 0, config_.batch_size, scratch);
+  }
+  if (slot.error) std::rethrow_exception(slot.error);
+  slot.state = State::kHeld;
+  return slot.batch;
+}
+
+void BatchRing::release(const Batch& batch) {
+  const Lock lock(mutex_);
+  const auto slot =
+      std::find_if(slots_.begin(), slots_.end(), [&](const Slot& s) { return &s.batch == &batch; });
+  if (slot == slots_.end() || slot->state != State::kHeld)
+    fail(ExitCode::kFault, "loader: a batch was released that is not held");
+  slot->state = State::kFree;
+  slot->number += slots_.size();
+  work_.notify_all();
+  if (config_.threads == 0) ready_.notify_all();
+}
+
+LoaderStats BatchRing::stats() const {
+  const Lock lock(mutex_);
+  return stats_;
+}
+
+void BatchRing::begin(Slot& slot) {
+  slot.state = State::kFilling;
+  slot.left = config_.batch_size;
+  slot.error = nullptr;
+  begin_(slot.batch, slot.number);
+}
+
+void BatchRing::work(std::stop_token stop) {
+  SampleScratch scratch;
+  Lock lock(mutex_);
+  while (next_batch_ < config_.batches) {
+    const auto ready = [this] {
+      const Slot& slot = slots_[next_batch_ % slots_.size()];
+      return next_batch_ == config_.batches || next_image_ > 0 ||
+             (slot.number == next_batch_ && slot.state == State::kFree);
+    };
+    work_.wait(lock, stop, ready);
+    if (stop.stop_requested() || next_batch_ == config_.batches) return;
+    Slot& slot = slots_[next_batch_ % slots_.size()];
+    if (next_image_ == 0) begin(slot);
+    const int first = next_image_;
+    const int n = std::min(config_.group, config_.batch_size - first);
+    next_image_ += n;
+    if (next_image_ == config_.batch_size) {
+      next_image_ = 0;
+      ++next_batch_;
+    }
+    fill(lock, slot, first, n, scratch);
+  }
+}
+
+void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& scratch) {
+  const uint64_t number = slot.number;
+  lock.unlock();
+  const Clock::time_point start = Clock::now();
+  std::exception_ptr error;
+  int error_at = 0;
+  for (int i = first; i < first + n && !error; ++i) {
+    try {
+      uint8_t* out = slot.pixels.as<uint8_t>() + static_cast<size_t>(i) * config_.shape.bytes();
+      make_(out, slot.batch, number, i, scratch);
+    } catch (...) {
+      error = std::current_exception();
+      error_at = i;
+    }
+  }
+  const double seconds = seconds_since(start);
+  lock.lock();
+  stats_.work_seconds += seconds;
+  stats_.samples += static_cast<uint64_t>(n);
+  if (error && (!slot.error || error_at < slot.error_at)) {
+    slot.error = error;
+    slot.error_at = error_at;
+  }
+  slot.left -= n;
+  if (slot.left > 0) return;
+  slot.state = State::kReady;
+  ready_.notify_all();
+}
+
+}  // namespace convoy::data

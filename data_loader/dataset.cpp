@@ -1,0 +1,53 @@
+#include "data_loader/dataset.h"
+
+#include "data_loader/cifar.h"
+#include "data_loader/files.h"
+#include "data_loader/idx.h"
+#include "data_loader/image_folder.h"
+#include "data_loader/synthetic.h"
+#include "ops/core/error.h"
+
+namespace convoy::data {
+namespace {
+
+// The table of formats, in the order in which kAuto tries them.
+struct FormatRow {
+  Format format;
+  const char* what;
+  bool (*is_at)(const std::string& path);  // nullptr: kAuto never chooses it
+  std::unique_ptr<Dataset> (*open)(const DatasetSpec& spec, Split split);
+};
+
+constexpr FormatRow kFormats[] = {
+    {Format::kIdx, "IDX files (train-images-idx3-ubyte[.gz] ...)", &is_idx, &open_idx},
+    {Format::kCifar, "CIFAR binaries (data_batch_1.bin ... or train.bin)", &is_cifar, &open_cifar},
+    {Format::kImageFolder, "an image folder (train/<class>/* and val/<class>/*, or <class>/*)",
+     &is_image_folder, &open_image_folder},
+    {Format::kSynthetic, "", nullptr, &open_synthetic},
+};
+
+}  // namespace
+
+const char* name_of(Split split) {
+  return split == Split::kTrain ? "train" : "val";
+}
+
+std::string to_string(const ImageShape& shape) {
+  return fmt::format("{}x{}x{}", shape.height, shape.width, shape.channels);
+}
+
+std::unique_ptr<Dataset> open_dataset(const DatasetSpec& spec, Split split) {
+  if (spec.format != Format::kSynthetic) require_directory(spec.path);
+  for (const FormatRow& row : kFormats) {
+    if (spec.format == Format::kAuto ? row.is_at != nullptr && row.is_at(spec.path)
+                                     : row.format == spec.format)
+      return row.open(spec, split);
+  }
+  std::string formats;
+  for (const FormatRow& row : kFormats)
+    if (row.is_at != nullptr) formats += fmt::format("{}{}", formats.empty() ? "" : ", ", row.what);
+  fail(ExitCode::kBadData, "dataset folder {} is empty or of no known format; known: {}",
+       printable(spec.path), formats);
+}
+
+}  // namespace convoy::data

@@ -1,0 +1,63 @@
+// Encoded images: which kind it is, by content; size; pixels of a region as RGB8.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "data_loader/dataset.h"
+#include "data_loader/transforms.h"
+#include "ops/core/error.h"
+
+namespace convoy::data {
+
+// An image that is broken or no image: decided by its bytes alone, so that every run decides alike.
+class BadContent : public Error {
+ public:
+  explicit BadContent(const std::string& message) : Error(ExitCode::kBadData, message) {}
+};
+
+// Decoded RGB8 pixels. Make one per thread and use it again: it keeps its memory.
+struct Image {
+  ImageShape shape;  // of the whole image, after shrinking
+  Region region;     // the part that was decoded
+  size_t stride = 0;
+  std::vector<uint8_t> pixels;
+
+  PixelView view() const { return {pixels.data(), region, 3, stride}; }
+};
+
+// One kind of encoded image. open(), then at most one decode(). Not thread-safe: one per thread.
+class ImageCodec {
+ public:
+  virtual ~ImageCodec() = default;
+  // Reads the header; `bytes` and `name` (for messages) stay the caller's until decode() is over.
+  // Throws BadContent, also for images of more than max_pixels.
+  virtual ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
+                          uint64_t max_pixels) = 0;
+  // Whether decode() takes a denominator other than 1.
+  virtual bool can_shrink() const = 0;
+  // Pixels of at least `region` (in coordinates of the image shrunk to 1/denominator: 1, 2, 4, 8).
+  // Reads all of the file: damage is found wherever it is. Throws BadContent.
+  virtual void decode(const Region& region, int denominator, Image& out) = 0;
+};
+
+// Chooses the codec by the first bytes and keeps one of each. Not thread-safe: one per thread.
+class ImageDecoder {
+ public:
+  ImageDecoder();
+  ~ImageDecoder();
+  // The codec, opened; the image's shape in `shape`. Throws BadContent.
+  ImageCodec& open(std::span<const uint8_t> bytes, const std::string& name, uint64_t max_pixels,
+                   ImageShape& shape);
+
+ private:
+  std::unique_ptr<ImageCodec> jpeg_, png_;
+};
+
+// Throws BadContent where width * height > max_pixels.
+void check_pixels(uint64_t width, uint64_t height, uint64_t max_pixels, const std::string& name);
+
+}  // namespace convoy::data

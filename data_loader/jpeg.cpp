@@ -1,0 +1,172 @@
+#include "data_loader/jpeg.h"
+
+#include <csetjmp>
+#include <cstdio>
+// jpeglib.h needs <cstdio> first.
+#include <jerror.h>
+#include <jpeglib.h>
+
+#include <algorithm>
+
+namespace convoy::data {
+namespace {
+
+// A progressive file of a few bytes per scan can ask for endless work; encoders use about ten.
+constexpr int kMaxScans = 500;
+
+class JpegCodec final : public ImageCodec {
+ public:
+  JpegCodec() {
+    jpeg_.err = jpeg_std_error(&errors_);
+    errors_.error_exit = &on_error;
+    errors_.emit_message = &on_message;
+    jpeg_.client_data = this;
+    if (!guarded([this] { jpeg_create_decompress(&jpeg_); }))
+      fail(ExitCode::kFault, "libjpeg: {}", text_);
+    progress_.progress_monitor = &on_progress;
+    jpeg_.progress = &progress_;
+  }
+  ~JpegCodec() override { jpeg_destroy_decompress(&jpeg_); }
+  JpegCodec(const JpegCodec&) = delete;
+  JpegCodec& operator=(const JpegCodec&) = delete;
+
+  ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
+                  uint64_t max_pixels) override {
+    name_ = &name;
+    in_header_ = true;
+    const bool good = guarded([this, bytes] {
+      jpeg_abort_decompress(&jpeg_);
+      jpeg_mem_src(&jpeg_, bytes.data(), bytes.size());
+      jpeg_read_header(&jpeg_, TRUE);
+      in_header_ = false;
+      is_cmyk_ = jpeg_.jpeg_color_space == JCS_CMYK || jpeg_.jpeg_color_space == JCS_YCCK;
+      jpeg_.out_color_space = is_cmyk_ ? JCS_CMYK : JCS_RGB;
+    });
+    if (!good) throw_broken();
+    check_pixels(jpeg_.image_width, jpeg_.image_height, max_pixels, name);
+    return {static_cast<int>(jpeg_.image_height), static_cast<int>(jpeg_.image_width), 3};
+  }
+
+  bool can_shrink() const override { return true; }
+
+  void decode(const Region& region, int denominator, Image& out) override {
+    const bool started = guarded([this, denominator] {
+      jpeg_.scale_num = 1;
+      jpeg_.scale_denom = static_cast<unsigned>(denominator);
+      jpeg_start_decompress(&jpeg_);
+    });
+    if (!started) throw_broken();
+    const int width = static_cast<int>(jpeg_.output_width);
+    const int height = static_cast<int>(jpeg_.output_height);
+    out.shape = {height, width, 3};
+    // Smooth chroma upsampling reads one neighbour: two columns more on each side make the wanted
+    // ones equal to those of a whole decode. libjpeg widens the range to whole blocks.
+    JDIMENSION left = static_cast<JDIMENSION>(std::max(region.x - 2, 0));
+    JDIMENSION columns =
+        static_cast<JDIMENSION>(std::min(region.x + region.width + 2, width)) - left;
+    if (columns < jpeg_.output_width &&
+        !guarded([this, &left, &columns] { jpeg_crop_scanline(&jpeg_, &left, &columns); }))
+      throw_broken();
+    out.region = {static_cast<int>(left), region.y, static_cast<int>(columns), region.height};
+    out.stride = size_t{columns} * 3;
+    out.pixels.resize(out.stride * static_cast<size_t>(region.height));
+    row_.resize(size_t{columns} * 4);
+    const bool decoded = guarded([this, &region, &out, height] {
+      if (region.y > 0) jpeg_skip_scanlines(&jpeg_, static_cast<JDIMENSION>(region.y));
+      for (int y = 0; y < region.height; ++y) {
+        uint8_t* row = out.pixels.data() + out.stride * static_cast<size_t>(y);
+        read_row(is_cmyk_ ? row_.data() : row);
+        if (is_cmyk_) cmyk_to_rgb(row, row_.data(), out.stride / 3);
+      }
+      // The rest passes the entropy decoder only. jpeg_skip_scanlines() to the end would not look
+      // at it at all, so the last row is read.
+      const int left_over = height - region.y - region.height;
+      if (left_over > 1) jpeg_skip_scanlines(&jpeg_, static_cast<JDIMENSION>(left_over - 1));
+      if (left_over > 0) read_row(row_.data());
+      jpeg_finish_decompress(&jpeg_);
+    });
+    if (!decoded) throw_broken();
+  }
+
+ private:
+  // Runs calls of libjpeg; false when one of them failed, with its message in text_. `body` owns
+  // nothing: libjpeg leaves it by longjmp.
+  template <typename Body>
+  bool guarded(Body body) {
+    if (setjmp(jump_) != 0) return false;
+    body();
+    return true;
+  }
+
+  void read_row(uint8_t* row) {
+    JSAMPROW rows[1] = {row};
+    jpeg_read_scanlines(&jpeg_, rows, 1);
+  }
+
+  // Adobe's writers store CMYK inverted, and mark it.
+  void cmyk_to_rgb(uint8_t* rgb, const uint8_t* cmyk, size_t pixels) const {
+    const int flip = jpeg_.saw_Adobe_marker ? 0 : 255;
+    for (size_t i = 0; i < pixels; ++i)
+      for (size_t c = 0; c < 3; ++c)
+        rgb[3 * i + c] =
+            static_cast<uint8_t>(((cmyk[4 * i + c] ^ flip) * (cmyk[4 * i + 3] ^ flip) + 127) / 255);
+  }
+
+  [[noreturn]] void throw_broken() {
+    jpeg_abort_decompress(&jpeg_);
+    throw BadContent(fmt::format(
+        "{}: damaged or unsupported JPEG ({}): replace or remove the file, or set data.bad_sample: "
+        "SUBSTITUTE",
+        printable(*name_), text_));
+  }
+
+  static JpegCodec& self(j_common_ptr jpeg) { return *static_cast<JpegCodec*>(jpeg->client_data); }
+
+  [[noreturn]] static void on_error(j_common_ptr jpeg) {
+    (*jpeg->err->format_message)(jpeg, self(jpeg).text_);
+    std::longjmp(self(jpeg).jump_, 1);
+  }
+
+  // Called for warnings (level -1) and traces.
+  static void on_message(j_common_ptr jpeg, int level) {
+    if (level >= 0) return;
+    switch (jpeg->err->msg_code) {
+      case JWRN_ADOBE_XFORM:  // oddities of encoders that cost no pixel
+      case JWRN_JFIF_MAJOR:
+      case JWRN_BOGUS_PROGRESSION:
+      case JWRN_NOT_SEQUENTIAL:
+        return;
+      case JWRN_EXTRANEOUS_DATA:  // padding between markers of the header
+        if (self(jpeg).in_header_) return;
+        break;
+      default:
+        break;
+    }
+    on_error(jpeg);
+  }
+
+  static void on_progress(j_common_ptr jpeg) {
+    JpegCodec& codec = self(jpeg);
+    if (codec.jpeg_.input_scan_number <= kMaxScans) return;
+    std::snprintf(codec.text_, sizeof codec.text_, "more than %d scans", kMaxScans);
+    std::longjmp(codec.jump_, 1);
+  }
+
+  jpeg_decompress_struct jpeg_{};
+  jpeg_error_mgr errors_{};
+  jpeg_progress_mgr progress_{};
+  std::jmp_buf jump_;
+  char text_[JMSG_LENGTH_MAX] = "";
+  const std::string* name_ = nullptr;
+  bool in_header_ = false;
+  bool is_cmyk_ = false;
+  std::vector<uint8_t> row_;
+};
+
+}  // namespace
+
+std::unique_ptr<ImageCodec> make_jpeg_codec() {
+  return std::make_unique<JpegCodec>();
+}
+
+}  // namespace convoy::data

@@ -1,0 +1,252 @@
+#include "data_loader/loader.h"
+
+#include <algorithm>
+#include <mutex>
+
+#include "data_loader/batch_ring.h"
+#include "data_loader/sample_maker.h"
+#include "data_loader/sampler.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "ops/core/random.h"
+
+namespace convoy::data {
+namespace {
+
+// Raw pixels cost about a microsecond each, so threads take several at once.
+int group_size(const Dataset& dataset) {
+  return dataset.raw_shape() ? 32 : 1;
+}
+
+}  // namespace
+
+class Loader::Impl {
+ public:
+  Impl(const Dataset& dataset, const LoaderConfig& config)
+      : config_(config),
+        sampler_(config.seed, dataset.size()),
+        maker_(dataset, output_shape(config.transform, dataset), config.max_pixels),
+        ring_(
+            ring_config(config, maker_), [this](Batch& batch, uint64_t k) { begin(batch, k); },
+            [this](uint8_t* out, Batch& batch, uint64_t k, int i, SampleScratch& scratch) {
+              make(out, batch, k, i, scratch);
+            }) {}
+
+  const Batch& acquire(uint64_t step, int worker) {
+    if (step < config_.first_step || step >= config_.end_step || worker < config_.first_worker ||
+        worker >= config_.end_worker)
+      fail(ExitCode::kFault,
+           "loader: step {}, worker {} is not among steps {} ... {}, workers {} ... {}", step,
+           worker, config_.first_step, config_.end_step, config_.first_worker, config_.end_worker);
+    return ring_.acquire((step - config_.first_step) * hosted(config_) +
+                         static_cast<uint64_t>(worker - config_.first_worker));
+  }
+  void release(const Batch& batch) { ring_.release(batch); }
+  ImageShape shape() const { return maker_.output(); }
+
+  LoaderStats stats() const {
+    LoaderStats stats = ring_.stats();
+    const std::lock_guard lock(mutex_);
+    stats.substituted = substitutions_.size();
+    return stats;
+  }
+
+  std::vector<Substitution> substitutions() const {
+    std::vector<Substitution> all;
+    {
+      const std::lock_guard lock(mutex_);
+      all = substitutions_;
+    }
+    std::sort(all.begin(), all.end(),
+              [](const Substitution& a, const Substitution& b) { return a.position < b.position; });
+    return all;
+  }
+
+ private:
+  static uint64_t hosted(const LoaderConfig& config) {
+    return static_cast<uint64_t>(config.end_worker - config.first_worker);
+  }
+
+  static BatchRing::Config ring_config(const LoaderConfig& config, const SampleMaker& maker) {
+    if (config.batch_per_worker < 1 || config.first_worker < 0 ||
+        config.first_worker >= config.end_worker || config.end_worker > config.workers ||
+        config.first_step > config.end_step || config.threads < 0)
+      fail(ExitCode::kFault,
+           "loader: batch {}, workers {} ... {} of {}, steps {} ... {}, {} threads",
+           config.batch_per_worker, config.first_worker, config.end_worker, config.workers,
+           config.first_step, config.end_step, config.threads);
+    const int lanes = config.end_worker - config.first_worker;
+    return {.batches = (config.end_step - config.first_step) * hosted(config),
+            .batch_size = config.batch_per_worker,
+            .shape = maker.output(),
+            .threads = config.threads,
+            .slots = config.threads == 0 ? lanes : std::max(config.slots, 2 * lanes),
+            .group = group_size(maker.dataset())};
+  }
+
+  void begin(Batch& batch, uint64_t k) const {
+    batch.step = config_.first_step + k / hosted(config_);
+    batch.worker = config_.first_worker + static_cast<int>(k % hosted(config_));
+  }
+
+  void make(uint8_t* out, Batch& batch, uint64_t, int i, SampleScratch& scratch) {
+    const uint64_t size = static_cast<uint64_t>(config_.batch_per_worker);
+    const uint64_t position = (batch.step * static_cast<uint64_t>(config_.workers) +
+                               static_cast<uint64_t>(batch.worker)) *
+                                  size +
+                              static_cast<uint64_t>(i);
+    const StreamPoint point = sampler_.at(position);
+    const auto at = static_cast<size_t>(i);
+    batch.sample_ids[at] = point.sample;
+    batch.epochs[at] = point.epoch;
+    const auto geometry = [&](ImageShape image, const std::string& name) {
+      return train_geometry(config_.transform, image, maker_.output(), config_.seed, point.epoch,
+                            point.sample, name);
+    };
+    try {
+      batch.labels[at] = maker_.make(out, point.sample, geometry, scratch);
+    } catch (const BadContent& bad) {
+      if (config_.bad_sample == BadSample::kFail) throw;
+      batch.labels[at] = substitute(out, point, position, geometry, scratch, bad.what());
+    }
+  }
+
+  // Draws samples until one is whole. The crop stays that of the place.
+  template <typename MakeGeometry>
+  int32_t substitute(uint8_t* out, StreamPoint point, uint64_t position,
+                     const MakeGeometry& geometry, SampleScratch& scratch,
+                     const std::string& reason) {
+    constexpr uint64_t kTries = 16;
+    for (uint64_t attempt = 0; attempt < kTries; ++attempt) {
+      const Random4 words =
+          random4(config_.seed, Purpose::kSubstitute, point.epoch + (attempt << 32), point.sample);
+      const uint64_t word = uint64_t{words[0]} << 32 | words[1];
+      const auto chosen =
+          static_cast<uint64_t>((static_cast<unsigned __int128>(word) * sampler_.samples()) >> 64);
+      try {
+        const int32_t label = maker_.make(out, chosen, geometry, scratch);
+        note({position, point.epoch, point.sample, chosen, reason});
+        return label;
+      } catch (const BadContent&) {
+        continue;
+      }
+    }
+    fail(ExitCode::kBadData, "{} ({} substitutes drawn for it were bad too)", reason, kTries);
+  }
+
+  void note(Substitution substitution) {
+    constexpr size_t kSaidAloud = 10;
+    const std::lock_guard lock(mutex_);
+    if (substitutions_.size() < kSaidAloud)
+      log::warning("sample {} of epoch {} replaced by {}: {}{}", substitution.sample,
+                   substitution.epoch, substitution.substitute, substitution.reason,
+                   substitutions_.size() + 1 == kSaidAloud ? " (more are counted, not said)" : "");
+    substitutions_.push_back(std::move(substitution));
+  }
+
+  const LoaderConfig config_;
+  const Sampler sampler_;
+  const SampleMaker maker_;
+  mutable std::mutex mutex_;
+  std::vector<Substitution> substitutions_;  // guarded by mutex_
+  BatchRing ring_;                           // last: its threads use all of the above
+};
+
+Loader::Loader(const Dataset& dataset, const LoaderConfig& config)
+    : impl_(std::make_unique<Impl>(dataset, config)) {}
+Loader::~Loader() = default;
+const Batch& Loader::acquire(uint64_t step, int worker) {
+  return impl_->acquire(step, worker);
+}
+void Loader::release(const Batch& batch) {
+  impl_->release(batch);
+}
+ImageShape Loader::shape() const {
+  return impl_->shape();
+}
+LoaderStats Loader::stats() const {
+  return impl_->stats();
+}
+std::vector<Substitution> Loader::substitutions() const {
+  return impl_->substitutions();
+}
+
+class EvalLoader::Impl {
+ public:
+  Impl(const Dataset& dataset, const EvalLoaderConfig& config)
+      : config_(config),
+        maker_(dataset, output_shape(config.transform, dataset), config.max_pixels),
+        ring_(
+            ring_config(config, maker_),
+            [this](Batch& batch, uint64_t k) { batch.step = config_.slices[k]; },
+            [this](uint8_t* out, Batch& batch, uint64_t, int i, SampleScratch& scratch) {
+              make(out, batch, i, scratch);
+            }) {}
+
+  BatchRing& ring() { return ring_; }
+  ImageShape shape() const { return maker_.output(); }
+
+ private:
+  static BatchRing::Config ring_config(const EvalLoaderConfig& config, const SampleMaker& maker) {
+    const uint64_t slices =
+        config.batch < 1 ? 0 : EvalLoader::slices(maker.dataset().size(), config.batch);
+    for (const uint64_t slice : config.slices)
+      if (slice >= slices)
+        fail(ExitCode::kFault, "evaluation loader: slice {} of {} (batch {})", slice, slices,
+             config.batch);
+    if (config.lanes < 1 || config.threads < 0)
+      fail(ExitCode::kFault, "evaluation loader: {} lanes, {} threads", config.lanes,
+           config.threads);
+    return {.batches = config.slices.size(),
+            .batch_size = config.batch,
+            .shape = maker.output(),
+            .threads = config.threads,
+            .slots = config.threads == 0 ? config.lanes : 2 * config.lanes,
+            .group = group_size(maker.dataset())};
+  }
+
+  void make(uint8_t* out, Batch& batch, int i, SampleScratch& scratch) const {
+    const auto at = static_cast<size_t>(i);
+    const uint64_t sample =
+        batch.step * static_cast<uint64_t>(config_.batch) + static_cast<uint64_t>(i);
+    const bool padding = sample >= maker_.dataset().size();
+    batch.epochs[at] = 0;
+    batch.sample_ids[at] = sample;
+    if (padding) {
+      std::fill_n(out, maker_.output().bytes(), uint8_t{0});
+      batch.labels[at] = -1;
+      return;
+    }
+    batch.labels[at] = maker_.make(
+        out, sample,
+        [&](ImageShape image, const std::string& name) {
+          return eval_geometry(config_.transform, image, maker_.output(), name);
+        },
+        scratch);
+  }
+
+  const EvalLoaderConfig config_;
+  const SampleMaker maker_;
+  BatchRing ring_;  // last: its threads use all of the above
+};
+
+EvalLoader::EvalLoader(const Dataset& dataset, const EvalLoaderConfig& config)
+    : impl_(std::make_unique<Impl>(dataset, config)) {}
+EvalLoader::~EvalLoader() = default;
+uint64_t EvalLoader::slices(uint64_t samples, int batch) {
+  return (samples + static_cast<uint64_t>(batch) - 1) / static_cast<uint64_t>(batch);
+}
+const Batch& EvalLoader::acquire(uint64_t n) {
+  return impl_->ring().acquire(n);
+}
+void EvalLoader::release(const Batch& batch) {
+  impl_->ring().release(batch);
+}
+ImageShape EvalLoader::shape() const {
+  return impl_->shape();
+}
+LoaderStats EvalLoader::stats() const {
+  return impl_->ring().stats();
+}
+
+}  // namespace convoy::data

@@ -1,0 +1,13 @@
+// PNG by libpng, decoded to RGB8 as Pillow's convert("RGB") does: palette, grey and 1, 2, 4 and 16
+// bits are expanded or cut to 8 bits, transparency is dropped.
+#pragma once
+
+#include <memory>
+
+#include "data_loader/image.h"
+
+namespace convoy::data {
+
+std::unique_ptr<ImageCodec> make_png_codec();
+
+}  // namespace convoy::data

@@ -1,0 +1,60 @@
+// One sample from the dataset to the network's input: read, decode what the crop needs, transform.
+#pragma once
+
+#include <cstdint>
+
+#include "data_loader/dataset.h"
+#include "data_loader/image.h"
+#include "data_loader/transforms.h"
+
+namespace convoy::data {
+
+// What a thread needs to make samples; it keeps its memory from one to the next.
+struct SampleScratch {
+  Sample sample;
+  ImageDecoder decoder;
+  Image image;
+  ResizeScratch resize;
+};
+
+// Borrows the dataset. Immutable: threads share one and bring their own scratch.
+class SampleMaker {
+ public:
+  SampleMaker(const Dataset& dataset, ImageShape output, uint64_t max_pixels)
+      : dataset_(dataset), output_(output), max_pixels_(max_pixels) {}
+
+  // Writes the pixels of sample i to out [output.bytes()] and returns its label.
+  // geometry(image shape, name) -> Geometry. Throws BadContent, or Error for all else.
+  template <typename MakeGeometry>
+  int32_t make(uint8_t* out, uint64_t i, const MakeGeometry& geometry,
+               SampleScratch& scratch) const {
+    dataset_.read(i, scratch.sample);
+    const std::string name = dataset_.name(i);
+    if (const std::optional<ImageShape> raw = dataset_.raw_shape()) {
+      const PixelView pixels{scratch.sample.bytes.data(),
+                             {0, 0, raw->width, raw->height},
+                             raw->channels,
+                             raw->bytes() / static_cast<size_t>(raw->height)};
+      apply(out, geometry(*raw, name), pixels, scratch.resize);
+    } else {
+      ImageShape shape;
+      ImageCodec& codec = scratch.decoder.open(scratch.sample.bytes, name, max_pixels_, shape);
+      Geometry wanted = geometry(shape, name);
+      const int denominator = codec.can_shrink() ? shrink_denominator(wanted) : 1;
+      if (denominator > 1) wanted = shrink(wanted, denominator);
+      codec.decode(source_region(wanted), denominator, scratch.image);
+      apply(out, wanted, scratch.image.view(), scratch.resize);
+    }
+    return scratch.sample.label;
+  }
+
+  const Dataset& dataset() const { return dataset_; }
+  ImageShape output() const { return output_; }
+
+ private:
+  const Dataset& dataset_;
+  ImageShape output_;
+  uint64_t max_pixels_;
+};
+
+}  // namespace convoy::data
