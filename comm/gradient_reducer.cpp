@@ -1,0 +1,443 @@
+#include "comm/gradient_reducer.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+
+#include "comm/worker_map.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "ops/core/tensor.h"
+
+namespace convoy::comm {
+namespace {
+
+// sum = left + right; sum is one of the two or apart from both.
+void add(float* sum, const float* left, const float* right, size_t floats) {
+#pragma GCC ivdep
+  for (size_t i = 0; i < floats; ++i) sum[i] = left[i] + right[i];
+}
+
+size_t round_up(size_t floats) {
+  return (floats + 15) / 16 * 16;
+}  // to cache lines
+
+// Buffers of one size that are lent and come back; grows when none is free.
+class BufferPool {
+ public:
+  explicit BufferPool(size_t bytes) : bytes_(bytes) {}
+
+  AlignedBuffer take() {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) {
+      ++made_;
+      free_.reserve(made_);  // so that give() never allocates
+      return AlignedBuffer(bytes_);
+    }
+    AlignedBuffer buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+  void give(AlignedBuffer buffer) {
+    if (!buffer.data()) return;
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+  size_t total_bytes() const {
+    const std::lock_guard lock(mutex_);
+    return made_ * bytes_;
+  }
+
+ private:
+  const size_t bytes_;
+  mutable std::mutex mutex_;
+  std::vector<AlignedBuffer> free_;
+  size_t made_ = 0;
+};
+
+// The value of a tree node on this rank.
+struct Value {
+  float* data = nullptr;
+  bool writable = false;
+  AlignedBuffer buffer;  // holds `data` unless the contributor does
+};
+
+// A value that waits for its sibling, or for the exchange.
+struct Held {
+  WorkerRange node;  // empty: nothing is held
+  Value value;
+};
+
+}  // namespace
+
+struct GradientReducer::Impl {
+  struct Bucket;
+
+  Impl(Communicator& communicator_in, int workers_in, std::vector<Range> ranges,
+       const ReducerOptions& options);
+  ~Impl();
+
+  Bucket& bucket_at(int index);
+  void begin_step();
+  void contribute(int worker, int bucket, float* data, bool keep);
+  std::span<const float> wait(int bucket);
+
+  Communicator& communicator;
+  const int workers;
+  const bool fast;
+  const std::vector<WorkerRange> map;
+  const WorkerRange hosted;
+  const std::vector<WorkerRange> nodes;  // the largest of `hosted`: what the exchange starts from
+  const ScheduleKind kind;
+  const Plan plan;
+  BufferPool pool;
+  std::vector<std::unique_ptr<Bucket>> buckets;
+  std::atomic<int64_t> waited_ns = 0;
+  std::atomic<size_t> bytes_sent = 0;
+};
+
+// A bucket gathers this rank's nodes, and is then the exchange that sums them over the ranks.
+//
+// Where values lie: a node is found by its first worker. The sum of two children takes the place of
+// the left one, so at any time at most one node per first worker exists. The root alone goes to
+// `result`, which is the memory of this rank's first node (or a buffer where it hosts none): what
+// lay there has been sent, or summed, before.
+struct GradientReducer::Impl::Bucket final : Exchange {
+  enum class Phase { kIdle, kGathering, kExchanging, kDone };
+
+  Bucket(Impl& reducer_in, Range range_in, int index_in, std::unique_ptr<Lane> lane_in)
+      : reducer(reducer_in),
+        floats(range_in.size()),
+        index(index_in),
+        lane(std::move(lane_in)),
+        held(static_cast<size_t>(reducer.hosted.size())),
+        contributed(held.size()),
+        places(static_cast<size_t>(reducer.workers)) {
+    // Scratch for all that is received before it is summed.
+    size_t total = 0;
+    const auto each_received = [&](auto use) {
+      for (const Round& each : reducer.plan.rounds)
+        for (const Transfer& transfer : each.receives)
+          if (transfer.node != root()) use(transfer);
+    };
+    each_received([&](const Transfer& t) { total += round_up(end_of(t) - begin_of(t)); });
+    scratch = AlignedBuffer(total * sizeof(float));
+    float* at = scratch.as<float>();
+    each_received([&](const Transfer& t) {
+      places[static_cast<size_t>(t.node.begin)] = {at, begin_of(t)};
+      at += round_up(end_of(t) - begin_of(t));
+    });
+    if (reducer.nodes.empty()) {
+      own_result = AlignedBuffer(floats * sizeof(float));
+      result = own_result.as<float>();
+    }
+  }
+
+  WorkerRange root() const { return {0, reducer.workers}; }
+  template <typename Chunks>
+  size_t begin_of(const Chunks& chunks) const {
+    return chunk_begin(floats, reducer.plan.chunks, chunks.first);
+  }
+  template <typename Chunks>
+  size_t end_of(const Chunks& chunks) const {
+    return chunk_begin(floats, reducer.plan.chunks, chunks.last);
+  }
+  Held& held_at(int first_worker) {
+    return held[static_cast<size_t>(first_worker - reducer.hosted.begin)];
+  }
+  // Float `offset` of a node's value.
+  float* place_of(WorkerRange node, size_t offset) const {
+    if (node == root()) return result + offset;
+    const Place& place = places[static_cast<size_t>(node.begin)];
+    return place.data + (offset - place.origin);
+  }
+
+  void begin_step();
+  bool is_whole(WorkerRange node) const;
+  bool gather(WorkerRange node, Value value);
+  void launch();
+
+  // On the communication thread.
+  bool advance() override;
+  void fail(std::exception_ptr what) override { end(std::move(what)); }
+  void begin_round(const Round& round);
+  void end(std::exception_ptr what);
+
+  struct Place {
+    float* data = nullptr;
+    size_t origin = 0;  // the float of the bucket that lies at `data`
+  };
+
+  Impl& reducer;
+  const size_t floats;
+  const int index;
+  const std::unique_ptr<Lane> lane;
+
+  std::mutex mutex;
+  std::condition_variable done;
+  Phase phase = Phase::kIdle;
+  std::vector<Held> held;         // by first worker, from hosted.begin
+  std::vector<bool> contributed;  // by worker, from hosted.begin
+  size_t missing = 0;             // nodes of the rank that are not whole yet
+  std::exception_ptr error;
+
+  std::vector<Place> places;  // by first worker
+  AlignedBuffer scratch, own_result;
+  float* result = nullptr;
+  size_t round = 0;
+  bool round_begun = false;
+};
+
+void GradientReducer::Impl::Bucket::begin_step() {
+  std::unique_lock lock(mutex);
+  if (phase == Phase::kExchanging) {
+    lock.unlock();
+    reducer.wait(index);
+    lock.lock();
+  }
+  if (phase == Phase::kGathering)
+    convoy::fail(ExitCode::kFault,
+                 "begin_step: bucket {} of the last step misses workers hosted here", index);
+  for (Held& h : held) {
+    reducer.pool.give(std::move(h.value.buffer));
+    h = {};
+  }
+  std::fill(contributed.begin(), contributed.end(), false);
+  missing = reducer.nodes.size();
+  error = nullptr;
+  phase = Phase::kGathering;
+}
+
+bool GradientReducer::Impl::Bucket::is_whole(WorkerRange node) const {
+  return std::find(reducer.nodes.begin(), reducer.nodes.end(), node) != reducer.nodes.end();
+}
+
+// Carries the value up the tree as far as its siblings are here, and leaves it there. True when
+// this made the rank's last node whole.
+bool GradientReducer::Impl::Bucket::gather(WorkerRange node, Value value) {
+  for (;;) {
+    Value other;
+    WorkerRange sibling;
+    {
+      const std::lock_guard lock(mutex);
+      const bool whole = is_whole(node);
+      if (!whole) {
+        sibling = sibling_of(node, reducer.workers);
+        Held& waiting = held_at(sibling.begin);
+        if (waiting.node == sibling) {
+          other = std::move(waiting.value);
+          waiting = {};
+        }
+      }
+      if (!other.data && value.writable) {
+        held_at(node.begin) = {node, std::move(value)};
+        return whole && --missing == 0;
+      }
+    }
+    if (!other.data) {
+      // Nothing to add it to: copy it, and look again, since the sibling may have come meanwhile.
+      AlignedBuffer copy = reducer.pool.take();
+      std::memcpy(copy.data(), value.data, floats * sizeof(float));
+      value = {copy.as<float>(), true, std::move(copy)};
+      continue;
+    }
+    const bool value_is_left = node.begin < sibling.begin;
+    Value& left = value_is_left ? value : other;
+    Value& right = value_is_left ? other : value;
+    Value& target = left.writable ? left : right;
+    add(target.data, left.data, right.data, floats);
+    Value& spent = left.writable ? right : left;
+    reducer.pool.give(std::move(spent.buffer));
+    Value sum = std::move(target);
+    value = std::move(sum);
+    node = parent_of(node, reducer.workers);
+  }
+}
+
+// All nodes of the rank are whole.
+void GradientReducer::Impl::Bucket::launch() {
+  if (!reducer.nodes.empty()) {
+    result = held_at(reducer.nodes.front().begin).value.data;
+    for (const WorkerRange& node : reducer.nodes)
+      places[static_cast<size_t>(node.begin)] = {held_at(node.begin).value.data, 0};
+    if (reducer.fast)
+      for (size_t i = 1; i < reducer.nodes.size(); ++i)
+        add(result, result, places[static_cast<size_t>(reducer.nodes[i].begin)].data, floats);
+  } else if (reducer.fast) {
+    std::fill_n(result, floats, 0.0f);
+  }
+  round = 0;
+  round_begun = false;
+  {
+    const std::lock_guard lock(mutex);
+    phase = Phase::kExchanging;
+  }
+  reducer.communicator.start(*this);
+}
+
+void GradientReducer::Impl::Bucket::begin_round(const Round& now) {
+  for (const Transfer& t : now.receives)
+    lane->receive(t.peer, place_of(t.node, begin_of(t)), end_of(t) - begin_of(t));
+  size_t sent = 0;
+  for (const Transfer& t : now.sends) {
+    lane->send(t.peer, place_of(t.node, begin_of(t)), end_of(t) - begin_of(t));
+    sent += end_of(t) - begin_of(t);
+  }
+  reducer.bytes_sent += sent * sizeof(float);
+}
+
+bool GradientReducer::Impl::Bucket::advance() {
+  const std::vector<Round>& rounds = reducer.plan.rounds;
+  for (const size_t count = reducer.fast ? 1 : rounds.size(); round < count; ++round) {
+    if (!round_begun) {
+      if (reducer.fast) {
+        lane->all_reduce_sum(result, floats);
+      } else {
+        begin_round(rounds[round]);
+      }
+      round_begun = true;
+    }
+    if (!lane->finished()) return false;
+    round_begun = false;
+    if (reducer.fast) continue;
+    for (const Sum& sum : rounds[round].sums) {
+      const int split = split_of(sum.node);
+      const size_t begin = begin_of(sum);
+      add(place_of(sum.node, begin), place_of({sum.node.begin, split}, begin),
+          place_of({split, sum.node.end}, begin), end_of(sum) - begin);
+    }
+  }
+  end(nullptr);
+  return true;
+}
+
+void GradientReducer::Impl::Bucket::end(std::exception_ptr what) {
+  const std::lock_guard lock(mutex);
+  error = std::move(what);
+  phase = Phase::kDone;
+  done.notify_all();  // under the lock: the reducer may be destroyed as soon as it is free
+}
+
+GradientReducer::Impl::Impl(Communicator& communicator_in, int workers_in,
+                            std::vector<Range> ranges, const ReducerOptions& options)
+    : communicator(communicator_in),
+      workers(workers_in),
+      fast(options.order == ReductionOrder::kFast),
+      map(map_workers(workers, communicator.size())),
+      hosted(map[static_cast<size_t>(communicator.rank())]),
+      nodes(nodes_of(hosted, workers)),
+      kind(options.schedule.value_or(choose_schedule(map))),
+      plan(fast ? Plan{} : make_plan(map, communicator.rank(), kind)),
+      pool([&] {
+        size_t most = 0;
+        for (const Range& range : ranges) {
+          if (range.end <= range.begin)
+            fail(ExitCode::kFault, "gradient bucket [{}, {}) is empty", range.begin, range.end);
+          most = std::max(most, range.size());
+        }
+        return most * sizeof(float);
+      }()) {
+  std::vector<std::unique_ptr<Lane>> lanes =
+      communicator.open_lanes(static_cast<int>(ranges.size()));
+  for (size_t i = 0; i < ranges.size(); ++i)
+    buckets.push_back(
+        std::make_unique<Bucket>(*this, ranges[i], static_cast<int>(i), std::move(lanes[i])));
+}
+
+GradientReducer::Impl::~Impl() {
+  for (const std::unique_ptr<Bucket>& bucket : buckets) {
+    bool under_way;
+    {
+      const std::lock_guard lock(bucket->mutex);
+      under_way = bucket->phase == Bucket::Phase::kExchanging;
+    }
+    if (!under_way) continue;
+    try {
+      communicator.drop(*bucket);
+    } catch (const std::exception& error) {
+      log::error("dropping the sum of bucket {}: {}", bucket->index, error.what());
+    }
+  }
+}
+
+GradientReducer::Impl::Bucket& GradientReducer::Impl::bucket_at(int index) {
+  if (index < 0 || static_cast<size_t>(index) >= buckets.size())
+    fail(ExitCode::kFault, "gradient bucket {} of {}", index, buckets.size());
+  return *buckets[static_cast<size_t>(index)];
+}
+
+void GradientReducer::Impl::begin_step() {
+  for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->begin_step();
+  if (nodes.empty())
+    for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->launch();
+}
+
+void GradientReducer::Impl::contribute(int worker, int index, float* data, bool keep) {
+  Bucket& bucket = bucket_at(index);
+  if (worker < hosted.begin || worker >= hosted.end)
+    fail(ExitCode::kFault, "worker {} contributes bucket {}, but this rank hosts workers [{}, {})",
+         worker, index, hosted.begin, hosted.end);
+  {
+    const std::lock_guard lock(bucket.mutex);
+    const size_t local = static_cast<size_t>(worker - hosted.begin);
+    if (bucket.phase == Bucket::Phase::kIdle || bucket.contributed[local])
+      fail(ExitCode::kFault, "worker {} contributes bucket {} {}", worker, index,
+           bucket.contributed[local] ? "twice in a step" : "before begin_step");
+    bucket.contributed[local] = true;
+  }
+  if (bucket.gather({worker, worker + 1}, {data, keep, {}})) bucket.launch();
+}
+
+std::span<const float> GradientReducer::Impl::wait(int index) {
+  Bucket& bucket = bucket_at(index);
+  std::unique_lock lock(bucket.mutex);
+  if (bucket.phase == Bucket::Phase::kIdle)
+    fail(ExitCode::kFault, "wait for bucket {} before begin_step", index);
+  if (bucket.phase != Bucket::Phase::kDone) {
+    const auto start = std::chrono::steady_clock::now();
+    communicator.enter_wait();
+    bucket.done.wait(lock, [&] { return bucket.phase == Bucket::Phase::kDone; });
+    communicator.leave_wait();
+    waited_ns += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+  }
+  if (bucket.error) std::rethrow_exception(bucket.error);
+  return {bucket.result, bucket.floats};
+}
+
+GradientReducer::GradientReducer(Communicator& communicator, int workers,
+                                 std::vector<Range> buckets, const ReducerOptions& options)
+    : impl_(std::make_unique<Impl>(communicator, workers, std::move(buckets), options)) {}
+GradientReducer::~GradientReducer() = default;
+
+WorkerRange GradientReducer::hosted() const {
+  return impl_->hosted;
+}
+void GradientReducer::begin_step() {
+  impl_->begin_step();
+}
+void GradientReducer::contribute(int worker, int bucket, float* data, bool keep) {
+  impl_->contribute(worker, bucket, data, keep);
+}
+std::span<const float> GradientReducer::wait(int bucket) {
+  return impl_->wait(bucket);
+}
+double GradientReducer::waited_seconds() const {
+  return static_cast<double>(impl_->waited_ns) * 1e-9;
+}
+size_t GradientReducer::bytes_sent() const {
+  return impl_->bytes_sent;
+}
+double GradientReducer::redundancy() const {
+  return impl_->fast ? 1.0 : comm::redundancy(impl_->map, impl_->kind);
+}
+size_t GradientReducer::buffer_bytes() const {
+  size_t bytes = impl_->pool.total_bytes();
+  for (const std::unique_ptr<Impl::Bucket>& bucket : impl_->buckets)
+    bytes += bucket->scratch.size() + bucket->own_result.size();
+  return bytes;
+}
+
+}  // namespace convoy::comm

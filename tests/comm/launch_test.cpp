@@ -1,0 +1,104 @@
+// What the launchers' variables mean, and the CPU set.
+#include "comm/launch.h"
+
+#include <gtest/gtest.h>
+#include <sched.h>
+
+#include <map>
+#include <thread>
+
+#include "comm/communicator.h"
+#include "ops/core/error.h"
+
+namespace convoy::comm {
+namespace {
+
+Launch launch_of(const std::map<std::string, std::string>& variables) {
+  return detect_launch([&](const char* name) {
+    const auto at = variables.find(name);
+    return at == variables.end() ? nullptr : at->second.c_str();
+  });
+}
+
+TEST(Launch, WithoutALauncherThereIsOneRank) {
+  const Launch launch = launch_of({{"HOME", "/"}, {"SLURM_JOB_ID", "7"}});
+  EXPECT_EQ(launch.launcher, "");
+  EXPECT_EQ(communicator_for(launch), "local");
+  EXPECT_NO_THROW(check_world(launch, 1));
+}
+
+TEST(Launch, LaunchersThatConnectRanksUseMpi) {
+  EXPECT_EQ(launch_of({{"OMPI_COMM_WORLD_SIZE", "3"}}).ranks, 3);
+  EXPECT_EQ(launch_of({{"PMI_RANK", "0"}, {"PMI_SIZE", "5"}}).ranks, 5);
+  const Launch pmix =
+      launch_of({{"PMIX_RANK", "0"}, {"SLURM_NTASKS", "8"}, {"SLURM_STEP_NUM_TASKS", "2"}});
+  EXPECT_EQ(pmix.ranks, 2);
+  EXPECT_EQ(communicator_for(pmix), "mpi");
+  EXPECT_NO_THROW(check_world(pmix, 2));
+  EXPECT_EQ(communicator_for(launch_of({{"OMPI_COMM_WORLD_SIZE", "1"}})), "mpi");
+}
+
+TEST(Launch, TasksThatDoNotFindEachOtherAreRefusedWithTheRemedy) {
+  // srun without an interface for MPI: refused before MPI starts.
+  const Launch slurm = launch_of({{"SLURM_NTASKS", "4"}});
+  try {
+    communicator_for(slurm);
+    FAIL() << "four tasks that are alone were accepted";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+    EXPECT_NE(std::string(error.what()).find("srun --mpi=pmix"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("4 ranks"), std::string::npos);
+  }
+  EXPECT_THROW(check_world(launch_of({{"PMI_SIZE", "4"}}), 1), Error);
+  EXPECT_EQ(communicator_for(launch_of({{"SLURM_NTASKS", "1"}})), "local");
+}
+
+// scaling.sh measures mpirun -n 1 inside an allocation of several tasks.
+TEST(Launch, TheNearestLauncherCounts) {
+  const Launch launch = launch_of({{"OMPI_COMM_WORLD_SIZE", "1"}, {"SLURM_NTASKS", "4"}});
+  EXPECT_EQ(launch.ranks, 1);
+  EXPECT_NO_THROW(check_world(launch, 1));
+}
+
+TEST(Launch, NumbersThatAreNoneAreNotBelieved) {
+  EXPECT_EQ(launch_of({{"SLURM_NTASKS", "4(x2)"}}).launcher, "");
+  EXPECT_EQ(launch_of({{"PMI_SIZE", "-3"}}).ranks, 0);
+}
+
+TEST(CpuSet, IsWhatTheKernelAllows) {
+  std::thread([] {
+    const CpuSet before = cpu_set();
+    ASSERT_GE(before.count, 1);
+    EXPECT_EQ(cpu_set_warning(before, before.count), "");
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    const int cpu = std::stoi(before.list);
+    CPU_SET(static_cast<size_t>(cpu), &one);
+    ASSERT_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+    const CpuSet after = cpu_set();
+    EXPECT_EQ(after.count, 1);
+    EXPECT_EQ(after.list, std::to_string(cpu));
+  }).join();
+}
+
+TEST(CpuSet, TooSmallASetIsSaidWithTheRemedy) {
+  EXPECT_EQ(cpu_set_warning({4, "0-3"}, 4), "");
+  const std::string warning = cpu_set_warning({1, "5"}, 4);
+  EXPECT_NE(warning.find("1 CPU (5)"), std::string::npos) << warning;
+  EXPECT_NE(warning.find("wants 4 threads"), std::string::npos) << warning;
+  EXPECT_NE(warning.find("--bind-to none"), std::string::npos) << warning;
+}
+
+TEST(Communicator, UnknownNamesAreRefusedWithTheKnownOnes) {
+  try {
+    make_communicator("nccl2");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kUsage);
+    EXPECT_NE(std::string(error.what()).find("\"nccl2\"; there are: local, mpi"), std::string::npos)
+        << error.what();
+  }
+}
+
+}  // namespace
+}  // namespace convoy::comm
