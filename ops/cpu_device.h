@@ -16,6 +16,7 @@ class CpuDevice final : public Device {
   std::string libraries() const override;
   bool supports(DType type) const override;
   DeviceMemory allocate(size_t bytes) override;
+  void upload(void* to, const void* from, size_t bytes) override;
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
   void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) override;
   LossResult loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,

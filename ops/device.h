@@ -27,6 +27,8 @@ class Device {
   virtual bool supports(DType type) const = 0;
 
   virtual DeviceMemory allocate(size_t bytes) = 0;
+  // From host memory to this device's.
+  virtual void upload(void* to, const void* from, size_t bytes) = 0;
   // An op of the catalogue for fixed shapes. Throws Error (kBadJob) if the device cannot run it.
   virtual std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) = 0;
 

@@ -1,4 +1,6 @@
 #include <omp.h>
+
+#include <cstring>
 #if defined(__x86_64__)
 #include <pmmintrin.h>
 #endif
@@ -50,6 +52,10 @@ DeviceMemory CpuDevice::allocate(size_t bytes) {
   memory.data = {buffer->data(), [buffer](void*) mutable { buffer.reset(); }};
   memory.bytes = bytes;
   return memory;
+}
+
+void CpuDevice::upload(void* to, const void* from, size_t bytes) {
+  std::memcpy(to, from, bytes);
 }
 
 std::unique_ptr<Op> CpuDevice::make(const OpSpec& spec, const OpConfig& config) {

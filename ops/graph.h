@@ -1,0 +1,67 @@
+// A network as a list of nodes in topological order: the same list gives the parameter names, the
+// summary, the memory plan and the program that runs. No tape: backward is the list reversed.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ops/catalogue.h"
+
+namespace convoy::ops {
+
+// Stands for the image where an input of a node is meant.
+inline constexpr int kImage = -1;
+
+struct Node {
+  std::string name;  // unique; parameters are called <name>.weight, ...
+  OpSpec op;
+  std::vector<int> inputs;  // indices of earlier nodes, or kImage
+};
+
+struct Graph {
+  std::string name;
+  Shape image;              // of one sample, n = 1
+  std::vector<Node> nodes;  // the last one gives the logits
+
+  // Appends a node and returns its index.
+  int add(std::string node_name, OpSpec op, std::vector<int> inputs);
+};
+
+// The output shape of every node for a batch. Throws Error (kBadJob) that names the node: unknown
+// or later input, shapes that do not fit, names that are doubled or empty, a network without nodes.
+std::vector<Shape> infer_shapes(const Graph& graph, int64_t batch);
+
+// The shapes of the inputs of one node.
+std::vector<Shape> input_shapes(const Graph& graph, const std::vector<Shape>& outputs, size_t node,
+                                int64_t batch);
+
+// Where everything that is trained lies in the flat buffers.
+struct ParameterLayout {
+  struct Parameter {
+    std::string name;  // "layer1.0.conv1.weight"
+    ParameterSpec spec;
+    size_t node;
+    size_t offset;  // in floats
+    int order;      // among all parameters in the order of the nodes, as torchvision counts them
+    size_t floats() const { return static_cast<size_t>(spec.elements()); }
+  };
+  struct Statistics {
+    std::string name;  // of the batch-norm node
+    size_t node;
+    size_t offset;  // in floats: [2, C], mean and variance
+    int64_t channels;
+    double momentum;
+  };
+  std::vector<Parameter> parameters;  // in backward order: the last node's first
+  size_t parameter_floats = 0;
+  std::vector<Statistics> statistics;  // in the order of the nodes
+  size_t statistics_floats = 0;
+};
+ParameterLayout layout_of(const Graph& graph);
+
+// Starts all parameters as their specs say, from the seed alone. out: [parameter_floats].
+void initialise(const ParameterLayout& layout, uint64_t seed, float* out);
+// Running mean 0 and variance 1. out: [statistics_floats].
+void initialise_statistics(const ParameterLayout& layout, float* out);
+
+}  // namespace convoy::ops

@@ -1,0 +1,102 @@
+// A graph on a device: ops made for fixed shapes, one arena, forward and backward.
+//
+//   Network net(device, graph, {.batch = 32});
+//   net.bind({parameters, running, gradients, statistics});
+//   each step:  net.prepare();                       // the parameters have changed
+//               net.forward(pixels, step);  net.loss(labels, scale);
+//               net.backward(step, [&](size_t ready) { ... });
+//
+// Belongs to one thread, the one that made the device; nothing is allocated in a step.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "ops/device.h"
+#include "ops/graph.h"
+#include "ops/memory_plan.h"
+
+namespace convoy::ops {
+
+struct NetworkConfig {
+  int64_t batch = 1;
+  DType type = DType::kFloat32;  // of activations and their gradients
+  bool training = true;
+  // Pixels to activations; none: forward_activations() alone is used.
+  std::optional<ImageInput> input;
+  double label_smoothing = 0.0;
+};
+
+// When buffers live, in moments: 0 the input, then each node forward, the loss, each node backward.
+struct NetworkMemory {
+  std::vector<Lifetime> buffers;
+  // Buffer of each value (0: the image, i + 1: node i), of each gradient a node receives and gives,
+  // and of what it saves; -1: none.
+  std::vector<int> value;
+  std::vector<std::vector<int>> dy;  // per value: in the order in which backward writes them
+  std::vector<std::vector<int>> dx;  // per node and input
+  std::vector<int> saved;
+  int dlogits = -1;
+};
+// The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
+NetworkMemory network_memory(const Graph& graph, int64_t batch, DType type, bool training);
+
+class Network {
+ public:
+  // Fuses the graph and takes the memory. Throws Error (kBadJob) naming the node that does not fit
+  // or that the device cannot run.
+  Network(Device& device, const Graph& graph, const NetworkConfig& config);
+  ~Network();
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
+
+  const Graph& graph() const { return graph_; }  // fused
+  const ParameterLayout& layout() const { return layout_; }
+  size_t arena_bytes() const { return arena_.bytes; }
+
+  // Flat buffers laid out as layout() says; the caller keeps them alive. Training needs all four,
+  // inference parameters and running.
+  struct Buffers {
+    const float* parameters = nullptr;
+    const float* running = nullptr;
+    float* gradients = nullptr;
+    float* statistics = nullptr;  // this batch's means and unbiased variances
+  };
+  void bind(const Buffers& buffers);
+
+  void prepare();
+  // pixels: uint8 [batch, H, W, C].
+  void forward(const uint8_t* pixels, const StepInfo& step);
+  // x: activations of the network's type [batch, H, W, C], copied (tests).
+  void forward_activations(const void* x, const StepInfo& step);
+  // labels [batch]; gradient_scale: what 1 / samples of the step is. Training: fills dlogits.
+  LossResult loss(const int32_t* labels, double gradient_scale);
+  // ready(n): the first n floats of the gradients are final; called after each node that has any.
+  void backward(const StepInfo& step, const std::function<void(size_t)>& ready);
+
+  // [batch, classes] of the last forward; fp32 where the last node is linear, else the network's
+  // type.
+  TensorView logits() const;
+
+ private:
+  void run_forward(const StepInfo& step);
+  void* at(int buffer) const;
+
+  Device& device_;
+  NetworkConfig config_;
+  Graph graph_;
+  ParameterLayout layout_;
+  std::vector<Shape> shapes_;
+  std::vector<std::unique_ptr<Op>> ops_;
+  NetworkMemory memory_;
+  MemoryPlan plan_;
+  DeviceMemory arena_;
+  std::vector<NodeMemory> nodes_;
+  // Gradients of node i's output that it cannot add itself, to be added to dy[0].
+  std::vector<std::vector<void*>> extra_dy_;
+  std::vector<size_t> ready_;  // floats of the gradients that are final after node i's backward
+};
+
+}  // namespace convoy::ops

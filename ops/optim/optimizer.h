@@ -1,0 +1,62 @@
+// Optimizers over flat buffers: one pass over gradients, weights and momentum.
+//
+// SGD (Sutskever et al. 2013, in PyTorch's form):  g += weight_decay w;  v = momentum v + g;
+//   w -= lr (g + momentum v  if nesterov, else v)
+// LARS (You et al. 2017, arXiv:1708.03888): the learning rate of each weight tensor is multiplied
+// by
+//   trust ||w|| / (||g|| + weight_decay ||w|| + epsilon); biases and batch norm take plain SGD.
+//
+// Norms are summed over blocks of 4096 elements, the blocks in double in order: the same bits for
+// any number of threads.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ops/graph.h"
+
+namespace convoy::ops {
+
+struct OptimizerConfig {
+  enum class Kind { kSgd, kLars };
+  Kind kind = Kind::kSgd;
+  double momentum = 0.9;
+  bool nesterov = false;
+  double weight_decay = 1e-4;
+  bool decay_batch_norm_and_bias = true;
+  double trust_coefficient = 0.001;
+  double lars_epsilon = 1e-9;
+  double clip_norm = 0.0;  // of the whole gradient; 0: off
+  double ema_decay = 0.0;  // moving average of the weights; 0: none
+};
+
+// What one update did.
+struct UpdateResult {
+  double gradient_norm = 0;  // before clipping; 0 where nobody asked for it
+};
+
+// The state of an optimizer and its update, on the device where the flat buffers lie.
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+
+  // One update with the reduced gradients [parameter_floats]. want_norm: also without clipping.
+  virtual UpdateResult update(float* parameters, const float* gradients, double learning_rate,
+                              bool want_norm) = 0;
+
+  // [parameter_floats], laid out as the parameters; the caller may read and write them between
+  // updates. ema() is empty without ema_decay.
+  virtual std::span<float> momentum() = 0;
+  virtual std::span<float> ema() = 0;
+};
+
+// `threads`: how many share the passes over memory.
+std::unique_ptr<Optimizer> make_cpu_optimizer(const OptimizerConfig& config,
+                                              const ParameterLayout& layout, int threads);
+
+// new = (1 - m) old + m batch for every running mean and variance.
+void update_running_statistics(const ParameterLayout& layout, float* running, const float* batch);
+
+}  // namespace convoy::ops

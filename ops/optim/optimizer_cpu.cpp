@@ -1,0 +1,116 @@
+// SGD and LARS on the CPU.
+#include <algorithm>
+#include <cmath>
+
+#include "ops/core/tensor.h"
+#include "ops/optim/optimizer.h"
+#include "ops/optim/optimizer_kernels.h"
+
+namespace convoy::ops {
+namespace {
+
+constexpr size_t kBlock = 4096;
+
+class OptimizerCpu final : public Optimizer {
+ public:
+  OptimizerCpu(const OptimizerConfig& config, const ParameterLayout& layout, int threads)
+      : config_(config),
+        layout_(layout),
+        threads_(threads),
+        momentum_(layout.parameter_floats * sizeof(float)) {
+    if (config_.ema_decay > 0) ema_ = AlignedBuffer(layout.parameter_floats * sizeof(float));
+    for (size_t p = 0; p < layout_.parameters.size(); ++p)
+      for (size_t begin = 0; begin < layout_.parameters[p].floats(); begin += kBlock)
+        blocks_.push_back({p, layout_.parameters[p].offset + begin,
+                           std::min(kBlock, layout_.parameters[p].floats() - begin)});
+    squares_.resize(blocks_.size());
+    factors_.resize(layout_.parameters.size());
+  }
+
+  UpdateResult update(float* w, const float* g, double learning_rate, bool want_norm) override {
+    const bool lars = config_.kind == OptimizerConfig::Kind::kLars;
+    UpdateResult result;
+    std::vector<double> gradient_squares, weight_squares;
+    double clip = 1.0;
+    if (want_norm || config_.clip_norm > 0 || lars) {
+      gradient_squares = squares_per_tensor(g);
+      double total = 0;
+      for (const double s : gradient_squares) total += s;
+      result.gradient_norm = std::sqrt(total);
+      if (config_.clip_norm > 0 && result.gradient_norm > config_.clip_norm)
+        clip = config_.clip_norm / result.gradient_norm;
+    }
+    if (lars) weight_squares = squares_per_tensor(w);
+
+    for (size_t p = 0; p < layout_.parameters.size(); ++p) {
+      const bool is_weight = layout_.parameters[p].spec.is_weight;
+      const double decay =
+          is_weight || config_.decay_batch_norm_and_bias ? config_.weight_decay : 0.0;
+      double rate = learning_rate;
+      if (lars && is_weight) {
+        const double weight_norm = std::sqrt(weight_squares[p]);
+        const double gradient_norm = std::sqrt(gradient_squares[p]) * clip;
+        if (weight_norm > 0 && gradient_norm > 0)
+          rate *= config_.trust_coefficient * weight_norm /
+                  (gradient_norm + decay * weight_norm + config_.lars_epsilon);
+      }
+      // LARS keeps the local rate inside the momentum, so that v is in units of weights.
+      factors_[p] = {.gradient = static_cast<float>(lars ? clip * rate : clip),
+                     .weight_decay = static_cast<float>(lars ? decay * rate : decay),
+                     .momentum = static_cast<float>(config_.momentum),
+                     .learning_rate = lars ? 1.0f : static_cast<float>(rate),
+                     .nesterov = config_.nesterov,
+                     .ema = static_cast<float>(1.0 - config_.ema_decay)};
+    }
+    float* v = momentum_.as<float>();
+    float* ema = ema_.size() > 0 ? ema_.as<float>() : nullptr;
+    const OptimizerKernels& kernels = optimizer_kernels();
+#pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
+    for (size_t i = 0; i < blocks_.size(); ++i) {
+      const Block& b = blocks_[i];
+      kernels.sgd(w + b.begin, v + b.begin, ema ? ema + b.begin : nullptr, g + b.begin,
+                  factors_[b.parameter], static_cast<int64_t>(b.floats));
+    }
+    return result;
+  }
+
+  std::span<float> momentum() override {
+    return {momentum_.as<float>(), layout_.parameter_floats};
+  }
+  std::span<float> ema() override {
+    return {ema_.as<float>(), ema_.size() > 0 ? layout_.parameter_floats : 0};
+  }
+
+ private:
+  struct Block {
+    size_t parameter, begin, floats;
+  };
+
+  std::vector<double> squares_per_tensor(const float* x) {
+    const OptimizerKernels& kernels = optimizer_kernels();
+#pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
+    for (size_t i = 0; i < blocks_.size(); ++i)
+      squares_[i] = kernels.squares(x + blocks_[i].begin, static_cast<int64_t>(blocks_[i].floats));
+    std::vector<double> sums(layout_.parameters.size(), 0.0);
+    for (size_t i = 0; i < blocks_.size(); ++i)
+      sums[blocks_[i].parameter] += static_cast<double>(squares_[i]);
+    return sums;
+  }
+
+  OptimizerConfig config_;
+  ParameterLayout layout_;
+  int threads_;
+  AlignedBuffer momentum_, ema_;
+  std::vector<Block> blocks_;
+  std::vector<float> squares_;
+  std::vector<SgdFactors> factors_;
+};
+
+}  // namespace
+
+std::unique_ptr<Optimizer> make_cpu_optimizer(const OptimizerConfig& config,
+                                              const ParameterLayout& layout, int threads) {
+  return std::make_unique<OptimizerCpu>(config, layout, threads);
+}
+
+}  // namespace convoy::ops
