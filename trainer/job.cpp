@@ -278,6 +278,8 @@ std::string lower(std::string_view text) {
 
 // ---- Mistakes ----
 
+constexpr const char* kSet = "--set";  // the place of what was set there
+
 // Where a value came from, and what is wrong with it. Everything is collected; nothing is thrown
 // before the end.
 class Problems {
@@ -298,7 +300,8 @@ class Problems {
   void add(const std::string& where, const std::string& key, const std::string& what) {
     if (!key.empty()) bad_.insert(key);
     if (++count_ > kMaxProblems) return;
-    text_ += fmt::format("\n  {}: {}{}{}", where, printable(key), key.empty() ? "" : ": ", what);
+    const std::string_view between = where == kSet ? " " : ": ";
+    text_ += fmt::format("\n  {}{}{}: {}", where, key.empty() ? "" : between, printable(key), what);
   }
   void unreadable() { readable_ = false; }
 
@@ -581,7 +584,7 @@ void apply_set(proto::Job& job, const std::string& set, Problems& problems) {
   const size_t equals = set.find('=');
   const std::string key = set.substr(0, equals);
   if (equals == std::string::npos || key.empty()) {
-    problems.add("--set", set, "expects key=value, e.g. optimizer.learning_rate=0.1");
+    problems.add(kSet, set, "expects key=value, e.g. optimizer.learning_rate=0.1");
     return;
   }
   Message* message = &job;
@@ -595,18 +598,18 @@ void apply_set(proto::Job& job, const std::string& set, Problems& problems) {
     field = message ? message->GetDescriptor()->FindFieldByName(key.substr(begin, end - begin))
                     : nullptr;
     if (!field) {
-      problems.add("--set", key, fmt::format("unknown key; the nearest is {}", nearest_key(key)));
+      problems.add(kSet, key, fmt::format("unknown key; the nearest is {}", nearest_key(key)));
       return;
     }
     begin = end + 1;
   }
   if (field->message_type()) {
-    problems.add("--set", key,
+    problems.add(kSet, key,
                  "is a group of fields; set one of them, e.g. " + key + "." +
                      field->message_type()->field(0)->name());
     return;
   }
-  problems.remember(key, "--set");
+  problems.remember(key, kSet);
   const std::string value = set.substr(equals + 1);
   std::vector<std::string> elements = {value};
   if (field->is_repeated()) {
@@ -620,7 +623,7 @@ void apply_set(proto::Job& job, const std::string& set, Problems& problems) {
   }
   for (const std::string& element : elements) {
     const std::string wrong = set_value(*message, field, {Value::Kind::kCommandLine, element});
-    if (!wrong.empty()) problems.add("--set", key, wrong);
+    if (!wrong.empty()) problems.add(kSet, key, wrong);
   }
 }
 
@@ -631,16 +634,21 @@ void check(const Job& job, std::string_view device, Problems& problems) {
     problems.require(value >= min && value <= max, {key},
                      fmt::format("is {}; it must be from {} to {}", value, min, max));
   };
-  // min <= value <= max, or without the ends that are open.
-  const auto range = [&](const char* key, double value, double min, double max, bool min_open,
-                         bool max_open) {
-    const bool inside =
-        (min_open ? value > min : value >= min) && (max_open ? value < max : value <= max);
-    problems.require(inside, {key},
-                     fmt::format("is {}; it must be in {}{}, {}{}", value, min_open ? '(' : '[',
-                                 min, max, max_open ? ')' : ']'));
+  const auto number = [&](const char* key, double value, bool inside, const char* interval) {
+    problems.require(inside, {key}, fmt::format("is {}; it must be {}", value, interval));
   };
-  const double infinity = std::numeric_limits<double>::infinity();
+  const auto not_negative = [&](const char* key, double value) {
+    number(key, value, value >= 0, "at least 0");
+  };
+  const auto positive = [&](const char* key, double value) {
+    number(key, value, value > 0, "above 0");
+  };
+  const auto below_one = [&](const char* key, double value) {
+    number(key, value, value >= 0 && value < 1, "at least 0 and below 1");
+  };
+  const auto share = [&](const char* key, double value) {
+    number(key, value, value >= 0 && value <= 1, "from 0 to 1");
+  };
 
   problems.require(!job.model.name.empty(), {"model.name"},
                    "is missing; `convoy model list` shows the names");
@@ -662,12 +670,14 @@ void check(const Job& job, std::string_view device, Problems& problems) {
                    {"data.train.size", "data.format"},
                    "is 0, but the images of a folder have no common size; give one, e.g. 224");
   whole("data.train.size", train.size, 0, 8192);
-  range("data.train.area_min", train.area_min, 0, 1, true, false);
-  range("data.train.area_max", train.area_max, 0, 1, true, false);
+  number("data.train.area_min", train.area_min, train.area_min > 0 && train.area_min <= 1,
+         "above 0 and at most 1");
+  number("data.train.area_max", train.area_max, train.area_max > 0 && train.area_max <= 1,
+         "above 0 and at most 1");
   problems.require(train.area_min <= train.area_max, {"data.train.area_min", "data.train.area_max"},
                    fmt::format("area_min {} is above area_max {}", train.area_min, train.area_max));
-  range("data.train.ratio_min", train.ratio_min, 0, infinity, true, true);
-  range("data.train.ratio_max", train.ratio_max, 0, infinity, true, true);
+  positive("data.train.ratio_min", train.ratio_min);
+  positive("data.train.ratio_max", train.ratio_max);
   problems.require(
       train.ratio_min <= train.ratio_max, {"data.train.ratio_min", "data.train.ratio_max"},
       fmt::format("ratio_min {} is above ratio_max {}", train.ratio_min, train.ratio_max));
@@ -702,23 +712,24 @@ void check(const Job& job, std::string_view device, Problems& problems) {
   whole("data.synthetic_samples", data.synthetic_samples, 1, uint64_t{1} << 40);
 
   const Job::Model& model = job.model;
-  range("model.batch_norm_momentum", model.batch_norm_momentum, 0, 1, false, false);
-  range("model.batch_norm_epsilon", model.batch_norm_epsilon, 0, 1, true, false);
-  range("model.dropout", model.dropout, 0, 1, false, true);
-  range("model.label_smoothing", model.label_smoothing, 0, 1, false, true);
+  share("model.batch_norm_momentum", model.batch_norm_momentum);
+  number("model.batch_norm_epsilon", model.batch_norm_epsilon,
+         model.batch_norm_epsilon > 0 && model.batch_norm_epsilon <= 1, "above 0 and at most 1");
+  below_one("model.dropout", model.dropout);
+  below_one("model.label_smoothing", model.label_smoothing);
 
   const Job::Optimizer& optimizer = job.optimizer;
-  range("optimizer.learning_rate", optimizer.learning_rate, 0, infinity, false, true);
+  not_negative("optimizer.learning_rate", optimizer.learning_rate);
   whole("optimizer.base_batch", optimizer.base_batch, 1, 1u << 30);
-  range("optimizer.momentum", optimizer.momentum, 0, 1, false, true);
+  below_one("optimizer.momentum", optimizer.momentum);
   problems.require(!optimizer.nesterov || optimizer.momentum > 0,
                    {"optimizer.nesterov", "optimizer.momentum"},
                    "nesterov needs a momentum above 0");
-  range("optimizer.weight_decay", optimizer.weight_decay, 0, infinity, false, true);
-  range("optimizer.trust_coefficient", optimizer.trust_coefficient, 0, infinity, true, true);
-  range("optimizer.lars_epsilon", optimizer.lars_epsilon, 0, infinity, false, true);
-  range("optimizer.clip_norm", optimizer.clip_norm, 0, infinity, false, true);
-  range("optimizer.ema_decay", optimizer.ema_decay, 0, 1, false, true);
+  not_negative("optimizer.weight_decay", optimizer.weight_decay);
+  positive("optimizer.trust_coefficient", optimizer.trust_coefficient);
+  not_negative("optimizer.lars_epsilon", optimizer.lars_epsilon);
+  not_negative("optimizer.clip_norm", optimizer.clip_norm);
+  below_one("optimizer.ema_decay", optimizer.ema_decay);
 
   const Job::Schedule& schedule = job.schedule;
   const auto& milestones = schedule.milestones;
@@ -727,26 +738,28 @@ void check(const Job& job, std::string_view device, Problems& problems) {
                        (milestones.empty() || milestones.front() > 0),
                    {"schedule.milestones"},
                    fmt::format("must be above 0 and rising, not {}", fmt::join(milestones, ", ")));
-  range("schedule.gamma", schedule.gamma, 0, infinity, true, true);
-  range("schedule.warmup_epochs", schedule.warmup_epochs, 0, infinity, false, true);
+  positive("schedule.gamma", schedule.gamma);
+  not_negative("schedule.warmup_epochs", schedule.warmup_epochs);
   problems.require(schedule.warmup_epochs <= job.epochs, {"schedule.warmup_epochs", "epochs"},
                    fmt::format("a warm-up of {} epochs is longer than the run of {} (set "
                                "schedule.warmup_epochs too)",
                                schedule.warmup_epochs, job.epochs));
-  range("schedule.warmup_start_factor", schedule.warmup_start_factor, 0, 1, false, false);
-  range("schedule.end_factor", schedule.end_factor, 0, 1, false, false);
-  range("schedule.power", schedule.power, 0, infinity, true, true);
+  share("schedule.warmup_start_factor", schedule.warmup_start_factor);
+  share("schedule.end_factor", schedule.end_factor);
+  positive("schedule.power", schedule.power);
   whole("schedule.patience", schedule.patience, 1, 1000000);
-  range("schedule.threshold", schedule.threshold, 0, 1, false, true);
+  below_one("schedule.threshold", schedule.threshold);
   problems.require(
       schedule.kind != Job::Schedule::Kind::kPlateau || job.evaluation.every_epochs > 0,
       {"evaluation.every_epochs", "schedule.kind"},
       "PLATEAU needs evaluations during the run; evaluation.every_epochs must not be 0");
 
   whole("evaluation.batch", job.evaluation.batch, 1, 65536);
-  range("checkpoint.every_minutes", job.checkpoint.every_minutes, 0, infinity, false, true);
+  not_negative("checkpoint.every_minutes", job.checkpoint.every_minutes);
   whole("checkpoint.keep", job.checkpoint.keep, 1, 1000000);
-  range("reduction.bucket_mib", job.reduction.bucket_mib, 0, 4096, true, false);
+  number("reduction.bucket_mib", job.reduction.bucket_mib,
+         job.reduction.bucket_mib > 0 && job.reduction.bucket_mib <= 4096,
+         "above 0 and at most 4096");
   whole("log.every_steps", job.log.every_steps, 1, std::numeric_limits<uint32_t>::max());
 }
 

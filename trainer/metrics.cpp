@@ -49,7 +49,7 @@ std::string duration(double seconds) {
 }  // namespace
 
 std::string to_json(const MetricsLine& line) {
-  nlohmann::ordered_json object;
+  nlohmann::ordered_json object = nlohmann::ordered_json::object();
   const auto add = [&](const char* name, const auto& value) {
     if (value) object[name] = *value;  // nlohmann writes NaN and infinities as null
   };

@@ -1,0 +1,491 @@
+// Checkpoints: whole or not there.
+#include "trainer/checkpoint.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+
+#include "ops/core/digest.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "temp_dir.h"
+
+namespace convoy::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using test::read_file;
+using test::TempDir;
+using test::write_file;
+
+// A state whose tensors point into its own memory.
+struct TestState {
+  std::vector<float> weight, mean, momentum, average;
+  std::vector<int64_t> tracked = {7};
+
+  explicit TestState(float value)
+      : weight{value, 2, 3, 4}, mean{0.5f, value}, momentum{value, 0, 0, 1}, average{1, 1, 1, 1} {}
+
+  CheckpointState at(uint64_t step, bool with_ema = true) const {
+    CheckpointState state;
+    state.facts = {
+        step, "jobdigest", "name: \"a\"\n", "datadigest", {"cpu", "avx2", "l", "b", "c"}, 60000,
+        128,  {},          std::nullopt};
+    state.model.tensors = {
+        {"conv.weight", StoredType::kF32, {2, 2}, std::as_bytes(std::span(weight))},
+        {"bn.running_mean", StoredType::kF32, {2}, std::as_bytes(std::span(mean))},
+        {"bn.num_batches_tracked", StoredType::kI64, {}, std::as_bytes(std::span(tracked))}};
+    state.optimizer.tensors = {
+        {"momentum.conv.weight", StoredType::kF32, {2, 2}, std::as_bytes(std::span(momentum))}};
+    if (with_ema)
+      state.ema.tensors = {
+          {"conv.weight", StoredType::kF32, {2, 2}, std::as_bytes(std::span(average))}};
+    return state;
+  }
+};
+
+std::string checkpoint(const std::string& out, uint64_t step) {
+  return fmt::format("{}/checkpoints/step-{:010d}", out, step);
+}
+
+std::vector<std::string> names_in(const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder))
+    names.push_back(entry.path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+Error error_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error;
+  }
+  ADD_FAILURE() << "nothing was thrown";
+  return Error(ExitCode::kDone, "");
+}
+
+// Collects log lines while it lives.
+class LogLines {
+ public:
+  LogLines() {
+    text().clear();
+    log::set_sink([](log::Level, const std::string& line) { text() += line + "\n"; });
+  }
+  ~LogLines() { log::set_sink(nullptr); }
+  static std::string& text() {
+    static std::string lines;
+    return lines;
+  }
+};
+
+TEST(Checkpoint, LoadsWhatWasSaved) {
+  const TempDir out;
+  const TestState memory(1);
+  CheckpointState state = memory.at(1234);
+  state.facts.plateau = {2, 0.25, 1};
+  state.facts.top1 = 0.875;
+  const std::string path = save_checkpoint(out.path(), state);
+  EXPECT_EQ(path, checkpoint(out.path(), 1234));
+  EXPECT_EQ(names_in(path),
+            (std::vector<std::string>{"ema.safetensors", "manifest.txtpb", "model.safetensors",
+                                      "optimizer.safetensors"}));
+  EXPECT_EQ(names_in(out / "checkpoints").size(), 1u);
+
+  const CheckpointState loaded = load_checkpoint(path);
+  EXPECT_EQ(loaded.facts.step, 1234u);
+  EXPECT_EQ(loaded.facts.job_digest, "jobdigest");
+  EXPECT_EQ(loaded.facts.job, "name: \"a\"\n");
+  EXPECT_EQ(loaded.facts.dataset_digest, "datadigest");
+  EXPECT_EQ(loaded.facts.fingerprint, state.facts.fingerprint);
+  EXPECT_EQ(loaded.facts.dataset_size, 60000u);
+  EXPECT_EQ(loaded.facts.global_batch, 128u);
+  EXPECT_EQ(loaded.facts.plateau, state.facts.plateau);
+  EXPECT_EQ(loaded.facts.top1, 0.875);
+  ASSERT_EQ(loaded.model.tensors.size(), 3u);
+  EXPECT_EQ(loaded.model.tensors[0].name, "conv.weight");
+  EXPECT_EQ(loaded.model.tensors[0].shape, (std::vector<int64_t>{2, 2}));
+  EXPECT_EQ(std::memcmp(loaded.model.tensors[0].bytes.data(), memory.weight.data(), 16), 0);
+  EXPECT_EQ(std::memcmp(loaded.optimizer.tensors[0].bytes.data(), memory.momentum.data(), 16), 0);
+  EXPECT_EQ(std::memcmp(loaded.ema.tensors[0].bytes.data(), memory.average.data(), 16), 0);
+
+  const VerifiedCheckpoint verified = verify_checkpoint(path);
+  EXPECT_EQ(verified.digest, state_digest(state));
+  EXPECT_EQ(verified.facts.step, 1234u);
+  EXPECT_EQ(verified.bytes, fs::file_size(path + "/model.safetensors") +
+                                fs::file_size(path + "/optimizer.safetensors") +
+                                fs::file_size(path + "/ema.safetensors"));
+}
+
+TEST(Checkpoint, AFreshPlateauAndNoAverageSurvive) {
+  const TempDir out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(1, false));
+  EXPECT_FALSE(fs::exists(path + "/ema.safetensors"));
+  const CheckpointState loaded = load_checkpoint(path);
+  EXPECT_TRUE(loaded.ema.tensors.empty());
+  EXPECT_EQ(loaded.facts.plateau, PlateauState{});  // best error: infinity
+  EXPECT_EQ(loaded.facts.top1, std::nullopt);
+}
+
+TEST(Checkpoint, TheDigestIsOfTheStateAlone) {
+  const TestState memory(1);
+  const std::string digest = state_digest(memory.at(1));
+  EXPECT_EQ(state_digest(memory.at(2)), digest);  // facts are no part of it
+  CheckpointState reordered = memory.at(1);
+  std::reverse(reordered.model.tensors.begin(), reordered.model.tensors.end());
+  EXPECT_EQ(state_digest(reordered), digest);
+  EXPECT_NE(state_digest(memory.at(1, false)), digest);  // the average is
+
+  const auto changed = [&](auto change) {
+    CheckpointState state = memory.at(1);
+    change(state);
+    return state_digest(state);
+  };
+  EXPECT_NE(changed([](auto& s) { s.model.tensors[0].shape = {4}; }), digest);
+  EXPECT_NE(changed([](auto& s) { s.model.tensors[0].name = "conv.weighu"; }), digest);
+  EXPECT_NE(changed([](auto& s) { s.model.tensors[0].type = StoredType::kI32; }), digest);
+  EXPECT_NE(changed([](auto& s) { std::swap(s.model.tensors, s.optimizer.tensors); }), digest);
+  TestState other(1);
+  other.momentum[3] = 2;
+  EXPECT_NE(state_digest(other.at(1)), digest);
+  other = TestState(1);
+  other.mean[1] = 2;
+  EXPECT_NE(state_digest(other.at(1)), digest);
+}
+
+// The digest spelt out by hand, so that no later program changes it unseen.
+TEST(Checkpoint, TheDigestHasAFixedForm) {
+  CheckpointState state;
+  const std::vector<uint8_t> data = {'x', 'y'};
+  state.model.tensors = {{"w", StoredType::kU8, {1, 2}, std::as_bytes(std::span(data))}};
+  state.optimizer.tensors = {{"m", StoredType::kU8, {2}, std::as_bytes(std::span(data))}};
+  EXPECT_EQ(state_digest(state), sha256_hex("model 1 w U8 [1,2] 2\nxyoptimizer 1 m U8 [2] 2\nxy"));
+}
+
+TEST(Checkpoint, TheManifestCarriesItsOwnChecksum) {
+  const TempDir out;
+  const std::string text =
+      read_file(save_checkpoint(out.path(), TestState(1).at(1)) + "/manifest.txtpb");
+  const size_t last = text.rfind("# SHA-256 of the lines above: ");
+  ASSERT_NE(last, std::string::npos);
+  EXPECT_EQ(text.substr(last + 30), sha256_hex(text.substr(0, last)) + "\n");
+}
+
+// Every file of a checkpoint: cut, one bit changed at several places, emptied, longer, gone. Each
+// is found, named, set aside, and the checkpoint before it is used.
+TEST(Checkpoint, EveryDamageIsNamedAndTheOneBeforeIsUsed) {
+  const TempDir base;
+  const TestState memory(1);
+  const std::string first = save_checkpoint(base.path(), memory.at(100));
+  const std::string second = save_checkpoint(base.path(), memory.at(200));
+  size_t cases = 0;
+  for (const std::string& name : names_in(second)) {
+    const std::string whole = read_file(second + "/" + name);
+    std::vector<std::pair<std::string, std::string>> damages = {
+        {"cut by one", whole.substr(0, whole.size() - 1)},
+        {"cut in half", whole.substr(0, whole.size() / 2)},
+        {"empty", ""},
+        {"longer", whole + "x"}};
+    for (size_t position = 0; position < whole.size(); position += 1 + whole.size() / 40) {
+      std::string flipped = whole;
+      flipped[position] = static_cast<char>(flipped[position] ^ 0x04);
+      damages.emplace_back(fmt::format("bit at {}", position), flipped);
+    }
+    damages.emplace_back("missing", "");
+    for (const auto& [what, bytes] : damages) {
+      SCOPED_TRACE(name + ": " + what);
+      ++cases;
+      const TempDir out;
+      fs::copy(base / "checkpoints", out / "checkpoints", fs::copy_options::recursive);
+      const std::string damaged = checkpoint(out.path(), 200);
+      if (what == "missing")
+        fs::remove(damaged + "/" + name);
+      else
+        write_file(damaged + "/" + name, bytes);
+
+      const Error error = error_of([&] { verify_checkpoint(damaged); });
+      const bool no_checkpoint = name == "manifest.txtpb" && what == "missing";
+      EXPECT_EQ(error.code(), no_checkpoint ? ExitCode::kBadData : ExitCode::kFault);
+      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+      error_of([&] { load_checkpoint(damaged); });
+
+      const LogLines log;
+      EXPECT_EQ(find_newest(out.path()), checkpoint(out.path(), 100));
+      EXPECT_NE(log.text().find(name), std::string::npos) << log.text();
+      EXPECT_NE(log.text().find("step-0000000200.damaged-1"), std::string::npos) << log.text();
+      EXPECT_EQ(names_in(out / "checkpoints"),
+                (std::vector<std::string>{"step-0000000100", "step-0000000200.damaged-1"}));
+    }
+  }
+  EXPECT_GT(cases, 100u);
+}
+
+TEST(Checkpoint, TwoFilesExchangedAreFound) {
+  const TempDir out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
+  fs::rename(path + "/ema.safetensors", path + "/x");
+  fs::rename(path + "/optimizer.safetensors", path + "/ema.safetensors");
+  fs::rename(path + "/x", path + "/optimizer.safetensors");
+  EXPECT_EQ(error_of([&] { verify_checkpoint(path); }).code(), ExitCode::kFault);
+}
+
+TEST(Checkpoint, AFolderUnderAnotherStepsNameIsSetAside) {
+  const TempDir out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
+  fs::rename(path, checkpoint(out.path(), 2));
+  verify_checkpoint(checkpoint(out.path(), 2));  // whole in itself
+  const LogLines log;
+  EXPECT_EQ(find_newest(out.path()), std::nullopt);
+  EXPECT_NE(log.text().find("manifest is of step 1"), std::string::npos) << log.text();
+}
+
+TEST(Checkpoint, WhatIsNoCheckpointSaysSo) {
+  const TempDir out;
+  for (const std::string& path : {out / "none", out.path()}) {
+    const Error error = error_of([&] { verify_checkpoint(path); });
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
+    EXPECT_NE(std::string(error.what()).find("not a checkpoint"), std::string::npos);
+  }
+  EXPECT_EQ(find_newest(out.path()), std::nullopt);
+  EXPECT_EQ(find_newest(out / "none"), std::nullopt);
+  EXPECT_TRUE(list_checkpoints(out.path()).empty());
+}
+
+// A manifest of a later program must be refused, not treated as damaged.
+TEST(Checkpoint, ALaterFormatIsRefusedAndLeftAlone) {
+  const TempDir out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
+  std::string body = read_file(path + "/manifest.txtpb");
+  body = body.substr(0, body.rfind("# SHA-256"));
+  body.replace(body.find("format: 1"), 9, "format: 2");
+  body += "a_field_of_the_future: 3\n";
+  write_file(path + "/manifest.txtpb",
+             body + "# SHA-256 of the lines above: " + sha256_hex(body) + "\n");
+  const Error error = error_of([&] { find_newest(out.path()); });
+  EXPECT_EQ(error.code(), ExitCode::kBadData);
+  EXPECT_NE(std::string(error.what()).find("later Convoy"), std::string::npos) << error.what();
+  EXPECT_TRUE(fs::exists(path));
+}
+
+TEST(Checkpoint, LeftoversOfKilledSavesAreNoCheckpointsAndAreRemoved) {
+  const TempDir out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
+  fs::copy(path, checkpoint(out.path(), 9) + ".tmp");
+  fs::copy(path, checkpoint(out.path(), 1) + ".deleting");
+  write_file(out / "checkpoints/notes.txt", "a user's own");
+  EXPECT_EQ(list_checkpoints(out.path()), (std::vector<std::string>{path}));
+  EXPECT_EQ(find_newest(out.path()), path);
+  EXPECT_EQ(names_in(out / "checkpoints"),
+            (std::vector<std::string>{"notes.txt", "step-0000000005"}));
+  // A save over its own leftover.
+  fs::create_directories(checkpoint(out.path(), 6) + ".tmp/stale");
+  verify_checkpoint(save_checkpoint(out.path(), TestState(1).at(6)));
+}
+
+TEST(Checkpoint, TheSameStateAgainKeepsTheFirst) {
+  const TempDir out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
+  const auto before = fs::last_write_time(path + "/model.safetensors");
+  const ino_t unchanged = [&] {
+    struct stat info {};
+    ::stat((path + "/model.safetensors").c_str(), &info);
+    return info.st_ino;
+  }();
+  EXPECT_EQ(save_checkpoint(out.path(), TestState(1).at(5)), path);
+  struct stat info {};
+  ::stat((path + "/model.safetensors").c_str(), &info);
+  EXPECT_EQ(info.st_ino, unchanged);
+  EXPECT_EQ(fs::last_write_time(path + "/model.safetensors"), before);
+  EXPECT_EQ(names_in(out / "checkpoints"), (std::vector<std::string>{"step-0000000005"}));
+}
+
+TEST(Checkpoint, AnotherStateOrADamagedOneInItsPlaceIsSetAside) {
+  const TempDir out;
+  const LogLines log;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
+  save_checkpoint(out.path(), TestState(2).at(5));
+  EXPECT_EQ(verify_checkpoint(path).digest, state_digest(TestState(2).at(5)));
+  EXPECT_EQ(verify_checkpoint(path + ".replaced-1").digest, state_digest(TestState(1).at(5)));
+  fs::remove(path + "/model.safetensors");
+  save_checkpoint(out.path(), TestState(2).at(5));
+  verify_checkpoint(path);
+  EXPECT_TRUE(fs::exists(path + ".damaged-1"));
+  EXPECT_NE(log.text().find("replaced-1"), std::string::npos) << log.text();
+  EXPECT_NE(log.text().find("damaged-1"), std::string::npos) << log.text();
+}
+
+TEST(Checkpoint, AFolderThatCannotBeWrittenIsAnIoErrorWithItsPath) {
+  const TempDir out;
+  write_file(out / "file", "");
+  const Error error = error_of([&] { save_checkpoint(out / "file/run", TestState(1).at(1)); });
+  EXPECT_EQ(error.code(), ExitCode::kIo);
+  EXPECT_NE(std::string(error.what()).find("file/run"), std::string::npos) << error.what();
+}
+
+TEST(Checkpoint, AFailedSaveLeavesNoTemporary) {
+  const TempDir out;
+  CheckpointState state = TestState(1).at(1);
+  state.optimizer.tensors[0].shape = {3};  // the second file fails
+  EXPECT_EQ(error_of([&] { save_checkpoint(out.path(), state); }).code(), ExitCode::kFault);
+  EXPECT_TRUE(names_in(out / "checkpoints").empty());
+}
+
+TEST(Checkpoint, NamesSortByStepBeyondTenDigits) {
+  const TempDir out;
+  const TestState memory(1);
+  for (const uint64_t step : {uint64_t{99}, uint64_t{12345678901}, uint64_t{5}})
+    save_checkpoint(out.path(), memory.at(step));
+  fs::create_directory(out / "checkpoints/step-7");
+  EXPECT_EQ(list_checkpoints(out.path()),
+            (std::vector<std::string>{checkpoint(out.path(), 5), checkpoint(out.path(), 99),
+                                      out / "checkpoints/step-12345678901"}));
+  EXPECT_EQ(find_newest(out.path()), out / "checkpoints/step-12345678901");
+}
+
+// Kills a process that saves again and again, at many moments: what stands is always whole.
+TEST(Checkpoint, AKillAtAnyMomentLeavesWholeCheckpoints) {
+  const TempDir out;
+  for (int round = 0; round < 12; ++round) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      try {
+        const TestState memory(1);
+        for (uint64_t step = static_cast<uint64_t>(round) * 1000;; ++step) {
+          save_checkpoint(out.path(), memory.at(step));
+          apply_retention(out.path(), {2, false, 0});
+        }
+      } catch (...) {
+        ::_exit(1);
+      }
+    }
+    ::usleep(static_cast<useconds_t>(2000 + 3700 * round));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFSIGNALED(status)) << "the child failed by itself";
+    for (const std::string& path : list_checkpoints(out.path()))
+      EXPECT_NO_THROW(verify_checkpoint(path)) << path;
+    find_newest(out.path());
+    if (!fs::exists(out / "checkpoints")) continue;
+    for (const std::string& name : names_in(out / "checkpoints"))
+      EXPECT_EQ(name.find('.'), std::string::npos) << name;
+  }
+  EXPECT_TRUE(find_newest(out.path()).has_value());
+}
+
+using Steps = std::vector<uint64_t>;
+
+TEST(Retention, KeepsTheNewestTheBestAndTheMilestones) {
+  const std::vector<CheckpointEntry> list = {{40, 0.9}, {10, 0.5}, {20, 0.9}, {30, {}},
+                                             {50, 0.1}, {60, 0.2}, {70, {}}};
+  EXPECT_EQ(which_to_delete(list, {2, true, 0}), (Steps{10, 20, 30, 50}));  // of equals the newest
+  EXPECT_EQ(which_to_delete(list, {2, false, 0}), (Steps{10, 20, 30, 40, 50}));
+  EXPECT_EQ(which_to_delete(list, {2, false, 20}), (Steps{10, 30, 50}));
+  EXPECT_EQ(which_to_delete(list, {100, false, 0}), Steps{});
+  EXPECT_EQ(which_to_delete(list, {0, false, 0}), (Steps{10, 20, 30, 40, 50, 60}));
+  EXPECT_EQ(which_to_delete({}, {2, true, 0}), Steps{});
+  EXPECT_EQ(which_to_delete({{1, {}}, {2, {}}}, {1, true, 0}), Steps{1});
+}
+
+TEST(Retention, DeletesFoldersAndLeavesTheUnreadable) {
+  const TempDir out;
+  const TestState memory(1);
+  for (uint64_t step = 1; step <= 5; ++step) {
+    CheckpointState state = memory.at(step);
+    if (step == 2) state.facts.top1 = 0.9;
+    save_checkpoint(out.path(), state);
+  }
+  fs::remove(checkpoint(out.path(), 1) + "/manifest.txtpb");
+  apply_retention(out.path(), {2, true, 0});
+  EXPECT_EQ(names_in(out / "checkpoints"),
+            (std::vector<std::string>{"step-0000000001", "step-0000000002", "step-0000000004",
+                                      "step-0000000005"}));
+}
+
+TEST(CheckpointWriter, SavesACopyInTheBackgroundAndKeepsTheNewest) {
+  const TempDir out;
+  TestState memory(1);
+  std::vector<std::string> digests;
+  {
+    CheckpointWriter writer(out.path(), {2, false, 0});
+    for (uint64_t step = 1; step <= 4; ++step) {
+      memory.weight[0] = static_cast<float>(step);
+      digests.push_back(state_digest(memory.at(step)));
+      writer.save(memory.at(step));
+      memory.weight.assign(4, -1.0f);  // training goes on
+    }
+  }
+  EXPECT_EQ(names_in(out / "checkpoints"),
+            (std::vector<std::string>{"step-0000000003", "step-0000000004"}));
+  EXPECT_EQ(verify_checkpoint(checkpoint(out.path(), 3)).digest, digests[2]);
+  EXPECT_EQ(verify_checkpoint(checkpoint(out.path(), 4)).digest, digests[3]);
+}
+
+TEST(CheckpointWriter, FailuresAreThrownOnceAtTheNextCall) {
+  const TempDir out;
+  write_file(out / "file", "");
+  const TestState memory(1);
+  CheckpointWriter writer(out / "file/run", {});
+  writer.save(memory.at(1));
+  EXPECT_EQ(error_of([&] { writer.wait(); }).code(), ExitCode::kIo);
+  EXPECT_NO_THROW(writer.wait());
+  writer.save(memory.at(2));
+  EXPECT_EQ(error_of([&] { writer.save(memory.at(3)); }).code(), ExitCode::kIo);
+  EXPECT_NO_THROW(writer.wait());  // step 3 was not started
+  const LogLines log;
+  {
+    CheckpointWriter forgotten(out / "file/run", {});
+    forgotten.save(memory.at(4));
+  }
+  EXPECT_NE(log.text().find("was not saved"), std::string::npos) << log.text();
+}
+
+TEST(OutputLock, KeepsAnotherOutAndNamesTheHolder) {
+  const TempDir out;
+  {
+    const OutputLock lock(out / "new/run");
+    // Another open file of the same process is another holder to flock.
+    const Error error = error_of([&] { OutputLock second(out / "new/run"); });
+    EXPECT_EQ(error.code(), ExitCode::kIo);
+    EXPECT_NE(std::string(error.what()).find(fmt::format("in use by pid {} on host ", ::getpid())),
+              std::string::npos)
+        << error.what();
+  }
+  const OutputLock again(out / "new/run");
+  write_file(out / "file", "");
+  EXPECT_EQ(error_of([&] { OutputLock lock(out / "file/run"); }).code(), ExitCode::kIo);
+}
+
+TEST(OutputLock, IsFreeWhenItsHolderWasKilled) {
+  const TempDir out;
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const OutputLock lock(out.path());
+    [[maybe_unused]] const ssize_t sent = ::write(ready[1], "x", 1);
+    for (;;) ::pause();
+  }
+  char byte;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  const Error error = error_of([&] { OutputLock lock(out.path()); });
+  EXPECT_NE(std::string(error.what()).find(fmt::format("pid {} ", child)), std::string::npos)
+      << error.what();
+  ::kill(child, SIGKILL);
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  EXPECT_NO_THROW(OutputLock{out.path()});
+  ::close(ready[0]);
+  ::close(ready[1]);
+}
+
+}  // namespace
+}  // namespace convoy::trainer
