@@ -33,7 +33,7 @@ struct Image {
 class ImageCodec {
  public:
   virtual ~ImageCodec() = default;
-  // Reads the header; `bytes` and `name` (for messages) stay the caller's until decode() is over.
+  // Reads the header. `bytes` stay the caller's until decode() is over; `name` is for messages.
   // Throws BadContent, also for images of more than max_pixels.
   virtual ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
                           uint64_t max_pixels) = 0;

@@ -32,7 +32,7 @@ class JpegCodec final : public ImageCodec {
 
   ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
                   uint64_t max_pixels) override {
-    name_ = &name;
+    name_ = name;
     in_header_ = true;
     const bool good = guarded([this, bytes] {
       jpeg_abort_decompress(&jpeg_);
@@ -117,7 +117,7 @@ class JpegCodec final : public ImageCodec {
     throw BadContent(fmt::format(
         "{}: damaged or unsupported JPEG ({}): replace or remove the file, or set data.bad_sample: "
         "SUBSTITUTE",
-        printable(*name_), text_));
+        printable(name_), text_));
   }
 
   static JpegCodec& self(j_common_ptr jpeg) { return *static_cast<JpegCodec*>(jpeg->client_data); }
@@ -157,7 +157,7 @@ class JpegCodec final : public ImageCodec {
   jpeg_progress_mgr progress_{};
   std::jmp_buf jump_;
   char text_[JMSG_LENGTH_MAX] = "";
-  const std::string* name_ = nullptr;
+  std::string name_;
   bool in_header_ = false;
   bool is_cmyk_ = false;
   std::vector<uint8_t> row_;

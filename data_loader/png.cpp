@@ -16,7 +16,7 @@ class PngCodec final : public ImageCodec {
                   uint64_t max_pixels) override {
     close();
     rest_ = bytes;
-    name_ = &name;
+    name_ = name;
     png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, &on_error, &on_warning);
     info_ = png_ == nullptr ? nullptr : png_create_info_struct(png_);
     if (info_ == nullptr) fail(ExitCode::kFault, "libpng: out of memory");
@@ -87,7 +87,7 @@ class PngCodec final : public ImageCodec {
     throw BadContent(
         fmt::format("{}: damaged or unsupported PNG ({}): replace or remove the file, or set "
                     "data.bad_sample: SUBSTITUTE",
-                    printable(*name_), printable(text_)));
+                    printable(name_), printable(text_)));
   }
 
   [[noreturn]] static void on_error(png_structp png, png_const_charp text) {
@@ -110,7 +110,7 @@ class PngCodec final : public ImageCodec {
   std::jmp_buf jump_;
   char text_[200] = "";
   std::span<const uint8_t> rest_;
-  const std::string* name_ = nullptr;
+  std::string name_;
   std::vector<uint8_t> row_;
 };
 

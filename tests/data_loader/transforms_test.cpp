@@ -105,9 +105,10 @@ TEST(RandomResizedCrop, BoxesHaveTheRightAreaAndRatio) {
     flips += geometry.flip ? 1 : 0;
     lefts.insert(box.x);
   }
-  // Areas near 1 do not fit with most ratios and are drawn again, so the mean is below 0.54.
-  EXPECT_NEAR(areas / kDraws, 0.49, 0.03);
-  EXPECT_NEAR(log_ratios / kDraws, 0.02, 0.03);
+  // Means of 200,000 draws of torchvision's algorithm; the standard errors here are 0.004 and
+  // 0.003.
+  EXPECT_NEAR(areas / kDraws, 0.4328, 0.02);
+  EXPECT_NEAR(log_ratios / kDraws, 0.0309, 0.015);
   EXPECT_NEAR(flips / kDraws, 0.5, 0.04);
   EXPECT_GT(lefts.size(), 150u);
 }
@@ -135,8 +136,9 @@ TEST(RandomResizedCrop, TheStreamIsPinned) {
     boxes.push_back(box_of(geometry));
     flips.push_back(geometry.flip);
   }
-  EXPECT_EQ(boxes, (std::vector<Region>{Region{}}));
-  EXPECT_EQ(flips, (std::vector<bool>{false}));
+  EXPECT_EQ(boxes,
+            (std::vector<Region>{{87, 70, 271, 300}, {188, 91, 268, 277}, {19, 89, 345, 274}}));
+  EXPECT_EQ(flips, (std::vector<bool>{false, true, false}));
 }
 
 TEST(EvalTransform, RoundsAsTorchvision) {
@@ -312,7 +314,8 @@ TEST(Shrink, KeepsThePlaceOfThePicture) {
   SampleScratch scratch;
   std::set<int> used;
   for (uint64_t sample = 0; sample < 40; ++sample) {
-    const ImageShape shape{320, 400, 3}, out{20, 20, 3};
+    const int size = sample % 2 == 0 ? 20 : 48;
+    const ImageShape shape{320, 400, 3}, out{size, size, 3};
     const Geometry geometry = train_geometry({}, shape, out, 1, 0, sample, "x");
     const int denominator = shrink_denominator(geometry);
     used.insert(denominator);

@@ -1,0 +1,438 @@
+// Batches: the same whatever the threads and the ranks; bad samples; stopping.
+#include "data_loader/loader.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "data_loader/sampler.h"
+#include "ops/core/digest.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "tests/support/tiny_images.h"
+
+namespace convoy::data {
+namespace {
+
+using test::TempFolder;
+
+// Small raw images: sample i is filled with the byte i, so pixels tell the sample.
+class Numbered final : public Dataset {
+ public:
+  explicit Numbered(uint64_t size, ImageShape shape = {4, 4, 1}) : size_(size), shape_(shape) {
+    for (int c = 0; c < 10; ++c) classes_.push_back(std::to_string(c));
+  }
+  uint64_t size() const override { return size_; }
+  const std::vector<std::string>& classes() const override { return classes_; }
+  std::optional<ImageShape> raw_shape() const override { return shape_; }
+  void read(uint64_t i, Sample& sample) const override {
+    sample.storage.assign(shape_.bytes(), static_cast<uint8_t>(i));
+    sample.bytes = sample.storage;
+    sample.label = label(i);
+  }
+  int32_t label(uint64_t i) const override { return static_cast<int32_t>(i % 10); }
+  std::string name(uint64_t i) const override { return fmt::format("numbered {}", i); }
+  const std::string& digest() const override { return classes_[0]; }
+
+ private:
+  uint64_t size_;
+  ImageShape shape_;
+  std::vector<std::string> classes_;
+};
+
+std::unique_ptr<Dataset> open_folder(const std::string& path, Split split = Split::kTrain) {
+  DatasetSpec spec;
+  spec.path = path;
+  return open_dataset(spec, split);
+}
+
+std::string hash_of(const Batch& batch) {
+  Sha256 digest;
+  digest.update(batch.pixels, static_cast<size_t>(batch.size) * batch.shape.bytes());
+  digest.update(batch.labels.data(), batch.labels.size() * sizeof batch.labels[0]);
+  digest.update(batch.sample_ids.data(), batch.sample_ids.size() * sizeof batch.sample_ids[0]);
+  digest.update(batch.epochs.data(), batch.epochs.size() * sizeof batch.epochs[0]);
+  return digest.hex();
+}
+
+using Hashes = std::map<std::pair<uint64_t, int>, std::string>;
+
+// All batches of workers [config.first_worker, config.end_worker), one lane per worker.
+Hashes run(const Dataset& dataset, const LoaderConfig& config) {
+  Loader loader(dataset, config);
+  Hashes hashes;
+  std::mutex mutex;
+  {
+    std::vector<std::jthread> lanes;
+    for (int worker = config.first_worker; worker < config.end_worker; ++worker)
+      lanes.emplace_back([&, worker] {
+        for (uint64_t step = config.first_step; step < config.end_step; ++step) {
+          const Batch& batch = loader.acquire(step, worker);
+          EXPECT_EQ(batch.step, step);
+          EXPECT_EQ(batch.worker, worker);
+          EXPECT_EQ(reinterpret_cast<uintptr_t>(batch.pixels) % 64, 0u);
+          std::string hash = hash_of(batch);
+          loader.release(batch);
+          const std::lock_guard lock(mutex);
+          hashes[{step, worker}] = std::move(hash);
+        }
+      });
+  }
+  EXPECT_EQ(loader.stats().samples, hashes.size() * static_cast<uint64_t>(config.batch_per_worker));
+  EXPECT_GT(loader.stats().work_seconds, 0.0);
+  return hashes;
+}
+
+LoaderConfig small_config() {
+  LoaderConfig config;
+  config.transform.size = 16;
+  config.batch_per_worker = 5;
+  config.workers = config.end_worker = 4;
+  config.end_step = 7;
+  return config;
+}
+
+void expect_same_for_all_splits(const Dataset& dataset, LoaderConfig config) {
+  config.threads = 1;
+  const Hashes expected = run(dataset, config);
+  ASSERT_EQ(expected.size(), 28u);
+  std::set<std::string> different;
+  for (const auto& [key, hash] : expected) different.insert(hash);
+  EXPECT_EQ(different.size(), 28u);
+  for (const int threads : {0, 1, 3})
+    for (const int ranks : {1, 2, 4}) {
+      Hashes all;
+      for (int rank = 0; rank < ranks; ++rank) {
+        config.threads = threads;
+        config.first_worker = rank * 4 / ranks;
+        config.end_worker = (rank + 1) * 4 / ranks;
+        all.merge(run(dataset, config));
+      }
+      EXPECT_EQ(all, expected) << threads << " threads, " << ranks << " ranks";
+    }
+  // A life that starts in the middle.
+  config.first_worker = 0;
+  config.end_worker = 4;
+  config.first_step = 3;
+  for (const auto& [key, hash] : run(dataset, config)) EXPECT_EQ(hash, expected.at(key));
+}
+
+TEST(Loader, EncodedBatchesDependOnTheJobAlone) {
+  const TempFolder root;
+  test::make_image_folder(root, 3, 7, 1);
+  const auto dataset = open_folder(root.path());
+  expect_same_for_all_splits(*dataset, small_config());
+}
+
+TEST(Loader, RawBatchesDependOnTheJobAlone) {
+  const Numbered dataset(103, {16, 16, 1});
+  LoaderConfig config = small_config();
+  config.transform.crop = Crop::kPadAndCrop;
+  config.batch_per_worker = 70;  // more than one group of images per batch
+  expect_same_for_all_splits(dataset, config);
+}
+
+TEST(Loader, SeedAndEpochChangeTheBatches) {
+  const TempFolder root;
+  test::make_image_folder(root, 2, 5, 1);
+  const auto dataset = open_folder(root.path());
+  LoaderConfig config = small_config();
+  const Hashes one = run(*dataset, config);
+  config.seed = 2;
+  EXPECT_NE(run(*dataset, config), one);
+}
+
+// Two epochs and a bit over 103 samples in steps of 4 x 6: no step ends with an epoch.
+TEST(Loader, EachEpochIsAPermutation) {
+  const Numbered dataset(103);
+  LoaderConfig config;
+  config.transform.crop = Crop::kCenter;
+  config.transform.size = config.transform.resize = 0;
+  config.batch_per_worker = 6;
+  config.workers = config.end_worker = 4;
+  config.end_step = 9;
+  config.threads = 2;
+  Loader loader(dataset, config);
+  EXPECT_EQ(loader.shape(), (ImageShape{4, 4, 1}));
+  std::map<uint64_t, std::vector<uint64_t>> epochs;
+  std::vector<uint64_t> stream;
+  for (uint64_t step = 0; step < 9; ++step)
+    for (int worker = 0; worker < 4; ++worker) {
+      const Batch& batch = loader.acquire(step, worker);
+      for (size_t i = 0; i < 6; ++i) {
+        const uint64_t sample = batch.sample_ids[i];
+        stream.push_back(sample);
+        epochs[batch.epochs[i]].push_back(sample);
+        EXPECT_EQ(batch.labels[i], static_cast<int32_t>(sample % 10));
+        EXPECT_EQ(batch.pixels[i * 16], sample);
+        EXPECT_EQ(batch.pixels[i * 16 + 15], sample);
+      }
+      loader.release(batch);
+    }
+  const Sampler sampler(config.seed, 103);
+  for (uint64_t position = 0; position < stream.size(); ++position)
+    EXPECT_EQ(stream[position], sampler.at(position).sample);
+  ASSERT_EQ(epochs.size(), 3u);
+  std::vector<uint64_t> all(103);
+  for (uint64_t i = 0; i < 103; ++i) all[i] = i;
+  EXPECT_NE(epochs[0], epochs[1]);
+  for (const uint64_t epoch : {0, 1}) {
+    std::sort(epochs[epoch].begin(), epochs[epoch].end());
+    EXPECT_EQ(epochs[epoch], all);
+  }
+  EXPECT_EQ(epochs[2].size(), 10u);
+}
+
+TEST(Loader, ADatasetSmallerThanABatchWorks) {
+  const Numbered dataset(3);
+  LoaderConfig config;
+  config.transform.crop = Crop::kCenter;
+  config.transform.size = config.transform.resize = 0;
+  config.batch_per_worker = 8;
+  config.end_step = 2;
+  Loader loader(dataset, config);
+  const Batch& batch = loader.acquire(0, 0);
+  EXPECT_EQ(batch.epochs, (std::vector<uint64_t>{0, 0, 0, 1, 1, 1, 2, 2}));
+  loader.release(batch);
+}
+
+// A folder of 24 images of which some are broken in several ways, and their names.
+std::set<std::string> make_broken_folder(const TempFolder& root) {
+  test::make_image_folder(root, 2, 12, 1);
+  std::set<std::string> broken;
+  const std::string good = test::encode_jpeg(test::make_image(40, 40, 3, 99));
+  broken.insert(root.write("train/class_0/image_3.jpg", good.substr(0, good.size() / 2)));
+  broken.insert(root.write("train/class_1/image_5.jpg", "this is a text file"));
+  broken.insert(root.write("train/class_1/image_9.jpg", ""));
+  return broken;
+}
+
+TEST(Loader, ABadSampleFailsItsBatchAndIsNamed) {
+  const TempFolder root;
+  const std::set<std::string> broken = make_broken_folder(root);
+  const auto dataset = open_folder(root.path());
+  LoaderConfig config = small_config();
+  config.batch_per_worker = 24;
+  config.workers = config.end_worker = 1;
+  config.end_step = 1;
+  std::set<std::string> messages;
+  for (const int threads : {0, 1, 3}) {
+    config.threads = threads;
+    for (int repeat = 0; repeat < 5; ++repeat) {
+      Loader loader(*dataset, config);
+      for (int ask = 0; ask < 2; ++ask) {
+        try {
+          loader.acquire(0, 0);
+          FAIL() << "no error";
+        } catch (const Error& error) {
+          EXPECT_EQ(error.code(), ExitCode::kBadData);
+          messages.insert(error.what());
+        }
+      }
+    }
+  }
+  // Three bad images in the batch, one message: the first of them, whichever thread was faster.
+  ASSERT_EQ(messages.size(), 1u);
+  const Sampler sampler(config.seed, dataset->size());
+  uint64_t position = 0;
+  while (!broken.contains(dataset->name(sampler.at(position).sample))) ++position;
+  EXPECT_EQ(messages.begin()->rfind(dataset->name(sampler.at(position).sample), 0), 0u)
+      << *messages.begin();
+}
+
+TEST(Loader, SubstitutesDependOnTheJobAlone) {
+  const TempFolder root;
+  const std::set<std::string> broken = make_broken_folder(root);
+  const auto dataset = open_folder(root.path());
+  log::set_level(log::Level::kError);
+  LoaderConfig config = small_config();
+  config.bad_sample = BadSample::kSubstitute;
+  expect_same_for_all_splits(*dataset, config);
+
+  config.threads = 3;
+  Loader loader(*dataset, config);
+  std::map<std::pair<uint64_t, uint64_t>, int32_t> labels;
+  for (uint64_t step = 0; step < 7; ++step)
+    for (int worker = 0; worker < 4; ++worker) {
+      const Batch& batch = loader.acquire(step, worker);
+      for (size_t i = 0; i < 5; ++i)
+        labels[{batch.epochs[i], batch.sample_ids[i]}] = batch.labels[i];
+      loader.release(batch);
+    }
+  log::set_level(log::Level::kInfo);
+  const std::vector<Substitution> list = loader.substitutions();
+  // 140 positions are 5 whole epochs of 24 and 20 more.
+  EXPECT_GE(list.size(), 15u);
+  EXPECT_LE(list.size(), 18u);
+  EXPECT_EQ(loader.stats().substituted, list.size());
+  const Sampler sampler(config.seed, dataset->size());
+  for (size_t i = 0; i < list.size(); ++i) {
+    const Substitution& s = list[i];
+    if (i > 0) {
+      EXPECT_LT(list[i - 1].position, s.position);
+    }
+    EXPECT_EQ(sampler.at(s.position).sample, s.sample);
+    EXPECT_EQ(sampler.at(s.position).epoch, s.epoch);
+    EXPECT_TRUE(broken.contains(dataset->name(s.sample)));
+    EXPECT_FALSE(broken.contains(dataset->name(s.substitute)));
+    EXPECT_EQ(labels.at({s.epoch, s.sample}), dataset->label(s.substitute));
+    EXPECT_EQ(s.reason.rfind(dataset->name(s.sample), 0), 0u) << s.reason;
+  }
+}
+
+TEST(Loader, FilesThatCannotBeReadAreNeverSubstituted) {
+  const TempFolder root;
+  test::make_image_folder(root, 1, 4, 1);
+  const auto dataset = open_folder(root.path());
+  std::filesystem::remove(dataset->name(2));
+  LoaderConfig config = small_config();
+  config.bad_sample = BadSample::kSubstitute;
+  Loader loader(*dataset, config);
+  try {
+    loader.acquire(0, 0);  // five positions of four samples
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kIo);
+    EXPECT_NE(std::string(error.what()).find(dataset->name(2)), std::string::npos);
+  }
+}
+
+TEST(Loader, AllBadEndsWithAnError) {
+  const TempFolder root;
+  root.write("train/a/1.jpg", "text");
+  root.write("train/a/2.jpg", "text");
+  const auto dataset = open_folder(root.path());
+  LoaderConfig config = small_config();
+  config.bad_sample = BadSample::kSubstitute;
+  Loader loader(*dataset, config);
+  try {
+    loader.acquire(0, 0);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
+    EXPECT_NE(std::string(error.what()).find("substitutes"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Loader, TheDestructorStopsAtAnyMoment) {
+  const TempFolder root;
+  test::make_image_folder(root, 2, 4, 1);
+  const auto dataset = open_folder(root.path());
+  LoaderConfig config = small_config();
+  config.end_step = 1000000;
+  for (const int threads : {0, 1, 3})
+    for (int taken = 0; taken < 12; ++taken) {
+      config.threads = threads;
+      Loader loader(*dataset, config);
+      for (int k = 0; k < taken; ++k) {
+        const Batch& batch = loader.acquire(static_cast<uint64_t>(k) / 4, k % 4);
+        if (k + 1 < taken) loader.release(batch);  // the last one is still held
+      }
+    }
+}
+
+TEST(Loader, WrongUseIsAnError) {
+  const Numbered dataset(10);
+  LoaderConfig config = small_config();
+  config.transform.crop = Crop::kCenter;
+  config.transform.size = config.transform.resize = 0;
+  for (const int threads : {0, 2}) {
+    config.threads = threads;
+    Loader loader(dataset, config);
+    const Batch& batch = loader.acquire(0, 1);
+    EXPECT_THROW(loader.acquire(0, 1), Error);  // held
+    loader.release(batch);
+    EXPECT_THROW(loader.release(batch), Error);
+    EXPECT_THROW(loader.acquire(0, 1), Error);  // over
+    EXPECT_THROW(loader.acquire(7, 0), Error);
+    EXPECT_THROW(loader.acquire(0, 4), Error);
+  }
+  config.end_worker = 5;
+  EXPECT_THROW(Loader(dataset, config), Error);
+  config = small_config();
+  config.transform.crop = Crop::kPadAndCrop;
+  config.transform.size = 99;
+  EXPECT_THROW(Loader(dataset, config), Error);
+}
+
+TEST(EvalLoader, SlicesAreFixedAndTheLastIsPadded) {
+  const Numbered dataset(10);
+  EXPECT_EQ(EvalLoader::slices(10, 4), 3u);
+  EXPECT_EQ(EvalLoader::slices(8, 4), 2u);
+  for (const int threads : {0, 1, 3}) {
+    EvalLoaderConfig config;
+    config.transform = {0, 0};
+    config.batch = 4;
+    config.slices = {2, 0, 1};
+    config.threads = threads;
+    EvalLoader loader(dataset, config);
+    for (uint64_t n = 0; n < 3; ++n) {
+      const Batch& batch = loader.acquire(n);
+      const uint64_t slice = config.slices[n];
+      EXPECT_EQ(batch.step, slice);
+      for (uint64_t i = 0; i < 4; ++i) {
+        const uint64_t sample = slice * 4 + i;
+        EXPECT_EQ(batch.sample_ids[i], sample);
+        EXPECT_EQ(batch.labels[i], sample < 10 ? static_cast<int32_t>(sample) : -1);
+        EXPECT_EQ(batch.pixels[i * 16 + 7], sample < 10 ? sample : 0);
+      }
+      loader.release(batch);
+    }
+  }
+}
+
+TEST(EvalLoader, SlicesAreTheSameInAnyOrderAndNumberOfThreads) {
+  const TempFolder root;
+  test::make_image_folder(root, 3, 1, 5);
+  const auto dataset = open_folder(root.path(), Split::kVal);
+  ASSERT_EQ(dataset->size(), 15u);
+  const auto hashes = [&](std::vector<uint64_t> slices, int threads) {
+    EvalLoaderConfig config;
+    config.transform = {20, 16};
+    config.batch = 4;
+    config.slices = slices;
+    config.threads = threads;
+    EvalLoader loader(*dataset, config);
+    std::map<uint64_t, std::string> out;
+    for (uint64_t n = 0; n < slices.size(); ++n) {
+      const Batch& batch = loader.acquire(n);
+      out[batch.step] = hash_of(batch);
+      loader.release(batch);
+    }
+    return out;
+  };
+  const auto expected = hashes({0, 1, 2, 3}, 0);
+  EXPECT_EQ(hashes({3, 1, 0, 2}, 1), expected);
+  EXPECT_EQ(hashes({2, 3, 1, 0}, 3), expected);
+  EXPECT_EQ(hashes({1}, 3).at(1), expected.at(1));
+}
+
+TEST(EvalLoader, ABadImageIsAnError) {
+  const TempFolder root;
+  test::make_image_folder(root, 1, 1, 5);
+  const std::string file = root.write("val/class_0/image_2.jpg", "text");
+  const auto dataset = open_folder(root.path(), Split::kVal);
+  EvalLoaderConfig config;
+  config.transform = {20, 16};
+  config.batch = 2;
+  config.slices = {0, 1};
+  EvalLoader loader(*dataset, config);
+  loader.release(loader.acquire(0));
+  try {
+    loader.acquire(1);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
+    EXPECT_NE(std::string(error.what()).find(file), std::string::npos);
+  }
+  config.slices = {3};
+  EXPECT_THROW(EvalLoader(*dataset, config), Error);
+}
+
+}  // namespace
+}  // namespace convoy::data
