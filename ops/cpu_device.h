@@ -21,6 +21,7 @@ class CpuDevice final : public Device {
   void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) override;
   LossResult loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
                   DType type, const int32_t* labels) override;
+  double measure_gemm(DType type, int64_t n) override;
   void accumulate(void* sum, const void* addend, int64_t n, DType type) override;
 
  private:

@@ -36,6 +36,8 @@ class Device {
   virtual void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) = 0;
   virtual LossResult loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype,
                           const void* logits, DType type, const int32_t* labels) = 0;
+  // Measured rate of a square matrix product, n x n x n, in FLOP/s: the best of a few runs.
+  virtual double measure_gemm(DType type, int64_t n) = 0;
   // sum += addend, n elements.
   virtual void accumulate(void* sum, const void* addend, int64_t n, DType type) = 0;
 };

@@ -70,6 +70,10 @@ void CpuDevice::make_input(const ImageInput& spec, void* x, DType type, const ui
   });
 }
 
+double CpuDevice::measure_gemm(DType type, int64_t n) {
+  return onednn::measure_gemm(type, n);
+}
+
 void CpuDevice::accumulate(void* sum, const void* addend, int64_t n, DType type) {
   with_type(type, [&]<typename T>(T*) {
     elementwise_kernels<T>().add(static_cast<T*>(sum), static_cast<const T*>(sum),

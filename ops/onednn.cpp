@@ -1,5 +1,7 @@
 #include "ops/onednn.h"
 
+#include <algorithm>
+#include <chrono>
 #include <string_view>
 
 #include "ops/core/error.h"
@@ -181,6 +183,27 @@ std::string instruction_set() {
     default:
       return fmt::format("isa-{:#x}", static_cast<unsigned>(dnnl::get_effective_cpu_isa()));
   }
+}
+
+double measure_gemm(DType type, int64_t n) {
+  const memory::desc any({n, n}, to_dnnl(type), tag::any);
+  const dnnl::matmul::primitive_desc pd({any, any, any}, caller_owns_scratch(), engine());
+  Kernel kernel(dnnl::matmul(pd),
+                {{DNNL_ARG_SRC, pd.src_desc()},
+                 {DNNL_ARG_WEIGHTS, pd.weights_desc()},
+                 {DNNL_ARG_DST, pd.dst_desc()}},
+                pd.scratchpad_desc());
+  const AlignedBuffer a(pd.src_desc().get_size()), b(pd.weights_desc().get_size()),
+      c(pd.dst_desc().get_size()), scratch(kernel.scratch_bytes());
+  double best_seconds = 1e30;
+  for (int run = 0; run < 5; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    kernel.run({a.data(), b.data(), c.data()}, scratch.data());
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best_seconds = std::min(best_seconds, seconds.count());
+  }
+  return 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) /
+         best_seconds;
 }
 
 Kernel::Kernel(const dnnl::primitive& primitive, const std::vector<Argument>& arguments,

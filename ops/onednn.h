@@ -18,6 +18,9 @@ dnnl::memory::desc nhwc(const Shape& shape, DType type);
 std::string version();  // "oneDNN 2.6.3"
 std::string instruction_set();
 
+// Best rate of a few n x n x n products with packed operands, in FLOP/s.
+double measure_gemm(DType type, int64_t n);
+
 // A primitive whose memory objects are made once: run() only sets the pointers, it allocates
 // nothing. Scratch memory is the caller's. Belongs to the thread that made it.
 class Kernel {

@@ -42,9 +42,10 @@ class Optimizer {
  public:
   virtual ~Optimizer() = default;
 
-  // One update with the reduced gradients [parameter_floats]. want_norm: also without clipping.
-  virtual UpdateResult update(float* parameters, const float* gradients, double learning_rate,
-                              bool want_norm) = 0;
+  // One update of the flat parameters [parameter_floats]. gradients: of each parameter, in the
+  // order of the layout. want_norm: the gradient's norm is wanted even without clipping.
+  virtual UpdateResult update(float* parameters, std::span<const float* const> gradients,
+                              double learning_rate, bool want_norm) = 0;
 
   // [parameter_floats], laid out as the parameters; the caller may read and write them between
   // updates. ema() is empty without ema_decay.

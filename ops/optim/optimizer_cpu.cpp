@@ -21,26 +21,27 @@ class OptimizerCpu final : public Optimizer {
     if (config_.ema_decay > 0) ema_ = AlignedBuffer(layout.parameter_floats * sizeof(float));
     for (size_t p = 0; p < layout_.parameters.size(); ++p)
       for (size_t begin = 0; begin < layout_.parameters[p].floats(); begin += kBlock)
-        blocks_.push_back({p, layout_.parameters[p].offset + begin,
-                           std::min(kBlock, layout_.parameters[p].floats() - begin)});
+        blocks_.push_back({p, begin, std::min(kBlock, layout_.parameters[p].floats() - begin)});
     squares_.resize(blocks_.size());
     factors_.resize(layout_.parameters.size());
   }
 
-  UpdateResult update(float* w, const float* g, double learning_rate, bool want_norm) override {
+  UpdateResult update(float* w, std::span<const float* const> gradients, double learning_rate,
+                      bool want_norm) override {
     const bool lars = config_.kind == OptimizerConfig::Kind::kLars;
     UpdateResult result;
     std::vector<double> gradient_squares, weight_squares;
     double clip = 1.0;
     if (want_norm || config_.clip_norm > 0 || lars) {
-      gradient_squares = squares_per_tensor(g);
+      gradient_squares =
+          squares_per_tensor([&](const Block& b) { return gradients[b.parameter] + b.begin; });
       double total = 0;
       for (const double s : gradient_squares) total += s;
       result.gradient_norm = std::sqrt(total);
       if (config_.clip_norm > 0 && result.gradient_norm > config_.clip_norm)
         clip = config_.clip_norm / result.gradient_norm;
     }
-    if (lars) weight_squares = squares_per_tensor(w);
+    if (lars) weight_squares = squares_per_tensor([&](const Block& b) { return w + offset(b); });
 
     for (size_t p = 0; p < layout_.parameters.size(); ++p) {
       const bool is_weight = layout_.parameters[p].spec.is_weight;
@@ -68,7 +69,8 @@ class OptimizerCpu final : public Optimizer {
 #pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
     for (size_t i = 0; i < blocks_.size(); ++i) {
       const Block& b = blocks_[i];
-      kernels.sgd(w + b.begin, v + b.begin, ema ? ema + b.begin : nullptr, g + b.begin,
+      const size_t at = offset(b);
+      kernels.sgd(w + at, v + at, ema ? ema + at : nullptr, gradients[b.parameter] + b.begin,
                   factors_[b.parameter], static_cast<int64_t>(b.floats));
     }
     return result;
@@ -82,15 +84,21 @@ class OptimizerCpu final : public Optimizer {
   }
 
  private:
+  // A piece of one parameter, `begin` floats behind its start.
   struct Block {
     size_t parameter, begin, floats;
   };
+  size_t offset(const Block& b) const {
+    return layout_.parameters[b.parameter].offset + b.begin;
+  }
 
-  std::vector<double> squares_per_tensor(const float* x) {
+  // Sum of squares of every parameter's tensor; data_of(block) is where the block's floats are.
+  template <typename DataOf>
+  std::vector<double> squares_per_tensor(DataOf data_of) {
     const OptimizerKernels& kernels = optimizer_kernels();
 #pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
     for (size_t i = 0; i < blocks_.size(); ++i)
-      squares_[i] = kernels.squares(x + blocks_[i].begin, static_cast<int64_t>(blocks_[i].floats));
+      squares_[i] = kernels.squares(data_of(blocks_[i]), static_cast<int64_t>(blocks_[i].floats));
     std::vector<double> sums(layout_.parameters.size(), 0.0);
     for (size_t i = 0; i < blocks_.size(); ++i)
       sums[blocks_[i].parameter] += static_cast<double>(squares_[i]);

@@ -1,0 +1,219 @@
+// convoy bench: steps on synthetic data, against the machine's own matrix-product rate.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "comm/launch.h"
+#include "ops/core/error.h"
+#include "ops/core/random.h"
+#include "trainer/commands.h"
+#include "trainer/engine.h"
+
+namespace convoy::trainer {
+namespace {
+
+namespace po = boost::program_options;
+using Clock = std::chrono::steady_clock;
+
+struct StepBench {
+  std::string model, device;
+  DType type = DType::kFloat32;
+  int64_t batch = 32;
+  int64_t image = 0;
+  int workers = 1, threads = 0;
+  bool inference = false, json = false;
+  double seconds = 5;
+  int warmup = 3;
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The machine's rate on `threads` threads: the best square product of three sizes.
+double gemm_peak(const std::string& device, DType type, int threads) {
+  double best = 0;
+  std::thread([&] {
+    const auto d = ops::make_device(device, threads);
+    for (const int64_t n : {1024, 2048, 4096}) best = std::max(best, d->measure_gemm(type, n));
+  }).join();
+  return best;
+}
+
+// FLOPs of one image: two per multiply-accumulate, three passes in training; the first layer needs
+// no gradient of its input.
+double flops_per_image(const ops::Graph& graph, bool inference) {
+  const std::vector<Shape> shapes = ops::infer_shapes(graph, 1);
+  double all = 0, first = 0;
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    const auto macs =
+        static_cast<double>(ops::macs(graph.nodes[i].op, ops::input_shapes(graph, shapes, i, 1)));
+    all += macs;
+    const auto& inputs = graph.nodes[i].inputs;
+    if (std::find(inputs.begin(), inputs.end(), ops::kImage) != inputs.end()) first += macs;
+  }
+  return inference ? 2 * all : 6 * all - 2 * first;
+}
+
+double percentile(std::vector<double> sorted, double share) {
+  std::sort(sorted.begin(), sorted.end());
+  return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1) + 0.5)];
+}
+
+int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
+  const int cpus = comm::cpu_set().count;
+  const int threads = b.threads > 0 ? b.threads : std::max(1, cpus / b.workers);
+  if (b.batch % b.workers != 0)
+    fail(ExitCode::kUsage, "--batch {} does not divide into --workers {}", b.batch, b.workers);
+  ModelOptions options;
+  options.image = {.n = 1, .c = 0, .h = b.image, .w = b.image};
+  const ops::Graph graph = make_model(b.model, options);
+  Shape shape = graph.image;
+  shape.n = b.batch / b.workers;
+  const ops::ImageInput input =
+      ops::per_channel_input(shape, std::vector<double>(static_cast<size_t>(shape.c), 0.45),
+                             std::vector<double>(static_cast<size_t>(shape.c), 0.25));
+  const double peak = gemm_peak(b.device, b.type, std::min(cpus, threads * b.workers));
+
+  EngineConfig config{.device = b.device,
+                      .workers = b.workers * communicator.size(),
+                      .batch_per_worker = shape.n,
+                      .threads_per_worker = threads,
+                      .lanes = b.workers,
+                      .type = b.type,
+                      .input = input,
+                      .optimizer = {}};
+  Engine engine(communicator, graph, config);
+  const int64_t classes = ops::infer_shapes(graph, 1).back().c;
+  std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));
+  for (size_t i = 0; i < pixels.size(); ++i)
+    pixels[i] = static_cast<uint8_t>(random4(1, Purpose::kSyntheticData, 0, i / 4)[i % 4] >> 24);
+  std::vector<int32_t> labels(static_cast<size_t>(shape.n));
+  for (size_t i = 0; i < labels.size(); ++i)
+    labels[i] = static_cast<int32_t>(static_cast<int64_t>(i) % classes);
+  const Engine::Images images{pixels.data(), labels.data()};
+  const Engine::Source source{[&](int) { return images; }, [](int) {}};
+
+  std::vector<double> times;
+  double measured = 0;
+  uint64_t step = 0;
+  // All ranks take the same number of steps: rank 0's clock decides, through the stop flag.
+  for (bool stop = false; !stop; ++step) {
+    const auto start = Clock::now();
+    const bool enough = measured >= b.seconds && times.size() >= 3;
+    if (b.inference) {
+      const auto slices = static_cast<uint64_t>(b.workers);
+      engine.evaluate(
+          slices, input, engine.parameters().data(), [&](uint64_t) { return images; },
+          [](uint64_t) {});
+      int64_t flag[1] = {communicator.rank() == 0 && enough};
+      communicator.all_reduce_sum(flag);
+      stop = flag[0] > 0;
+    } else {
+      const Engine::Control control{.stop = communicator.rank() == 0 && enough, .save = false};
+      // A learning rate of zero: random images must not lead to numbers that are slow or not
+      // finite.
+      stop = engine.step(step, 0.0, control, source, false).control.stop;
+    }
+    if (step < static_cast<uint64_t>(b.warmup)) continue;
+    times.push_back(seconds_since(start));
+    measured += times.back();
+  }
+
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  int64_t totals[2] = {static_cast<int64_t>(usage.ru_maxrss) * 1024, static_cast<int64_t>(peak)};
+  communicator.all_reduce_sum(totals);
+  if (communicator.rank() != 0) return 0;
+
+  const double median = percentile(times, 0.5);
+  const double rate = static_cast<double>(b.batch * communicator.size()) / median;
+  const double gflops = rate * flops_per_image(graph, b.inference) / 1e9;
+  const double peak_gflops = static_cast<double>(totals[1]) / 1e9;
+  if (b.json) {
+    const nlohmann::ordered_json out = {
+        {"model", b.model},
+        {"precision", name_of(b.type)},
+        {"pass", b.inference ? "inference" : "training"},
+        {"image", shape.h},
+        {"batch", b.batch},
+        {"ranks", communicator.size()},
+        {"workers_per_rank", b.workers},
+        {"threads_per_worker", threads},
+        {"images_per_second", rate},
+        {"gflops", gflops},
+        {"peak_gflops", peak_gflops},
+        {"fraction_of_peak", gflops / peak_gflops},
+        {"peak_memory_bytes", totals[0]},
+        {"planned_memory_bytes", engine.memory_bytes()},
+        {"steps", times.size()},
+        {"step_seconds",
+         {{"median", median}, {"min", percentile(times, 0.0)}, {"p90", percentile(times, 0.9)}}}};
+    std::cout << out.dump(2) << std::endl;
+  } else {
+    std::cout << fmt::format(
+        "{} {} {} {}x{}, batch {} on each of {} rank(s), {} worker(s) x {} thread(s):\n"
+        "  {:.1f} images/s   {:.0f} GFLOP/s, {:.1f} % of {:.0f} (this machine's matrix product)\n"
+        "  step {:.1f} ms (median of {}; best {:.1f}, 90 % below {:.1f})   peak memory {:.2f} "
+        "GiB\n",
+        b.model, name_of(b.type), b.inference ? "inference" : "training", shape.h, shape.w, b.batch,
+        communicator.size(), b.workers, threads, rate, gflops, 100 * gflops / peak_gflops,
+        peak_gflops, 1e3 * median, times.size(), 1e3 * percentile(times, 0.0),
+        1e3 * percentile(times, 0.9), static_cast<double>(totals[0]) / 1073741824.0);
+  }
+  return 0;
+}
+
+int bench_step(const Arguments& arguments) {
+  StepBench b;
+  std::string precision;
+  po::options_description options("Measurement");
+  options.add_options()("model", po::value(&b.model)->required(), "a name of convoy model list")(
+      "precision", po::value(&precision)->default_value("fp32"), "fp32 or bf16")(
+      "batch", po::value(&b.batch)->default_value(32), "images of one step on one rank")(
+      "image", po::value(&b.image)->default_value(0), "height and width; 0: the model's usual")(
+      "inference", po::bool_switch(&b.inference), "forward with running statistics only")(
+      "workers", po::value(&b.workers)->default_value(1), "workers side by side on one rank")(
+      "threads", po::value(&b.threads)->default_value(0),
+      "threads of one worker; 0: the rank's CPUs shared out")(
+      "seconds", po::value(&b.seconds)->default_value(5), "measure at least so long")(
+      "warmup", po::value(&b.warmup)->default_value(3), "steps before the clock runs")(
+      "device", po::value(&b.device)->default_value("cpu"), "cpu or cuda")(
+      "json", po::bool_switch(&b.json), "one JSON object on standard output");
+  const auto values =
+      parse_options(arguments, options, "bench step --model NAME [OPTIONS]",
+                    "Synthetic images, the whole step: forward, backward, reduction, update. Under "
+                    "mpirun all ranks\n"
+                    "take part and the rates are added. GFLOP/s count 6 FLOPs per "
+                    "multiply-accumulate of convolutions\n"
+                    "and linear layers (2 for inference), less the first layer's data gradient.\n",
+                    nullptr);
+  if (!values) return 0;
+  if (precision == "bf16")
+    b.type = DType::kBfloat16;
+  else if (precision != "fp32")
+    fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(precision));
+  if (b.batch <= 0 || b.workers <= 0 || b.threads < 0 || b.image < 0 || b.warmup < 0)
+    fail(ExitCode::kUsage,
+         "--batch, --workers, --threads, --image and --warmup must not be negative");
+  return run_on_ranks([&](comm::Communicator& c) { return run_step_bench(c, b); });
+}
+
+}  // namespace
+
+int bench_command(const Arguments& arguments) {
+  if (!arguments.empty() && arguments[0] == "step")
+    return bench_step({arguments.begin() + 1, arguments.end()});
+  const bool help = !arguments.empty() && (arguments[0] == "--help" || arguments[0] == "-h");
+  if (!help)
+    fail(ExitCode::kUsage, "convoy bench needs to know what: step (convoy bench step --help)");
+  std::cout << "Usage: convoy bench step [OPTIONS]\n\n  step   training or inference steps on "
+               "synthetic images\n";
+  return 0;
+}
+
+}  // namespace convoy::trainer

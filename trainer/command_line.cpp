@@ -1,0 +1,62 @@
+#include "trainer/command_line.h"
+
+#include <cstdio>
+#include <iostream>
+
+#include "ops/core/error.h"
+
+namespace convoy::trainer {
+
+namespace po = boost::program_options;
+
+std::optional<po::variables_map> parse_options(const Arguments& arguments,
+                                               const po::options_description& options,
+                                               const std::string& usage, const std::string& notes,
+                                               const char* positional) {
+  po::options_description all("Options");
+  all.add(options);
+  all.add_options()("help,h", "print this and leave");
+  po::positional_options_description positions;
+  if (positional) positions.add(positional, 1);
+  po::variables_map values;
+  try {
+    po::store(po::command_line_parser(arguments).options(all).positional(positions).run(), values);
+    if (values.count("help") > 0) {
+      std::cout << "Usage: convoy " << usage << "\n\n" << all;
+      if (!notes.empty()) std::cout << "\n" << notes;
+      std::cout << std::flush;
+      return std::nullopt;
+    }
+    po::notify(values);
+  } catch (const po::error& e) {
+    const std::string command = usage.substr(0, usage.find(" -"));
+    fail(ExitCode::kUsage, "{} (convoy {} --help shows all options)", printable(e.what()),
+         command.substr(0, command.find(" [")));
+  }
+  return values;
+}
+
+int run_on_ranks(const std::function<int(comm::Communicator&)>& body) {
+  const std::unique_ptr<comm::Communicator> communicator = comm::make_communicator();
+  try {
+    return communicator->finish(body(*communicator));
+  } catch (const Error& e) {
+    return communicator->finish(static_cast<int>(e.code()), e.what());
+  } catch (const std::exception& e) {
+    return communicator->finish(static_cast<int>(ExitCode::kFault), e.what());
+  }
+}
+
+Shape parse_image(const std::string& text) {
+  Shape shape = {.n = 1, .c = 0, .h = 0, .w = 0};
+  int used = 0;
+  if (std::sscanf(text.c_str(), "%ldx%ldx%ld%n", &shape.c, &shape.h, &shape.w, &used) != 3 ||
+      text.size() != static_cast<size_t>(used) || shape.c <= 0 || shape.h <= 0 || shape.w <= 0 ||
+      shape.c > 4096 || shape.h > 65536 || shape.w > 65536)
+    fail(ExitCode::kUsage,
+         "\"{}\" is not an image size; write channels x height x width, e.g. 3x224x224",
+         printable(text));
+  return shape;
+}
+
+}  // namespace convoy::trainer

@@ -1,0 +1,33 @@
+// What the subcommands share: options with a complete --help, and the end of a run on several
+// ranks.
+#pragma once
+
+#include <boost/program_options.hpp>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "trainer/models/models.h"
+
+namespace convoy::trainer {
+
+using Arguments = std::vector<std::string>;
+
+// Parsed options, or nothing after --help was printed (then return 0).
+// `usage`: the line behind "Usage: convoy". `notes`: printed below the options. `positional`: an
+// option that may stand without its name. Throws Error (kUsage).
+std::optional<boost::program_options::variables_map> parse_options(
+    const Arguments& arguments, const boost::program_options::options_description& options,
+    const std::string& usage, const std::string& notes, const char* positional = nullptr);
+
+// Runs body on all ranks of this process's job and ends them together: an Error of body becomes one
+// line and its exit code. Returns what main() must return at once.
+int run_on_ranks(const std::function<int(comm::Communicator&)>& body);
+
+// "CxHxW", e.g. 3x224x224. Throws Error (kUsage).
+Shape parse_image(const std::string& text);
+
+}  // namespace convoy::trainer

@@ -1,0 +1,14 @@
+// The subcommands of `convoy`. Each takes the arguments behind its name and returns the exit code.
+#pragma once
+
+#include "trainer/command_line.h"
+
+namespace convoy::trainer {
+
+int train_command(const Arguments& arguments);
+int eval_command(const Arguments& arguments);
+int verify_command(const Arguments& arguments);
+int model_command(const Arguments& arguments);
+int bench_command(const Arguments& arguments);
+
+}  // namespace convoy::trainer

@@ -1,0 +1,214 @@
+#include "trainer/engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/core/error.h"
+#include "ops/fusion.h"
+
+namespace convoy::trainer {
+namespace {
+
+// What travels behind the batch-norm statistics in bucket 0.
+enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kExtras };
+
+std::vector<comm::Range> cut_buckets(const ops::ParameterLayout& layout, size_t head_floats,
+                                     double bucket_mib) {
+  const auto least = static_cast<size_t>(bucket_mib * 1024 * 1024 / sizeof(float));
+  std::vector<comm::Range> buckets = {{0, head_floats}};
+  size_t begin = 0;
+  for (const auto& p : layout.parameters) {
+    const size_t end = p.offset + p.floats();
+    const bool last = end == layout.parameter_floats;
+    if (end - begin < least && !last) continue;
+    buckets.push_back({head_floats + begin, head_floats + end});
+    begin = end;
+  }
+  return buckets;
+}
+
+}  // namespace
+
+// What one lane owns; made by its thread.
+struct Engine::Lane {
+  std::unique_ptr<ops::Device> device;
+  std::unique_ptr<ops::Network> network;     // training
+  std::unique_ptr<ops::Network> evaluation;  // inference, made when first needed
+  Shape evaluation_shape;
+  AlignedBuffer flat;  // [statistics, extras, gradients]
+};
+
+int lanes_for(int hosted, int cpus, int threads_per_worker) {
+  return std::clamp(cpus / std::max(1, threads_per_worker), 1, std::max(1, hosted));
+}
+
+Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
+               const EngineConfig& config)
+    : config_(config),
+      graph_(graph),
+      layout_(ops::layout_of(ops::fuse(graph))),
+      extras_begin_(layout_.statistics_floats),
+      head_floats_(extras_begin_ + kExtras),
+      buckets_(cut_buckets(layout_, head_floats_, config.bucket_mib)),
+      reducer_(std::make_unique<comm::GradientReducer>(
+          communicator, config.workers, buckets_,
+          comm::ReducerOptions{.order = config.reduction, .schedule = {}})),
+      parameters_(layout_.parameter_floats * sizeof(float)),
+      running_(layout_.statistics_floats * sizeof(float)),
+      batch_statistics_(layout_.statistics_floats * sizeof(float)),
+      optimizer_(ops::make_cpu_optimizer(config.optimizer, layout_,
+                                         config.lanes * config.threads_per_worker)),
+      gradients_(layout_.parameters.size()),
+      lanes_(config.lanes) {
+  ops::initialise(layout_, config_.seed, parameters_.as<float>());
+  ops::initialise_statistics(layout_, running_.as<float>());
+  for (const auto& p : layout_.parameters) {
+    const auto holds = [&](const comm::Range& b) { return head_floats_ + p.offset < b.end; };
+    const auto bucket = std::find_if(buckets_.begin() + 1, buckets_.end(), holds);
+    bucket_of_.push_back(static_cast<int>(bucket - buckets_.begin()));
+  }
+  lane_state_.resize(static_cast<size_t>(config_.lanes));
+  lanes_.run([&](int lane) {
+    auto state = std::make_unique<Lane>();
+    state->device = ops::make_device(config_.device, config_.threads_per_worker);
+    if (hosted().size() > 0) {
+      state->network = std::make_unique<ops::Network>(
+          *state->device, graph_,
+          ops::NetworkConfig{.batch = config_.batch_per_worker,
+                             .type = config_.type,
+                             .training = true,
+                             .input = config_.input,
+                             .label_smoothing = config_.label_smoothing});
+      state->flat = AlignedBuffer((head_floats_ + layout_.parameter_floats) * sizeof(float));
+      auto* flat = state->flat.as<float>();
+      state->network->bind({.parameters = parameters_.as<float>(),
+                            .running = running_.as<float>(),
+                            .gradients = flat + head_floats_,
+                            .statistics = flat});
+    }
+    lane_state_[static_cast<size_t>(lane)] = std::move(state);
+  });
+}
+
+Engine::~Engine() {
+  // Ops belong to the threads that made them.
+  lanes_.run([&](int lane) { lane_state_[static_cast<size_t>(lane)].reset(); });
+}
+
+void Engine::run_lane(int lane, const ops::StepInfo& info, const Control& control,
+                      const Source& source) {
+  Lane& state = *lane_state_[static_cast<size_t>(lane)];
+  const comm::WorkerRange range = hosted();
+  if (range.begin + lane >= range.end) return;
+  auto* flat = state.flat.as<float>();
+  const double samples =
+      static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
+  state.network->prepare();
+  for (int worker = range.begin + lane; worker < range.end; worker += lanes_.count()) {
+    const bool keep = worker + lanes_.count() >= range.end;
+    ops::StepInfo step = info;
+    step.worker = worker;
+    const Images images = source.acquire(worker);
+    state.network->forward(images.pixels, step);
+    const ops::LossResult loss = state.network->loss(images.labels, 1.0 / samples);
+    source.release(worker);
+
+    // Flags once per rank; sums of them travel, and anything above zero is a yes.
+    const bool first = worker == range.begin;
+    float* extras = flat + extras_begin_;
+    extras[kLoss] = static_cast<float>(loss.loss_sum / samples);
+    extras[kCorrect] = static_cast<float>(loss.top1);
+    extras[kStop] = first && control.stop ? 1.0f : 0.0f;
+    extras[kSave] = first && control.save ? 1.0f : 0.0f;
+    reducer_->contribute(worker, 0, flat, keep);
+
+    size_t next = 1;
+    state.network->backward(step, [&](size_t ready) {
+      for (; next < buckets_.size() && buckets_[next].end <= head_floats_ + ready; ++next)
+        reducer_->contribute(worker, static_cast<int>(next), flat + buckets_[next].begin, keep);
+    });
+  }
+}
+
+Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& control,
+                            const Source& source, bool want_gradient_norm) {
+  reducer_->begin_step();
+  const ops::StepInfo info{.seed = config_.seed, .step = step, .worker = 0};
+  lanes_.run([&](int lane) { run_lane(lane, info, control, source); });
+
+  const std::span<const float> head = reducer_->wait(0);
+  const float* extras = head.data() + extras_begin_;
+  Result result;
+  result.loss = static_cast<double>(extras[kLoss]);
+  result.top1 =
+      static_cast<double>(extras[kCorrect]) /
+      (static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker));
+  result.control = {.stop = extras[kStop] > 0, .save = extras[kSave] > 0};
+  for (size_t p = 0; p < gradients_.size(); ++p) {
+    const int bucket = bucket_of_[p];
+    const size_t begin = buckets_[static_cast<size_t>(bucket)].begin;
+    gradients_[p] =
+        reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
+  }
+  if (!std::isfinite(result.loss))
+    fail(ExitCode::kFault,
+         "step {}: the loss is {}; lower optimizer.learning_rate, lengthen the warm-up or set "
+         "optimizer.clip_norm (the last checkpoint is from before)",
+         step, result.loss);
+  result.gradient_norm =
+      optimizer_->update(parameters_.as<float>(), gradients_, learning_rate, want_gradient_norm)
+          .gradient_norm;
+
+  // Every worker's mean and variance count alike.
+  auto* mean = batch_statistics_.as<float>();
+  const float share = 1.0f / static_cast<float>(config_.workers);
+  for (size_t i = 0; i < layout_.statistics_floats; ++i) mean[i] = head[i] * share;
+  ops::update_running_statistics(layout_, running_.as<float>(), mean);
+  return result;
+}
+
+Engine::Evaluated Engine::evaluate(uint64_t slices, const ops::ImageInput& input,
+                                   const float* weights,
+                                   const std::function<Images(uint64_t)>& fetch,
+                                   const std::function<void(uint64_t)>& release) {
+  Evaluated out;
+  out.slices.resize(slices);
+  lanes_.run([&](int lane) {
+    Lane& state = *lane_state_[static_cast<size_t>(lane)];
+    const auto first = static_cast<uint64_t>(lane);
+    if (first >= slices) return;
+    if (!state.evaluation || !(state.evaluation_shape == input.shape)) {
+      state.evaluation = std::make_unique<ops::Network>(*state.device, graph_,
+                                                        ops::NetworkConfig{.batch = input.shape.n,
+                                                                           .type = config_.type,
+                                                                           .training = false,
+                                                                           .input = input,
+                                                                           .label_smoothing = 0.0});
+      state.evaluation_shape = input.shape;
+    }
+    state.evaluation->bind({.parameters = weights,
+                            .running = running_.as<float>(),
+                            .gradients = nullptr,
+                            .statistics = nullptr});
+    state.evaluation->prepare();
+    for (uint64_t n = first; n < slices; n += static_cast<uint64_t>(lanes_.count())) {
+      const Images images = fetch(n);
+      state.evaluation->forward(images.pixels, {});
+      out.slices[n] = state.evaluation->loss(images.labels, 0.0);
+      release(n);
+    }
+  });
+  return out;
+}
+
+size_t Engine::memory_bytes() const {
+  size_t bytes = parameters_.size() * 2 + running_.size() + reducer_->buffer_bytes();
+  for (const auto& lane : lane_state_) {
+    bytes += lane->flat.size();
+    if (lane->network) bytes += lane->network->arena_bytes();
+    if (lane->evaluation) bytes += lane->evaluation->arena_bytes();
+  }
+  return bytes;
+}
+
+}  // namespace convoy::trainer

@@ -1,0 +1,110 @@
+// One step of training on one rank: its workers forward and backward on lanes, gradients reduced
+// while backward goes on, one update. Knows no files, no schedule, no clock.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "comm/gradient_reducer.h"
+#include "ops/network.h"
+#include "ops/optim/optimizer.h"
+#include "trainer/lanes.h"
+
+namespace convoy::trainer {
+
+struct EngineConfig {
+  std::string device = "cpu";
+  int workers = 1;  // W of the job
+  int64_t batch_per_worker = 32;
+  int threads_per_worker = 1;
+  int lanes = 1;  // workers that run at once on this rank
+  DType type = DType::kFloat32;
+  ops::ImageInput input;  // for batch_per_worker images
+  double label_smoothing = 0.0;
+  ops::OptimizerConfig optimizer;
+  comm::ReductionOrder reduction = comm::ReductionOrder::kExact;
+  double bucket_mib = 4.0;
+  uint64_t seed = 1;
+};
+
+// How many workers of `hosted` run at once on this rank's CPUs: all of them if the cores suffice.
+int lanes_for(int hosted, int cpus, int threads_per_worker);
+
+class Engine {
+ public:
+  // Collective. Parameters start as their specs say, running statistics at mean 0 and variance 1.
+  Engine(comm::Communicator& communicator, const ops::Graph& graph, const EngineConfig& config);
+  ~Engine();
+
+  const ops::ParameterLayout& layout() const { return layout_; }
+  comm::WorkerRange hosted() const { return reducer_->hosted(); }
+  // The state: flat, laid out as layout() says. May be changed between steps.
+  std::span<float> parameters() { return {parameters_.as<float>(), layout_.parameter_floats}; }
+  std::span<float> running() { return {running_.as<float>(), layout_.statistics_floats}; }
+  ops::Optimizer& optimizer() { return *optimizer_; }
+
+  struct Images {
+    const uint8_t* pixels;  // [batch_per_worker, H, W, C]
+    const int32_t* labels;
+  };
+  // Where batches come from; called by the lanes, a worker's batch acquired and released by one
+  // lane.
+  struct Source {
+    std::function<Images(int worker)> acquire;
+    std::function<void(int worker)> release;
+  };
+  // What ranks want to agree on: a flag raised on one rank is seen by all at the end of that step.
+  struct Control {
+    bool stop = false;
+    bool save = false;
+  };
+  struct Result {
+    double loss = 0;           // mean over the samples of the step
+    double top1 = 0;           // share of them
+    double gradient_norm = 0;  // 0 unless wanted
+    Control control;           // of all ranks
+  };
+  // Collective. Throws Error (kFault) where the loss is not finite; the parameters are then
+  // unchanged.
+  Result step(uint64_t step, double learning_rate, const Control& control, const Source& source,
+              bool want_gradient_norm);
+
+  // Counts over slices of a validation set that this rank evaluates; `weights` are the parameters
+  // to use. fetch(n) is called by the lanes for n = 0 ... slices - 1, release after each.
+  struct Evaluated {
+    std::vector<ops::LossResult> slices;
+  };
+  Evaluated evaluate(uint64_t slices, const ops::ImageInput& input, const float* weights,
+                     const std::function<Images(uint64_t)>& fetch,
+                     const std::function<void(uint64_t)>& release);
+
+  // Seconds lanes and the caller waited for the reduction, since construction.
+  double reduce_wait_seconds() const { return reducer_->waited_seconds(); }
+  double redundancy() const { return reducer_->redundancy(); }
+  // Bytes of arenas, flat buffers and the reducer's memory.
+  size_t memory_bytes() const;
+
+ private:
+  struct Lane;
+
+  void run_lane(int lane, const ops::StepInfo& info, const Control& control, const Source& source);
+
+  EngineConfig config_;
+  ops::Graph graph_;
+  ops::ParameterLayout layout_;
+  size_t extras_begin_ = 0, head_floats_ = 0;  // bucket 0: statistics, then the extras
+  std::vector<comm::Range> buckets_;
+  std::unique_ptr<comm::GradientReducer> reducer_;
+  AlignedBuffer parameters_, running_, batch_statistics_;
+  std::unique_ptr<ops::Optimizer> optimizer_;
+  std::vector<int> bucket_of_;           // of each parameter
+  std::vector<const float*> gradients_;  // of each parameter, after the reduction
+  std::vector<std::unique_ptr<Lane>> lane_state_;
+  Lanes lanes_;  // last: threads stop before what they use is gone
+};
+
+}  // namespace convoy::trainer

@@ -1,0 +1,68 @@
+// convoy: the table of subcommands, and the one place where errors end.
+#include <cstdio>
+#include <iostream>
+
+#include "ops/core/error.h"
+#include "trainer/commands.h"
+#include "trainer/nearest.h"
+#include "trainer/version.h"
+
+namespace {
+
+using namespace convoy;
+using namespace convoy::trainer;
+
+struct Command {
+  const char* name;
+  const char* summary;
+  int (*run)(const Arguments&);
+};
+
+constexpr Command kCommands[] = {
+    {"train", "train a network as a job file says", train_command},
+    {"eval", "evaluate a checkpoint on a validation set", eval_command},
+    {"verify", "prove that a checkpoint or a run is whole", verify_command},
+    {"model", "list the models, show one as a table", model_command},
+    {"bench", "measure what this machine reaches", bench_command},
+};
+
+void print_usage() {
+  std::cout << "Usage: convoy COMMAND [OPTIONS]\n\nCommands:\n";
+  for (const Command& c : kCommands) std::cout << fmt::format("  {:<8} {}\n", c.name, c.summary);
+  std::cout << "\nconvoy COMMAND --help shows a command's options; convoy --version the version.\n"
+               "Exit codes: 0 done, 64 usage, 65 bad data, 70 fault or corruption, 74 I/O, "
+               "75 run me again, 78 bad job file.\n";
+}
+
+int run(const Arguments& arguments) {
+  if (arguments.empty() || arguments[0] == "--help" || arguments[0] == "-h" ||
+      arguments[0] == "help") {
+    print_usage();
+    return static_cast<int>(arguments.empty() ? ExitCode::kUsage : ExitCode::kDone);
+  }
+  if (arguments[0] == "--version") {
+    std::cout << "convoy " << kVersion << "\n";
+    return 0;
+  }
+  std::vector<std::string> names;
+  for (const Command& c : kCommands) {
+    if (arguments[0] == c.name) return c.run({arguments.begin() + 1, arguments.end()});
+    names.emplace_back(c.name);
+  }
+  fail(ExitCode::kUsage, "no command \"{}\"; the nearest is \"{}\" (convoy --help shows all)",
+       printable(arguments[0]), nearest(arguments[0], names));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run({argv + 1, argv + argc});
+  } catch (const Error& e) {
+    std::fprintf(stderr, "convoy: %s\n", e.what());
+    return static_cast<int>(e.code());
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "convoy: %s\n", e.what());
+    return static_cast<int>(ExitCode::kFault);
+  }
+}
