@@ -244,15 +244,10 @@ bool GradientReducer::Impl::Bucket::gather(WorkerRange node, Value value) {
       value = {copy.as<float>(), true, std::move(copy)};
       continue;
     }
-    const bool value_is_left = node.begin < sibling.begin;
-    Value& left = value_is_left ? value : other;
-    Value& right = value_is_left ? other : value;
-    Value& target = left.writable ? left : right;
-    add(target.data, left.data, right.data, floats);
-    Value& spent = left.writable ? right : left;
-    reducer.pool.give(std::move(spent.buffer));
-    Value sum = std::move(target);
-    value = std::move(sum);
+    // Left or right makes no difference to a sum of two, but only memory of ours may be written.
+    if (!value.writable) std::swap(value, other);
+    add(value.data, value.data, other.data, floats);
+    reducer.pool.give(std::move(other.buffer));
     node = parent_of(node, reducer.workers);
   }
 }

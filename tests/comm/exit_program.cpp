@@ -23,6 +23,8 @@ void run(Communicator& world, std::string_view mode) {
   } else if (mode == "one throws") {
     if (odd) throw Error(ExitCode::kIo, "the odd rank cannot read");
     world.barrier();
+  } else if (mode == "one throws at the end") {
+    if (odd) throw Error(ExitCode::kIo, "the odd rank cannot write");
   } else if (mode == "all throw") {
     throw Error(ExitCode::kBadJob, "the job file is bad");
   } else if (mode == "handshake") {

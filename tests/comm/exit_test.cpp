@@ -63,6 +63,14 @@ TEST(Exit, ARankThatFailsAloneEndsTheOthers) {
       << outcome.output;
 }
 
+TEST(Exit, ARankThatFailsWhenTheOthersAreDoneGivesItsCode) {
+  const Outcome outcome = run_ranks(3, "one throws at the end");
+  EXPECT_EQ(outcome.exit_code, 74) << outcome.output;
+  EXPECT_EQ(count(outcome.output, "from rank 2 of 3: the odd rank cannot write\n"), 1)
+      << outcome.output;
+  EXPECT_EQ(count(outcome.output, "MPI_ABORT"), 0) << outcome.output;
+}
+
 TEST(Exit, AnErrorOfAllRanksIsSaidOnceAndWithoutAnAbort) {
   const Outcome outcome = run_ranks(4, "all throw");
   EXPECT_EQ(outcome.exit_code, 78) << outcome.output;
