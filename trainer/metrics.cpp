@@ -76,24 +76,21 @@ std::string to_json(const MetricsLine& line) {
   return object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
-MetricsWriter::MetricsWriter(const std::string& out_dir, uint64_t step)
-    : path_((std::filesystem::path(out_dir) / "metrics.jsonl").string()) {
-  if (std::filesystem::exists(path_)) {
-    const std::string text = read_text(path_, kMaxMetricsBytes);
+MetricsWriter::MetricsWriter(const std::string& out_dir, uint64_t step) {
+  const std::string path = (std::filesystem::path(out_dir) / "metrics.jsonl").string();
+  std::error_code error;
+  if (std::filesystem::exists(path, error)) {
+    const std::string text = read_text(path, kMaxMetricsBytes);
     const std::string kept = lines_until(text, step);
     if (kept != text) {
-      write_text(path_ + ".tmp", kept);
-      rename_path(path_ + ".tmp", path_);
+      write_text(path + ".tmp", kept);
+      rename_path(path + ".tmp", path);
     }
   }
-  fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-  if (fd_ < 0)
-    fail(ExitCode::kIo, "{}: cannot open for writing: {}", printable(path_), errno_text());
+  file_ = std::make_unique<File>(path, O_WRONLY | O_CREAT | O_APPEND);
 }
 
-MetricsWriter::~MetricsWriter() {
-  ::close(fd_);
-}
+MetricsWriter::~MetricsWriter() = default;
 
 void MetricsWriter::write(MetricsLine line) {
   if (!line.time) {
@@ -101,10 +98,7 @@ void MetricsWriter::write(MetricsLine line) {
     line.time = std::chrono::duration<double>(now).count();
   }
   const std::string text = to_json(line) + "\n";
-  const ssize_t written = ::write(fd_, text.data(), text.size());
-  if (written != static_cast<ssize_t>(text.size()))
-    fail(ExitCode::kIo, "{}: wrote {} of {} bytes: {}", printable(path_), written, text.size(),
-         errno_text());
+  file_->write(text.data(), text.size());
 }
 
 std::string to_line(const ProgressState& state) {

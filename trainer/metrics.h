@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -10,6 +11,8 @@
 #include "ops/core/log.h"
 
 namespace convoy::trainer {
+
+class File;
 
 // One line of metrics.jsonl; units as in proto/metrics.proto. What is not set is left out.
 struct MetricsLine {
@@ -28,8 +31,8 @@ struct MetricsLine {
 // is not finite becomes null: JSON has no word for it.
 std::string to_json(const MetricsLine& line);
 
-// Appends lines, each by one write(2) with O_APPEND: a reader never sees half a line of a run that
-// goes on. One thread at a time.
+// Appends lines, each by one write(2) with O_APPEND (more only where the disk is full): a reader
+// never sees half a line of a run that goes on. One thread at a time.
 class MetricsWriter {
  public:
   // Opens OUT/metrics.jsonl (`out_dir` must exist) for a run that goes on after `step` steps: lines
@@ -43,8 +46,7 @@ class MetricsWriter {
   void write(MetricsLine line);  // throws Error (kIo)
 
  private:
-  std::string path_;
-  int fd_ = -1;
+  std::unique_ptr<File> file_;
 };
 
 struct ProgressState {

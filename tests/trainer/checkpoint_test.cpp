@@ -329,6 +329,26 @@ TEST(Checkpoint, AFolderThatCannotBeWrittenIsAnIoErrorWithItsPath) {
   EXPECT_NE(std::string(error.what()).find("file/run"), std::string::npos) << error.what();
 }
 
+TEST(Checkpoint, AFullDiskIsAnIoErrorWithNumbersAndLeavesNoTemporary) {
+  const TempDir out;
+  save_checkpoint(out.path(), TestState(1).at(1));
+  // The disk is full in the first tensor file, then in the manifest.
+  const std::pair<rlim_t, const char*> cases[] = {{100, "model.safetensors: wrote 100 of "},
+                                                  {300, "manifest.txtpb: wrote 300 of "}};
+  for (const auto& [bytes, expected] : cases) {
+    const Error error = [&, limit_bytes = bytes] {
+      const test::FileSizeLimit limit(limit_bytes);
+      return error_of([&] { save_checkpoint(out.path(), TestState(1).at(2)); });
+    }();
+    EXPECT_EQ(error.code(), ExitCode::kIo);
+    const std::string message = error.what();
+    EXPECT_NE(message.find(expected), std::string::npos) << message;
+    EXPECT_NE(message.find("free on this file system: "), std::string::npos) << message;
+  }
+  EXPECT_EQ(names_in(out / "checkpoints"), (std::vector<std::string>{"step-0000000001"}));
+  EXPECT_EQ(find_newest(out.path()), checkpoint(out.path(), 1));
+}
+
 TEST(Checkpoint, AFailedSaveLeavesNoTemporary) {
   const TempDir out;
   CheckpointState state = TestState(1).at(1);
