@@ -135,7 +135,8 @@ TEST_P(GoldenFile, LossAndLastGradientFollowFromTheLogits) {
 }
 
 // A tolerance that swallows the effect it should see would be worthless: PyTorch's own error must
-// be small against the values. (One flipped ReLU in step one would be 1e-3; see make_golden.py.)
+// be small against the values. (A ReLU flipped in step one would be 1e-3 of a gradient, see
+// make_golden.py; one flipped in a later step is 3e-5 of a running mean.)
 TEST_P(GoldenFile, TolerancesAreTight) {
   for (const Summary& s : file.gradients) EXPECT_LT(s.error_norm, 5e-5 * s.norm) << s.name;
   for (const Summary& s : file.parameters_after) EXPECT_LT(s.error_norm, 2e-5 * s.norm) << s.name;
@@ -181,8 +182,8 @@ TEST_F(Compare, AcceptsErrorsOfTheSizeOfPyTorchs) {
   EXPECT_EQ(compare(with_noise(kError)), std::vector<std::string>{});
 }
 
-TEST_F(Compare, RefusesErrorsTenTimesPyTorchs) {
-  EXPECT_NE(compare(with_noise(10 * kError)), std::vector<std::string>{});
+TEST_F(Compare, RefusesErrorsTwentyTimesPyTorchs) {
+  EXPECT_NE(compare(with_noise(20 * kError)), std::vector<std::string>{});
 }
 
 TEST_F(Compare, SeesOneElementOrTwoSwappedOutsideTheSamples) {
@@ -213,10 +214,10 @@ TEST_F(Compare, NamesTheSampleThatIsOff) {
 
 TEST_F(Compare, SeesAConstantAndAScaleAndANan) {
   std::vector<float> got = x;
-  for (float& value : got) value += 2 * kError;  // 2 * error_norm, all in the sum
+  for (float& value : got) value += kError;  // error_norm once, but all of it in the sum
   EXPECT_NE(compare(got), std::vector<std::string>{});
   got = x;
-  for (float& value : got) value *= 1 + 5 * kError;
+  for (float& value : got) value *= 1 + 10 * kError;
   EXPECT_NE(compare(got), std::vector<std::string>{});
   got = x;
   got.back() = std::numeric_limits<float>::quiet_NaN();
@@ -236,7 +237,7 @@ TEST(CompareLosses, NamesTheStep) {
   File file;
   file.losses = {2.5, 2.25};
   file.error_losses = {1e-6, 1e-3};
-  EXPECT_EQ(compare_losses(file, std::vector{2.5, 2.252}), std::vector<std::string>{});
+  EXPECT_EQ(compare_losses(file, std::vector{2.5, 2.257}), std::vector<std::string>{});
   const auto mismatches = compare_losses(file, std::vector{2.5, 2.26});
   ASSERT_EQ(mismatches.size(), 1u);
   EXPECT_TRUE(mismatches[0].starts_with("loss: step 1 is 2.26, PyTorch's 2.25")) << mismatches[0];

@@ -7,11 +7,14 @@
 // to the compare functions: each returns one line per mismatch, none where all agrees.
 //
 // Where the tolerances come from. The reference is the float64 model. PyTorch's own float32 is away
-// from it by an amount that the file holds for each tensor: the largest of several float32 runs
-// that differ only in how they round (error_* below). We may be kSlack times as far: another
-// implementation rounds elsewhere, so its error has the same size but not the same value; a wrong
-// formula is off by thousands of times as much. Each tolerance has a floor of a few float32 units
-// (kFloor), for values that PyTorch happened to round just right.
+// from it by an amount that the file holds for each tensor: the largest of 13 float32 runs that
+// differ only in how they round (error_* below). We may be kSlack times as far: another
+// implementation rounds elsewhere, so its error has the same size but not the same value, and from
+// the second step on a ReLU here or there flips in one run and not in another (with a slack of 4
+// one PyTorch run outside the 13 failed by a quarter). Wrong formulas are off by much more: a
+// batch-norm epsilon of 2e-5 for 1e-5, momentum 0.89 for 0.9, nine tenths of the weight decay are
+// all refused. Each tolerance has a floor of a few float32 units (kFloor), for values that PyTorch
+// happened to round just right.
 //
 // Tensors are seen through sums: any error e moves a sum with random signs by about |e|, whatever
 // elements it sits in. So four such sums tell |e|, the L2 norm of the error of the whole tensor,
@@ -28,7 +31,7 @@
 
 namespace convoy::golden {
 
-inline constexpr double kSlack = 4;
+inline constexpr double kSlack = 8;
 inline constexpr double kFloor =
     0x1p-22;  // 4 units in the last place, relative to the value or norm
 
