@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes the golden files of this folder: what PyTorch computes for one step and for ten.
 
-    python3 -m venv peers && peers/bin/pip install torch torchvision
-    peers/bin/python tests/golden/make_golden.py                # writes *.json beside itself
-    peers/bin/python tests/golden/make_golden.py --search 20    # prints the kink_margin of seeds
+    python3 -m venv .venv && .venv/bin/pip install torch torchvision
+    .venv/bin/python tests/golden/make_golden.py                # writes *.json beside itself
+    .venv/bin/python tests/golden/make_golden.py --search 20    # prints the kink_margin of seeds
 
 It runs on the CPU, some minutes. Weights, inputs and labels are not stored: both sides make them
 from counters with Philox4x32-10 (ops/core/random.h), so the files stay small.
@@ -233,8 +233,8 @@ FLOAT32_RUNS += [{"ulp_run": i} for i in range(1, 11)]
 
 
 def kink_margin(name, seed, nudges):
-    """How far the nearest ReLU input or max-pool runner-up of step one is from the kink, in units of
-    the root mean square of float32's error at that layer."""
+    """How far the nearest ReLU input or max-pool runner-up of step one is from the kink, in units
+    of the root mean square of float32's error at that layer."""
     torch.backends.mkldnn.enabled = True
     shape = MODELS[name][1]
     values = {}
