@@ -66,6 +66,7 @@ class BatchNormCpu final : public Op {
       vector(kB)[k] = static_cast<float>(-a * dgamma * inv_std / count);
       vector(kK)[k] = static_cast<float>(-a * dbeta / count);
     }
+    if (!m.dx[0]) return;  // the input is the image
     kernels().backward_apply(static_cast<T*>(m.dx[0]), dy0, stored ? nullptr : mask, x,
                              vector(kMean), vector(kA), vector(kB), vector(kK), rows_, c_,
                              threads_);

@@ -46,6 +46,7 @@ class DropoutCpu final : public Op {
     apply(static_cast<T*>(m.y), static_cast<const T*>(m.x[0]), mask);
   }
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
     apply(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
           static_cast<const uint16_t*>(m.saved));
   }

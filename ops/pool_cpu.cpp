@@ -32,6 +32,7 @@ class MaxPoolCpu final : public Op {
                                   static_cast<const T*>(m.x[0]), geometry_, threads_);
   }
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
     pool_kernels<T>().max_backward(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
                                    static_cast<const uint8_t*>(m.saved), geometry_, threads_);
   }
@@ -54,6 +55,7 @@ class AvgPoolCpu final : public Op {
                                   include_pad_, threads_);
   }
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
     pool_kernels<T>().avg_backward(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
                                    geometry_, include_pad_, threads_);
   }

@@ -20,6 +20,7 @@ class ReluCpu final : public Op {
                                   static_cast<const T*>(m.x[0]), n_, threads_);
   }
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
     elementwise_kernels<T>().keep(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
                                   static_cast<const uint16_t*>(m.saved), 1.0f, n_, threads_);
   }

@@ -25,6 +25,7 @@ class SubsampleCpu final : public Op {
     });
   }
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
     std::memset(m.dx[0], 0, static_cast<size_t>(x_.rows()) * x_bytes_);
     for_pixels([&](size_t from, size_t to) {
       std::memcpy(static_cast<char*>(m.dx[0]) + from * x_bytes_,
