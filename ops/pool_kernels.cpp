@@ -48,10 +48,12 @@ void max_forward(T* y, uint8_t* place, const T* x, const PoolGeometry& g, int th
     for (int64_t q = 0; q < g.q; ++q) {
       const Span columns = pixels_of(q, g, g.w);
       const int64_t out = (out_row * g.q + q) * g.c;
+      const auto first = static_cast<int32_t>((rows.begin - (p * g.stride - g.padding)) * g.kernel +
+                                              (columns.begin - (q * g.stride - g.padding)));
       for_channels(
           g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
             F32x16 best = splat(-__builtin_inff());
-            I32x16 where = {};
+            I32x16 where = first - I32x16{};  // also where nothing is above minus infinity
             for (int64_t i = rows.begin; i < rows.end; ++i)
               for (int64_t j = columns.begin; j < columns.end; ++j) {
                 const F32x16 v = access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
