@@ -19,8 +19,9 @@ TEST(Random, PhiloxEqualsThePublishedVectors) {
   const uint32_t ones = 0xffffffffu;
   EXPECT_EQ(philox4x32({ones, ones, ones, ones}, ones, ones),
             (Random4{0x408f276du, 0x41c83b0eu, 0xa20bc7c6u, 0x6d5451fdu}));
-  EXPECT_EQ(philox4x32({0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}, 0xa4093822u, 0x299f31d0u),
-            (Random4{0xd16cfe09u, 0x94fdcceb, 0x5001e420u, 0x24126ea1u}));
+  EXPECT_EQ(
+      philox4x32({0x243f6a88u, 0x85a308d3u, 0x13198a2eu, 0x03707344u}, 0xa4093822u, 0x299f31d0u),
+      (Random4{0xd16cfe09u, 0x94fdcceb, 0x5001e420u, 0x24126ea1u}));
 }
 
 TEST(Random, PurposesAndSeedsDrawDifferentNumbers) {
@@ -49,8 +50,8 @@ TEST(Digest, EqualsThePublishedVector) {
 
 TEST(Bfloat16, RoundsToNearestEvenAndKeepsSpecialValues) {
   EXPECT_EQ(to_bfloat16(1.0f).bits, 0x3f80);
-  EXPECT_EQ(to_bfloat16(1.0f + 0x1p-8f).bits, 0x3f80);            // tie: to even
-  EXPECT_EQ(to_bfloat16(1.0f + 3 * 0x1p-8f).bits, 0x3f82);        // tie: to even, upwards
+  EXPECT_EQ(to_bfloat16(1.0f + 0x1p-8f).bits, 0x3f80);             // tie: to even
+  EXPECT_EQ(to_bfloat16(1.0f + 3 * 0x1p-8f).bits, 0x3f82);         // tie: to even, upwards
   EXPECT_EQ(to_bfloat16(1.0f + 0x1p-8f + 0x1p-20f).bits, 0x3f81);  // above the tie
   EXPECT_EQ(to_bfloat16(std::numeric_limits<float>::infinity()).bits, 0x7f80);
   EXPECT_TRUE(std::isnan(to_float(to_bfloat16(std::numeric_limits<float>::quiet_NaN()))));

@@ -1,0 +1,219 @@
+// Batch norm against the reference, plain and with what is fused into it; its statistics where
+// they are hard to compute; the same bits with any number of threads.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "tests/support/op_tester.h"
+
+namespace convoy::ops {
+namespace {
+
+const BatchNorm kPlain = {};
+const BatchNorm kRelu = {.relu = true};
+const BatchNorm kResidual = {.residual = true};
+const BatchNorm kBoth = {.relu = true, .residual = true};
+
+OpCase batch_norm(BatchNorm spec, Shape x, int dy_sources = 1) {
+  OpCase c = {.spec = spec, .x = {x}, .dy_sources = dy_sources};
+  if (spec.residual) c.x.push_back(x);
+  return c;
+}
+
+std::vector<Shape> shapes() {
+  // One block of 256 rows, several, a whole number of them; rows of any length.
+  std::vector<Shape> all = {{8, 16, 1, 1},   {1, 64, 4, 3}, {2, 16, 16, 16}, {3, 24, 13, 17},
+                            {5, 32, 12, 11}, {16, 1, 5, 5}, {2, 3, 31, 29},  {1, 272, 5, 5},
+                            {2, 1024, 3, 2}, {4, 512, 1, 3}};
+  for (const int64_t c : {1, 3, 15, 16, 17, 24, 32, 33, 64, 100, 256}) all.push_back({2, c, 7, 5});
+  return all;
+}
+
+TEST_P(OpTest, BatchNormEqualsReference) {
+  for (const BatchNorm& spec : {kPlain, kRelu, kResidual, kBoth})
+    for (const int dy_sources : {1, 2})
+      for (const Shape& x : shapes()) check_op(device(), type(), batch_norm(spec, x, dy_sources));
+}
+
+TEST_P(OpTest, BatchNormInferenceEqualsReference) {
+  for (const BatchNorm& spec : {kPlain, kRelu, kResidual, kBoth})
+    for (const Shape& x : shapes()) {
+      OpCase c = batch_norm(spec, x);
+      c.training = false;
+      check_op(device(), type(), c);
+    }
+  OpCase one = batch_norm(kBoth, {1, 17, 1, 1});  // one value a channel is enough here
+  one.training = false;
+  check_op(device(), type(), one);
+}
+
+// As the first node of a network, whose input wants no gradient.
+TEST_P(OpTest, BatchNormWithoutInputGradientEqualsReference) {
+  for (const BatchNorm& spec : {kPlain, kRelu}) {
+    OpCase c = batch_norm(spec, {2, 17, 5, 5});
+    c.wants_dx = {false};
+    check_op(device(), type(), c);
+  }
+  for (const auto& wants : {std::vector<bool>{true, false}, {false, true}}) {
+    OpCase c = batch_norm(kBoth, {2, 17, 5, 5});
+    c.wants_dx = wants;
+    check_op(device(), type(), c);
+  }
+}
+
+// Two gradients must give what their sum gives. Powers of two make the sum exact in bf16 too.
+TEST_P(OpTest, BatchNormAddsTwoGradients) {
+  for (const BatchNorm& spec : {kPlain, kRelu, kResidual, kBoth}) {
+    const OpCase two = batch_norm(spec, {3, 24, 13, 17}, 2);
+    OpData data = make_data(two, type());
+    for (size_t i = 0; i < data.dy[0].size(); ++i) {
+      data.dy[0][i] = static_cast<float>(i % 7) - 3.0f;
+      data.dy[1][i] = static_cast<float>(i % 5) * 0.5f;
+    }
+    const OpResult added = run(device(), type(), two, data);
+    for (size_t i = 0; i < data.dy[0].size(); ++i) data.dy[0][i] += data.dy[1][i];
+    data.dy.pop_back();
+    EXPECT_TRUE(run(device(), type(), batch_norm(spec, two.x[0]), data) == added) << describe(two);
+  }
+}
+
+TEST_P(OpTest, BatchNormHasTheSameBitsWithAnyThreads) {
+  for (const BatchNorm& spec : {kPlain, kBoth})
+    for (const int64_t c : {24, 64})  // 1,495 rows: six blocks
+      check_threads(GetParam().device, type(), batch_norm(spec, {5, c, 13, 23}, 2));
+}
+
+TEST_P(Fp32Test, BatchNormGradientsEqualDifferences) {
+  for (const BatchNorm& spec : {kPlain, kRelu, kResidual, kBoth})
+    check_gradients(device(), batch_norm(spec, {3, 17, 4, 5}));
+  check_gradients(device(), batch_norm(kBoth, {3, 5, 4, 5}, 2));
+}
+
+// With two values a channel the gradient of x is zero but for epsilon: what is left of numbers of
+// size gamma / std is their rounding.
+TEST_P(Fp32Test, BatchNormOverTwoValues) {
+  const OpCase c = batch_norm(kPlain, {2, 33, 1, 1});
+  OpData data = make_data(c, type());
+  for (size_t k = 0; k < 33; ++k) data.x[0][33 + k] = data.x[0][k] + 1.0f;  // std 1/2
+  const OpResult op = run(device(), type(), c, data);
+  const reference::Node expected = run_reference(c, type(), data, op);
+  expect_close("y", op.y, expected.y.v, type());
+  expect_close("statistics", op.statistics, expected.statistics, type());
+  for (size_t i = 0; i < op.dx[0].size(); ++i)
+    EXPECT_NEAR(static_cast<double>(op.dx[0][i]), expected.dx[0].v[i], 1e-6);
+}
+
+// A mean 10,000 times the standard deviation: squares would lose the variance altogether (1e8
+// has eight digits), sums around a value near the mean keep it. The inputs are given exactly, so
+// the variance of what fp32 can hold of them (steps of 2^-10 at 1e4) is the truth.
+TEST_P(Fp32Test, BatchNormKeepsTheVarianceWhereTheMeanIsFar) {
+  for (const int64_t channels : {17, 64}) {
+    OpCase c = batch_norm(kPlain, {4, channels, 13, 17});
+    c.mean = 0.57735f * 1e4f;  // uniform in -1..1 has standard deviation 1 / sqrt(3)
+    const OpData data = make_data(c, type());
+    const OpResult op = run(device(), type(), c, data);
+    const reference::Node expected = run_reference(c, type(), data, op);
+    for (size_t k = 0; k < static_cast<size_t>(channels); ++k) {
+      const double mean = expected.statistics[k];
+      const double variance = expected.statistics[static_cast<size_t>(channels) + k];
+      EXPECT_GT(mean / std::sqrt(variance), 9e3);
+      EXPECT_NEAR(static_cast<double>(op.statistics[k]), mean, 0x1p-12);  // half a unit of fp32
+      EXPECT_NEAR(static_cast<double>(op.statistics[static_cast<size_t>(channels) + k]), variance,
+                  2e-6 * variance);
+    }
+    // y takes the mean's rounding: half a unit at 5,774 is 2^-12, over the standard deviation.
+    for (size_t i = 0; i < op.y.size(); ++i)
+      EXPECT_NEAR(static_cast<double>(op.y[i]), expected.y.v[i], 1.1 * 0x1p-12 / 0.55);
+  }
+}
+
+// One outlier, or a first half far from the second: the value that sums are taken around is a poor
+// one, but then the variance is large.
+TEST_P(Fp32Test, BatchNormKeepsTheVarianceOfUnevenBatches) {
+  const OpCase c = batch_norm(kPlain, {4, 17, 13, 17});
+  for (const int kind : {0, 1}) {
+    OpData data = make_data(c, type());
+    for (size_t i = 0; i < data.x[0].size(); ++i)
+      if (kind == 0 ? i / 17 == 5 : i < data.x[0].size() / 2) data.x[0][i] += 1e4f;
+    const OpResult op = run(device(), type(), c, data);
+    const reference::Node expected = run_reference(c, type(), data, op);
+    expect_close("statistics", op.statistics, expected.statistics, type());
+  }
+}
+
+TEST_P(OpTest, BatchNormVarianceOfAConstantIsNotNegative) {
+  for (const float value : {0.0f, 0.1f, -3.3f, 12345.678f, 1e-20f, 3e18f}) {
+    const OpCase c = batch_norm(kPlain, {3, 17, 9, 10});
+    OpData data = make_data(c, type());
+    for (float& v : data.x[0]) v = type() == DType::kFloat32 ? value : to_float(to_bfloat16(value));
+    const float constant = data.x[0][0];
+    const OpResult op = run(device(), type(), c, data);
+    for (size_t k = 0; k < 17; ++k) {
+      EXPECT_EQ(op.statistics[k], constant);
+      EXPECT_GE(op.statistics[17 + k], 0.0f);
+      // Rounding of the value that the sums are taken around, squared.
+      EXPECT_LE(op.statistics[17 + k], std::pow(0x1p-20f * constant, 2.0f));
+      EXPECT_EQ(op.y[k], type() == DType::kFloat32 ? data.parameters[1][k]
+                                                   : to_float(to_bfloat16(data.parameters[1][k])));
+    }
+  }
+}
+
+TEST_P(OpTest, BatchNormHandsNanOn) {
+  for (const BatchNorm& spec : {kPlain, kRelu, kBoth})
+    for (const size_t channel : {size_t{3}, size_t{20}}) {  // in a whole vector and in the rest
+      const OpCase c = batch_norm(spec, {2, 24, 5, 5});
+      OpData data = make_data(c, type());
+      data.x[0][24 * 7 + channel] = std::numeric_limits<float>::quiet_NaN();
+      const OpResult op = run(device(), type(), c, data);
+      for (size_t k = 0; k < 24; ++k) {
+        EXPECT_EQ(std::isnan(op.statistics[k]), k == channel);
+        EXPECT_EQ(std::isnan(op.statistics[24 + k]), k == channel);
+      }
+      for (size_t i = 0; i < op.y.size(); ++i)
+        EXPECT_EQ(std::isnan(op.y[i]), i % 24 == channel) << describe(c) << " " << i;
+    }
+}
+
+TEST(BatchNorm, ParametersAreNotWeights) {
+  const auto p = parameters(BatchNorm{.zero_init = true}, {{2, 24, 5, 5}});
+  ASSERT_EQ(p.size(), 2u);
+  EXPECT_EQ(p[0].dims, std::vector<int64_t>{24});
+  EXPECT_EQ(p[0].init, Init::kZeros);
+  EXPECT_EQ(parameters(kPlain, {{2, 24, 5, 5}})[0].init, Init::kOnes);
+  EXPECT_EQ(p[1].init, Init::kZeros);
+  EXPECT_FALSE(p[0].is_weight);
+  EXPECT_FALSE(p[1].is_weight);
+}
+
+TEST_P(OpTest, BatchNormOverOneValueIsAnError) {
+  const Shape x = {1, 24, 1, 1};
+  expect_error(ExitCode::kBadJob, {"bn1", "one value per channel", "[1, 24, 1, 1]", "batch"}, [&] {
+    device().make(kPlain, {.name = "bn1",
+                           .x = {x},
+                           .y = x,
+                           .type = type(),
+                           .y_type = type(),
+                           .training = true,
+                           .wants_dx = {true}});
+  });
+}
+
+TEST(BatchNorm, ErrorsNameTheNumbers) {
+  expect_error(ExitCode::kBadJob, {"[2, 24, 5, 5]", "[2, 24, 5, 4]"}, [] {
+    output_shape(kResidual, {{2, 24, 5, 5}, {2, 24, 5, 4}});
+  });
+  expect_error(ExitCode::kBadJob, {"2 input", "got 1"}, [] {
+    output_shape(kResidual, {{2, 24, 5, 5}});
+  });
+  expect_error(ExitCode::kBadJob, {"epsilon is 0"}, [] {
+    output_shape(BatchNorm{.epsilon = 0}, {{2, 24, 5, 5}});
+  });
+  expect_error(ExitCode::kBadJob, {"momentum is 1.5"}, [] {
+    output_shape(BatchNorm{.momentum = 1.5}, {{2, 24, 5, 5}});
+  });
+}
+
+}  // namespace
+}  // namespace convoy::ops

@@ -1,0 +1,131 @@
+// Convolution against the reference: strides, padding, groups, bias, odd shapes.
+#include <gtest/gtest.h>
+
+#include "tests/support/op_tester.h"
+
+namespace convoy::ops {
+namespace {
+
+OpCase convolution(Conv2d spec, Shape x) {
+  return {.spec = spec, .x = {x}};
+}
+
+std::vector<OpCase> cases() {
+  return {
+      // The shapes of residual networks: first layers, 3x3, 1x1, stride 2 with odd and even sizes.
+      convolution({.out_channels = 64, .kernel = 7, .stride = 2, .padding = 3}, {2, 3, 23, 17}),
+      convolution({.out_channels = 16, .kernel = 3, .padding = 1}, {3, 3, 9, 8}),
+      convolution({.out_channels = 16, .kernel = 3, .padding = 1}, {2, 1, 28, 28}),
+      convolution({.out_channels = 64, .kernel = 3, .padding = 1}, {2, 64, 8, 7}),
+      convolution({.out_channels = 32, .kernel = 3, .stride = 2, .padding = 1}, {2, 16, 9, 8}),
+      convolution({.out_channels = 64, .kernel = 1}, {2, 256, 5, 6}),
+      convolution({.out_channels = 256, .kernel = 1}, {2, 64, 6, 5}),
+      convolution({.out_channels = 128, .kernel = 1, .stride = 2}, {2, 64, 7, 5}),
+      convolution({.out_channels = 257, .kernel = 3, .padding = 1}, {1, 256, 3, 3}),
+      // With a bias, as in VGG, AlexNet and GoogLeNet.
+      convolution({.out_channels = 24, .kernel = 5, .padding = 2, .bias = true}, {2, 16, 7, 9}),
+      convolution({.out_channels = 64, .kernel = 11, .stride = 4, .padding = 2, .bias = true},
+                  {2, 3, 35, 31}),
+      convolution({.out_channels = 33, .kernel = 1, .bias = true}, {1, 17, 4, 3}),
+      // Groups: two, many, depth-wise.
+      convolution({.out_channels = 32, .kernel = 3, .padding = 1, .groups = 2}, {2, 16, 5, 7}),
+      convolution({.out_channels = 64, .kernel = 3, .stride = 2, .padding = 1, .groups = 32},
+                  {2, 64, 7, 7}),
+      convolution({.out_channels = 24, .kernel = 3, .padding = 1, .groups = 24, .bias = true},
+                  {2, 24, 6, 5}),
+      convolution({.out_channels = 30, .kernel = 3, .groups = 3, .bias = true}, {2, 15, 5, 5}),
+      // Channels that fill no vector.
+      convolution({.out_channels = 1, .kernel = 3, .padding = 1}, {2, 1, 5, 5}),
+      convolution({.out_channels = 17, .kernel = 3, .padding = 1}, {2, 15, 6, 5}),
+      convolution({.out_channels = 15, .kernel = 3, .stride = 2, .padding = 1}, {1, 17, 5, 6}),
+      convolution({.out_channels = 33, .kernel = 2, .stride = 2}, {3, 24, 5, 5}),
+      convolution({.out_channels = 100, .kernel = 3, .padding = 1}, {1, 33, 4, 4}),
+      convolution({.out_channels = 10, .kernel = 1}, {4, 100, 1, 1}),
+      // One pixel, windows mostly in the padding, a window as large as the image.
+      convolution({.out_channels = 16, .kernel = 1}, {1, 16, 1, 1}),
+      convolution({.out_channels = 24, .kernel = 3, .padding = 1}, {1, 16, 1, 1}),
+      convolution({.out_channels = 16, .kernel = 5, .bias = true}, {2, 3, 5, 5}),
+      convolution({.out_channels = 16, .kernel = 3, .stride = 3, .padding = 2}, {2, 16, 4, 8}),
+  };
+}
+
+TEST_P(OpTest, Conv2dEqualsReference) {
+  for (const OpCase& c : cases()) check_op(device(), type(), c);
+}
+
+TEST_P(OpTest, Conv2dInferenceEqualsReference) {
+  for (OpCase c : cases()) {
+    c.training = false;
+    check_op(device(), type(), c);
+  }
+}
+
+// The first layer of a network: nobody asks for the gradient of the images.
+TEST_P(OpTest, Conv2dWithoutInputGradientEqualsReference) {
+  OpCase c =
+      convolution({.out_channels = 64, .kernel = 7, .stride = 2, .padding = 3}, {2, 3, 23, 17});
+  c.wants_dx = {false};
+  check_op(device(), type(), c);
+}
+
+TEST_P(OpTest, Conv2dReadsNewParametersAfterPrepare) {
+  const OpCase c = convolution({.out_channels = 24, .kernel = 3, .padding = 1}, {2, 16, 5, 5});
+  OpData data = make_data(c, type());
+  const OpResult before = run(device(), type(), c, data);
+  for (float& w : data.parameters[0]) w *= 2;
+  OpResult twice = run(device(), type(), c, data);
+  for (float& y : twice.y) y /= 2;
+  EXPECT_EQ(twice.y, before.y);
+}
+
+TEST_P(Fp32Test, Conv2dGradientsEqualDifferences) {
+  for (const OpCase& c :
+       {convolution({.out_channels = 5, .kernel = 3, .padding = 1, .bias = true}, {2, 3, 5, 4}),
+        convolution({.out_channels = 8, .kernel = 3, .stride = 2, .padding = 1, .groups = 2},
+                    {1, 4, 5, 7}),
+        convolution({.out_channels = 4, .kernel = 1, .stride = 2}, {2, 3, 3, 3})})
+    check_gradients(device(), c);
+}
+
+TEST(Conv2d, ShapesParametersAndCosts) {
+  const Conv2d first = {.out_channels = 64, .kernel = 7, .stride = 2, .padding = 3};
+  const std::vector<Shape> image = {{1, 3, 224, 224}};
+  EXPECT_EQ(output_shape(first, image), (Shape{1, 64, 112, 112}));
+  EXPECT_EQ(macs(first, image), 118013952);  // of torchvision's ResNets
+  ASSERT_EQ(parameters(first, image).size(), 1u);
+  const ParameterSpec weight = parameters(first, image)[0];
+  EXPECT_EQ(weight.name, "weight");
+  EXPECT_EQ(weight.dims, (std::vector<int64_t>{64, 3, 7, 7}));
+  EXPECT_EQ(weight.fan_in, 3 * 49);
+  EXPECT_EQ(weight.fan_out, 64 * 49);
+  EXPECT_TRUE(weight.is_weight);
+
+  const Conv2d grouped = {
+      .out_channels = 64, .kernel = 3, .padding = 1, .groups = 32, .bias = true};
+  EXPECT_EQ(macs(grouped, {{2, 64, 5, 5}}), 2 * 64 * 25 * 2 * 9);
+  ASSERT_EQ(parameters(grouped, {{2, 64, 5, 5}}).size(), 2u);
+  EXPECT_EQ(parameters(grouped, {{2, 64, 5, 5}})[0].dims, (std::vector<int64_t>{64, 2, 3, 3}));
+  EXPECT_FALSE(parameters(grouped, {{2, 64, 5, 5}})[1].is_weight);
+}
+
+TEST(Conv2d, ErrorsNameTheNumbers) {
+  const std::vector<Shape> x = {{2, 6, 5, 4}};
+  expect_error(ExitCode::kBadJob, {"7-pixel", "4 pixels", "padding 1"},
+               [&] { output_shape(Conv2d{.out_channels = 8, .kernel = 7, .padding = 1}, x); });
+  expect_error(ExitCode::kBadJob, {"6 input", "8 output", "4 groups"},
+               [&] { output_shape(Conv2d{.out_channels = 8, .kernel = 1, .groups = 4}, x); });
+  expect_error(ExitCode::kBadJob, {"6 input", "8 output", "3 groups"},
+               [&] { output_shape(Conv2d{.out_channels = 8, .kernel = 1, .groups = 3}, x); });
+  expect_error(ExitCode::kBadJob, {"stride 0"},
+               [&] { output_shape(Conv2d{.out_channels = 8, .kernel = 1, .stride = 0}, x); });
+  expect_error(ExitCode::kBadJob, {"out_channels 0"},
+               [&] { output_shape(Conv2d{.kernel = 1}, x); });
+  expect_error(ExitCode::kBadJob, {"padding -1"},
+               [&] { output_shape(Conv2d{.out_channels = 8, .kernel = 1, .padding = -1}, x); });
+  expect_error(ExitCode::kBadJob, {"1 input", "got 2"}, [&] {
+    output_shape(Conv2d{.out_channels = 8}, {x[0], x[0]});
+  });
+}
+
+}  // namespace
+}  // namespace convoy::ops

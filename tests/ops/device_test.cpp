@@ -1,0 +1,181 @@
+// The device itself: which there are, accumulate, image input, what it refuses.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "tests/support/op_tester.h"
+
+namespace convoy::ops {
+namespace {
+
+INSTANTIATE_TEST_SUITE_P(Devices, OpTest, ::testing::ValuesIn(targets()), target_name);
+
+std::vector<Target> fp32_targets() {
+  std::vector<Target> all;
+  for (const Target& t : targets())
+    if (t.type == DType::kFloat32) all.push_back(t);
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(Devices, Fp32Test, ::testing::ValuesIn(fp32_targets()), target_name);
+
+TEST(Device, CpuIsThere) {
+  EXPECT_EQ(make_device("cpu", 1)->name(), "cpu");
+  EXPECT_TRUE(make_device("cpu", 1)->supports(DType::kFloat32));
+  EXPECT_FALSE(make_device("cpu", 1)->supports(DType::kFloat16));
+  EXPECT_NE(make_device("cpu", 1)->libraries().find("oneDNN"), std::string::npos);
+}
+
+TEST(Device, CudaIsThere) {
+  try {
+    EXPECT_EQ(make_device("cuda", 1)->name(), "cuda");
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kUsage);
+    GTEST_SKIP() << "SKIPPED: no operator was tested on a GPU: " << e.what();
+  }
+}
+
+TEST(Device, UnknownNamesAreRefused) {
+  expect_error(ExitCode::kUsage, {"t\\npu", "cpu and cuda"}, [] { make_device("t\npu", 1); });
+}
+
+TEST(Device, TheCpuRefusesFp16) {
+  const auto device = make_device("cpu", 1);
+  const Shape x = {2, 16, 4, 4};
+  const auto config = [&](Shape y) {
+    return OpConfig{.name = "layer1",
+                    .x = {x},
+                    .y = y,
+                    .type = DType::kFloat16,
+                    .y_type = DType::kFloat16,
+                    .training = true,
+                    .wants_dx = {true}};
+  };
+  for (const OpSpec& spec :
+       {OpSpec(Relu{}), OpSpec(BatchNorm{}), OpSpec(MaxPool{}), OpSpec(Dropout{}),
+        OpSpec(GlobalAvgPool{}), OpSpec(Conv2d{.out_channels = 16, .kernel = 1}),
+        OpSpec(Linear{.out_features = 10})})
+    expect_error(ExitCode::kBadJob, {name_of(DType::kFloat16)},
+                 [&] { device->make(spec, config(output_shape(spec, {x}))); });
+}
+
+TEST(Device, MemoryIsZeroed) {
+  const auto device = make_device("cpu", 1);
+  const DeviceMemory memory = device->allocate(100000);
+  EXPECT_EQ(memory.bytes, 100000u);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(memory.data.get()) % 64, 0u);
+  for (size_t i = 0; i < memory.bytes; ++i)
+    ASSERT_EQ(static_cast<unsigned char*>(memory.data.get())[i], 0);
+}
+
+// Fills memory with values in a type, and reads it back.
+DeviceMemory upload(Device& device, const std::vector<float>& values, DType type) {
+  DeviceMemory memory = device.allocate(values.size() * size_of(type));
+  for (size_t i = 0; i < values.size(); ++i)
+    if (type == DType::kFloat32)
+      static_cast<float*>(memory.data.get())[i] = values[i];
+    else
+      static_cast<Bfloat16*>(memory.data.get())[i] = to_bfloat16(values[i]);
+  return memory;
+}
+std::vector<float> download(const DeviceMemory& memory, DType type) {
+  std::vector<float> values(memory.bytes / size_of(type));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = type == DType::kFloat32 ? static_cast<float*>(memory.data.get())[i]
+                                        : to_float(static_cast<Bfloat16*>(memory.data.get())[i]);
+  return values;
+}
+
+TEST_P(OpTest, AccumulateAdds) {
+  for (const size_t n : {1, 15, 16, 17, 33, 1000, 70001})
+    for (const int threads : {1, 2, 3, 4}) {
+      std::vector<float> a(n + 1), b(n + 1);
+      for (size_t i = 0; i <= n; ++i) {
+        a[i] = random_value(1, 0, i);
+        b[i] = random_value(1, 1, i);
+      }
+      Device& d = device(threads);
+      const DeviceMemory sum = upload(d, a, type()), addend = upload(d, b, type());
+      a = download(sum, type());
+      b = download(addend, type());
+      d.accumulate(sum.data.get(), addend.data.get(), static_cast<int64_t>(n), type());
+      const std::vector<float> out = download(sum, type());
+      for (size_t i = 0; i < n; ++i) {
+        const float expected = a[i] + b[i];
+        ASSERT_EQ(out[i], type() == DType::kFloat32 ? expected : to_float(to_bfloat16(expected)));
+      }
+      EXPECT_EQ(out[n], a[n]) << "written behind the end";
+      EXPECT_EQ(download(addend, type()), b);
+    }
+}
+
+TEST_P(OpTest, ImageInputNormalisesEachPlace) {
+  for (const Shape& shape : {Shape{1, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{3, 1, 28, 28},
+                             Shape{2, 3, 32, 32}, Shape{1, 17, 3, 3}}) {
+    ImageInput input = {.shape = shape, .mean = {}, .inv_std = {}};
+    const auto plane = static_cast<size_t>(shape.elements() / shape.n);
+    for (size_t i = 0; i < plane; ++i) {
+      input.mean.push_back(128 + 64 * random_value(1, 0, i));
+      input.inv_std.push_back((2 + random_value(1, 1, i)) / 128);
+    }
+    const auto n = static_cast<size_t>(shape.elements());
+    std::vector<uint8_t> pixels(n);
+    for (size_t i = 0; i < n; ++i)
+      pixels[i] = static_cast<uint8_t>(random4(1, Purpose::kSyntheticData, 2, i)[0]);
+    pixels[0] = 255;
+    std::vector<double> expected(n);
+    for (size_t i = 0; i < n; ++i)
+      expected[i] = (static_cast<double>(pixels[i]) - static_cast<double>(input.mean[i % plane])) *
+                    static_cast<double>(input.inv_std[i % plane]);
+    std::vector<float> first;
+    for (const int threads : {1, 2, 3, 4}) {
+      Device& d = device(threads);
+      const DeviceMemory x = d.allocate((n + 1) * size_of(type()));
+      std::memset(x.data.get(), 0xff, x.bytes);
+      d.make_input(input, x.data.get(), type(), pixels.data());
+      std::vector<float> out = download(x, type());
+      EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
+      out.pop_back();
+      expect_close("x", out, expected, type());
+      if (threads == 1) first = out;
+      EXPECT_EQ(out, first) << threads << " threads";
+    }
+  }
+}
+
+// As first nodes of a network: nobody asks for the gradient of the images.
+TEST_P(OpTest, OpsWithOneInputRunWithoutInputGradient) {
+  for (const OpSpec& spec :
+       {OpSpec(BatchNorm{}), OpSpec(Relu{}), OpSpec(MaxPool{}), OpSpec(AvgPool{}),
+        OpSpec(GlobalAvgPool{}), OpSpec(Dropout{.rate = 0}), OpSpec(Concat{}),
+        OpSpec(Subsample{.out_channels = 30}), OpSpec(Conv2d{.out_channels = 33}),
+        OpSpec(Linear{.out_features = 33})})
+    check_op(device(), type(), {.spec = spec, .x = {{2, 24, 5, 7}}, .wants_dx = {false}});
+}
+
+TEST(ImageInput, ChannelMeansAreTorchvisions) {
+  const ImageInput input =
+      per_channel_input({4, 3, 2, 2}, {0.485, 0.456, 0.406}, {0.229, 0.224, 0.225});
+  ASSERT_EQ(input.mean.size(), 12u);
+  ASSERT_EQ(input.inv_std.size(), 12u);
+  for (size_t i = 0; i < 12; ++i) {
+    const double mean = std::array{0.485, 0.456, 0.406}[i % 3];
+    const double std = std::array{0.229, 0.224, 0.225}[i % 3];
+    // Pixel 200: as ToTensor and Normalize make it.
+    EXPECT_NEAR(
+        (200.0 - static_cast<double>(input.mean[i])) * static_cast<double>(input.inv_std[i]),
+        (200.0 / 255 - mean) / std, 1e-5);
+  }
+  expect_error(ExitCode::kBadJob, {"1 means", "3 standard deviations", "3 channels"}, [] {
+    per_channel_input({4, 3, 2, 2}, {0.5}, {1, 1, 1});
+  });
+}
+
+TEST(Catalogue, KindsSayWhatIsFused) {
+  EXPECT_EQ(kind_of(Conv2d{}), "Conv2d");
+  EXPECT_EQ(kind_of(BatchNorm{}), "BatchNorm");
+  EXPECT_EQ(kind_of(BatchNorm{.relu = true, .residual = true}), "BatchNorm+Add+ReLU");
+}
+
+}  // namespace
+}  // namespace convoy::ops

@@ -1,0 +1,163 @@
+// The loss against the reference: label smoothing, padding rows, counts, types.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "tests/support/op_tester.h"
+
+namespace convoy::ops {
+namespace {
+
+struct Loss {
+  LossResult result;
+  std::vector<float> dlogits;
+};
+
+// Logits are fp32, as networks make them; dlogits in `type`.
+Loss loss_of(Device& device, DType type, const SoftmaxCrossEntropy& spec,
+             const std::vector<float>& logits, const std::vector<int32_t>& labels) {
+  const size_t n = logits.size();
+  DeviceMemory x = device.allocate(n * sizeof(float));
+  DeviceMemory dx = device.allocate((n + 1) * sizeof(float));
+  std::memcpy(x.data.get(), logits.data(), n * sizeof(float));
+  std::memset(dx.data.get(), 0xff, (n + 1) * sizeof(float));
+  Loss out;
+  out.result = device.loss(spec, dx.data.get(), type, x.data.get(), DType::kFloat32, labels.data());
+  for (size_t i = 0; i <= n; ++i)
+    out.dlogits.push_back(type == DType::kFloat32
+                              ? static_cast<float*>(dx.data.get())[i]
+                              : to_float(static_cast<Bfloat16*>(dx.data.get())[i]));
+  EXPECT_TRUE(std::isnan(out.dlogits.back())) << "written behind the end";
+  out.dlogits.pop_back();
+  return out;
+}
+
+std::vector<float> random_logits(const SoftmaxCrossEntropy& spec) {
+  std::vector<float> logits(static_cast<size_t>(spec.n * spec.classes));
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] = 4 * random_value(3, 0, i);
+  return logits;
+}
+
+// Every third row from the second on is padding.
+std::vector<int32_t> labels_with_padding(const SoftmaxCrossEntropy& spec) {
+  std::vector<int32_t> labels;
+  for (int32_t n = 0; n < spec.n; ++n)
+    labels.push_back(n % 3 == 1 ? -1 - n : n * 7 % static_cast<int32_t>(spec.classes));
+  return labels;
+}
+
+TEST_P(OpTest, LossEqualsReference) {
+  for (const int64_t n : {1, 2, 7})
+    for (const int64_t classes : {2, 10, 17, 1000})
+      for (const double smoothing : {0.0, 0.1})
+        for (const double scale : {1.0, 1.0 / 256}) {
+          const SoftmaxCrossEntropy spec = {
+              .n = n, .classes = classes, .label_smoothing = smoothing, .gradient_scale = scale};
+          SCOPED_TRACE(fmt::format("{} rows of {}, smoothing {}", n, classes, smoothing));
+          const std::vector<float> logits = random_logits(spec);
+          const std::vector<int32_t> labels = labels_with_padding(spec);
+          const Loss op = loss_of(device(), type(), spec, logits, labels);
+          std::vector<double> dlogits;
+          const double expected = reference::softmax_cross_entropy(
+              spec, {logits.begin(), logits.end()}, labels, dlogits);
+          EXPECT_NEAR(op.result.loss_sum, expected, 1e-12 * expected);
+          EXPECT_EQ(op.result.count, n - (n + 1) / 3);
+          expect_close("dlogits", op.dlogits, dlogits, type());
+        }
+}
+
+TEST_P(OpTest, LossOfPaddingIsZero) {
+  const SoftmaxCrossEntropy spec = {.n = 2, .classes = 3};
+  const Loss op = loss_of(device(), type(), spec, {1, 2, 3, 4, 5, 6}, {-1, -1});
+  EXPECT_EQ(op.result.loss_sum, 0);
+  EXPECT_EQ(op.result.count, 0);
+  EXPECT_EQ(op.result.top1, 0);
+  EXPECT_EQ(op.result.top5, 0);
+  EXPECT_EQ(op.dlogits, std::vector<float>(6, 0.0f));
+}
+
+// In double on both sides, so the differences are exact to 1e-8 or so.
+TEST_P(Fp32Test, LossGradientEqualsDifferences) {
+  const SoftmaxCrossEntropy spec = {.n = 4, .classes = 7, .label_smoothing = 0.1};
+  std::vector<float> logits = random_logits(spec);
+  const std::vector<int32_t> labels = labels_with_padding(spec);
+  const Loss op = loss_of(device(), type(), spec, logits, labels);
+  std::vector<double> in_double(logits.begin(), logits.end()), dlogits, unused;
+  reference::softmax_cross_entropy(spec, in_double, labels, dlogits);
+  for (size_t i = 0; i < logits.size(); ++i) {
+    const float before = logits[i];
+    const float above = before + 0x1p-8f, below = before - 0x1p-8f;
+    logits[i] = above;
+    const double loss_above = loss_of(device(), type(), spec, logits, labels).result.loss_sum;
+    logits[i] = below;
+    const double loss_below = loss_of(device(), type(), spec, logits, labels).result.loss_sum;
+    logits[i] = before;
+    EXPECT_NEAR(static_cast<double>(op.dlogits[i]),
+                (loss_above - loss_below) / static_cast<double>(above - below), 1e-5);
+
+    in_double[i] = static_cast<double>(before) + 1e-5;
+    const double up = reference::softmax_cross_entropy(spec, in_double, labels, unused);
+    in_double[i] = static_cast<double>(before) - 1e-5;
+    const double down = reference::softmax_cross_entropy(spec, in_double, labels, unused);
+    in_double[i] = static_cast<double>(before);
+    EXPECT_NEAR(dlogits[i], (up - down) / 2e-5, 1e-8);
+  }
+}
+
+TEST_P(Fp32Test, LossCountsTop1AndTop5) {
+  const SoftmaxCrossEntropy spec = {.n = 6, .classes = 7};
+  const std::vector<float> row = {5, 4, 3, 2, 1, 0, -1};
+  std::vector<float> logits;
+  for (int n = 0; n < 6; ++n) logits.insert(logits.end(), row.begin(), row.end());
+  const LossResult r = loss_of(device(), type(), spec, logits, {0, 1, 4, 5, 6, -1}).result;
+  EXPECT_EQ(r.count, 5);
+  EXPECT_EQ(r.top1, 1);
+  EXPECT_EQ(r.top5, 3);
+  // Of equal logits the lowest class wins.
+  const LossResult ties =
+      loss_of(device(), type(), spec, std::vector<float>(42, 2.5f), {0, 1, 4, 5, 6, 0}).result;
+  EXPECT_EQ(ties.top1, 2);
+  EXPECT_EQ(ties.top5, 4);
+}
+
+TEST_P(Fp32Test, LossOfLargeLogitsIsFinite) {
+  const SoftmaxCrossEntropy spec = {.n = 2, .classes = 2, .label_smoothing = 0.1};
+  const Loss op = loss_of(device(), type(), spec, {1e30f, -1e30f, -1e30f, 1e30f}, {0, 0});
+  EXPECT_TRUE(std::isfinite(op.result.loss_sum));
+  EXPECT_NEAR(op.result.loss_sum / 2e30, 1.0, 1e-6);  // 0.05 * 2e30 + 0.95 * 2e30
+}
+
+TEST_P(OpTest, LossHandsNanOn) {
+  const SoftmaxCrossEntropy spec = {.n = 2, .classes = 3};
+  for (const size_t place : {0, 1, 2}) {
+    std::vector<float> logits = {1, 2, 3, 4, 5, 6};
+    logits[place] = std::numeric_limits<float>::quiet_NaN();
+    const Loss op = loss_of(device(), type(), spec, logits, {1, 1});
+    EXPECT_TRUE(std::isnan(op.result.loss_sum)) << place;
+    EXPECT_TRUE(std::isnan(op.dlogits[0])) << place;
+    EXPECT_FALSE(std::isnan(op.dlogits[3])) << place;
+    EXPECT_EQ(op.result.top1, 0) << place;  // a row with a NaN before or at its label is not right
+  }
+}
+
+TEST_P(Fp32Test, LossWithoutGradientForEvaluation) {
+  const SoftmaxCrossEntropy spec = {.n = 1, .classes = 3};
+  const std::vector<float> logits = {1, 2, 3};
+  const std::vector<int32_t> labels = {2};
+  const LossResult r = device().loss(spec, nullptr, type(), logits.data(), type(), labels.data());
+  EXPECT_NEAR(r.loss_sum, std::log(1 + std::exp(-1.0) + std::exp(-2.0)), 1e-12);
+  EXPECT_EQ(r.top1, 1);
+}
+
+TEST_P(Fp32Test, LossRefusesALabelOutOfRange) {
+  const SoftmaxCrossEntropy spec = {.n = 2, .classes = 10};
+  const std::vector<float> logits(20);
+  expect_error(ExitCode::kBadData, {"label 10", "row 1", "10 classes"}, [&] {
+    loss_of(device(), type(), spec, logits, {3, 10});
+  });
+}
+
+}  // namespace
+}  // namespace convoy::ops
