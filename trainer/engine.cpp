@@ -71,7 +71,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
   lanes_.run([&](int lane) {
     auto state = std::make_unique<Lane>();
     state->device = ops::make_device(config_.device, config_.threads_per_worker);
-    if (hosted().size() > 0) {
+    if (config_.training && hosted().size() > 0) {
       state->network = std::make_unique<ops::Network>(
           *state->device, graph_,
           ops::NetworkConfig{.batch = config_.batch_per_worker,

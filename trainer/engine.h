@@ -29,6 +29,7 @@ struct EngineConfig {
   comm::ReductionOrder reduction = comm::ReductionOrder::kExact;
   double bucket_mib = 4.0;
   uint64_t seed = 1;
+  bool training = true;  // false: evaluate() alone will be called
 };
 
 // How many workers of `hosted` run at once on this rank's CPUs: all of them if the cores suffice.
@@ -42,6 +43,7 @@ class Engine {
 
   const ops::ParameterLayout& layout() const { return layout_; }
   comm::WorkerRange hosted() const { return reducer_->hosted(); }
+  int lanes() const { return lanes_.count(); }
   // The state: flat, laid out as layout() says. May be changed between steps.
   std::span<float> parameters() { return {parameters_.as<float>(), layout_.parameter_floats}; }
   std::span<float> running() { return {running_.as<float>(), layout_.statistics_floats}; }

@@ -1,0 +1,85 @@
+#include "trainer/dry_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+
+#include "comm/schedule.h"
+#include "comm/worker_map.h"
+
+namespace convoy::trainer {
+namespace {
+
+std::string duration(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  return s >= 86400  ? fmt::format("{} d {} h", s / 86400, s % 86400 / 3600)
+         : s >= 3600 ? fmt::format("{} h {} min", s / 3600, s % 3600 / 60)
+         : s >= 60   ? fmt::format("{} min {} s", s / 60, s % 60)
+                     : fmt::format("{} s", s);
+}
+
+double mib(double bytes) {
+  return bytes / 1048576.0;
+}
+
+double redundancy_on(int workers, int ranks) {
+  const std::vector<comm::WorkerRange> map = comm::map_workers(workers, ranks);
+  return comm::redundancy(map, comm::choose_schedule(map));
+}
+
+// Seconds of one step on black images: the median of five.
+double measure_step(Engine& engine, const ops::ImageInput& input) {
+  const std::vector<uint8_t> pixels(static_cast<size_t>(input.shape.elements()));
+  const std::vector<int32_t> labels(static_cast<size_t>(input.shape.n));
+  const Engine::Source source{[&](int) {
+                                return Engine::Images{pixels.data(), labels.data()};
+                              },
+                              [](int) {}};
+  std::vector<double> seconds;
+  for (uint64_t step = 0; step < 6; ++step) {
+    const auto start = std::chrono::steady_clock::now();
+    engine.step(step, 0.0, {}, source, false);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    if (step > 0) seconds.push_back(took.count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2];
+}
+
+}  // namespace
+
+void print_dry_run(comm::Communicator& communicator, Engine& engine, const Job& job,
+                   const RunLength& length, const ops::ImageInput& input, uint64_t val_images) {
+  const double step_seconds = measure_step(engine, input);
+  if (communicator.rank() != 0) return;
+  const auto workers = static_cast<int>(job.workers);
+  const uint64_t steps = total_steps(length);
+  const double parameters = static_cast<double>(engine.layout().parameter_floats);
+  const double checkpoint_bytes = 4 * parameters * (job.optimizer.ema_decay > 0 ? 3 : 2);
+  std::string free_ranks;
+  for (int ranks = 1; ranks <= workers; ++ranks)
+    if (redundancy_on(workers, ranks) <= 1.0 + 1e-9)
+      free_ranks += fmt::format("{}{}", free_ranks.empty() ? "" : ", ", ranks);
+  const int most = (workers + communicator.size() - 1) / communicator.size();
+  const double balance = static_cast<double>(workers) / (most * communicator.size());
+
+  std::cout << "# The job, with every default:\n" << to_text(job) << "\n# The plan:\n";
+  std::cout << fmt::format(
+      "# data        {} training and {} validation images, {} classes\n"
+      "# steps       {} ({} epochs x {} images / {} images a step: {} workers x {})\n"
+      "# ranks       {} x {} lane(s) x {} thread(s); {:.0f} % of their time used by workers\n"
+      "# reduction   {:.2f} x a ring's volume here; no more than a ring's on {} ranks\n"
+      "# memory      {:.0f} MiB on this rank, {:.2f} M parameters\n"
+      "# checkpoint  {:.1f} MiB each, {} and the best are kept\n"
+      "# time        {:.1f} ms a step without input, {} in all (evaluations and input apart)\n",
+      length.dataset_size, val_images, job.data.classes, steps, length.epochs, length.dataset_size,
+      length.global_batch, workers, job.batch_per_worker, communicator.size(), engine.lanes(),
+      job.threads_per_worker, 100 * balance, engine.redundancy(), free_ranks,
+      mib(static_cast<double>(engine.memory_bytes())), parameters / 1e6, mib(checkpoint_bytes),
+      job.checkpoint.keep, 1e3 * step_seconds, duration(step_seconds * static_cast<double>(steps)));
+  std::cout << std::flush;
+}
+
+}  // namespace convoy::trainer

@@ -1,0 +1,16 @@
+// train --dry-run: what a run would do and need, without training.
+#pragma once
+
+#include "comm/communicator.h"
+#include "trainer/engine.h"
+#include "trainer/job.h"
+#include "trainer/lr_schedule.h"
+
+namespace convoy::trainer {
+
+// Collective; prints on rank 0's standard output. Takes a few steps on black images to estimate
+// time, so the engine is of no use afterwards.
+void print_dry_run(comm::Communicator& communicator, Engine& engine, const Job& job,
+                   const RunLength& length, const ops::ImageInput& input, uint64_t val_images);
+
+}  // namespace convoy::trainer

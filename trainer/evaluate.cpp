@@ -1,0 +1,164 @@
+#include "trainer/evaluate.h"
+
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "comm/launch.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "trainer/commands.h"
+#include "trainer/model_state.h"
+
+namespace convoy::trainer {
+
+namespace po = boost::program_options;
+
+std::string to_text(const Accuracy& a) {
+  return fmt::format("top-1 {:.2f} % ({} of {} images), top-5 {:.2f} %, loss {:.4f}",
+                     100 * a.top1_share(), a.top1, a.images, 100 * a.top5_share(), a.loss);
+}
+
+Evaluator::Evaluator(const data::Dataset& val, const Job& job, const Normalisation& normalisation,
+                     int data_threads)
+    : val_(val),
+      transform_(eval_transform(job)),
+      input_(image_input(job, normalisation, data::output_shape(transform_, val),
+                         job.evaluation.batch)),
+      max_pixels_(job.data.max_pixels),
+      data_threads_(data_threads) {
+  if (val_.size() == 0) fail(ExitCode::kBadData, "the validation set has no images");
+}
+
+Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
+                        const float* weights) const {
+  const auto batch = static_cast<int>(input_.shape.n);
+  const auto ranks = static_cast<uint64_t>(communicator.size());
+  const uint64_t slices = data::EvalLoader::slices(val_.size(), batch);
+  std::vector<uint64_t> mine;
+  for (auto k = static_cast<uint64_t>(communicator.rank()); k < slices; k += ranks)
+    mine.push_back(k);
+
+  // Each rank's slices as text, doubles in hexadecimal: exact, and a few bytes.
+  std::string text;
+  if (!mine.empty()) {
+    data::EvalLoader loader(val_, {.transform = transform_,
+                                   .batch = batch,
+                                   .slices = mine,
+                                   .lanes = engine.lanes(),
+                                   .threads = data_threads_,
+                                   .max_pixels = max_pixels_});
+    std::vector<const data::Batch*> held(mine.size());
+    const Engine::Evaluated evaluated = engine.evaluate(
+        mine.size(), input_, weights,
+        [&](uint64_t n) {
+          held[n] = &loader.acquire(n);
+          return Engine::Images{held[n]->pixels, held[n]->labels.data()};
+        },
+        [&](uint64_t n) { loader.release(*held[n]); });
+    for (const ops::LossResult& s : evaluated.slices)
+      text += fmt::format("{:a} {} {} {}\n", s.loss_sum, s.count, s.top1, s.top5);
+  }
+  const std::vector<std::string> all = communicator.all_gather(text);
+
+  // Sums in the order of the slices: slice k is line k / ranks of rank k % ranks.
+  std::vector<const char*> next;
+  for (const std::string& t : all) next.push_back(t.c_str());
+  Accuracy out;
+  double loss = 0;
+  for (uint64_t k = 0; k < slices; ++k) {
+    const char*& at = next[k % ranks];
+    char* end = nullptr;
+    loss += std::strtod(at, &end);
+    out.images += std::strtoull(end, &end, 10);
+    out.top1 += std::strtoull(end, &end, 10);
+    out.top5 += std::strtoull(end, &end, 10);
+    at = end;
+  }
+  out.loss = loss / static_cast<double>(out.images);
+  return out;
+}
+
+namespace {
+
+struct EvalOptions {
+  std::string checkpoint, data, device;
+  int data_threads = -1;
+  bool json = false;
+};
+
+// The checkpoint at `path`, or the newest whole one of the run there. Changes nothing on disk.
+std::pair<std::string, CheckpointState> load_newest(const std::string& path) {
+  if (std::filesystem::exists(std::filesystem::path(path) / "manifest.txtpb"))
+    return {path, load_checkpoint(path)};
+  std::vector<std::string> folders = list_checkpoints(path);
+  for (; !folders.empty(); folders.pop_back()) try {
+      return {folders.back(), load_checkpoint(folders.back())};
+    } catch (const Error& e) {
+      if (folders.size() == 1) throw;
+      log::warning("{}; taking the checkpoint before it", e.what());
+    }
+  fail(ExitCode::kBadData, "{}: neither a checkpoint nor a run with checkpoints", printable(path));
+}
+
+int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) {
+  const auto [dir, state] = load_newest(o.checkpoint);
+  Job job = parse_job(state.facts.job, dir + "/manifest.txtpb", {}, o.device);
+  if (!o.data.empty()) job.data.path = o.data;
+  const auto val = open_split(job, data::Split::kVal);
+  const Normalisation normalisation = stored_normalisation(state);
+  const int cpus = comm::cpu_set().count;
+  job.workers = 1;
+  const int threads = static_cast<int>(job.threads_per_worker);
+  const int lanes = std::max(1, cpus / threads);
+  const data::ImageShape shape = data::output_shape(eval_transform(job), *val);
+  EngineConfig config =
+      engine_config(job, o.device, image_input(job, normalisation, shape, 1), lanes);
+  config.training = false;
+  Engine engine(communicator, graph_of(job, shape), config);
+  restore(engine, state, true);
+  const Evaluator evaluator(*val, job, normalisation, o.data_threads >= 0 ? o.data_threads : 1);
+  const Accuracy accuracy = evaluator.run(communicator, engine, engine.parameters().data());
+  std::optional<Accuracy> ema;
+  if (!engine.optimizer().ema().empty())
+    ema = evaluator.run(communicator, engine, engine.optimizer().ema().data());
+  if (communicator.rank() != 0) return 0;
+  if (o.json) {
+    nlohmann::ordered_json out = {{"checkpoint", dir},
+                                  {"step", state.facts.step},
+                                  {"images", accuracy.images},
+                                  {"correct", accuracy.top1},
+                                  {"top1", accuracy.top1_share()},
+                                  {"top5", accuracy.top5_share()},
+                                  {"loss", accuracy.loss}};
+    if (ema) {
+      out["ema_top1"] = ema->top1_share();
+      out["ema_top5"] = ema->top5_share();
+    }
+    std::cout << out.dump(2) << std::endl;
+  } else {
+    std::cout << fmt::format("step {}: {}\n", state.facts.step, to_text(accuracy));
+    if (ema) std::cout << fmt::format("moving average: {}\n", to_text(*ema));
+  }
+  return 0;
+}
+
+}  // namespace
+
+int eval_command(const Arguments& arguments) {
+  EvalOptions o;
+  po::options_description options("Evaluation");
+  options.add_options()("checkpoint", po::value(&o.checkpoint)->required(),
+                        "a checkpoint, or a run (its newest whole one is taken)")(
+      "data", po::value(&o.data), "folder of the dataset; default: the one of training")(
+      "device", po::value(&o.device)->default_value("cpu"), "cpu or cuda")(
+      "data-threads", po::value(&o.data_threads), "threads that read and decode images")(
+      "json", po::bool_switch(&o.json), "one JSON object on standard output");
+  const auto values =
+      parse_options(arguments, options, "eval --checkpoint DIR [OPTIONS]",
+                    "Every image of the validation set is counted once, on any number of ranks.\n");
+  if (!values) return 0;
+  return run_on_ranks([&](comm::Communicator& c) { return evaluate_checkpoint(c, o); });
+}
+
+}  // namespace convoy::trainer

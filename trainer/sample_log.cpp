@@ -1,0 +1,51 @@
+#include "trainer/sample_log.h"
+
+#include <fcntl.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "ops/core/error.h"
+#include "trainer/file.h"
+
+namespace convoy::trainer {
+
+namespace fs = std::filesystem;
+
+SampleLog::SampleLog(const std::string& out_dir, int rank)
+    : path_(fmt::format("{}/samples.rank{}.jsonl", out_dir, rank)),
+      fd_(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {
+  if (fd_ < 0) fail(ExitCode::kIo, "{}: {}", printable(path_), errno_text());
+}
+
+SampleLog::~SampleLog() {
+  ::close(fd_);
+}
+
+void SampleLog::write(const data::Batch& batch) {
+  const std::string line =
+      fmt::format("{{\"step\":{},\"worker\":{},\"epochs\":[{}],\"samples\":[{}]}}\n", batch.step,
+                  batch.worker, fmt::join(batch.epochs, ","), fmt::join(batch.sample_ids, ","));
+  const std::lock_guard lock(mutex_);
+  if (::write(fd_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+    fail(ExitCode::kIo, "{}: cannot write {} bytes: {}", printable(path_), line.size(),
+         errno_text());
+}
+
+void SampleLog::rewind(const std::string& out_dir, uint64_t step) {
+  for (const auto& entry : fs::directory_iterator(out_dir)) {
+    const std::string name = entry.path().filename();
+    if (!name.starts_with("samples.rank") || !name.ends_with(".jsonl")) continue;
+    std::string kept, line;
+    for (std::ifstream in(entry.path()); std::getline(in, line);)
+      if (uint64_t at = 0;
+          std::sscanf(line.c_str(), "{\"step\":%lu", &at) == 1 && at < step && line.ends_with('}'))
+        kept += line + "\n";
+    write_text(entry.path().string() + ".new", kept);
+    rename_path(entry.path().string() + ".new", entry.path());
+  }
+}
+
+}  // namespace convoy::trainer

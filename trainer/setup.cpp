@@ -1,0 +1,236 @@
+#include "trainer/setup.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "data_loader/mean.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "ops/isa.h"
+#include "trainer/models/models.h"
+
+namespace convoy::trainer {
+
+std::string cache_folder() {
+  const auto environment = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value ? value : "");
+  };
+  std::string folder = environment("CONVOY_CACHE");
+  if (folder.empty() && !environment("XDG_CACHE_HOME").empty())
+    folder = environment("XDG_CACHE_HOME") + "/convoy";
+  if (folder.empty() && !environment("HOME").empty())
+    folder = environment("HOME") + "/.cache/convoy";
+  if (folder.empty()) return "";
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  return error ? "" : folder;
+}
+
+std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split) {
+  using Format = Job::Data::Format;
+  data::DatasetSpec spec;
+  switch (job.data.format) {
+    case Format::kAuto:
+      spec.format = data::Format::kAuto;
+      break;
+    case Format::kImageFolder:
+      spec.format = data::Format::kImageFolder;
+      break;
+    case Format::kIdx:
+      spec.format = data::Format::kIdx;
+      break;
+    case Format::kCifar:
+      spec.format = data::Format::kCifar;
+      break;
+    case Format::kSynthetic:
+      spec.format = data::Format::kSynthetic;
+      break;
+  }
+  if (job.data.path.empty() && spec.format != data::Format::kSynthetic)
+    fail(ExitCode::kUsage, "no dataset: give --data DIR or data.path in the job file");
+  spec.path = job.data.path;
+  spec.classes = static_cast<int>(job.data.classes);
+  spec.cache_folder = cache_folder();
+  spec.synthetic_samples = job.data.synthetic_samples;
+  const int size = static_cast<int>(job.data.train.size);
+  spec.synthetic_shape = {.height = size, .width = size, .channels = 3};
+  return data::open_dataset(spec, split);
+}
+
+data::TrainTransform train_transform(const Job& job) {
+  using Crop = Job::Data::Train::Crop;
+  const Job::Data::Train& t = job.data.train;
+  data::TrainTransform out;
+  switch (t.crop) {
+    case Crop::kRandomResized:
+      out.crop = data::Crop::kRandomResized;
+      break;
+    case Crop::kScaleAndCrop:
+      out.crop = data::Crop::kScaleAndCrop;
+      break;
+    case Crop::kPadAndCrop:
+      out.crop = data::Crop::kPadAndCrop;
+      break;
+    case Crop::kCenter:
+      out.crop = data::Crop::kCenter;
+      break;
+  }
+  out.size = static_cast<int>(t.size);
+  out.area_min = t.area_min;
+  out.area_max = t.area_max;
+  out.ratio_min = t.ratio_min;
+  out.ratio_max = t.ratio_max;
+  out.scale_min = static_cast<int>(t.scale_min);
+  out.scale_max = static_cast<int>(t.scale_max);
+  out.pad = static_cast<int>(t.pad);
+  out.resize = static_cast<int>(job.data.eval.resize);
+  out.flip = t.flip;
+  return out;
+}
+
+data::EvalTransform eval_transform(const Job& job) {
+  const uint32_t size = job.data.eval.size > 0 ? job.data.eval.size : job.data.train.size;
+  return {.resize = static_cast<int>(job.data.eval.resize), .size = static_cast<int>(size)};
+}
+
+data::BadSample bad_sample_policy(const Job& job) {
+  return job.data.bad_sample == Job::Data::BadSample::kFail ? data::BadSample::kFail
+                                                            : data::BadSample::kSubstitute;
+}
+
+Normalisation resolve(Job& job, const data::Dataset& train, comm::Communicator& communicator,
+                      int data_threads) {
+  using Mean = Job::Data::MeanSubtraction;
+  const data::ImageShape shape = data::output_shape(train_transform(job), train);
+  if (job.data.train.size == 0 && shape.height == shape.width)
+    job.data.train.size = static_cast<uint32_t>(shape.height);
+  job.data.classes = static_cast<uint32_t>(train.classes().size());
+  const auto channels = static_cast<size_t>(shape.channels);
+
+  Normalisation out;
+  const bool per_pixel = job.data.mean_subtraction == Mean::kPerPixel;
+  if (job.data.mean_subtraction == Mean::kNone) {
+    job.data.mean.assign(channels, 0.0);
+    job.data.std.assign(channels, 1.0);
+  } else if (job.data.mean.empty() || per_pixel) {
+    // Rank 0 looks at the data; the numbers travel as bytes, so that all ranks have the same bits.
+    std::vector<double> numbers;
+    if (communicator.rank() == 0) {
+      const data::ImageStatistics s =
+          data::image_statistics(train, {.transform = eval_transform(job),
+                                         .threads = data_threads,
+                                         .bad_sample = bad_sample_policy(job),
+                                         .max_pixels = job.data.max_pixels,
+                                         .cache_folder = cache_folder()});
+      if (per_pixel) {
+        numbers = s.mean_image;
+        numbers.push_back(s.mean_image_std);
+      } else {
+        numbers = s.mean;
+        numbers.insert(numbers.end(), s.std.begin(), s.std.end());
+      }
+    }
+    std::vector<std::byte> bytes(numbers.size() * sizeof(double));
+    if (!bytes.empty()) std::memcpy(bytes.data(), numbers.data(), bytes.size());
+    communicator.broadcast(bytes, 0);
+    numbers.resize(bytes.size() / sizeof(double));
+    std::memcpy(numbers.data(), bytes.data(), bytes.size());
+    if (per_pixel) {
+      job.data.mean.assign(channels, 0.0);
+      job.data.std.assign(channels, numbers.back());
+      out.mean_image.assign(numbers.begin(), numbers.end() - 1);
+    } else {
+      job.data.mean.assign(numbers.begin(), numbers.begin() + static_cast<int64_t>(channels));
+      job.data.std.assign(numbers.begin() + static_cast<int64_t>(channels), numbers.end());
+    }
+  }
+  if (job.data.mean.size() != channels)
+    fail(ExitCode::kBadJob, "data.mean has {} numbers, the images have {} channels",
+         job.data.mean.size(), channels);
+  return out;
+}
+
+ops::ImageInput image_input(const Job& job, const Normalisation& normalisation,
+                            const data::ImageShape& shape, int64_t batch) {
+  const Shape input = {.n = batch, .c = shape.channels, .h = shape.height, .w = shape.width};
+  ops::ImageInput out = ops::per_channel_input(input, job.data.mean, job.data.std);
+  if (normalisation.mean_image.empty()) return out;
+  if (normalisation.mean_image.size() != out.mean.size())
+    fail(ExitCode::kBadJob,
+         "data.mean_subtraction PER_PIXEL: the mean image has {} values, an image of {} has {}; "
+         "evaluation must use the training size",
+         normalisation.mean_image.size(), to_string(shape), out.mean.size());
+  for (size_t i = 0; i < out.mean.size(); ++i) out.mean[i] = normalisation.mean_image[i] * 255.0f;
+  return out;
+}
+
+ops::Graph graph_of(const Job& job, const data::ImageShape& shape) {
+  ModelOptions options;
+  options.image = {.n = 1, .c = shape.channels, .h = shape.height, .w = shape.width};
+  options.classes = job.data.classes;
+  options.stride_in_first_conv = job.model.stride_in_first_conv;
+  switch (job.model.shortcut) {
+    case Job::Model::Shortcut::kDefault:
+      break;
+    case Job::Model::Shortcut::kA:
+      options.shortcut = ModelOptions::Shortcut::kA;
+      break;
+    case Job::Model::Shortcut::kB:
+      options.shortcut = ModelOptions::Shortcut::kB;
+      break;
+    case Job::Model::Shortcut::kC:
+      options.shortcut = ModelOptions::Shortcut::kC;
+      break;
+  }
+  options.zero_init_residual = job.model.zero_init_residual;
+  options.batch_norm_momentum = job.model.batch_norm_momentum;
+  options.batch_norm_epsilon = job.model.batch_norm_epsilon;
+  options.dropout = job.model.dropout;
+  return make_model(job.model.name, options);
+}
+
+DType precision_type(Job::Precision precision) {
+  return precision == Job::Precision::kBf16 ? DType::kBfloat16 : DType::kFloat32;
+}
+
+EngineConfig engine_config(const Job& job, const std::string& device, const ops::ImageInput& input,
+                           int lanes) {
+  const Job::Optimizer& o = job.optimizer;
+  return {.device = device,
+          .workers = static_cast<int>(job.workers),
+          .batch_per_worker = job.batch_per_worker,
+          .threads_per_worker = static_cast<int>(job.threads_per_worker),
+          .lanes = lanes,
+          .type = precision_type(job.precision),
+          .input = input,
+          .label_smoothing = job.model.label_smoothing,
+          .optimizer = {.kind = o.kind == Job::Optimizer::Kind::kLars
+                                    ? ops::OptimizerConfig::Kind::kLars
+                                    : ops::OptimizerConfig::Kind::kSgd,
+                        .momentum = o.momentum,
+                        .nesterov = o.nesterov,
+                        .weight_decay = o.weight_decay,
+                        .decay_batch_norm_and_bias = o.decay_batch_norm_and_bias,
+                        .trust_coefficient = o.trust_coefficient,
+                        .lars_epsilon = o.lars_epsilon,
+                        .clip_norm = o.clip_norm,
+                        .ema_decay = o.ema_decay},
+          .reduction = job.reduction.order == Job::Reduction::Order::kFast
+                           ? comm::ReductionOrder::kFast
+                           : comm::ReductionOrder::kExact,
+          .bucket_mib = job.reduction.bucket_mib,
+          .seed = job.seed};
+}
+
+Fingerprint fingerprint(const std::string& device) {
+  const auto d = ops::make_device(device, 1);
+  return {.device = d->name(),
+          .instruction_set = d->instruction_set(),
+          .libraries = d->libraries(),
+          .build = "g++ " __VERSION__,
+          .caches = ops::cpu_caches()};
+}
+
+}  // namespace convoy::trainer

@@ -1,0 +1,50 @@
+// From a checked job to the things that run: datasets, input normalisation, graph, engine settings.
+// The one place where the job's words are turned into those of ops, comm and data_loader.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "data_loader/dataset.h"
+#include "data_loader/loader.h"
+#include "ops/graph.h"
+#include "ops/image_input.h"
+#include "trainer/checkpoint.h"
+#include "trainer/engine.h"
+#include "trainer/job.h"
+
+namespace convoy::trainer {
+
+// Where indexes and means are kept between runs: CONVOY_CACHE, XDG_CACHE_HOME/convoy or
+// ~/.cache/convoy, created if need be; "" where none can be.
+std::string cache_folder();
+
+std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split);
+data::TrainTransform train_transform(const Job& job);
+data::EvalTransform eval_transform(const Job& job);
+data::BadSample bad_sample_policy(const Job& job);
+
+// What is subtracted and divided by before the first layer.
+struct Normalisation {
+  std::vector<float> mean_image;  // PER_PIXEL: [H, W, C] in units of [0, 1]; else empty
+};
+// Fills in what the job leaves to the dataset (classes, sizes, means), so that the job's text says
+// everything that evaluation will need. Rank 0 computes means, all get them. `data_threads`: for
+// that.
+Normalisation resolve(Job& job, const data::Dataset& train, comm::Communicator& communicator,
+                      int data_threads);
+
+ops::ImageInput image_input(const Job& job, const Normalisation& normalisation,
+                            const data::ImageShape& shape, int64_t batch);
+ops::Graph graph_of(const Job& job, const data::ImageShape& shape);
+DType precision_type(Job::Precision precision);
+
+EngineConfig engine_config(const Job& job, const std::string& device, const ops::ImageInput& input,
+                           int lanes);
+
+// The device, instruction set, libraries and build of this process.
+Fingerprint fingerprint(const std::string& device);
+
+}  // namespace convoy::trainer

@@ -1,0 +1,548 @@
+#include "trainer/train.h"
+
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "comm/handshake.h"
+#include "comm/launch.h"
+#include "comm/worker_map.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "ops/fusion.h"
+#include "trainer/commands.h"
+#include "trainer/dry_run.h"
+#include "trainer/evaluate.h"
+#include "trainer/file.h"
+#include "trainer/metrics.h"
+#include "trainer/model_state.h"
+#include "trainer/sample_log.h"
+#include "trainer/signals.h"
+#include "trainer/version.h"
+
+namespace convoy::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+namespace po = boost::program_options;
+using Clock = std::chrono::steady_clock;
+using nlohmann::json;
+
+double seconds_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+// Averages since the last line of metrics, and the smoothed values of the progress line.
+class Meter {
+ public:
+  void add(const Engine::Result& r, double seconds) {
+    loss_ += r.loss;
+    top1_ += r.top1;
+    ++steps_;
+    const double keep = first_ ? 0.0 : 0.95;
+    smooth_loss_ = keep * smooth_loss_ + (1 - keep) * r.loss;
+    smooth_top1_ = keep * smooth_top1_ + (1 - keep) * r.top1;
+    smooth_seconds_ = keep * smooth_seconds_ + (1 - keep) * seconds;
+    first_ = false;
+  }
+  void start_line() { loss_ = top1_ = steps_ = 0; }
+
+  double loss() const { return loss_ / steps_; }
+  double top1() const { return top1_ / steps_; }
+  double steps() const { return steps_; }
+  double smooth_loss() const { return smooth_loss_; }
+  double smooth_top1() const { return smooth_top1_; }
+  double smooth_seconds() const { return smooth_seconds_; }
+
+ private:
+  double loss_ = 0, top1_ = 0, steps_ = 0;
+  double smooth_loss_ = 0, smooth_top1_ = 0, smooth_seconds_ = 0;
+  bool first_ = true;
+};
+
+// What rank 0 found in the output folder, as all ranks learn it.
+struct Resume {
+  bool found = false;
+  uint64_t step = 0;
+  std::string folder;
+  std::string job;  // text of the checkpoint's job
+  std::string dataset_digest;
+  Fingerprint fingerprint;
+  PlateauState plateau;
+};
+
+class Run {
+ public:
+  Run(comm::Communicator& communicator, const TrainOptions& options)
+      : communicator_(communicator),
+        options_(options),
+        job_(load_job(options.job_file, options.sets, options.device)),
+        fingerprint_(fingerprint(options.device)) {}
+
+  int main() {
+    if (is_root() && !options_.dry_run) claim_folder();
+    find_resume();
+    open_data();
+    check_job();
+    build();
+    if (options_.dry_run) return dry_run();
+    restore_state();
+    open_outputs();
+    return loop();
+  }
+
+ private:
+  bool is_root() const { return communicator_.rank() == 0; }
+
+  void claim_folder() {
+    if (options_.out.empty())
+      fail(ExitCode::kUsage, "convoy train needs --out DIR, the folder of the run");
+    lock_.emplace(options_.out);
+  }
+
+  // Rank 0 looks for a checkpoint and loads it; the others learn what they need before they build.
+  void find_resume() {
+    std::string text;
+    if (is_root() && !options_.dry_run) {
+      std::optional<std::string> folder;
+      if (options_.resume == "auto") {
+        folder = find_newest(options_.out);
+      } else if (options_.resume == "never") {
+        if (!list_checkpoints(options_.out).empty())
+          fail(ExitCode::kUsage,
+               "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
+               "--resume auto",
+               printable(options_.out));
+      } else {
+        if (!list_checkpoints(options_.out).empty())
+          fail(
+              ExitCode::kUsage,
+              "--resume {}: {} holds checkpoints of its own; choose another --out or --resume auto",
+              printable(options_.resume), printable(options_.out));
+        const bool is_checkpoint = fs::exists(fs::path(options_.resume) / "manifest.txtpb");
+        const std::vector<std::string> all = list_checkpoints(options_.resume);
+        if (!is_checkpoint && all.empty())
+          fail(ExitCode::kBadData, "--resume {}: neither a checkpoint nor a run with checkpoints",
+               printable(options_.resume));
+        folder = is_checkpoint ? options_.resume : all.back();
+      }
+      json out = {{"found", folder.has_value()}};
+      if (folder) {
+        checkpoint_ = load_checkpoint(*folder);
+        const CheckpointFacts& f = checkpoint_->facts;
+        out.update({{"folder", *folder},
+                    {"step", f.step},
+                    {"job", f.job},
+                    {"dataset_digest", f.dataset_digest},
+                    {"drops", f.plateau.drops},
+                    {"best_error", fmt::format("{:a}", f.plateau.best_error)},
+                    {"since", f.plateau.evaluations_since},
+                    {"fingerprint",
+                     {f.fingerprint.device, f.fingerprint.instruction_set, f.fingerprint.libraries,
+                      f.fingerprint.build, f.fingerprint.caches}}});
+      }
+      text = out.dump();
+    }
+    communicator_.broadcast(text, 0);
+    if (text.empty()) return;
+    const json in = json::parse(text);
+    resume_.found = in["found"];
+    if (!resume_.found) return;
+    resume_.step = in["step"];
+    resume_.folder = in["folder"];
+    resume_.job = in["job"];
+    resume_.dataset_digest = in["dataset_digest"];
+    resume_.plateau = {
+        .drops = in["drops"],
+        .best_error = std::strtod(in["best_error"].get<std::string>().c_str(), nullptr),
+        .evaluations_since = in["since"]};
+    const json& f = in["fingerprint"];
+    resume_.fingerprint = {f[0], f[1], f[2], f[3], f[4]};
+  }
+
+  void open_data() {
+    train_ = open_split(job_, data::Split::kTrain);
+    if (job_.data.classes == 0) job_.data.classes = static_cast<uint32_t>(train_->classes().size());
+    val_ = open_split(job_, data::Split::kVal);
+    if (job_.workers == 0) {
+      job_.workers = static_cast<uint32_t>(communicator_.size());
+      if (resume_.found)
+        job_.workers = parse_job(resume_.job, resume_.folder, {}, options_.device).workers;
+    }
+    const int cpus = comm::cpu_set().count;
+    const int hosted = comm::map_workers(static_cast<int>(job_.workers), communicator_.size())
+                           .at(static_cast<size_t>(communicator_.rank()))
+                           .size();
+    lanes_ = lanes_for(hosted, cpus, static_cast<int>(job_.threads_per_worker));
+    data_threads_ = options_.data_threads >= 0
+                        ? options_.data_threads
+                        : std::max(1, cpus - lanes_ * static_cast<int>(job_.threads_per_worker));
+    const std::string warning =
+        comm::cpu_set_warning(comm::cpu_set(), lanes_ * static_cast<int>(job_.threads_per_worker));
+    if (!warning.empty()) log::warning("{}", warning);
+    normalisation_ = resolve(job_, *train_, communicator_, std::max(1, cpus));
+    length_ = {.dataset_size = train_->size(),
+               .global_batch = uint64_t{job_.workers} * job_.batch_per_worker,
+               .epochs = job_.epochs};
+    if (length_.dataset_size < length_.global_batch)
+      fail(ExitCode::kBadData,
+           "the training set has {} samples, one step takes {} ({} workers x {}); lower workers or "
+           "batch_per_worker",
+           length_.dataset_size, length_.global_batch, job_.workers, job_.batch_per_worker);
+    total_steps_ = total_steps(length_);
+    last_step_ =
+        job_.stop_after_steps > 0 ? std::min(job_.stop_after_steps, total_steps_) : total_steps_;
+    if (is_root() && communicator_.size() > static_cast<int>(job_.workers))
+      log::warning("{} of {} ranks host no worker (workers: {}); they only evaluate",
+                   communicator_.size() - static_cast<int>(job_.workers), communicator_.size(),
+                   job_.workers);
+  }
+
+  // All ranks must run the same job, and a resumed run the one it was.
+  void check_job() {
+    job_digest_ = identity_digest(job_, train_->digest());
+    comm::handshake(communicator_, {{"version", kVersion},
+                                    {"job digest", job_digest_},
+                                    {"dataset digest", train_->digest()},
+                                    {"validation set digest", val_->digest()},
+                                    {"device", fingerprint_.device},
+                                    {"instruction set", fingerprint_.instruction_set},
+                                    {"libraries", fingerprint_.libraries},
+                                    {"build", fingerprint_.build}});
+    if (!resume_.found) return;
+    std::string changed;
+    for (const JobDifference& d : differing_keys(resume_.job, to_text(job_))) {
+      const std::string text = fmt::format("{}: {} -> {}", d.key, d.old_value, d.new_value);
+      if (d.changes_result)
+        changed += (changed.empty() ? "" : "; ") + text;
+      else if (is_root())
+        log::info("resume with {}", text);
+    }
+    if (resume_.dataset_digest != train_->digest())
+      changed += fmt::format("{}training set: {} -> {}", changed.empty() ? "" : "; ",
+                             resume_.dataset_digest.substr(0, 12), train_->digest().substr(0, 12));
+    if (!changed.empty() && !options_.allow_change)
+      fail(ExitCode::kBadJob,
+           "{} was trained by another job ({}); use another --out, or --allow-change to go on with "
+           "the change",
+           printable(resume_.folder), changed);
+    if (!changed.empty() && is_root()) log::warning("resume with changed results: {}", changed);
+    if (is_root() && !(resume_.fingerprint == fingerprint_))
+      log::warning(
+          "resume on another machine or build: results are no longer bit for bit those of the "
+          "first "
+          "({}, {}, {}, {} -> {}, {}, {}, {})",
+          resume_.fingerprint.instruction_set, resume_.fingerprint.libraries,
+          resume_.fingerprint.build, resume_.fingerprint.caches, fingerprint_.instruction_set,
+          fingerprint_.libraries, fingerprint_.build, fingerprint_.caches);
+  }
+
+  void build() {
+    const data::ImageShape shape = data::output_shape(train_transform(job_), *train_);
+    input_ = image_input(job_, normalisation_, shape, job_.batch_per_worker);
+    evaluator_.emplace(*val_, job_, normalisation_, data_threads_);
+    engine_ = std::make_unique<Engine>(communicator_, graph_of(job_, shape),
+                                       engine_config(job_, options_.device, input_, lanes_));
+  }
+
+  int dry_run() {
+    print_dry_run(communicator_, *engine_, job_, length_, input_, val_->size());
+    return 0;
+  }
+
+  void restore_state() {
+    step_ = resume_.step;
+    plateau_ = resume_.plateau;
+    if (!resume_.found) return;
+    if (checkpoint_) restore(*engine_, *checkpoint_, false);
+    checkpoint_.reset();
+    for (const std::span<float> flat :
+         {engine_->parameters(), engine_->running(), engine_->optimizer().momentum(),
+          engine_->optimizer().ema()}) {
+      std::vector<std::byte> bytes(is_root() ? flat.size_bytes() : 0);
+      if (is_root() && !bytes.empty()) std::memcpy(bytes.data(), flat.data(), bytes.size());
+      communicator_.broadcast(bytes, 0);
+      if (!bytes.empty()) std::memcpy(flat.data(), bytes.data(), bytes.size());
+    }
+    if (is_root())
+      log::info("resumed at step {} of {} from {}", step_, total_steps_, printable(resume_.folder));
+  }
+
+  void open_outputs() {
+    if (is_root()) {
+      write_text(options_.out + "/job.txtpb", to_text(job_));
+      metrics_ = std::make_unique<MetricsWriter>(options_.out, step_);
+      metrics_->write(
+          {.step = step_,
+           .event = resume_.found ? "resume" : "start",
+           .detail = fmt::format("{} ranks, {} workers", communicator_.size(), job_.workers)});
+      writer_ = std::make_unique<CheckpointWriter>(
+          options_.out, RetentionPolicy{.keep = job_.checkpoint.keep,
+                                        .keep_best = job_.checkpoint.keep_best,
+                                        .keep_every_steps = job_.checkpoint.keep_every_steps});
+      if (job_.log.samples) SampleLog::rewind(options_.out, step_);
+      log::info("{} on {}: {} parameters, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
+                job_.model.name, printable(job_.data.path), engine_->layout().parameter_floats,
+                job_.workers, job_.batch_per_worker, total_steps_, communicator_.size(), lanes_);
+    }
+    communicator_.barrier();
+    if (job_.log.samples)
+      samples_ = std::make_unique<SampleLog>(options_.out, communicator_.rank());
+  }
+
+  // The step that has just been done is `step_`; was it the first to reach a further epoch?
+  bool evaluation_due() const {
+    if (step_ == total_steps_) return true;
+    if (job_.evaluation.every_epochs == 0) return false;
+    const auto epochs = [&](uint64_t step) {
+      return step * length_.global_batch / length_.dataset_size / job_.evaluation.every_epochs;
+    };
+    return epochs(step_) != epochs(step_ - 1);
+  }
+
+  int loop() {
+    install_stop_signals();
+    const comm::WorkerRange hosted = engine_->hosted();
+    std::unique_ptr<data::Loader> loader;
+    if (hosted.size() > 0 && step_ < last_step_)
+      loader = std::make_unique<data::Loader>(
+          *train_, data::LoaderConfig{.transform = train_transform(job_),
+                                      .seed = job_.seed,
+                                      .batch_per_worker = static_cast<int>(job_.batch_per_worker),
+                                      .workers = static_cast<int>(job_.workers),
+                                      .first_worker = hosted.begin,
+                                      .end_worker = hosted.end,
+                                      .first_step = step_,
+                                      .end_step = last_step_,
+                                      .threads = data_threads_,
+                                      .bad_sample = bad_sample_policy(job_),
+                                      .max_pixels = job_.data.max_pixels});
+    std::vector<const data::Batch*> held(job_.workers);
+    const Engine::Source source{
+        [&](int worker) {
+          const data::Batch& batch = loader->acquire(step_, worker);
+          held[static_cast<size_t>(worker)] = &batch;
+          if (samples_) samples_->write(batch);
+          return Engine::Images{batch.pixels, batch.labels.data()};
+        },
+        [&](int worker) { loader->release(*held[static_cast<size_t>(worker)]); }};
+
+    std::optional<Progress> progress;
+    if (is_root()) progress.emplace();
+    start_line(loader.get());
+    last_save_ = Clock::now();
+    bool stopped = false;
+    while (step_ < last_step_ && !stopped) {
+      const auto start = Clock::now();
+      const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
+      const double minutes = seconds_between(last_save_, start) / 60;
+      const Engine::Control control{.stop = stop_requested(),
+                                    .save = is_root() && job_.checkpoint.every_minutes > 0 &&
+                                            minutes >= job_.checkpoint.every_minutes};
+      const bool log_line = (step_ + 1) % std::max(1u, job_.log.every_steps) == 0;
+      const Engine::Result result = engine_->step(step_, rate, control, source, log_line);
+      ++step_;
+      stopped = result.control.stop;
+      meter_.add(result, seconds_between(start, Clock::now()));
+      if (is_root()) report(*progress, loader.get(), rate, result, log_line || step_ == last_step_);
+
+      std::optional<double> top1;
+      if (evaluation_due()) {
+        if (progress) progress->finish();
+        top1 = evaluate();
+        note_evaluation(plateau_, 1 - *top1, job_.schedule);
+        if (is_root()) progress.emplace();
+        start_line(loader.get());
+      }
+      const bool by_steps =
+          job_.checkpoint.every_steps > 0 && step_ % job_.checkpoint.every_steps == 0;
+      if (result.control.save || by_steps || top1 || stopped || step_ == last_step_) save(top1);
+    }
+    if (progress) progress->finish();
+    report_substitutions(loader.get());
+    return leave(stopped && step_ < last_step_);
+  }
+
+  void start_line(const data::Loader* loader) {
+    meter_.start_line();
+    line_start_ = Clock::now();
+    line_input_wait_ = loader ? loader->stats().wait_seconds : 0;
+    line_reduce_wait_ = engine_->reduce_wait_seconds();
+  }
+
+  void report(Progress& progress, const data::Loader* loader, double rate,
+              const Engine::Result& result, bool log_line) {
+    const double epoch = epoch_at(step_, length_);
+    const double elapsed = std::max(1e-9, seconds_between(line_start_, Clock::now()));
+    const double wait = loader ? loader->stats().wait_seconds - line_input_wait_ : 0;
+    const double input_share = std::min(1.0, wait / lanes_ / elapsed);
+    const auto batch = static_cast<double>(length_.global_batch);
+    progress.update(
+        {.step = step_,
+         .total_steps = total_steps_,
+         .epoch = epoch,
+         .epochs = job_.epochs,
+         .loss = meter_.smooth_loss(),
+         .top1 = meter_.smooth_top1(),
+         .images_per_second = batch / meter_.smooth_seconds(),
+         .input_wait_share = input_share,
+         .seconds_left = static_cast<double>(last_step_ - step_) * meter_.smooth_seconds()});
+    if (!log_line) return;
+    metrics_->write(
+        {.step = step_,
+         .epoch = epoch,
+         .train_loss = meter_.loss(),
+         .train_top1 = meter_.top1(),
+         .learning_rate = rate,
+         .images_per_second = meter_.steps() * batch / elapsed,
+         .input_wait_share = input_share,
+         .reduce_wait_share = (engine_->reduce_wait_seconds() - line_reduce_wait_) / elapsed,
+         .gradient_norm =
+             result.gradient_norm > 0 ? std::optional(result.gradient_norm) : std::nullopt});
+    start_line(loader);
+  }
+
+  // Returns top-1, of 0 to 1.
+  double evaluate() {
+    const Accuracy a = evaluator_->run(communicator_, *engine_, engine_->parameters().data());
+    std::optional<Accuracy> ema;
+    if (!engine_->optimizer().ema().empty())
+      ema = evaluator_->run(communicator_, *engine_, engine_->optimizer().ema().data());
+    result_ = a;
+    if (is_root()) {
+      log::info("epoch {:.2f}: {}", epoch_at(step_, length_), to_text(a));
+      if (ema) log::info("moving average: {}", to_text(*ema));
+      MetricsLine line{.step = step_,
+                       .epoch = epoch_at(step_, length_),
+                       .top1 = a.top1_share(),
+                       .top5 = a.top5_share(),
+                       .loss = a.loss,
+                       .images = a.images,
+                       .correct = a.top1};
+      if (ema) {
+        line.ema_top1 = ema->top1_share();
+        line.ema_top5 = ema->top5_share();
+      }
+      metrics_->write(line);
+    }
+    return a.top1_share();
+  }
+
+  void save(std::optional<double> top1) {
+    last_save_ = Clock::now();
+    if (!is_root()) return;
+    CheckpointState state;
+    state.facts = {.step = step_,
+                   .job_digest = job_digest_,
+                   .job = to_text(job_),
+                   .dataset_digest = train_->digest(),
+                   .fingerprint = fingerprint_,
+                   .dataset_size = length_.dataset_size,
+                   .global_batch = length_.global_batch,
+                   .plateau = plateau_,
+                   .top1 = top1};
+    state.model = model_tensors(*engine_, step_);
+    state.optimizer = optimizer_tensors(*engine_, normalisation_);
+    state.ema = ema_tensors(*engine_);
+    try {
+      writer_->save(state);
+    } catch (const Error& e) {
+      // The run goes on: the checkpoints before stand, and this state is saved now.
+      log::error("a checkpoint failed: {}; trying again", e.what());
+      writer_->save(state);
+    }
+    metrics_->write({.step = step_, .event = "save"});
+  }
+
+  void report_substitutions(const data::Loader* loader) {
+    if (!loader) return;
+    const std::vector<data::Substitution> list = loader->substitutions();
+    for (const data::Substitution& s : list)
+      log::warning("epoch {}: sample {} was replaced by {}: {}", s.epoch, s.sample, s.substitute,
+                   s.reason);
+  }
+
+  // Everything is on the disk when this returns.
+  int leave(bool stopped) {
+    if (is_root()) {
+      writer_->wait();
+      metrics_->write({.step = step_, .event = stopped ? "stop" : "end"});
+      if (stopped)
+        log::info("stopped at step {} of {}, saved; run the same command again to go on", step_,
+                  total_steps_);
+      else if (step_ < total_steps_)
+        log::info("stop_after_steps: {} of {} steps done, saved", step_, total_steps_);
+      else
+        std::cout << (result_ ? to_text(*result_) : std::string("this run was already complete"))
+                  << std::endl;
+    }
+    communicator_.barrier();
+    return static_cast<int>(stopped ? ExitCode::kRecoverable : ExitCode::kDone);
+  }
+
+  comm::Communicator& communicator_;
+  const TrainOptions options_;
+  Job job_;
+  Fingerprint fingerprint_;
+  std::optional<OutputLock> lock_;  // rank 0
+  Resume resume_;
+  std::optional<CheckpointState> checkpoint_;  // rank 0, until it is restored
+  std::unique_ptr<data::Dataset> train_, val_;
+  Normalisation normalisation_;
+  int lanes_ = 1, data_threads_ = 1;
+  RunLength length_;
+  uint64_t total_steps_ = 0, last_step_ = 0;  // of the schedule; of this life
+  std::string job_digest_;
+  ops::ImageInput input_;
+  std::optional<Evaluator> evaluator_;
+  std::unique_ptr<Engine> engine_;
+  uint64_t step_ = 0;  // optimizer steps done
+  PlateauState plateau_;
+  std::unique_ptr<MetricsWriter> metrics_;    // rank 0
+  std::unique_ptr<CheckpointWriter> writer_;  // rank 0
+  std::unique_ptr<SampleLog> samples_;
+  Meter meter_;
+  Clock::time_point line_start_, last_save_;
+  double line_input_wait_ = 0, line_reduce_wait_ = 0;
+  std::optional<Accuracy> result_;
+};
+
+}  // namespace
+
+int train(comm::Communicator& communicator, const TrainOptions& options) {
+  return Run(communicator, options).main();
+}
+
+int train_command(const Arguments& arguments) {
+  TrainOptions o;
+  std::string data;
+  po::options_description options("Training");
+  options.add_options()("job", po::value(&o.job_file)->required(),
+                        "job file (proto/job.proto in text format; see trainer/recipes)")(
+      "data", po::value(&data), "folder of the dataset, in place of data.path")(
+      "out", po::value(&o.out), "folder of the run: checkpoints, metrics.jsonl, job.txtpb")(
+      "set", po::value(&o.sets)->composing(),
+      "key=value for a field of the job, e.g. optimizer.learning_rate=0.1; may be repeated")(
+      "data-threads", po::value(&o.data_threads),
+      "threads that read and decode images; default: the CPUs that computing leaves, at least 1")(
+      "device", po::value(&o.device)->default_value(o.device), "cpu or cuda")(
+      "resume", po::value(&o.resume)->default_value(o.resume),
+      "auto: go on where --out stands, or start; never: start; DIR: from that checkpoint or run")(
+      "allow-change", po::bool_switch(&o.allow_change),
+      "resume although the job changed in a way that changes the result")(
+      "dry-run", po::bool_switch(&o.dry_run), "print the plan and leave");
+  const auto values = parse_options(
+      arguments, options, "train --job FILE --out DIR [OPTIONS]",
+      "One process is one rank; several are started by mpirun or srun (cluster/README.md). The "
+      "result\n"
+      "is a function of the job alone: the same bits on any number of ranks. USR1, USR2, INT or "
+      "TERM\n"
+      "stop a run at the end of a step: it is saved, and the exit code is 75 (run me again).\n");
+  if (!values) return 0;
+  if (!data.empty()) o.sets.push_back("data.path=" + data);
+  return run_on_ranks([&](comm::Communicator& c) { return train(c, o); });
+}
+
+}  // namespace convoy::trainer

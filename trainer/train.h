@@ -1,0 +1,24 @@
+// convoy train: the loop of a run. A run is a folder (--out); starting and resuming are one
+// command.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+
+namespace convoy::trainer {
+
+struct TrainOptions {
+  std::string job_file, out, device = "cpu";
+  std::vector<std::string> sets;
+  std::string resume = "auto";  // auto, never, or a folder with a checkpoint
+  int data_threads = -1;        // -1: the CPUs that computing leaves, at least one
+  bool dry_run = false;
+  bool allow_change = false;
+};
+
+// Collective. Returns 0 (done, or stop_after_steps reached) or 75 (stopped by a signal, saved).
+int train(comm::Communicator& communicator, const TrainOptions& options);
+
+}  // namespace convoy::trainer

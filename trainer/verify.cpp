@@ -1,0 +1,60 @@
+// convoy verify: is a checkpoint, or every checkpoint of a run, whole?
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "ops/core/error.h"
+#include "trainer/checkpoint.h"
+#include "trainer/commands.h"
+
+namespace convoy::trainer {
+
+namespace fs = std::filesystem;
+namespace po = boost::program_options;
+
+int verify_command(const Arguments& arguments) {
+  std::string dir;
+  bool json = false;
+  po::options_description options("Options");
+  options.add_options()("dir", po::value(&dir)->required(), "a checkpoint, or a run")(
+      "json", po::bool_switch(&json), "one JSON object on standard output");
+  const auto values = parse_options(arguments, options, "verify DIR [OPTIONS]",
+                                    "Recomputes every length and checksum. The digest is a SHA-256 "
+                                    "over weights, optimizer state and\n"
+                                    "batch-norm state: two runs that print the same one have the "
+                                    "same bits. Of a run all checkpoints\n"
+                                    "are checked, and the newest one's digest is printed.\n",
+                                    "dir");
+  if (!values) return 0;
+
+  std::vector<std::string> folders = {dir};
+  if (!fs::exists(fs::path(dir) / "manifest.txtpb")) {
+    std::error_code error;
+    if (!fs::is_directory(dir, error))
+      fail(ExitCode::kBadData, "{}: no such folder", printable(dir));
+    folders = list_checkpoints(dir);
+    if (folders.empty())
+      fail(ExitCode::kBadData,
+           "{}: neither a checkpoint (no manifest.txtpb) nor a run with checkpoints",
+           printable(dir));
+  }
+  VerifiedCheckpoint newest;
+  for (const std::string& folder : folders) newest = verify_checkpoint(folder);
+  if (json) {
+    const nlohmann::ordered_json out = {{"checkpoint", folders.back()},
+                                        {"step", newest.facts.step},
+                                        {"digest", newest.digest},
+                                        {"bytes", newest.bytes},
+                                        {"checkpoints", folders.size()},
+                                        {"job_digest", newest.facts.job_digest},
+                                        {"dataset_digest", newest.facts.dataset_digest}};
+    std::cout << out.dump(2) << std::endl;
+  } else {
+    std::cout << fmt::format("{}: whole ({} checkpoint(s) checked)\nstep {}\ndigest {}\n",
+                             printable(folders.back()), folders.size(), newest.facts.step,
+                             newest.digest);
+  }
+  return 0;
+}
+
+}  // namespace convoy::trainer
