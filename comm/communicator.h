@@ -78,12 +78,13 @@ class Communicator {
   virtual void enter_wait() = 0;
   virtual void leave_wait() = 0;
 
-  // Ends this process's part in the job; return the result from main() at once. Every rank calls
-  // it. Without a message it is an orderly end: waits until all ranks are here. With a message this
-  // rank has failed: if all ranks come within two seconds (they found the same error, or the others
-  // are done), all leave together and each distinct message is logged once; else this rank's is
-  // logged and the whole job aborted. All ranks get the largest of their exit codes, so that mpirun
-  // returns it too. Destroy GradientReducers first. Never throws.
+  // Ends this process's part in the job. Every rank calls it. Return the result from main() at
+  // once, with all output flushed before: mpirun kills the others as soon as one has left with
+  // non-zero. Without a message it is an orderly end: waits until all ranks are here. With a
+  // message this rank has failed: if all ranks come within two seconds (they found the same error,
+  // or the others are done), all leave together and each distinct message is logged once; else this
+  // rank's is logged and the whole job aborted. All ranks get the largest of their exit codes, so
+  // that mpirun returns it too. Destroy GradientReducers first. Never throws.
   virtual int finish(int exit_code, const std::string& message = "") noexcept = 0;
   // Logs the message and ends all ranks of the job now, without waiting for any; mpirun returns
   // exit_code. Any thread. A communicator of several ranks that is destroyed before finish() does

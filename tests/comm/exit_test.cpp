@@ -71,6 +71,11 @@ TEST(Exit, ARankThatFailsWhenTheOthersAreDoneGivesItsCode) {
   EXPECT_EQ(count(outcome.output, "MPI_ABORT"), 0) << outcome.output;
 }
 
+TEST(Exit, AllRanksLeaveWithTheSameCode) {
+  const Outcome outcome = run_ranks(3, "one throws at the end, and all say how they leave");
+  EXPECT_EQ(count(outcome.output, "a rank leaves with 74\n"), 3) << outcome.output;
+}
+
 TEST(Exit, AnErrorOfAllRanksIsSaidOnceAndWithoutAnAbort) {
   const Outcome outcome = run_ranks(4, "all throw");
   EXPECT_EQ(outcome.exit_code, 78) << outcome.output;
