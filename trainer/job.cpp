@@ -228,8 +228,9 @@ void list_keys(const google::protobuf::Descriptor* type, const std::string& pref
                std::vector<std::string>& keys) {
   for (int i = 0; i < type->field_count(); ++i) {
     const FieldDescriptor* field = type->field(i);
-    keys.push_back(join(prefix, field->name()));
-    if (field->message_type()) list_keys(field->message_type(), keys.back(), keys);
+    const std::string key = join(prefix, field->name());
+    keys.push_back(key);
+    if (field->message_type()) list_keys(field->message_type(), key, keys);
   }
 }
 

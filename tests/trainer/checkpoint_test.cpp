@@ -351,7 +351,8 @@ TEST(Checkpoint, AFullDiskIsAnIoErrorWithNumbersAndLeavesNoTemporary) {
 
 TEST(Checkpoint, AFailedSaveLeavesNoTemporary) {
   const TempDir out;
-  CheckpointState state = TestState(1).at(1);
+  const TestState memory(1);
+  CheckpointState state = memory.at(1);
   state.optimizer.tensors[0].shape = {3};  // the second file fails
   EXPECT_EQ(error_of([&] { save_checkpoint(out.path(), state); }).code(), ExitCode::kFault);
   EXPECT_TRUE(names_in(out / "checkpoints").empty());
