@@ -10,6 +10,7 @@
 #include "ops/batch_norm_kernels.h"
 #include "ops/core/random.h"
 #include "ops/elementwise_kernels.h"
+#include "ops/optim/optimizer_kernels.h"
 #include "ops/pool_kernels.h"
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -263,6 +264,42 @@ void compare_pool() {
   }
 }
 
+// The optimizer has one table, for fp32 parameters.
+std::vector<const OptimizerKernels*> optimizer_tables() {
+  std::vector<const OptimizerKernels*> all = {&isa_baseline::optimizer_kernels};
+#if defined(__x86_64__)
+  if (cpu_isa() >= Isa::kAvx2) all.push_back(&isa_avx2::optimizer_kernels);
+  if (cpu_isa() >= Isa::kAvx512) all.push_back(&isa_avx512::optimizer_kernels);
+#endif
+  return all;
+}
+
+void compare_optimizer(Draw draw, size_t n, bool nesterov, bool with_ema) {
+  const SgdFactors factors = {.gradient = 0.7f,
+                              .weight_decay = 1e-4f,
+                              .momentum = 0.9f,
+                              .learning_rate = 0.1f,
+                              .nesterov = nesterov,
+                              .ema = with_ema ? 0.01f : 0.0f};
+  Outputs baseline;
+  for (const OptimizerKernels* t : optimizer_tables()) {
+    auto w = random_vector<float>(draw, 0, n), v = random_vector<float>(draw, 1, n);
+    auto ema = random_vector<float>(draw, 2, n);
+    const auto g = random_vector<float>(draw, 3, n);
+    const auto size = static_cast<int64_t>(n);
+    t->sgd(w.data(), v.data(), with_ema ? ema.data() : nullptr, g.data(), factors, size);
+    Outputs out;
+    out.add(w);
+    out.add(v);
+    out.add(ema);
+    out.add(std::vector<float>{t->squares(g.data(), size)});
+    if (t == optimizer_tables()[0])
+      baseline = out;
+    else
+      out.expect_same(baseline, fmt::format("optimizer, {} elements", n));
+  }
+}
+
 TEST_F(KernelsTest, BatchNormHasTheSameBitsInEveryInstructionSet) {
   compare_batch_norm<float>();
   compare_batch_norm<Bfloat16>();
@@ -274,6 +311,13 @@ TEST_F(KernelsTest, ElementwiseHasTheSameBitsInEveryInstructionSet) {
 TEST_F(KernelsTest, PoolHasTheSameBitsInEveryInstructionSet) {
   compare_pool<float>();
   compare_pool<Bfloat16>();
+}
+
+TEST_F(KernelsTest, OptimizerHasTheSameBitsInEveryInstructionSet) {
+  for (const Draw draw : {Draw::kOrdinary, Draw::kAnyBits})
+    for (const size_t n : {1, 15, 16, 17, 100, 4096})
+      for (const bool nesterov : {false, true})
+        for (const bool with_ema : {false, true}) compare_optimizer(draw, n, nesterov, with_ema);
 }
 
 TEST_F(KernelsTest, TheProcessorsInstructionSetsAreThere) {
