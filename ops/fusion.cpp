@@ -40,7 +40,8 @@ class Fuser {
 
   // Node i becomes the batch norm `from` with the given spec and inputs.
   void become(size_t i, int from, const BatchNorm& spec, std::vector<int> inputs) {
-    graph_.nodes[i] = {graph_.nodes[index(from)].name, spec, std::move(inputs)};
+    const Node& source = graph_.nodes[index(from)];
+    graph_.nodes[i] = {source.name, spec, std::move(inputs), source.position};
     gone_[index(from)] = true;
   }
 
@@ -73,7 +74,8 @@ class Fuser {
       Node node = graph_.nodes[i];
       for (int& input : node.inputs)
         if (input != kImage) input = moved[index(input)];
-      moved[i] = out.add(std::move(node.name), std::move(node.op), std::move(node.inputs));
+      moved[i] = static_cast<int>(out.nodes.size());
+      out.nodes.push_back(std::move(node));
     }
     return out;
   }

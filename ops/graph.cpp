@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <unordered_set>
 
 #include "ops/core/error.h"
@@ -10,8 +11,9 @@
 namespace convoy::ops {
 
 int Graph::add(std::string node_name, OpSpec op, std::vector<int> inputs) {
-  nodes.push_back({std::move(node_name), std::move(op), std::move(inputs)});
-  return static_cast<int>(nodes.size()) - 1;
+  const auto index = static_cast<int>(nodes.size());
+  nodes.push_back({std::move(node_name), std::move(op), std::move(inputs), index});
+  return index;
 }
 
 std::vector<Shape> input_shapes(const Graph& graph, const std::vector<Shape>& outputs, size_t node,
@@ -53,9 +55,14 @@ std::vector<Shape> infer_shapes(const Graph& graph, int64_t batch) {
 
 ParameterLayout layout_of(const Graph& graph) {
   const std::vector<Shape> outputs = infer_shapes(graph, 1);
+  std::vector<size_t> by_position(graph.nodes.size());
+  std::iota(by_position.begin(), by_position.end(), size_t{0});
+  std::sort(by_position.begin(), by_position.end(),
+            [&](size_t a, size_t b) { return graph.nodes[a].position < graph.nodes[b].position; });
+
   ParameterLayout layout;
   int order = 0;
-  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+  for (const size_t i : by_position) {
     const Node& node = graph.nodes[i];
     for (ParameterSpec& spec : parameters(node.op, input_shapes(graph, outputs, i, 1))) {
       const std::string name = node.name + "." + spec.name;

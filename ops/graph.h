@@ -16,6 +16,7 @@ struct Node {
   std::string name;  // unique; parameters are called <name>.weight, ...
   OpSpec op;
   std::vector<int> inputs;  // indices of earlier nodes, or kImage
+  int position = 0;  // in the list as the model wrote it: parameters are counted in this order
 };
 
 struct Graph {
@@ -42,7 +43,7 @@ struct ParameterLayout {
     ParameterSpec spec;
     size_t node;
     size_t offset;  // in floats
-    int order;      // among all parameters in the order of the nodes, as torchvision counts them
+    int order;      // among all parameters in the order of the model, as torchvision counts them
     size_t floats() const { return static_cast<size_t>(spec.elements()); }
   };
   struct Statistics {
@@ -54,7 +55,7 @@ struct ParameterLayout {
   };
   std::vector<Parameter> parameters;  // in backward order: the last node's first
   size_t parameter_floats = 0;
-  std::vector<Statistics> statistics;  // in the order of the nodes
+  std::vector<Statistics> statistics;  // in the order of the model
   size_t statistics_floats = 0;
 };
 ParameterLayout layout_of(const Graph& graph);

@@ -76,7 +76,7 @@ class Network {
   // ready(n): the first n floats of the gradients are final; called after each node that has any.
   void backward(const StepInfo& step, const std::function<void(size_t)>& ready);
 
-  // [batch, classes] of the last forward; fp32 where the last node is linear, else the network's
+  // [batch, classes] of the last forward, until backward; fp32 where the last node is linear, else the network's
   // type.
   TensorView logits() const;
 
