@@ -147,6 +147,22 @@ TEST(Loader, SeedAndEpochChangeTheBatches) {
   EXPECT_NE(run(*dataset, config), one);
 }
 
+TEST(Loader, EachEpochSeesAnotherCrop) {
+  const TempFolder root;
+  test::make_image_folder(root, 1, 1, 1);
+  const auto dataset = open_folder(root.path());
+  const LoaderConfig config = small_config();
+  Loader loader(*dataset, config);
+  const Batch& batch = loader.acquire(0, 0);  // the one image, five epochs
+  std::set<std::string> images;
+  for (size_t i = 0; i < 5; ++i) {
+    EXPECT_EQ(batch.epochs[i], i);
+    const uint8_t* image = batch.pixels + i * batch.shape.bytes();
+    images.insert(std::string(image, image + batch.shape.bytes()));
+  }
+  EXPECT_EQ(images.size(), 5u);
+}
+
 // Two epochs and a bit over 103 samples in steps of 4 x 6: no step ends with an epoch.
 TEST(Loader, EachEpochIsAPermutation) {
   const Numbered dataset(103);

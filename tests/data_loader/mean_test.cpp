@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <thread>
 
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
@@ -179,6 +180,36 @@ TEST(ImageStatistics, BadImagesFailOrAreLeftOut) {
   }
   config.bad_sample = BadSample::kSubstitute;
   EXPECT_EQ(image_statistics(*dataset, config).samples, 4u);
+}
+
+// Every image is bad, and the first is the slowest.
+class AllBad final : public Dataset {
+ public:
+  uint64_t size() const override { return 50; }
+  const std::vector<std::string>& classes() const override { return classes_; }
+  std::optional<ImageShape> raw_shape() const override { return std::nullopt; }
+  void read(uint64_t i, Sample& sample) const override {
+    if (i == 0) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    sample.bytes = {};
+  }
+  int32_t label(uint64_t) const override { return 0; }
+  std::string name(uint64_t i) const override { return fmt::format("image {}", i); }
+  const std::string& digest() const override { return classes_[0]; }
+
+ private:
+  std::vector<std::string> classes_ = {"only"};
+};
+
+TEST(ImageStatistics, TheFirstBadImageIsNamedWhicheverThreadIsFaster) {
+  const Quiet quiet;
+  StatisticsConfig config;
+  config.threads = 3;
+  try {
+    image_statistics(AllBad(), config);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()).rfind("image 0:", 0), 0u) << error.what();
+  }
 }
 
 }  // namespace

@@ -86,6 +86,19 @@ TEST(Sampler, SmallSetsSeeAllTheirOrders) {
   EXPECT_LT(chi_square(counts), limit(counts.size()));
 }
 
+// Feistel rounds over exactly n = 16 would only ever give even permutations.
+TEST(Sampler, SmallSetsSeeOddAndEvenOrders) {
+  int odd = 0;
+  for (uint64_t epoch = 0; epoch < 400; ++epoch) {
+    int inversions = 0;
+    for (uint64_t i = 0; i < 16; ++i)
+      for (uint64_t j = 0; j < i; ++j)
+        inversions += permute(5, epoch, 16, j) > permute(5, epoch, 16, i) ? 1 : 0;
+    odd += inversions % 2;
+  }
+  EXPECT_NEAR(odd, 200, 60);
+}
+
 TEST(Sampler, SeedAndEpochChangeTheOrder) {
   const auto order = [](uint64_t seed, uint64_t epoch) {
     std::vector<uint64_t> out;
