@@ -1,0 +1,393 @@
+// Graphs, fusion, the memory plan, and networks as a whole.
+#include "ops/network.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <set>
+
+#include "ops/core/error.h"
+#include "ops/core/random.h"
+#include "ops/fusion.h"
+#include "ops/optim/optimizer.h"
+
+namespace convoy::ops {
+namespace {
+
+float random_float(uint64_t stream, uint64_t i) {
+  return uniform_float(random4(7, Purpose::kSyntheticData, stream, i)[0]);
+}
+
+// Every op of the catalogue, two residual joins, a concat, a value with three readers.
+Graph small_graph() {
+  Graph g{.name = "small", .image = {.n = 1, .c = 3, .h = 9, .w = 9}, .nodes = {}};
+  int x =
+      g.add("stem", Conv2d{.out_channels = 8, .kernel = 3, .padding = 1, .bias = true}, {kImage});
+  x = g.add("stem_relu", Relu{}, {g.add("stem_bn", BatchNorm{}, {x})});
+  const int pooled = g.add("max_pool", MaxPool{}, {x});
+  int y =
+      g.add("conv_a", Conv2d{.out_channels = 8, .kernel = 3, .padding = 1, .groups = 2}, {pooled});
+  y = g.add("bn_a", BatchNorm{}, {y});
+  y = g.add("relu_a", Relu{}, {g.add("add_a", Add{}, {y, pooled})});
+  int z = g.add("conv_b", Conv2d{.out_channels = 16, .kernel = 1, .stride = 2}, {y});
+  z = g.add("bn_b", BatchNorm{}, {z});
+  const int skip = g.add("skip", Subsample{.stride = 2, .out_channels = 16}, {y});
+  z = g.add("relu_b", Relu{}, {g.add("add_b", Add{}, {z, skip})});
+  const int shrunk = g.add("avg_pool", AvgPool{.kernel = 2, .stride = 2}, {y});
+  const int up = g.add("conv_c", Conv2d{.out_channels = 4, .kernel = 2, .padding = 1}, {shrunk});
+  const int joined = g.add("concat", Concat{}, {z, up, skip});
+  x = g.add("dropout", Dropout{.rate = 0.25}, {g.add("pool", GlobalAvgPool{}, {joined})});
+  g.add("fc", Linear{.out_features = 5}, {x});
+  return g;
+}
+
+class Trained {
+ public:
+  Trained(const Graph& graph, int64_t batch, DType type, int threads = 1)
+      : device_(make_device("cpu", threads)),
+        batch_(batch),
+        net(*device_, graph, {.batch = batch, .type = type, .input = {}}) {
+    const ParameterLayout& layout = net.layout();
+    parameters.resize(layout.parameter_floats);
+    gradients.assign(layout.parameter_floats, std::nanf(""));
+    running.resize(layout.statistics_floats);
+    statistics.resize(layout.statistics_floats);
+    initialise(layout, 5, parameters.data());
+    // Batch norms that really scale and shift.
+    for (const auto& p : layout.parameters)
+      if (!p.spec.is_weight)
+        for (size_t i = 0; i < p.floats(); ++i)
+          parameters[p.offset + i] += random_float(1, p.offset + i);
+    initialise_statistics(layout, running.data());
+    net.bind({parameters.data(), running.data(), gradients.data(), statistics.data()});
+    const auto pixels = static_cast<size_t>(batch * graph.image.elements());
+    for (size_t i = 0; i < pixels; ++i) {
+      const float v = 4 * random_float(2, i) - 2;
+      input_fp32_.push_back(v);
+      input_bf16_.push_back(to_bfloat16(v));
+    }
+    for (int64_t i = 0; i < batch; ++i) labels_.push_back(static_cast<int32_t>(i % 5));
+    type_ = type;
+  }
+
+  double loss() {
+    net.prepare();
+    net.forward_activations(type_ == DType::kFloat32 ? static_cast<const void*>(input_fp32_.data())
+                                                     : input_bf16_.data(),
+                            step);
+    return net.loss(labels_.data(), 1.0 / static_cast<double>(batch_)).loss_sum /
+           static_cast<double>(batch_);
+  }
+  void backward() {
+    size_t last = 0;
+    net.backward(step, [&](size_t ready) {
+      EXPECT_GT(ready, last);
+      for (size_t i = last; i < ready; ++i) EXPECT_FALSE(std::isnan(gradients[i])) << i;
+      last = ready;
+    });
+    EXPECT_EQ(last, gradients.size());
+  }
+
+  StepInfo step = {.seed = 3, .step = 1, .worker = 0};
+  std::vector<float> parameters, gradients, running, statistics;
+
+ private:
+  std::unique_ptr<Device> device_;
+  int64_t batch_;
+  DType type_;
+  std::vector<float> input_fp32_;
+  std::vector<Bfloat16> input_bf16_;
+  std::vector<int32_t> labels_;
+
+ public:
+  Network net;
+};
+
+double norm(const std::vector<float>& v) {
+  double sum = 0;
+  for (const float x : v) sum += double{x} * double{x};
+  return std::sqrt(sum);
+}
+
+TEST(Network, GradientsEqualCentralDifferencesOfTheLoss) {
+  Trained t(small_graph(), 6, DType::kFloat32);
+  t.loss();
+  t.backward();
+  const std::vector<float> gradients = t.gradients, start = t.parameters;
+  for (uint64_t direction = 0; direction < 8; ++direction) {
+    std::vector<float> d(start.size());
+    for (size_t i = 0; i < d.size(); ++i)
+      d[i] = random_float(100 + direction, i) < 0.5f ? -1.0f : 1.0f;
+    double expected = 0;
+    for (size_t i = 0; i < d.size(); ++i) expected += double{gradients[i]} * double{d[i]};
+    const auto loss_at = [&](float by) {
+      for (size_t i = 0; i < d.size(); ++i) t.parameters[i] = start[i] + by * d[i];
+      return t.loss();
+    };
+    // The step is small enough that few ReLUs flip, and the loss is summed in double, so 1 % of the
+    // typical derivative is an error of formulas, not of rounding.
+    const float h = 1e-4f;
+    const double measured = (loss_at(h) - loss_at(-h)) / (2 * double{h});
+    EXPECT_NEAR(measured, expected, 0.01 * norm(gradients)) << "direction " << direction;
+  }
+}
+
+TEST(Network, Bf16IsCloseToFp32) {
+  if (!make_device("cpu", 1)->supports(DType::kBfloat16))
+    GTEST_SKIP() << "SKIPPED: this processor has no AVX-512, so no bf16";
+  Trained exact(small_graph(), 8, DType::kFloat32), rounded(small_graph(), 8, DType::kBfloat16);
+  // bf16 keeps 8 bits; a dozen layers of rounding give a few percent of the gradient's norm.
+  EXPECT_NEAR(rounded.loss(), exact.loss(), 0.02 * exact.loss());
+  exact.backward();
+  rounded.backward();
+  std::vector<float> difference(exact.gradients);
+  for (size_t i = 0; i < difference.size(); ++i) difference[i] -= rounded.gradients[i];
+  EXPECT_LT(norm(difference), 0.1 * norm(exact.gradients));
+  EXPECT_GT(norm(difference), 0.0);
+}
+
+TEST(Network, RepeatsItsBits) {
+  for (const int threads : {1, 2}) {
+    Trained a(small_graph(), 6, DType::kFloat32, threads),
+        b(small_graph(), 6, DType::kFloat32, threads);
+    a.loss();
+    a.backward();
+    b.loss();
+    b.backward();
+    EXPECT_EQ(a.gradients, b.gradients);
+    EXPECT_EQ(a.statistics, b.statistics);
+    b.loss();
+    b.backward();
+    EXPECT_EQ(a.gradients, b.gradients) << "the second pass through the same arena";
+  }
+}
+
+TEST(Network, InferenceUsesRunningStatisticsAndNoDropout) {
+  const Graph graph = small_graph();
+  const auto device = make_device("cpu", 1);
+  Trained t(graph, 6, DType::kFloat32);
+  Network infer(*device, graph, {.batch = 1, .training = false, .input = {}});
+  for (const auto& s : t.net.layout().statistics)
+    for (int64_t k = 0; k < 2 * s.channels; ++k)
+      t.running[s.offset + static_cast<size_t>(k)] =
+          0.5f + random_float(9, static_cast<uint64_t>(k));
+  infer.bind({t.parameters.data(), t.running.data(), nullptr, nullptr});
+  infer.prepare();
+  const std::vector<float> x(static_cast<size_t>(graph.image.elements()), 0.3f);
+  infer.forward_activations(x.data(), {.seed = 1, .step = 1, .worker = 0});
+  const std::vector<float> first(infer.logits().as<float>(), infer.logits().as<float>() + 5);
+  infer.forward_activations(x.data(), {.seed = 9, .step = 2, .worker = 3});
+  EXPECT_EQ(first, std::vector<float>(infer.logits().as<float>(), infer.logits().as<float>() + 5));
+  for (float& r : t.running) r *= 0.5f;
+  infer.forward_activations(x.data(), {});
+  EXPECT_NE(first, std::vector<float>(infer.logits().as<float>(), infer.logits().as<float>() + 5));
+}
+
+TEST(Fusion, MovesReluAndAddIntoBatchNorm) {
+  const Graph fused = fuse(small_graph());
+  std::vector<std::string> kinds;
+  for (const Node& n : fused.nodes) kinds.push_back(n.name + ":" + kind_of(n.op));
+  EXPECT_EQ(kinds, (std::vector<std::string>{
+                       "stem:Conv2d", "stem_bn:BatchNorm+ReLU", "max_pool:MaxPool", "conv_a:Conv2d",
+                       "bn_a:BatchNorm+Add+ReLU", "conv_b:Conv2d", "skip:Subsample",
+                       "bn_b:BatchNorm+Add+ReLU", "avg_pool:AvgPool", "conv_c:Conv2d",
+                       "concat:Concat", "pool:GlobalAvgPool", "dropout:Dropout", "fc:Linear"}));
+  std::set<std::string> before, after;
+  for (const auto& p : layout_of(small_graph()).parameters) before.insert(p.name);
+  for (const auto& p : layout_of(fused).parameters) after.insert(p.name);
+  EXPECT_EQ(before, after);
+}
+
+TEST(Fusion, LeavesWhatSomebodyElseReads) {
+  Graph g{.name = "shared", .image = {.n = 1, .c = 2, .h = 4, .w = 4}, .nodes = {}};
+  const int bn = g.add("bn", BatchNorm{}, {kImage});
+  const int relu = g.add("relu", Relu{}, {bn});
+  g.add("add", Add{}, {relu, bn});
+  EXPECT_EQ(fuse(g).nodes.size(), 3u);
+}
+
+TEST(MemoryPlan, LiveBuffersNeverOverlapAndBytesAreReused) {
+  for (uint64_t round = 0; round < 50; ++round) {
+    std::vector<Lifetime> buffers;
+    for (uint64_t i = 0; i < 60; ++i) {
+      const Random4 r = random4(round, Purpose::kSyntheticData, 1, i);
+      const int first = static_cast<int>(r[0] % 40);
+      buffers.push_back({r[1] % 5000, first, first + static_cast<int>(r[2] % 8)});
+    }
+    const MemoryPlan plan = plan_memory(buffers);
+    size_t alive_at_once = 0;
+    for (int moment = 0; moment < 50; ++moment) {
+      size_t alive = 0;
+      for (const Lifetime& b : buffers)
+        if (b.first <= moment && moment <= b.last) alive += (b.bytes + 63) / 64 * 64;
+      alive_at_once = std::max(alive_at_once, alive);
+    }
+    for (size_t a = 0; a < buffers.size(); ++a) {
+      EXPECT_EQ(plan.offsets[a] % kArenaAlignment, 0u);
+      EXPECT_LE(plan.offsets[a] + buffers[a].bytes, plan.bytes);
+      for (size_t b = 0; b < a; ++b) {
+        const bool together =
+            buffers[a].first <= buffers[b].last && buffers[b].first <= buffers[a].last;
+        const bool apart = plan.offsets[a] + buffers[a].bytes <= plan.offsets[b] ||
+                           plan.offsets[b] + buffers[b].bytes <= plan.offsets[a];
+        EXPECT_TRUE(!together || apart || buffers[a].bytes == 0 || buffers[b].bytes == 0);
+      }
+    }
+    EXPECT_GE(plan.bytes, alive_at_once);
+    EXPECT_LT(plan.bytes, plan.naive_bytes / 2);
+  }
+}
+
+std::string error_of(const Graph& graph) {
+  try {
+    infer_shapes(graph, 2);
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kBadJob);
+    return e.what();
+  }
+  return "";
+}
+
+TEST(Graph, ErrorsNameTheNode) {
+  const Graph good = small_graph();
+  EXPECT_EQ(error_of(good), "");
+  Graph g = good;
+  std::get<Conv2d>(g.nodes[4].op).groups = 3;
+  EXPECT_NE(
+      error_of(g).find("\"conv_a\": 8 input and 8 output channels do not divide into 3 groups"),
+      std::string::npos)
+      << error_of(g);
+  g = good;
+  g.nodes[6].inputs = {5};
+  EXPECT_NE(error_of(g).find("\"add_a\": takes 2 input(s), got 1"), std::string::npos)
+      << error_of(g);
+  g = good;
+  g.nodes[6].inputs = {5, 20};
+  EXPECT_NE(error_of(g).find("\"add_a\": input 20 is not an earlier node"), std::string::npos);
+  g = good;
+  g.nodes[3].name = "stem";
+  EXPECT_NE(error_of(g).find("\"stem\", which is taken"), std::string::npos);
+  g = good;
+  g.image = {.n = 1, .c = 3, .h = 0, .w = 9};
+  EXPECT_NE(error_of(g).find("empty"), std::string::npos);
+  EXPECT_NE(error_of(Graph{.name = "none", .image = {1, 1, 1, 1}, .nodes = {}}).find("no nodes"),
+            std::string::npos);
+}
+
+TEST(Graph, ParametersLieInBackwardOrder) {
+  const ParameterLayout layout = layout_of(small_graph());
+  EXPECT_EQ(layout.parameters.front().name, "fc.weight");
+  EXPECT_EQ(layout.parameters[1].name, "fc.bias");
+  EXPECT_EQ(layout.parameters.back().name, "stem.bias");
+  size_t offset = 0;
+  for (const auto& p : layout.parameters) {
+    EXPECT_EQ(p.offset, offset);
+    offset += p.floats();
+  }
+  EXPECT_EQ(offset, layout.parameter_floats);
+  EXPECT_EQ(layout.statistics_floats, 2u * (8 + 8 + 16));
+}
+
+TEST(Graph, HeInitialisationHasItsStandardDeviation) {
+  Graph g{.name = "wide", .image = {.n = 1, .c = 64, .h = 8, .w = 8}, .nodes = {}};
+  g.add("conv", Conv2d{.out_channels = 128, .kernel = 3, .padding = 1}, {kImage});
+  const ParameterLayout layout = layout_of(g);
+  std::vector<float> w(layout.parameter_floats), other(layout.parameter_floats);
+  initialise(layout, 1, w.data());
+  initialise(layout, 2, other.data());
+  EXPECT_NE(w, other);
+  // std = sqrt(2 / (128 * 9)); 73,728 draws: the estimate is good to 0.3 %.
+  EXPECT_NEAR(norm(w) / std::sqrt(static_cast<double>(w.size())), std::sqrt(2.0 / 1152.0), 0.0005);
+}
+
+class OptimizerTest : public testing::Test {
+ protected:
+  // One weight of 5000 elements and one bias of 100.
+  OptimizerTest() {
+    Graph g{.name = "one", .image = {.n = 1, .c = 50, .h = 1, .w = 1}, .nodes = {}};
+    g.add("fc", Linear{.out_features = 100}, {kImage});
+    layout_ = layout_of(g);
+    for (size_t i = 0; i < layout_.parameter_floats; ++i) {
+      w_.push_back(random_float(1, i) - 0.5f);
+      g_.push_back(random_float(2, i) - 0.5f);
+    }
+    for (const auto& p : layout_.parameters) pieces_.push_back(g_.data() + p.offset);
+  }
+  ParameterLayout layout_;
+  std::vector<float> w_, g_;
+  std::vector<const float*> pieces_;
+};
+
+TEST_F(OptimizerTest, SgdEqualsItsFormula) {
+  for (const bool nesterov : {false, true}) {
+    const auto optimizer = make_cpu_optimizer({.momentum = 0.9,
+                                               .nesterov = nesterov,
+                                               .weight_decay = 0.01,
+                                               .decay_batch_norm_and_bias = false,
+                                               .ema_decay = 0.75},
+                                              layout_, 2);
+    std::vector<float> w = w_;
+    std::copy(w.begin(), w.end(), optimizer->ema().begin());
+    std::vector<double> expected(w.begin(), w.end()), v(w.size()), ema(w.begin(), w.end());
+    for (int step = 0; step < 3; ++step) {
+      optimizer->update(w.data(), pieces_, 0.1, false);
+      for (size_t i = 0; i < w.size(); ++i) {
+        const double decay = i < 5000 ? 0.01 : 0.0;
+        const double g = double{g_[i]} + decay * expected[i];
+        v[i] = 0.9 * v[i] + g;
+        expected[i] -= 0.1 * (nesterov ? g + 0.9 * v[i] : v[i]);
+        ema[i] = 0.75 * ema[i] + 0.25 * expected[i];
+      }
+    }
+    for (size_t i = 0; i < w.size(); ++i) {
+      ASSERT_NEAR(w[i], expected[i], 1e-6) << i;
+      ASSERT_NEAR(optimizer->momentum()[i], v[i], 1e-6) << i;
+      ASSERT_NEAR(optimizer->ema()[i], ema[i], 1e-6) << i;
+    }
+  }
+}
+
+TEST_F(OptimizerTest, ClippingScalesTheGradientToItsNorm) {
+  const auto optimizer =
+      make_cpu_optimizer({.momentum = 0.0, .weight_decay = 0.0, .clip_norm = 0.5}, layout_, 1);
+  std::vector<float> w = w_;
+  const double before = norm(g_);
+  EXPECT_NEAR(optimizer->update(w.data(), pieces_, 1.0, false).gradient_norm, before,
+              1e-5 * before);
+  for (size_t i = 0; i < w.size(); ++i)
+    ASSERT_NEAR(w_[i] - w[i], double{g_[i]} * 0.5 / before, 1e-6) << i;
+}
+
+TEST_F(OptimizerTest, LarsScalesWeightsByTheirTrustRatio) {
+  const auto optimizer = make_cpu_optimizer({.kind = OptimizerConfig::Kind::kLars,
+                                             .momentum = 0.0,
+                                             .weight_decay = 0.01,
+                                             .decay_batch_norm_and_bias = false,
+                                             .trust_coefficient = 0.02},
+                                            layout_, 1);
+  std::vector<float> w = w_;
+  optimizer->update(w.data(), pieces_, 2.0, false);
+  const std::vector<float> weight(w_.begin(), w_.begin() + 5000),
+      gradient(g_.begin(), g_.begin() + 5000);
+  const double ratio = 0.02 * norm(weight) / (norm(gradient) + 0.01 * norm(weight) + 1e-9);
+  for (size_t i = 0; i < w.size(); ++i) {
+    const double step = i < 5000 ? ratio * (double{g_[i]} + 0.01 * double{w_[i]}) : double{g_[i]};
+    ASSERT_NEAR(w_[i] - w[i], 2.0 * step, 1e-6) << i;
+  }
+}
+
+TEST_F(OptimizerTest, SameBitsOnAnyNumberOfThreads) {
+  std::vector<std::vector<float>> results;
+  for (const int threads : {1, 2, 3}) {
+    const auto optimizer = make_cpu_optimizer(
+        {.kind = OptimizerConfig::Kind::kLars, .clip_norm = 0.1}, layout_, threads);
+    std::vector<float> w = w_;
+    for (int step = 0; step < 3; ++step) optimizer->update(w.data(), pieces_, 0.1, true);
+    results.push_back(w);
+  }
+  EXPECT_EQ(results[0], results[1]);
+  EXPECT_EQ(results[0], results[2]);
+}
+
+}  // namespace
+}  // namespace convoy::ops
