@@ -25,7 +25,7 @@ struct StepBench {
   int64_t batch = 32;
   int64_t image = 0;
   int workers = 1, threads = 0;
-  bool inference = false, json = false;
+  bool inference = false, no_peak = false, json = false;
   double seconds = 5;
   int warmup = 3;
 };
@@ -77,7 +77,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const ops::ImageInput input =
       ops::per_channel_input(shape, std::vector<double>(static_cast<size_t>(shape.c), 0.45),
                              std::vector<double>(static_cast<size_t>(shape.c), 0.25));
-  const double peak = gemm_peak(b.device, b.type, std::min(cpus, threads * b.workers));
+  const double peak =
+      b.no_peak ? 0 : gemm_peak(b.device, b.type, std::min(cpus, threads * b.workers));
 
   EngineConfig config{.device = b.device,
                       .workers = b.workers * communicator.size(),
@@ -135,7 +136,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const double gflops = rate * flops_per_image(graph, b.inference) / 1e9;
   const double peak_gflops = static_cast<double>(totals[1]) / 1e9;
   if (b.json) {
-    const nlohmann::ordered_json out = {
+    nlohmann::ordered_json out = {
         {"model", b.model},
         {"precision", name_of(b.type)},
         {"pass", b.inference ? "inference" : "training"},
@@ -146,24 +147,30 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
         {"threads_per_worker", threads},
         {"images_per_second", rate},
         {"gflops", gflops},
-        {"peak_gflops", peak_gflops},
-        {"fraction_of_peak", gflops / peak_gflops},
         {"peak_memory_bytes", totals[0]},
         {"planned_memory_bytes", engine.memory_bytes()},
         {"steps", times.size()},
         {"step_seconds",
          {{"median", median}, {"min", percentile(times, 0.0)}, {"p90", percentile(times, 0.9)}}}};
+    if (!b.no_peak) {
+      out["peak_gflops"] = peak_gflops;
+      out["fraction_of_peak"] = gflops / peak_gflops;
+    }
     std::cout << out.dump(2) << std::endl;
   } else {
+    const std::string share =
+        b.no_peak ? ""
+                  : fmt::format(", {:.1f} % of {:.0f} (this machine's matrix product)",
+                                100 * gflops / peak_gflops, peak_gflops);
     std::cout << fmt::format(
         "{} {} {} {}x{}, batch {} on each of {} rank(s), {} worker(s) x {} thread(s):\n"
-        "  {:.1f} images/s   {:.0f} GFLOP/s, {:.1f} % of {:.0f} (this machine's matrix product)\n"
+        "  {:.1f} images/s   {:.0f} GFLOP/s{}\n"
         "  step {:.1f} ms (median of {}; best {:.1f}, 90 % below {:.1f})   peak memory {:.2f} "
         "GiB\n",
         b.model, name_of(b.type), b.inference ? "inference" : "training", shape.h, shape.w, b.batch,
-        communicator.size(), b.workers, threads, rate, gflops, 100 * gflops / peak_gflops,
-        peak_gflops, 1e3 * median, times.size(), 1e3 * percentile(times, 0.0),
-        1e3 * percentile(times, 0.9), static_cast<double>(totals[0]) / 1073741824.0);
+        communicator.size(), b.workers, threads, rate, gflops, share, 1e3 * median, times.size(),
+        1e3 * percentile(times, 0.0), 1e3 * percentile(times, 0.9),
+        static_cast<double>(totals[0]) / 1073741824.0);
   }
   return 0;
 }
@@ -183,6 +190,8 @@ int bench_step(const Arguments& arguments) {
       "seconds", po::value(&b.seconds)->default_value(5), "measure at least so long")(
       "warmup", po::value(&b.warmup)->default_value(3), "steps before the clock runs")(
       "device", po::value(&b.device)->default_value("cpu"), "cpu or cuda")(
+      "no-peak", po::bool_switch(&b.no_peak),
+      "leave out the matrix products, which take seconds, and what is compared with them")(
       "json", po::bool_switch(&b.json), "one JSON object on standard output");
   const auto values =
       parse_options(arguments, options, "bench step --model NAME [OPTIONS]",
