@@ -56,8 +56,11 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
       parameters_(layout_.parameter_floats * sizeof(float)),
       running_(layout_.statistics_floats * sizeof(float)),
       batch_statistics_(layout_.statistics_floats * sizeof(float)),
-      optimizer_(ops::make_cpu_optimizer(config.optimizer, layout_,
-                                         config.lanes * config.threads_per_worker)),
+      optimizer_(ops::make_cpu_optimizer(config.optimizer, layout_, config.threads_per_worker,
+                                         [this](const std::function<void(int, int)>& body) {
+                                           lanes_.run(
+                                               [&](int lane) { body(lane, lanes_.count()); });
+                                         })),
       gradients_(layout_.parameters.size()),
       lanes_(config.lanes) {
   ops::initialise(layout_, config_.seed, parameters_.as<float>());

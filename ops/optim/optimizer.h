@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -31,6 +32,15 @@ struct OptimizerConfig {
   double clip_norm = 0.0;  // of the whole gradient; 0: off
   double ema_decay = 0.0;  // moving average of the weights; 0: none
 };
+
+// Who shares a pass over memory: calls body(part, parts) for every part, at once if it can, and
+// returns when all are done. The parts never change a result.
+using Parallel = std::function<void(const std::function<void(int part, int parts)>& body)>;
+
+// All of it in the caller's thread.
+inline void one_part(const std::function<void(int, int)>& body) {
+  body(0, 1);
+}
 
 // What one update did.
 struct UpdateResult {
@@ -53,9 +63,10 @@ class Optimizer {
   virtual std::span<float> ema() = 0;
 };
 
-// `threads`: how many share the passes over memory.
+// `threads`: OpenMP threads of each part.
 std::unique_ptr<Optimizer> make_cpu_optimizer(const OptimizerConfig& config,
-                                              const ParameterLayout& layout, int threads);
+                                              const ParameterLayout& layout, int threads,
+                                              Parallel parallel = one_part);
 
 // new = (1 - m) old + m batch for every running mean and variance.
 void update_running_statistics(const ParameterLayout& layout, float* running, const float* batch);

@@ -13,10 +13,12 @@ constexpr size_t kBlock = 4096;
 
 class OptimizerCpu final : public Optimizer {
  public:
-  OptimizerCpu(const OptimizerConfig& config, const ParameterLayout& layout, int threads)
+  OptimizerCpu(const OptimizerConfig& config, const ParameterLayout& layout, int threads,
+               Parallel parallel)
       : config_(config),
         layout_(layout),
         threads_(threads),
+        parallel_(std::move(parallel)),
         momentum_(layout.parameter_floats * sizeof(float)) {
     if (config_.ema_decay > 0) ema_ = AlignedBuffer(layout.parameter_floats * sizeof(float));
     for (size_t p = 0; p < layout_.parameters.size(); ++p)
@@ -66,19 +68,16 @@ class OptimizerCpu final : public Optimizer {
     float* v = momentum_.as<float>();
     float* ema = ema_.size() > 0 ? ema_.as<float>() : nullptr;
     const OptimizerKernels& kernels = optimizer_kernels();
-#pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
-    for (size_t i = 0; i < blocks_.size(); ++i) {
+    for_blocks([&](size_t i) {
       const Block& b = blocks_[i];
       const size_t at = offset(b);
       kernels.sgd(w + at, v + at, ema ? ema + at : nullptr, gradients[b.parameter] + b.begin,
                   factors_[b.parameter], static_cast<int64_t>(b.floats));
-    }
+    });
     return result;
   }
 
-  std::span<float> momentum() override {
-    return {momentum_.as<float>(), layout_.parameter_floats};
-  }
+  std::span<float> momentum() override { return {momentum_.as<float>(), layout_.parameter_floats}; }
   std::span<float> ema() override {
     return {ema_.as<float>(), ema_.size() > 0 ? layout_.parameter_floats : 0};
   }
@@ -88,17 +87,27 @@ class OptimizerCpu final : public Optimizer {
   struct Block {
     size_t parameter, begin, floats;
   };
-  size_t offset(const Block& b) const {
-    return layout_.parameters[b.parameter].offset + b.begin;
+  size_t offset(const Block& b) const { return layout_.parameters[b.parameter].offset + b.begin; }
+
+  template <typename Body>
+  void for_blocks(Body body) {
+    parallel_([&](int part, int parts) {
+      const auto border = [&](int p) {
+        return blocks_.size() * static_cast<size_t>(p) / static_cast<size_t>(parts);
+      };
+      const size_t begin = border(part), end = border(part + 1);
+#pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
+      for (size_t i = begin; i < end; ++i) body(i);
+    });
   }
 
   // Sum of squares of every parameter's tensor; data_of(block) is where the block's floats are.
   template <typename DataOf>
   std::vector<double> squares_per_tensor(DataOf data_of) {
     const OptimizerKernels& kernels = optimizer_kernels();
-#pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
-    for (size_t i = 0; i < blocks_.size(); ++i)
+    for_blocks([&](size_t i) {
       squares_[i] = kernels.squares(data_of(blocks_[i]), static_cast<int64_t>(blocks_[i].floats));
+    });
     std::vector<double> sums(layout_.parameters.size(), 0.0);
     for (size_t i = 0; i < blocks_.size(); ++i)
       sums[blocks_[i].parameter] += static_cast<double>(squares_[i]);
@@ -108,6 +117,7 @@ class OptimizerCpu final : public Optimizer {
   OptimizerConfig config_;
   ParameterLayout layout_;
   int threads_;
+  Parallel parallel_;
   AlignedBuffer momentum_, ema_;
   std::vector<Block> blocks_;
   std::vector<float> squares_;
@@ -117,8 +127,9 @@ class OptimizerCpu final : public Optimizer {
 }  // namespace
 
 std::unique_ptr<Optimizer> make_cpu_optimizer(const OptimizerConfig& config,
-                                              const ParameterLayout& layout, int threads) {
-  return std::make_unique<OptimizerCpu>(config, layout, threads);
+                                              const ParameterLayout& layout, int threads,
+                                              Parallel parallel) {
+  return std::make_unique<OptimizerCpu>(config, layout, threads, std::move(parallel));
 }
 
 }  // namespace convoy::ops
