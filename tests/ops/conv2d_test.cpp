@@ -68,16 +68,6 @@ TEST_P(OpTest, Conv2dWithoutInputGradientEqualsReference) {
   check_op(device(), type(), c);
 }
 
-TEST_P(OpTest, Conv2dReadsNewParametersAfterPrepare) {
-  const OpCase c = convolution({.out_channels = 24, .kernel = 3, .padding = 1}, {2, 16, 5, 5});
-  OpData data = make_data(c, type());
-  const OpResult before = run(device(), type(), c, data);
-  for (float& w : data.parameters[0]) w *= 2;
-  OpResult twice = run(device(), type(), c, data);
-  for (float& y : twice.y) y /= 2;
-  EXPECT_EQ(twice.y, before.y);
-}
-
 TEST_P(Fp32Test, Conv2dGradientsEqualDifferences) {
   for (const OpCase& c :
        {convolution({.out_channels = 5, .kernel = 3, .padding = 1, .bias = true}, {2, 3, 5, 4}),

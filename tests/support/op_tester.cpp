@@ -43,8 +43,8 @@ constexpr size_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xA5;
 constexpr unsigned char kUnwritten = 0xFF;  // as fp32 and bf16: NaN
 
-// A buffer on the device between two guard zones, filled with kUnwritten. The memory of all devices
-// so far is the host's.
+// A buffer on the device between two guard zones, filled with kUnwritten at first. The memory of
+// all devices so far is the host's.
 class GuardedBuffer {
  public:
   GuardedBuffer(Device& device, size_t bytes)
@@ -54,6 +54,10 @@ class GuardedBuffer {
   }
   GuardedBuffer(Device& device, const std::vector<float>& values, DType type)
       : GuardedBuffer(device, values.size() * size_of(type)) {
+    write(values, type);
+  }
+
+  void write(const std::vector<float>& values, DType type) {
     for (size_t i = 0; i < values.size(); ++i)
       if (type == DType::kFloat32)
         static_cast<float*>(data())[i] = values[i];
@@ -61,7 +65,6 @@ class GuardedBuffer {
         static_cast<Bfloat16*>(data())[i] = to_bfloat16(values[i]);
     written_.assign(begin(), begin() + bytes_);
   }
-
   void* data() const { return begin(); }
   std::vector<float> read(DType type) const {
     std::vector<float> values(bytes_ / size_of(type));
@@ -268,7 +271,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   for (const auto& values : data.x) x.emplace_back(device, values, type);
   for (const auto& values : data.dy) dy.emplace_back(device, values, type);
   for (const auto& values : data.parameters) {
-    parameters.emplace_back(device, values, DType::kFloat32);
+    parameters.emplace_back(device, values.size() * sizeof(float));
     gradients.emplace_back(device, values.size() * sizeof(float));
   }
   const GuardedBuffer running(device, data.running, DType::kFloat32);
@@ -292,6 +295,10 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   m.saved = saved.data();
   m.scratch = scratch.data();
 
+  // What prepare() packs, the next one replaces: the first finds NaN.
+  op->prepare(m);
+  for (size_t p = 0; p < parameters.size(); ++p)
+    parameters[p].write(data.parameters[p], DType::kFloat32);
   op->prepare(m);
   op->forward(m, c.step);
   OpResult result;

@@ -73,9 +73,9 @@ struct OpResult {
   std::vector<float> statistics;
   bool operator==(const OpResult&) const = default;  // false where there is a NaN
 };
-// prepare(), forward() and in training backward(), as a network would call them: the gradient that
-// is written in place lies where dy[0] was. Expects that nothing outside the buffers and none of
-// the inputs was written.
+// prepare() (twice), forward() and in training backward(), as a network would call them: the
+// gradient that is written in place lies where dy[0] was. Expects that nothing outside the buffers
+// and none of the inputs was written.
 OpResult run(Device& device, DType type, const OpCase& c, const OpData& data);
 
 // What the reference makes of the same numbers (weights rounded to the type as the op does).
