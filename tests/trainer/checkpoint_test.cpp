@@ -248,10 +248,13 @@ TEST(Checkpoint, AFolderUnderAnotherStepsNameIsSetAside) {
 
 TEST(Checkpoint, WhatIsNoCheckpointSaysSo) {
   const TempDir out;
-  for (const std::string& path : {out / "none", out.path()}) {
-    const Error error = error_of([&] { verify_checkpoint(path); });
+  const std::pair<std::string, const char*> cases[] = {
+      {out / "none", "not a checkpoint: no such folder"},
+      {out.path(), "not a checkpoint: it has no manifest.txtpb"}};
+  for (const auto& [path, expected] : cases) {
+    const Error error = error_of([&, dir = path] { verify_checkpoint(dir); });
     EXPECT_EQ(error.code(), ExitCode::kBadData);
-    EXPECT_NE(std::string(error.what()).find("not a checkpoint"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
   }
   EXPECT_EQ(find_newest(out.path()), std::nullopt);
   EXPECT_EQ(find_newest(out / "none"), std::nullopt);
@@ -286,7 +289,7 @@ TEST(Checkpoint, LeftoversOfKilledSavesAreNoCheckpointsAndAreRemoved) {
             (std::vector<std::string>{"notes.txt", "step-0000000005"}));
   // A save over its own leftover.
   fs::create_directories(checkpoint(out.path(), 6) + ".tmp/stale");
-  verify_checkpoint(save_checkpoint(out.path(), TestState(1).at(6)));
+  EXPECT_EQ(names_in(save_checkpoint(out.path(), TestState(1).at(6))), names_in(path));
 }
 
 TEST(Checkpoint, TheSameStateAgainKeepsTheFirst) {
@@ -361,13 +364,13 @@ TEST(Checkpoint, AFailedSaveLeavesNoTemporary) {
 TEST(Checkpoint, NamesSortByStepBeyondTenDigits) {
   const TempDir out;
   const TestState memory(1);
-  for (const uint64_t step : {uint64_t{99}, uint64_t{12345678901}, uint64_t{5}})
+  for (const uint64_t step : {uint64_t{9999999999}, uint64_t{10000000000}, uint64_t{5}})
     save_checkpoint(out.path(), memory.at(step));
   fs::create_directory(out / "checkpoints/step-7");
   EXPECT_EQ(list_checkpoints(out.path()),
-            (std::vector<std::string>{checkpoint(out.path(), 5), checkpoint(out.path(), 99),
-                                      out / "checkpoints/step-12345678901"}));
-  EXPECT_EQ(find_newest(out.path()), out / "checkpoints/step-12345678901");
+            (std::vector<std::string>{checkpoint(out.path(), 5), checkpoint(out.path(), 9999999999),
+                                      out / "checkpoints/step-10000000000"}));
+  EXPECT_EQ(find_newest(out.path()), out / "checkpoints/step-10000000000");
 }
 
 // Kills a process that saves again and again, at many moments: what stands is always whole.
