@@ -67,7 +67,9 @@ CONVOY_INLINE void store(Bfloat16* p, F32x16 v) {
 CONVOY_INLINE F32x16 load(const uint8_t* p) {
   U8x16 bytes;
   __builtin_memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, F32x16);
+  // In three widenings: asked for one, GCC converts element by element.
+  const U16x16 halves = __builtin_convertvector(bytes, U16x16);
+  return __builtin_convertvector(__builtin_convertvector(halves, I32x16), F32x16);
 }
 
 // One element at a time, for the ends of rows; the same arithmetic as the vectors'.

@@ -38,15 +38,17 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
            row, s.classes);
     double largest = get(x[0]), mean = 0;
     for (int64_t i = 0; i < s.classes; ++i) {
-      // Written so that a NaN anywhere stays in `largest` and reaches the loss.
-      if (!(get(x[i]) <= largest)) largest = get(x[i]);
+      if (get(x[i]) > largest) largest = get(x[i]);
       mean += get(x[i]);
     }
     mean /= k;
     double sum = 0;
     for (int64_t i = 0; i < s.classes; ++i) sum += std::exp(get(x[i]) - largest);
     const double log_sum = largest + std::log(sum);
-    result.loss_sum += log_sum - (1 - s.label_smoothing) * get(x[label]) - s.label_smoothing * mean;
+    // A NaN anywhere reaches the loss through the sum. Without smoothing the mean does not count, so
+    // that a logit of -inf is harmless.
+    result.loss_sum += log_sum - (1 - s.label_smoothing) * get(x[label]);
+    if (s.label_smoothing > 0) result.loss_sum -= s.label_smoothing * mean;
     ++result.count;
 
     int64_t ahead = 0;

@@ -7,6 +7,7 @@
 #include "ops/fusion.h"
 #include "ops/network.h"
 #include "trainer/commands.h"
+#include "trainer/graph_text.h"
 
 namespace convoy::trainer {
 namespace {
@@ -127,8 +128,9 @@ int model_show(const Arguments& arguments) {
   int64_t batch = 32;
   ModelOptions options;
   po::options_description flags("Options");
-  flags.add_options()("name", po::value(&name)->required(), "a name of convoy model list")(
-      "format", po::value(&format)->default_value("table"), "table or json")(
+  flags.add_options()("name", po::value(&name)->required(),
+                      "a name of convoy model list, or a .txtpb file")(
+      "format", po::value(&format)->default_value("table"), "table, json or txtpb")(
       "input", po::value(&input), "channels x height x width, e.g. 3x224x224")(
       "classes", po::value(&options.classes)->default_value(0), "0: the model's usual")(
       "batch", po::value(&batch)->default_value(32), "for the memory plan")(
@@ -155,14 +157,17 @@ int model_show(const Arguments& arguments) {
   if (batch <= 0 || options.classes < 0)
     fail(ExitCode::kUsage, "--batch must be positive, --classes not negative");
 
-  const ops::Graph graph = make_model(name, options);
+  // A network of the user's own is a file; it says its input and classes itself.
+  const ops::Graph graph = name.ends_with(".txtpb") ? load_graph(name) : make_model(name, options);
   const std::vector<Layer> layers = layers_of(graph);
   if (format == "json")
     print_json(graph, layers);
   else if (format == "table")
     print_table(graph, layers, batch, precision == "bf16" ? DType::kBfloat16 : DType::kFloat32);
+  else if (format == "txtpb")
+    std::cout << to_text(graph) << std::flush;
   else
-    fail(ExitCode::kUsage, "--format {}: there are table and json", printable(format));
+    fail(ExitCode::kUsage, "--format {}: there are table, json and txtpb", printable(format));
   return 0;
 }
 

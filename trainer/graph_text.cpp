@@ -1,0 +1,209 @@
+#include "trainer/graph_text.h"
+
+#include <google/protobuf/io/tokenizer.h>
+#include <google/protobuf/text_format.h>
+
+#include <optional>
+#include <unordered_map>
+
+#include "ops/core/error.h"
+#include "proto/graph.pb.h"
+#include "trainer/file.h"
+
+namespace convoy::trainer {
+namespace {
+
+constexpr const char* kImageName = "input";
+constexpr size_t kMaxBytes = size_t{64} << 20;
+
+// Fields of one op, both ways. To add an op: one overload of each, one case in op_of.
+void write(proto::NodeProto& n, const ops::Conv2d& s) {
+  auto& p = *n.mutable_conv2d();
+  p.set_out_channels(static_cast<uint32_t>(s.out_channels));
+  p.set_kernel(static_cast<uint32_t>(s.kernel));
+  p.set_stride(static_cast<uint32_t>(s.stride));
+  p.set_padding(static_cast<uint32_t>(s.padding));
+  p.set_groups(static_cast<uint32_t>(s.groups));
+  p.set_bias(s.bias);
+}
+void write(proto::NodeProto& n, const ops::BatchNorm& s) {
+  auto& p = *n.mutable_batch_norm();
+  p.set_epsilon(s.epsilon);
+  p.set_momentum(s.momentum);
+  p.set_zero_init(s.zero_init);
+}
+void write(proto::NodeProto& n, const ops::Relu&) {
+  n.mutable_relu();
+}
+void write(proto::NodeProto& n, const ops::Add&) {
+  n.mutable_add();
+}
+void write(proto::NodeProto& n, const ops::MaxPool& s) {
+  auto& p = *n.mutable_max_pool();
+  p.set_kernel(static_cast<uint32_t>(s.kernel));
+  p.set_stride(static_cast<uint32_t>(s.stride));
+  p.set_padding(static_cast<uint32_t>(s.padding));
+  p.set_ceil_mode(s.ceil_mode);
+}
+void write(proto::NodeProto& n, const ops::AvgPool& s) {
+  auto& p = *n.mutable_avg_pool();
+  p.set_kernel(static_cast<uint32_t>(s.kernel));
+  p.set_stride(static_cast<uint32_t>(s.stride));
+  p.set_padding(static_cast<uint32_t>(s.padding));
+  p.set_count_include_pad(s.count_include_pad);
+}
+void write(proto::NodeProto& n, const ops::GlobalAvgPool&) {
+  n.mutable_global_avg_pool();
+}
+void write(proto::NodeProto& n, const ops::Linear& s) {
+  auto& p = *n.mutable_linear();
+  p.set_out_features(static_cast<uint32_t>(s.out_features));
+  p.set_bias(s.bias);
+}
+void write(proto::NodeProto& n, const ops::Dropout& s) {
+  n.mutable_dropout()->set_rate(s.rate);
+}
+void write(proto::NodeProto& n, const ops::Concat&) {
+  n.mutable_concat();
+}
+void write(proto::NodeProto& n, const ops::Subsample& s) {
+  auto& p = *n.mutable_subsample();
+  p.set_stride(static_cast<uint32_t>(s.stride));
+  p.set_out_channels(static_cast<uint32_t>(s.out_channels));
+}
+
+// Nothing where the node has no op.
+std::optional<ops::OpSpec> op_of(const proto::NodeProto& n) {
+  switch (n.op_case()) {
+    case proto::NodeProto::kConv2D: {
+      const auto& p = n.conv2d();
+      return ops::Conv2d{.out_channels = p.out_channels(),
+                         .kernel = p.kernel(),
+                         .stride = p.stride(),
+                         .padding = p.padding(),
+                         .groups = p.groups(),
+                         .bias = p.bias()};
+    }
+    case proto::NodeProto::kBatchNorm: {
+      const auto& p = n.batch_norm();
+      return ops::BatchNorm{
+          .epsilon = p.epsilon(), .momentum = p.momentum(), .zero_init = p.zero_init()};
+    }
+    case proto::NodeProto::kRelu:
+      return ops::Relu{};
+    case proto::NodeProto::kAdd:
+      return ops::Add{};
+    case proto::NodeProto::kMaxPool: {
+      const auto& p = n.max_pool();
+      return ops::MaxPool{.kernel = p.kernel(),
+                          .stride = p.stride(),
+                          .padding = p.padding(),
+                          .ceil_mode = p.ceil_mode()};
+    }
+    case proto::NodeProto::kAvgPool: {
+      const auto& p = n.avg_pool();
+      return ops::AvgPool{.kernel = p.kernel(),
+                          .stride = p.stride(),
+                          .padding = p.padding(),
+                          .count_include_pad = p.count_include_pad()};
+    }
+    case proto::NodeProto::kGlobalAvgPool:
+      return ops::GlobalAvgPool{};
+    case proto::NodeProto::kLinear:
+      return ops::Linear{.out_features = n.linear().out_features(), .bias = n.linear().bias()};
+    case proto::NodeProto::kDropout:
+      return ops::Dropout{.rate = n.dropout().rate()};
+    case proto::NodeProto::kConcat:
+      return ops::Concat{};
+    case proto::NodeProto::kSubsample:
+      return ops::Subsample{.stride = n.subsample().stride(),
+                            .out_channels = n.subsample().out_channels()};
+    case proto::NodeProto::OP_NOT_SET:
+      break;
+  }
+  return std::nullopt;
+}
+
+// Gathers mistakes, one a line.
+class Mistakes : public google::protobuf::io::ErrorCollector {
+ public:
+  explicit Mistakes(std::string source) : source_(std::move(source)) {}
+  void AddError(int line, int column, const std::string& message) override {
+    add(fmt::format("{}:{}:{}: {}", source_, line + 1, column + 1, printable(message)));
+  }
+  void add(const std::string& line) { text_ += (text_.empty() ? "" : "\n") + line; }
+  void throw_if_any() const {
+    if (!text_.empty()) throw Error(ExitCode::kBadJob, text_);
+  }
+
+ private:
+  std::string source_, text_;
+};
+
+}  // namespace
+
+std::string to_text(const ops::Graph& graph) {
+  proto::GraphProto out;
+  out.set_name(graph.name);
+  out.set_input_channels(static_cast<uint32_t>(graph.image.c));
+  out.set_input_height(static_cast<uint32_t>(graph.image.h));
+  out.set_input_width(static_cast<uint32_t>(graph.image.w));
+  for (const ops::Node& node : graph.nodes) {
+    proto::NodeProto& n = *out.add_node();
+    n.set_name(node.name);
+    for (const int input : node.inputs)
+      n.add_input(input == ops::kImage ? kImageName : graph.nodes[static_cast<size_t>(input)].name);
+    std::visit([&](const auto& spec) { write(n, spec); }, node.op);
+  }
+  std::string text;
+  google::protobuf::TextFormat::PrintToString(out, &text);
+  return text;
+}
+
+ops::Graph parse_graph(std::string_view text, const std::string& source) {
+  Mistakes mistakes(printable(source));
+  proto::GraphProto in;
+  google::protobuf::TextFormat::Parser parser;
+  parser.RecordErrorsTo(&mistakes);
+  parser.SetRecursionLimit(16);
+  parser.ParseFromString(std::string(text), &in);
+  mistakes.throw_if_any();
+
+  ops::Graph graph{
+      .name = in.name(),
+      .image = {.n = 1, .c = in.input_channels(), .h = in.input_height(), .w = in.input_width()},
+      .nodes = {}};
+  std::unordered_map<std::string, int> index = {{kImageName, ops::kImage}};
+  for (const proto::NodeProto& n : in.node()) {
+    const std::string where =
+        fmt::format("{}: node \"{}\"", printable(source), printable(n.name()));
+    std::vector<int> inputs;
+    for (const std::string& name : n.input()) {
+      const auto found = index.find(name);
+      if (found == index.end())
+        mistakes.add(fmt::format("{}: input \"{}\" is neither \"{}\" nor an earlier node", where,
+                                 printable(name), kImageName));
+      else
+        inputs.push_back(found->second);
+    }
+    const std::optional<ops::OpSpec> op = op_of(n);
+    if (!op) mistakes.add(where + ": no op; give one, e.g. conv2d { out_channels: 16 }");
+    if (!index.emplace(n.name(), static_cast<int>(graph.nodes.size())).second)
+      mistakes.add(where + ": the name is taken");
+    graph.add(n.name(), op.value_or(ops::Relu{}), std::move(inputs));
+  }
+  mistakes.throw_if_any();
+  return graph;
+}
+
+ops::Graph load_graph(const std::string& path) {
+  std::string text;
+  try {
+    text = read_text(path, kMaxBytes);
+  } catch (const Error& e) {
+    fail(ExitCode::kBadJob, "{}", e.what());
+  }
+  return parse_graph(text, path);
+}
+
+}  // namespace convoy::trainer
