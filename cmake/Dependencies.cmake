@@ -24,3 +24,7 @@ target_link_libraries(convoy::dnnl INTERFACE "${DNNL_LIBRARY}")
 if(CONVOY_TESTS)
   find_package(GTest 1.12 REQUIRED)
 endif()
+
+if(CONVOY_CUDA)
+  include(Cuda)
+endif()
