@@ -261,16 +261,30 @@ TEST(Checkpoint, WhatIsNoCheckpointSaysSo) {
   EXPECT_TRUE(list_checkpoints(out.path()).empty());
 }
 
+// Changes a manifest's text and gives it a checksum that fits.
+void rewrite_manifest(const std::string& dir, const std::string& from, const std::string& to) {
+  std::string body = read_file(dir + "/manifest.txtpb");
+  body = body.substr(0, body.rfind("# SHA-256"));
+  body.replace(body.find(from), from.size(), to);
+  write_file(dir + "/manifest.txtpb",
+             body + "# SHA-256 of the lines above: " + sha256_hex(body) + "\n");
+}
+
+TEST(Checkpoint, TheStatesDigestIsComparedAsWell) {
+  const TempDir out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
+  rewrite_manifest(path, state_digest(TestState(1).at(1)), state_digest(TestState(2).at(1)));
+  const Error error = error_of([&] { verify_checkpoint(path); });
+  EXPECT_EQ(error.code(), ExitCode::kFault);
+  EXPECT_NE(std::string(error.what()).find("the state's digest is"), std::string::npos)
+      << error.what();
+}
+
 // A manifest of a later program must be refused, not treated as damaged.
 TEST(Checkpoint, ALaterFormatIsRefusedAndLeftAlone) {
   const TempDir out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
-  std::string body = read_file(path + "/manifest.txtpb");
-  body = body.substr(0, body.rfind("# SHA-256"));
-  body.replace(body.find("format: 1"), 9, "format: 2");
-  body += "a_field_of_the_future: 3\n";
-  write_file(path + "/manifest.txtpb",
-             body + "# SHA-256 of the lines above: " + sha256_hex(body) + "\n");
+  rewrite_manifest(path, "format: 1", "format: 2 a_field_of_the_future: 3");
   const Error error = error_of([&] { find_newest(out.path()); });
   EXPECT_EQ(error.code(), ExitCode::kBadData);
   EXPECT_NE(std::string(error.what()).find("later Convoy"), std::string::npos) << error.what();
