@@ -10,7 +10,7 @@ namespace {
 template <int kVectors, typename Term>
 CONVOY_INLINE void sum_rows_in_registers(float* sums, int64_t c, int64_t begin, int64_t end,
                                          Term term) {
-  F32x16 s0[kVectors] = {}, s1[kVectors] = {};
+  Floats s0[kVectors] = {}, s1[kVectors] = {};
   for (int64_t row = begin; row < end; ++row)
     for (int v = 0; v < kVectors; ++v) term(row, v * kLanes, Whole{}, s0[v], s1[v]);
   for (int v = 0; v < kVectors; ++v) {
@@ -21,14 +21,14 @@ CONVOY_INLINE void sum_rows_in_registers(float* sums, int64_t c, int64_t begin, 
 
 template <typename Term>
 CONVOY_INLINE void sum_rows(float* sums, int64_t c, int64_t begin, int64_t end, Term term) {
-  if (c == 16) return sum_rows_in_registers<1>(sums, c, begin, end, term);
-  if (c == 32) return sum_rows_in_registers<2>(sums, c, begin, end, term);
-  if (c == 64) return sum_rows_in_registers<4>(sums, c, begin, end, term);
+  if (c == kLanes) return sum_rows_in_registers<1>(sums, c, begin, end, term);
+  if (c == 2 * kLanes) return sum_rows_in_registers<2>(sums, c, begin, end, term);
+  if (c == 4 * kLanes) return sum_rows_in_registers<4>(sums, c, begin, end, term);
   for (int64_t k = 0; k < 2 * c; ++k) sums[k] = 0.0f;
   for (int64_t row = begin; row < end; ++row)
     for_channels(
         c, [&](int64_t k, auto access) __attribute__((always_inline)) {
-          F32x16 s0 = access.get(sums + k), s1 = access.get(sums + c + k);
+          Floats s0 = access.get(sums + k), s1 = access.get(sums + c + k);
           term(row, k, access, s0, s1);
           access.put(sums + k, s0);
           access.put(sums + c + k, s1);
@@ -58,9 +58,9 @@ void statistics(float* partial, const T* x, const float* shift, int64_t rows, in
   for_blocks(rows, threads, [=](int64_t block, int64_t begin, int64_t end) {
     sum_rows(
         partial + block * 2 * c, c, begin, end,
-        [=](int64_t row, int64_t k, auto access, F32x16& sum, F32x16& squares)
+        [=](int64_t row, int64_t k, auto access, Floats& sum, Floats& squares)
             __attribute__((always_inline)) {
-              const F32x16 d = access.get(x + row * c + k) - access.get(shift + k);
+              const Floats d = access.get(x + row * c + k) - access.get(shift + k);
               sum += d;
               squares += d * d;
             });
@@ -70,17 +70,17 @@ void statistics(float* partial, const T* x, const float* shift, int64_t rows, in
 template <typename T, bool kRelu, bool kMask, bool kResidual>
 void normalise_as(T* y, uint16_t* mask, const T* x, const T* residual, const float* mean,
                   const float* scale, const float* beta, int64_t rows, int64_t c, int threads) {
-  const int64_t words = (c + kLanes - 1) / kLanes;
+  const int64_t words = (c + 15) / 16;
   for_blocks(rows, threads, [=](int64_t, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for_channels(
           c, [=](int64_t k, auto access) __attribute__((always_inline)) {
             const int64_t i = row * c + k;
-            F32x16 v = (access.get(x + i) - access.get(mean + k)) * access.get(scale + k) +
+            Floats v = (access.get(x + i) - access.get(mean + k)) * access.get(scale + k) +
                        access.get(beta + k);
             if constexpr (kResidual) v += access.get(residual + i);
-            if constexpr (kMask) mask[row * words + k / kLanes] = positive_lanes(v);
-            if constexpr (kRelu) v = v < 0.0f ? F32x16{} : v;  // NaN stays NaN, so that it is seen
+            if constexpr (kMask) put_positive(mask + row * words, k, v);
+            if constexpr (kRelu) v = v < 0.0f ? Floats{} : v;  // NaN stays NaN, so that it is seen
             access.put(y + i, v);
           });
   });
@@ -104,16 +104,16 @@ void normalise(T* y, uint16_t* mask, const T* x, const T* residual, const float*
 template <typename T, bool kMask, bool kTwo, bool kStore>
 void backward_sums_as(float* partial, T* g_out, const T* dy0, const T* dy1, const uint16_t* mask,
                       const T* x, const float* mean, int64_t rows, int64_t c, int threads) {
-  const int64_t words = (c + kLanes - 1) / kLanes;
+  const int64_t words = (c + 15) / 16;
   for_blocks(rows, threads, [=](int64_t block, int64_t begin, int64_t end) {
     sum_rows(
         partial + block * 2 * c, c, begin, end,
-        [=](int64_t row, int64_t k, auto access, F32x16& sum, F32x16& products)
+        [=](int64_t row, int64_t k, auto access, Floats& sum, Floats& products)
             __attribute__((always_inline)) {
               const int64_t i = row * c + k;
-              F32x16 g = access.get(dy0 + i);
+              Floats g = access.get(dy0 + i);
               if constexpr (kTwo) g += access.get(dy1 + i);
-              if constexpr (kMask) g = keep_lanes(g, mask[row * words + k / kLanes]);
+              if constexpr (kMask) g = keep_lanes(g, mask + row * words, k);
               if constexpr (kStore) access.put(g_out + i, g);
               sum += g;
               products += g * (access.get(x + i) - access.get(mean + k));
@@ -152,14 +152,14 @@ template <typename T, bool kMask>
 void backward_apply_as(T* dx, const T* g_in, const uint16_t* mask, const T* x, const float* mean,
                        const float* a, const float* b, const float* k0, int64_t rows, int64_t c,
                        int threads) {
-  const int64_t words = (c + kLanes - 1) / kLanes;
+  const int64_t words = (c + 15) / 16;
   for_blocks(rows, threads, [=](int64_t, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for_channels(
           c, [=](int64_t k, auto access) __attribute__((always_inline)) {
             const int64_t i = row * c + k;
-            F32x16 g = access.get(g_in + i);
-            if constexpr (kMask) g = keep_lanes(g, mask[row * words + k / kLanes]);
+            Floats g = access.get(g_in + i);
+            if constexpr (kMask) g = keep_lanes(g, mask + row * words, k);
             access.put(dx + i, g * access.get(a + k) +
                                    (access.get(x + i) - access.get(mean + k)) * access.get(b + k) +
                                    access.get(k0 + k));

@@ -5,7 +5,7 @@
 namespace convoy::ops::CONVOY_ISA {
 namespace {
 
-// body(first element, access) for every 16 of n elements, in pieces shared among threads.
+// body(first element, access) for every kLanes of n elements, in pieces shared among threads.
 template <typename Body>
 CONVOY_INLINE void for_elements(int64_t n, int threads, Body body) {
   constexpr int64_t kPiece = 16384;
@@ -24,9 +24,9 @@ template <typename T>
 void relu(T* y, uint16_t* mask, const T* x, int64_t n, int threads) {
   for_elements(
       n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
-        const F32x16 v = access.get(x + i);
-        if (mask) mask[i / kLanes] = positive_lanes(v);
-        access.put(y + i, v < 0.0f ? F32x16{} : v);
+        const Floats v = access.get(x + i);
+        if (mask) put_positive(mask, i, v);
+        access.put(y + i, v < 0.0f ? Floats{} : v);
       });
 }
 
@@ -34,7 +34,7 @@ template <typename T>
 void keep(T* y, const T* x, const uint16_t* mask, float scale, int64_t n, int threads) {
   for_elements(
       n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
-        access.put(y + i, keep_lanes(access.get(x + i), mask[i / kLanes]) * scale);
+        access.put(y + i, keep_lanes(access.get(x + i), mask, i) * scale);
       });
 }
 

@@ -27,7 +27,7 @@ CONVOY_INLINE Span outputs_of(int64_t i, const PoolGeometry& g, int64_t outputs)
           least((i + g.padding) / g.stride + 1, outputs)};
 }
 
-CONVOY_INLINE F32x16 inverse_area(const PoolGeometry& g, bool include_pad, Span rows,
+CONVOY_INLINE Floats inverse_area(const PoolGeometry& g, bool include_pad, Span rows,
                                   Span columns) {
   const int64_t area =
       include_pad ? g.kernel * g.kernel : (rows.end - rows.begin) * (columns.end - columns.begin);
@@ -52,16 +52,16 @@ void max_forward(T* y, uint8_t* place, const T* x, const PoolGeometry& g, int th
                                               (columns.begin - (q * g.stride - g.padding)));
       for_channels(
           g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
-            F32x16 best = splat(-__builtin_inff());
-            I32x16 where = first - I32x16{};  // also where nothing is above minus infinity
+            Floats best = splat(-__builtin_inff());
+            Ints where = first - Ints{};  // also where nothing is above minus infinity
             for (int64_t i = rows.begin; i < rows.end; ++i)
               for (int64_t j = columns.begin; j < columns.end; ++j) {
-                const F32x16 v = access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
-                const I32x16 wins = (v > best) | (v != v);  // NaN wins, so that it is seen
+                const Floats v = access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
+                const Ints wins = (v > best) | (v != v);  // NaN wins, so that it is seen
                 const int32_t here = static_cast<int32_t>(
                     (i - (p * g.stride - g.padding)) * g.kernel + (j - (q * g.stride - g.padding)));
                 best = wins ? v : best;
-                where = wins ? here - I32x16{} : where;
+                where = wins ? here - Ints{} : where;
               }
             access.put(y + out + k, best);
             if (place) access.put_bytes(place + out + k, where);
@@ -79,15 +79,15 @@ void max_backward(T* dx, const T* dy, const uint8_t* place, const PoolGeometry& 
       const Span columns = outputs_of(j, g, g.q);
       for_channels(
           g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
-            F32x16 sum = {};
+            Floats sum = {};
             for (int64_t p = rows.begin; p < rows.end; ++p)
               for (int64_t q = columns.begin; q < columns.end; ++q) {
                 const int64_t out = ((image * g.p + p) * g.q + q) * g.c + k;
                 const float here = static_cast<float>((i - (p * g.stride - g.padding)) * g.kernel +
                                                       (j - (q * g.stride - g.padding)));
-                const I32x16 won = access.get(place + out) == here;
-                const F32x16 v = access.get(dy + out);
-                sum += won ? v : F32x16{};
+                const Ints won = access.get(place + out) == here;
+                const Floats v = access.get(dy + out);
+                sum += won ? v : Floats{};
               }
             access.put(dx + (in_row * g.w + j) * g.c + k, sum);
           });
@@ -101,10 +101,10 @@ void avg_forward(T* y, const T* x, const PoolGeometry& g, bool include_pad, int 
     const Span rows = pixels_of(p, g, g.h);
     for (int64_t q = 0; q < g.q; ++q) {
       const Span columns = pixels_of(q, g, g.w);
-      const F32x16 scale = inverse_area(g, include_pad, rows, columns);
+      const Floats scale = inverse_area(g, include_pad, rows, columns);
       for_channels(
           g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
-            F32x16 sum = {};
+            Floats sum = {};
             for (int64_t i = rows.begin; i < rows.end; ++i)
               for (int64_t j = columns.begin; j < columns.end; ++j)
                 sum += access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
@@ -122,7 +122,7 @@ void avg_backward(T* dx, const T* dy, const PoolGeometry& g, bool include_pad, i
       const Span columns = outputs_of(j, g, g.q);
       for_channels(
           g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
-            F32x16 sum = {};
+            Floats sum = {};
             for (int64_t p = rows.begin; p < rows.end; ++p)
               for (int64_t q = columns.begin; q < columns.end; ++q)
                 sum += access.get(dy + ((image * g.p + p) * g.q + q) * g.c + k) *

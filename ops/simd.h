@@ -1,7 +1,7 @@
-// Vectors of 16 floats for the *_kernels.cpp files, with GCC's vector extensions: +, -, *,
-// comparisons and ?: work on them as on numbers, and the compiler lowers them to whatever the
-// target has. The width is the same on every target, and nothing is contracted, so sums have the
-// same bits too.
+// Vectors for the *_kernels.cpp files, with GCC's vector extensions: +, -, *, comparisons and ?:
+// work on them as on numbers. They are as wide as the target's registers, 16 floats on AVX-512 and
+// 8 elsewhere. Nothing is contracted, and no result may depend on the width: sums run down a
+// column, or over 16 partial sums in a fixed order (CPU tables are compared bit for bit by a test).
 //
 // Everything is in the target's own namespace: an inline function compiled for AVX-512 must never
 // be the one that the linker keeps for a machine without it. For the same reason kernel files use
@@ -26,50 +26,54 @@
 
 namespace convoy::ops::CONVOY_ISA {
 
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
+#else
+constexpr int64_t kLanes = 8;
+#endif
 
-typedef float F32x16 __attribute__((vector_size(64)));
-typedef int32_t I32x16 __attribute__((vector_size(64)));
-typedef uint32_t U32x16 __attribute__((vector_size(64)));
-typedef uint16_t U16x16 __attribute__((vector_size(32)));
-typedef uint8_t U8x16 __attribute__((vector_size(16)));
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
-CONVOY_INLINE F32x16 splat(float value) {
-  return value - F32x16{};
+CONVOY_INLINE Floats splat(float value) {
+  return value - Floats{};
 }
 
 // memcpy is how unaligned vectors are read without undefined behaviour; it becomes one instruction.
-CONVOY_INLINE F32x16 load(const float* p) {
-  F32x16 v;
+CONVOY_INLINE Floats load(const float* p) {
+  Floats v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
 
-CONVOY_INLINE void store(float* p, F32x16 v) {
+CONVOY_INLINE void store(float* p, Floats v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-CONVOY_INLINE F32x16 load(const Bfloat16* p) {
-  U16x16 half;
+CONVOY_INLINE Floats load(const Bfloat16* p) {
+  Halves half;
   __builtin_memcpy(&half, p, sizeof half);
-  return reinterpret_cast<F32x16>(__builtin_convertvector(half, U32x16) << 16);
+  return reinterpret_cast<Floats>(__builtin_convertvector(half, Words) << 16);
 }
 
 // Round to nearest, ties to even; NaN stays NaN: the same bits as to_bfloat16.
-CONVOY_INLINE void store(Bfloat16* p, F32x16 v) {
-  const U32x16 word = reinterpret_cast<U32x16>(v);
-  const U32x16 rounded = word + 0x7fffu + ((word >> 16) & 1u);
-  const U32x16 chosen = (word & 0x7fffffffu) > 0x7f800000u ? word | 0x400000u : rounded;
-  const U16x16 half = __builtin_convertvector(chosen >> 16, U16x16);
+CONVOY_INLINE void store(Bfloat16* p, Floats v) {
+  const Words word = reinterpret_cast<Words>(v);
+  const Words rounded = word + 0x7fffu + ((word >> 16) & 1u);
+  const Words chosen = (word & 0x7fffffffu) > 0x7f800000u ? word | 0x400000u : rounded;
+  const Halves half = __builtin_convertvector(chosen >> 16, Halves);
   __builtin_memcpy(p, &half, sizeof half);
 }
 
-CONVOY_INLINE F32x16 load(const uint8_t* p) {
-  U8x16 bytes;
+CONVOY_INLINE Floats load(const uint8_t* p) {
+  Bytes bytes;
   __builtin_memcpy(&bytes, p, sizeof bytes);
   // In three widenings: asked for one, GCC converts element by element.
-  const U16x16 halves = __builtin_convertvector(bytes, U16x16);
-  return __builtin_convertvector(__builtin_convertvector(halves, I32x16), F32x16);
+  const Halves halves = __builtin_convertvector(bytes, Halves);
+  return __builtin_convertvector(__builtin_convertvector(halves, Ints), Floats);
 }
 
 // One element at a time, for the ends of rows; the same arithmetic as the vectors'.
@@ -96,73 +100,80 @@ CONVOY_INLINE void put(Bfloat16* p, float v) {
                                       : (word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
 }
 
-// Up to 16 elements: the first `count` lanes, the others zero; and back.
+// Fewer elements: the first `count` lanes, the others zero; and back.
 template <typename T>
-CONVOY_INLINE F32x16 load_part(const T* p, int64_t count) {
-  F32x16 v{};
+CONVOY_INLINE Floats load_part(const T* p, int64_t count) {
+  Floats v{};
   for (int64_t i = 0; i < count; ++i) v[i] = get(p + i);
   return v;
 }
 template <typename T>
-CONVOY_INLINE void store_part(T* p, F32x16 v, int64_t count) {
+CONVOY_INLINE void store_part(T* p, Floats v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) put(p + i, v[i]);
 }
 
-// Bit i: lane i is greater than zero.
-CONVOY_INLINE uint16_t positive_lanes(F32x16 v) {
+// A mask has a bit per element, 16 elements a word; element i of a row that starts at `words` is
+// bit i % 16 of word i / 16. Lanes of a vector that starts at element `i`, a multiple of kLanes:
+// which are greater than zero, written into the mask;
+CONVOY_INLINE void put_positive(uint16_t* words, int64_t i, Floats v) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ);
+  words[i / 16] = _mm512_cmp_ps_mask(reinterpret_cast<__m512>(v), _mm512_setzero_ps(), _CMP_GT_OQ);
 #else
-  const I32x16 bits = (v > 0.0f) & I32x16{1,   2,   4,    8,    16,   32,   64,    128,
-                                          256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  int32_t sum = 0;
-  for (int i = 0; i < 16; ++i) sum |= bits[i];
-  return static_cast<uint16_t>(sum);
+#if defined(__AVX2__)
+  const int bits = _mm256_movemask_ps(
+      _mm256_cmp_ps(reinterpret_cast<__m256>(v), _mm256_setzero_ps(), _CMP_GT_OQ));
+#else
+  int bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= (v[lane] > 0.0f) << lane;
+#endif
+  // The first half of a word clears the other, so that the end of a row leaves no stale bits.
+  words[i / 16] = static_cast<uint16_t>(i % 16 == 0 ? bits : words[i / 16] | bits << 8);
 #endif
 }
 
-// Lanes whose bit is set keep their value, the others become zero.
-CONVOY_INLINE F32x16 keep_lanes(F32x16 v, uint16_t bits) {
+// those whose bit is set keep their value, the others become zero.
+CONVOY_INLINE Floats keep_lanes(Floats v, const uint16_t* words, int64_t i) {
 #if defined(__AVX512F__)
-  return reinterpret_cast<F32x16>(_mm512_maskz_mov_ps(bits, reinterpret_cast<__m512>(v)));
+  return reinterpret_cast<Floats>(_mm512_maskz_mov_ps(words[i / 16], reinterpret_cast<__m512>(v)));
 #else
-  const I32x16 lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  const I32x16 keep = ((lane & static_cast<int32_t>(bits)) != 0);
-  return reinterpret_cast<F32x16>(reinterpret_cast<I32x16>(v) & keep);
+  const int32_t bits = words[i / 16] >> (i % 16);
+  const Ints lane = {1, 2, 4, 8, 16, 32, 64, 128};
+  const Ints keep = (lane & bits) != 0;
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(v) & keep);
 #endif
 }
 
-// The two ways to touch memory: 16 elements, or the few at the end of a row.
+// The two ways to touch memory: kLanes elements, or the few at the end of a row.
 struct Whole {
   template <typename T>
-  CONVOY_INLINE_MEMBER F32x16 get(const T* p) const {
+  CONVOY_INLINE_MEMBER Floats get(const T* p) const {
     return load(p);
   }
   template <typename T>
-  CONVOY_INLINE_MEMBER void put(T* p, F32x16 v) const {
+  CONVOY_INLINE_MEMBER void put(T* p, Floats v) const {
     store(p, v);
   }
-  CONVOY_INLINE_MEMBER void put_bytes(uint8_t* p, I32x16 v) const {
-    const U8x16 bytes = __builtin_convertvector(v, U8x16);
+  CONVOY_INLINE_MEMBER void put_bytes(uint8_t* p, Ints v) const {
+    const Bytes bytes = __builtin_convertvector(v, Bytes);
     __builtin_memcpy(p, &bytes, sizeof bytes);
   }
 };
 struct Part {
   int64_t count;
   template <typename T>
-  CONVOY_INLINE_MEMBER F32x16 get(const T* p) const {
+  CONVOY_INLINE_MEMBER Floats get(const T* p) const {
     return load_part(p, count);
   }
   template <typename T>
-  CONVOY_INLINE_MEMBER void put(T* p, F32x16 v) const {
+  CONVOY_INLINE_MEMBER void put(T* p, Floats v) const {
     store_part(p, v, count);
   }
-  CONVOY_INLINE_MEMBER void put_bytes(uint8_t* p, I32x16 v) const {
+  CONVOY_INLINE_MEMBER void put_bytes(uint8_t* p, Ints v) const {
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<uint8_t>(v[i]);
   }
 };
 
-// body(k, access) for every 16 elements of 0..c, so that a body is written once for rows of any
+// body(k, access) for every kLanes elements of 0..c, so that a body is written once for rows of any
 // length.
 template <typename Body>
 CONVOY_INLINE void for_channels(int64_t c, Body body) {
