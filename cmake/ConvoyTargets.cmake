@@ -17,7 +17,8 @@ add_library(convoy_options INTERFACE)
 target_compile_features(convoy_options INTERFACE cxx_std_20)
 target_include_directories(convoy_options INTERFACE "${PROJECT_SOURCE_DIR}")
 target_compile_options(convoy_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-missing-field-initializers -Wshadow
+                            -Wnon-virtual-dtor -Woverloaded-virtual
                             -ffp-contract=off>
   $<$<AND:$<BOOL:${CONVOY_WERROR}>,$<COMPILE_LANGUAGE:CXX>>:-Werror>)
 if(CONVOY_SANITIZE)

@@ -303,7 +303,6 @@ class Run {
   }
 
   int loop() {
-    install_stop_signals();
     const comm::WorkerRange hosted = engine_->hosted();
     std::unique_ptr<data::Loader> loader;
     if (hosted.size() > 0 && step_ < last_step_)
@@ -542,6 +541,8 @@ int train_command(const Arguments& arguments) {
       "stop a run at the end of a step: it is saved, and the exit code is 75 (run me again).\n");
   if (!values) return 0;
   if (!data.empty()) o.sets.push_back("data.path=" + data);
+  // Before the ranks meet: a signal that comes early stops the run after its first step.
+  install_stop_signals();
   return run_on_ranks([&](comm::Communicator& c) { return train(c, o); });
 }
 
