@@ -65,6 +65,7 @@ double percentile(std::vector<double> sorted, double share) {
 }
 
 int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
+  ops::make_device(b.device, 1);  // a device that is not there is an error here, not in a thread
   const int cpus = comm::cpu_set().count;
   const int threads = b.threads > 0 ? b.threads : std::max(1, cpus / b.workers);
   if (b.batch % b.workers != 0)
