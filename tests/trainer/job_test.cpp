@@ -431,6 +431,7 @@ TEST(JobMistakes, HostileTextsEndInAnErrorOfBoundedSize) {
   const std::string text = mistakes(many);
   expect_contains(text, "1002 mistakes");  // model.name and data.path are missing as well
   expect_contains(text, "... and 952 more");
+  EXPECT_EQ(count(text, "unknown key"), 50u);
   EXPECT_LT(mistakes(std::string(500000, 'k') + ": 1").size(), 2000u);
   EXPECT_LT(mistakes("seed: \"" + std::string(500000, 'k') + "\"").size(), 2000u);
 }
