@@ -28,7 +28,8 @@ check "it says what to do" contains out "build it"
 
 for signal in TERM INT; do
   start_training "run $signal"
-  kill -"$signal" "$trainer"
+  # TERM as `kill` sends it, to one process; INT as a terminal does, to the whole process group.
+  if [[ $signal == TERM ]]; then kill -TERM "$trainer"; else kill -INT -- "-$trainer"; fi
   wait "$trainer"
   expect "exit code after $signal" $? 75
   check "it says how to go on" contains "run $signal.out" "run the same command again"

@@ -11,6 +11,12 @@ cat table errors
 expect "rows" "$(grep -cE '^(weak|strong) +[12] +[0-9]+ +[0-9.]+ +[0-9.]+ %$' table)" 4
 expect "images per step" "$(awk '/%$/ { printf "%s%d:%d ", $1, $2, $3 }' table)" \
   "weak1:8 weak2:16 strong1:8 strong2:8 "
+# Rounded as they are printed.
+# shellcheck disable=SC2016  # awk's own
+check "efficiencies" awk '
+  /^weak +1 / { one = $4 }
+  /%$/ { off = $5 - 100 * $4 / ($2 * one); if (off > 0.3 || off < -0.3) wrong = 1; ++rows }
+  END { exit wrong || rows != 4 }' table
 check "one rank is 100 %" grep -qE '^weak +1 .* 100.0 %$' table
 
 cat >check.cmake <<'CMAKE'
@@ -35,6 +41,6 @@ check "it names the numbers" contains out "-b 8 does not divide by 3 ranks"
 "$scaling_sh" -n two >out 2>&1
 expect "exit code of a number that is none" $? 64
 "$scaling_sh" -n 1 -m no_such_model >out 2>&1
-expect "exit code of an unknown model" $? 64
+expect "exit code of an unknown model" $? 78
 
 finish
