@@ -1,0 +1,233 @@
+// The command line as scripts use it: help, exit codes, JSON on standard output, published counts.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "ops/core/error.h"
+#include "tests/end_to_end/program.h"
+
+namespace convoy::test {
+namespace {
+
+using nlohmann::json;
+
+const TempFolder& folder() {
+  static const TempFolder made;
+  return made;
+}
+
+Outcome convoy(const Arguments& arguments) {
+  return run(folder(), arguments);
+}
+
+// What `convoy ... --json` prints: one object and nothing else.
+json object_of(const Arguments& arguments) {
+  const Outcome outcome = convoy(arguments);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+  json object = json::parse(outcome.out, nullptr, false);
+  EXPECT_TRUE(object.is_object()) << outcome.all();
+  return object;
+}
+
+TEST(CommandLine, HelpIsComplete) {
+  struct Row {
+    Arguments command;
+    std::vector<const char*> mentions;
+  };
+  const Row rows[] = {
+      {{},
+       {"train", "eval", "verify", "model", "bench", "--version", "64", "65", "70", "74", "75",
+        "78"}},
+      {{"train"},
+       {"--job", "--data", "--out", "--set", "--data-threads", "--device", "--resume",
+        "--allow-change", "--dry-run", "auto", "never"}},
+      {{"eval"}, {"--checkpoint", "--data", "--device", "--data-threads", "--json"}},
+      {{"verify"}, {"verify DIR", "--json", "digest"}},
+      {{"model"}, {"list", "show NAME"}},
+      {{"model", "show"},
+       {"show NAME", "--format", "--input", "--classes", "--batch", "--precision", "--shortcut",
+        "--stride-in-first-conv"}},
+      {{"bench"}, {"step"}},
+      {{"bench", "step"},
+       {"--model", "--precision", "--batch", "--image", "--inference", "--workers", "--threads",
+        "--seconds", "--warmup", "--device", "--json"}},
+  };
+  for (const Row& row : rows)
+    for (const char* flag : {"--help", "-h"}) {
+      Arguments command = row.command;
+      command.push_back(flag);
+      const Outcome outcome = convoy(command);
+      EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+      EXPECT_EQ(outcome.err, "");
+      for (const char* words : row.mentions)
+        EXPECT_GE(lines_with(outcome.out, words), 1) << words << ":\n" << outcome.out;
+    }
+  // Help is heard however little else makes sense.
+  EXPECT_EQ(convoy({"train", "--help", "--job"}).exit_code, 64);
+  EXPECT_EQ(convoy({"train", "--job", "x", "--help"}).exit_code, 0);
+}
+
+TEST(CommandLine, NonsenseIsAUsageError) {
+  struct Row {
+    Arguments command;
+    const char* says;
+  };
+  const Row rows[] = {
+      {{"trian"}, "\"train\""},
+      {{"train"}, "--job"},
+      {{"train", "--fast"}, "--fast"},
+      {{"train", "stray"}, "convoy train --help"},
+      {{"train", "--job", "a", "--job", "b"}, "--job"},
+      {{"train", "--job", "a", "--data-threads", "few"}, "--data-threads"},
+      {{"eval"}, "--checkpoint"},
+      {{"eval", "--fast"}, "--fast"},
+      {{"verify"}, "--help"},
+      {{"verify", "--fast"}, "--fast"},
+      {{"verify", "a", "b"}, "--help"},
+      {{"model"}, "list or show"},
+      {{"model", "lost"}, "list or show"},
+      {{"model", "list", "--fast"}, "--fast"},
+      {{"model", "show"}, "--help"},
+      {{"model", "show", "resnet50", "--fast"}, "--fast"},
+      {{"model", "show", "resnet51"}, "resnet50"},
+      {{"model", "show", "resnet50", "--input", "3x224"}, "3x224"},
+      {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
+      {{"bench", "stop"}, "step"},
+      {{"bench", "step"}, "--model"},
+      {{"bench", "step", "--model", "cifar_resnet20", "--fast"}, "--fast"},
+      {{"bench", "step", "--model", "cifar_resnet20", "--precision", "fp64"}, "fp64"},
+      {{"bench", "step", "--model", "cifar_resnet20", "--batch", "0"}, "--batch"},
+  };
+  for (const Row& row : rows) {
+    const Outcome outcome = convoy(row.command);
+    EXPECT_EQ(outcome.exit_code, 64) << fmt::format("convoy {}: ", row.command[0]) << outcome.all();
+    EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, row.says), 1) << row.says << ":\n" << outcome.all();
+    EXPECT_EQ(outcome.out, "") << outcome.all();
+  }
+  EXPECT_EQ(convoy({}).exit_code, 64);
+}
+
+TEST(CommandLine, TheVersionIsALine) {
+  const Outcome outcome = convoy({"--version"});
+  EXPECT_EQ(outcome.exit_code, 0);
+  EXPECT_EQ(lines_of(outcome.out).size(), 1u);
+  EXPECT_TRUE(outcome.out.starts_with("convoy 0."));
+}
+
+TEST(CommandLine, VerifyOfNothingIsAnError) {
+  std::filesystem::create_directories(folder().path("empty"));
+  for (const std::string& dir : {folder().path("missing"), folder().path("empty")}) {
+    const Outcome outcome = convoy({"verify", dir, "--json"});
+    EXPECT_EQ(outcome.exit_code, 65) << outcome.all();
+    EXPECT_EQ(outcome.out, "");
+    EXPECT_EQ(lines_with(outcome.err, dir), 1) << outcome.all();
+  }
+}
+
+TEST(Models, CountsArePublishedOnes) {
+  struct Row {
+    const char* name;
+    int64_t parameters, macs;  // macs 0: not published
+  };
+  const Row rows[] = {
+      // torchvision's parameters, and the multiply-accumulates of its convolutions and classifier.
+      {"resnet18", 11689512, 1814073344},
+      {"resnet34", 21797672, 3663761408},
+      {"resnet50", 25557032, 4089184256},
+      {"resnet101", 44549160, 7801405440},
+      {"resnet152", 60192808, 11513626624},
+      // He et al. 2015, table 6: 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million (shortcuts A).
+      {"cifar_resnet20", 269722, 0},
+      {"cifar_resnet32", 464154, 0},
+      {"cifar_resnet44", 658586, 0},
+      {"cifar_resnet56", 853018, 0},
+      {"cifar_resnet110", 1727962, 0},
+      {"cifar_resnet1202", 19421274, 0},
+      // A plain net is a residual one of shortcuts A without them.
+      {"cifar_plain20", 269722, 0},
+      {"cifar_plain32", 464154, 0},
+      {"cifar_plain44", 658586, 0},
+      {"cifar_plain56", 853018, 0},
+      {"cifar_plain110", 1727962, 0},
+      // 17 and 33 convolutions with batch norm and a classifier: ResNet-18 and 34 less projections.
+      {"plain18", 11689512 - 173824, 1814073344 - 3 * 6422528},
+      {"plain34", 21797672 - 173824, 3663761408 - 3 * 6422528},
+  };
+  const Outcome list = convoy({"model", "list"});
+  EXPECT_EQ(list.exit_code, 0);
+  EXPECT_EQ(lines_of(list.out).size(), std::size(rows)) << list.out;
+  for (const Row& row : rows) {
+    EXPECT_EQ(lines_with(list.out, fmt::format("{} ", row.name)), 1) << row.name;
+    const json object = object_of({"model", "show", row.name, "--format", "json"});
+    EXPECT_EQ(object["parameters"], row.parameters) << row.name;
+    if (row.macs > 0) {
+      EXPECT_EQ(object["macs"], row.macs) << row.name;
+    }
+    int64_t parameters = 0, macs = 0;
+    for (const json& layer : object["layers"]) {
+      parameters += layer["parameters"].get<int64_t>();
+      macs += layer["macs"].get<int64_t>();
+    }
+    EXPECT_EQ(parameters, object["parameters"]) << row.name;
+    EXPECT_EQ(macs, object["macs"]) << row.name;
+  }
+}
+
+TEST(Models, ShowFollowsItsOptions) {
+  const auto show = [](Arguments more) {
+    Arguments arguments = {"model", "show", "resnet50", "--format", "json"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return object_of(arguments);
+  };
+  const json usual = show({});
+  EXPECT_EQ(show({"--classes", "10"})["parameters"], 25557032 - 990 * 2049);
+  EXPECT_EQ(show({"--input", "1x224x224"})["parameters"], 25557032 - 2 * 64 * 7 * 7);
+  EXPECT_EQ(show({"--input", "3x64x64"})["parameters"], 25557032);
+  EXPECT_LT(show({"--input", "3x64x64"})["macs"], usual["macs"]);
+  // v1 has its strides one convolution earlier: about 3.8 billion instead of 4.1.
+  EXPECT_EQ(show({"--stride-in-first-conv"})["parameters"], 25557032);
+  EXPECT_EQ(show({"--stride-in-first-conv"})["macs"], 3857973248);
+  EXPECT_LT(show({"--shortcut", "a"})["parameters"], 25557032);
+  EXPECT_GT(show({"--shortcut", "c"})["parameters"], 25557032);
+
+  const Outcome table = convoy({"model", "show", "resnet50"});
+  EXPECT_EQ(table.exit_code, 0);
+  for (const char* words : {"25,557,032", "4,089,184,256", "layer3.5.conv2", "naive"})
+    EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.out;
+}
+
+TEST(Bench, JsonHasWhatScriptsRead) {
+  const json object =
+      object_of({"bench", "step", "--model", "cifar_resnet20", "--precision", "fp32", "--batch",
+                 "4", "--seconds", "0.1", "--warmup", "1", "--json"});
+  for (const char* key : {"images_per_second", "gflops", "fraction_of_peak", "peak_memory_bytes"}) {
+    ASSERT_TRUE(object.contains(key)) << object.dump(2);
+    EXPECT_GT(object[key].get<double>(), 0) << key;
+  }
+  EXPECT_LT(object["fraction_of_peak"].get<double>(), 1.1);
+}
+
+TEST(Training, DryRunPrintsThePlanAndWritesNothing) {
+  const TempFolder own;
+  const std::string job = own.write("job.txtpb", R"(
+    data { format: IDX train { crop: CENTER size: 12 } eval { resize: 0 } }
+    model { name: "cifar_resnet20" }
+    workers: 2 batch_per_worker: 4 epochs: 3
+  )");
+  const std::string out = own.path("run");
+  for (const int ranks : {kAlone, 2}) {
+    const Outcome outcome =
+        run(own,
+            {"train", "--job", job, "--data", make_idx(own, "data", {}), "--out", out, "--dry-run"},
+            ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.out, "89 (3 epochs x 235 images / 8 images a step"), 1)
+        << outcome.all();
+    EXPECT_EQ(lines_with(outcome.out, "learning_rate: 0.1"), 1) << outcome.all();
+    EXPECT_FALSE(std::filesystem::exists(out));
+  }
+}
+
+}  // namespace
+}  // namespace convoy::test

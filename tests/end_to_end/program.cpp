@@ -1,0 +1,191 @@
+#include "tests/end_to_end/program.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <stdexcept>
+#include <thread>
+
+#include "ops/core/error.h"
+#include "ops/core/random.h"
+
+namespace convoy::test {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::seconds kLimit{60};
+// Between the end of mpirun and that of the processes it has killed.
+constexpr std::chrono::seconds kGrace{5};
+constexpr std::chrono::milliseconds kPoll{2};
+
+bool wait_for(std::chrono::milliseconds limit, const std::function<bool()>& condition) {
+  for (const auto end = Clock::now() + limit; !condition();) {
+    if (Clock::now() > end) return false;
+    std::this_thread::sleep_for(kPoll);
+  }
+  return true;
+}
+
+// Arguments or environment of a process, with blanks in place of the zeros between them.
+std::string process_text(const fs::path& process, const char* what) {
+  std::string text = read_file((process / what).string());
+  for (char& c : text)
+    if (c == '\0') c = ' ';
+  return text;
+}
+
+struct Process {
+  pid_t pid = 0;
+  std::string command, environment;
+};
+
+// Processes with `marker` in their environment. One that has ended but is not reaped has none.
+std::vector<Process> processes_with(const std::string& marker) {
+  std::vector<Process> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator("/proc", error)) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::string environment = fmt::format(" {}", process_text(entry.path(), "environ"));
+    if (environment.find(marker) == std::string::npos) continue;
+    found.push_back({std::stoi(name), process_text(entry.path(), "cmdline"), environment});
+  }
+  return found;
+}
+
+}  // namespace
+
+std::string Outcome::all() const {
+  return fmt::format("exit code {}{}\n--- standard output\n{}--- standard error\n{}--- left\n{}",
+                     exit_code, in_time ? "" : " (killed: too late)", out, err, left_running);
+}
+
+Running::Running(const TempFolder& folder, const Arguments& arguments, int ranks) {
+  static int count = 0;
+  const std::string log = folder.path(fmt::format("log-{}", count++));
+  marker_ = fmt::format(" CONVOY_TEST_RUN={} ", log);
+  out_path_ = log + ".out";
+  err_path_ = log + ".err";
+  Arguments command;
+  if (ranks != kAlone)
+    command = {CONVOY_MPIEXEC, "-n", std::to_string(ranks), "--oversubscribe", "--bind-to", "none"};
+  command.push_back(CONVOY_PROGRAM);
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (std::string& argument : command) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+
+  const int in = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  const int out = ::open(out_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  const int err = ::open(err_path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  ::setenv("CONVOY_TEST_RUN", log.c_str(), 1);
+  ::setenv("CONVOY_CACHE", folder.path("cache").c_str(), 1);
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+  pid_ = ::fork();
+  if (pid_ == 0) {
+    ::setpgid(0, 0);
+    ::dup2(in, 0);
+    ::dup2(out, 1);
+    ::dup2(err, 2);
+    ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+  for (const int fd : {in, out, err}) ::close(fd);
+  if (pid_ < 0) throw std::runtime_error("fork: " + errno_text());
+}
+
+Running::~Running() {
+  if (!ended_) kill_all();
+}
+
+bool Running::ended() {
+  if (!ended_) ended_ = ::waitpid(pid_, &status_, WNOHANG) == pid_;
+  return ended_;
+}
+
+void Running::kill_all() {
+  if (!ended_) ::kill(pid_, SIGKILL);
+  for (const Process& process : processes_with(marker_)) ::kill(process.pid, SIGKILL);
+  if (!ended_) ::waitpid(pid_, &status_, 0);
+  ended_ = true;
+}
+
+bool Running::wait_until(const std::function<bool()>& condition) {
+  bool held = false;
+  wait_for(kLimit, [&] { return (held = condition()) || ended(); });
+  return held;
+}
+
+pid_t Running::pid_of_rank(int rank) const {
+  const std::string variable = fmt::format(" OMPI_COMM_WORLD_RANK={} ", rank);
+  for (const Process& process : processes_with(marker_))
+    if (process.environment.find(variable) != std::string::npos) return process.pid;
+  return 0;
+}
+
+Outcome Running::finish() {
+  Outcome outcome;
+  outcome.in_time = wait_for(kLimit, [this] { return ended(); });
+  if (outcome.in_time) wait_for(kGrace, [this] { return processes_with(marker_).empty(); });
+  for (const Process& process : processes_with(marker_))
+    outcome.left_running += process.command + "\n";
+  kill_all();
+  outcome.exit_code = WIFSIGNALED(status_) ? 128 + WTERMSIG(status_) : WEXITSTATUS(status_);
+  outcome.out = read_file(out_path_);
+  outcome.err = read_file(err_path_);
+  return outcome;
+}
+
+Outcome run(const TempFolder& folder, const Arguments& arguments, int ranks) {
+  return Running(folder, arguments, ranks).finish();
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
+int lines_with(const std::string& text, std::string_view words) {
+  int n = 0;
+  for (const std::string& line : lines_of(text)) n += line.find(words) != std::string::npos;
+  return n;
+}
+
+std::string make_idx(const TempFolder& folder, const std::string& name, const IdxSizes& sizes) {
+  constexpr int kSide = 12;
+  uint64_t at = 0;
+  for (const bool train : {true, false}) {
+    const int n = train ? sizes.train : sizes.val;
+    std::vector<uint8_t> pixels, labels;
+    for (int i = 0; i < n; ++i) {
+      const int label = i % sizes.classes;
+      labels.push_back(static_cast<uint8_t>(label));
+      for (int p = 0; p < kSide * kSide; ++p) {
+        const uint32_t noise = random4(7, Purpose::kSyntheticData, at++, 0)[0];
+        pixels.push_back(static_cast<uint8_t>(label * 20 + static_cast<int>(noise % 160)));
+      }
+    }
+    const std::string prefix = name + (train ? "/train" : "/t10k");
+    folder.write(prefix + "-images-idx3-ubyte", encode_idx_images(n, kSide, kSide, pixels));
+    folder.write(prefix + "-labels-idx1-ubyte", encode_idx_labels(labels));
+  }
+  return folder.path(name);
+}
+
+}  // namespace convoy::test

@@ -1,0 +1,72 @@
+// Runs the real program, alone or under mpirun, and says how it ended and what it left running.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tests/support/tiny_images.h"
+
+namespace convoy::test {
+
+using Arguments = std::vector<std::string>;
+
+constexpr int kAlone = 0;  // as a number of ranks: without mpirun
+
+struct Outcome {
+  int exit_code = -1;  // 128 + n where signal n ended it
+  bool in_time = true;
+  std::string out, err;
+  std::string left_running;  // command lines of processes that outlived it
+
+  // All of the above as one text, for messages of assertions.
+  std::string all() const;
+};
+
+// A program under way. Its processes are known by a variable of their environment; all are gone
+// when finish() or the destructor returns.
+class Running {
+ public:
+  // `convoy ARGUMENTS` on `ranks` ranks; caches go into the folder.
+  Running(const TempFolder& folder, const Arguments& arguments, int ranks);
+  ~Running();
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+  // Waits until `condition` holds; false where the program ends first or 60 s have passed.
+  bool wait_until(const std::function<bool()>& condition);
+  // The process that was started: mpirun, or the program itself.
+  pid_t pid() const { return pid_; }
+  // The process of a rank under mpirun; 0 where there is none.
+  pid_t pid_of_rank(int rank) const;
+  // Waits for the end, at most 60 s: then everything is killed and in_time is false.
+  Outcome finish();
+
+ private:
+  bool ended();
+  void kill_all();
+
+  std::string marker_, out_path_, err_path_;
+  pid_t pid_ = 0;
+  int status_ = 0;
+  bool ended_ = false;
+};
+
+Outcome run(const TempFolder& folder, const Arguments& arguments, int ranks = kAlone);
+
+std::string read_file(const std::string& path);
+std::vector<std::string> lines_of(const std::string& text);
+// Lines of the text that contain the words.
+int lines_with(const std::string& text, std::string_view words);
+
+// IDX files of grey images of 12 x 12 in FOLDER/NAME. Labels are i % classes; each class has its
+// own brightness.
+struct IdxSizes {
+  int train = 235, val = 50, classes = 4;
+};
+std::string make_idx(const TempFolder& folder, const std::string& name, const IdxSizes& sizes);
+
+}  // namespace convoy::test

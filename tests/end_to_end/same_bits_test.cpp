@@ -1,0 +1,267 @@
+// Laws 1 and 2 on the program itself: a result belongs to the job, not to the ranks, the loader's
+// threads or the stops on the way; every sample exactly once; an evaluation counts every image
+// once.
+#include <gtest/gtest.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "ops/core/error.h"
+#include "ops/isa.h"
+#include "tests/end_to_end/program.h"
+
+namespace convoy::test {
+namespace {
+
+using nlohmann::json;
+
+// 2 epochs of 235 samples in steps of 16 are 30 steps; the last takes 10 samples of a third epoch.
+// With all that keeps a state or draws random numbers.
+constexpr const char* kJob = R"(
+data {
+  format: IDX
+  train { crop: PAD_AND_CROP size: 12 pad: 2 }
+  eval { resize: 0 }
+}
+model { name: "cifar_resnet20" dropout: 0.2 }
+workers: 4
+batch_per_worker: 4
+epochs: 2
+optimizer { kind: LARS learning_rate: 0.5 clip_norm: 1 ema_decay: 0.9 }
+schedule { kind: PLATEAU patience: 1 }
+evaluation { batch: 8 }
+log { every_steps: 1 samples: true }
+)";
+constexpr int kSamples = 235, kValImages = 50, kSteps = 30;
+
+class SameBits : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = std::make_unique<TempFolder>();
+    folder_->write("job.txtpb", kJob);
+    make_idx(*folder_, "data", {.train = kSamples, .val = kValImages});
+    // The reference: unbroken, one rank, one thread.
+    train("reference", 1, {"--data-threads", "1"});
+  }
+  static void TearDownTestSuite() { folder_.reset(); }
+
+  static std::string out(const std::string& name) { return folder_->path("run-" + name); }
+
+  // A life of the run `name`; what it printed.
+  static Outcome train(const std::string& name, int ranks, const Arguments& more = {}) {
+    Arguments arguments = {
+        "train", "--job",  folder_->path("job.txtpb"), "--data", folder_->path("data"),
+        "--out", out(name)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = run(*folder_, arguments, ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_EQ(outcome.left_running, "");
+    return outcome;
+  }
+
+  static std::string digest(const std::string& name, int step = kSteps) {
+    const Outcome outcome = run(*folder_, {"verify", out(name), "--json"});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    const json object = json::parse(outcome.out, nullptr, false);
+    if (!object.is_object()) return "no JSON: " + outcome.all();
+    EXPECT_EQ(object["step"], step) << name;
+    EXPECT_EQ(object["digest"].get<std::string>().size(), 64u);
+    return object["digest"];
+  }
+
+  static std::vector<json> metrics(const std::string& name) {
+    std::vector<json> lines;
+    for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl"))) {
+      lines.push_back(json::parse(line, nullptr, false));
+      EXPECT_TRUE(lines.back().is_object()) << name << ": " << line;
+    }
+    return lines;
+  }
+
+  struct Drawn {
+    uint64_t epoch = 0, sample = 0;
+    bool operator==(const Drawn&) const = default;
+  };
+
+  // The samples of a run in the order of the stream, from the logs of all its ranks.
+  static std::vector<Drawn> drawn(const std::string& name) {
+    std::map<std::pair<int, int>, std::vector<Drawn>> batches;
+    for (const auto& entry : std::filesystem::directory_iterator(out(name))) {
+      if (!entry.path().filename().string().starts_with("samples.rank")) continue;
+      for (const std::string& text : lines_of(read_file(entry.path()))) {
+        const json line = json::parse(text, nullptr, false);
+        EXPECT_TRUE(line.is_object()) << text;
+        std::vector<Drawn>& batch = batches[{line["step"], line["worker"]}];
+        EXPECT_TRUE(batch.empty())
+            << "worker " << line["worker"] << " twice in step " << line["step"];
+        EXPECT_EQ(line["epochs"].size(), line["samples"].size());
+        for (size_t i = 0; i < line["samples"].size(); ++i)
+          batch.push_back({line["epochs"][i], line["samples"][i]});
+      }
+    }
+    std::vector<Drawn> all;
+    for (const auto& [at, batch] : batches) all.insert(all.end(), batch.begin(), batch.end());
+    return all;
+  }
+
+  static std::unique_ptr<TempFolder> folder_;
+};
+std::unique_ptr<TempFolder> SameBits::folder_;
+
+TEST_F(SameBits, OnAnyNumberOfRanksAndLoaderThreads) {
+  const std::string expected = digest("reference");
+  for (const int ranks : {kAlone, 1, 2, 3, 4, 5})
+    for (const char* threads : {"1", "3"}) {
+      if (ranks <= 1 && threads[0] == '1') continue;  // the reference; alone runs once
+      const std::string name = fmt::format("{}-ranks-{}-threads", ranks, threads);
+      train(name, ranks, {"--data-threads", threads});
+      EXPECT_EQ(digest(name), expected) << name;
+    }
+}
+
+TEST_F(SameBits, AJobOfAnotherSeedHasOthers) {
+  train("seed", 2, {"--set", "seed=2"});
+  EXPECT_NE(digest("seed"), digest("reference"));
+}
+
+TEST_F(SameBits, WithWorkersThatNoPowerOfTwoCounts) {
+  std::set<std::string> digests;
+  for (const int ranks : {1, 2, 3}) {
+    const std::string name = fmt::format("3-workers-{}", ranks);
+    train(name, ranks, {"--set", "workers=3", "--set", "stop_after_steps=30"});
+    digests.insert(digest(name));
+  }
+  EXPECT_EQ(digests.size(), 1u);
+}
+
+TEST_F(SameBits, InBfloat16) {
+  if (!ops::cpu_supports_bf16()) GTEST_SKIP() << "this CPU computes no bfloat16";
+  std::set<std::string> digests;
+  for (const int ranks : {1, 3}) {
+    const std::string name = fmt::format("bf16-{}", ranks);
+    train(name, ranks, {"--set", "precision=bf16"});
+    digests.insert(digest(name));
+  }
+  EXPECT_EQ(digests.size(), 1u);
+  EXPECT_FALSE(digests.contains(digest("reference")));
+}
+
+TEST_F(SameBits, WithTwoThreadsForEachWorker) {
+  std::set<std::string> digests;
+  for (const int ranks : {1, 2}) {
+    const std::string name = fmt::format("2-threads-{}", ranks);
+    train(name, ranks, {"--set", "threads_per_worker=2"});
+    digests.insert(digest(name));
+  }
+  EXPECT_EQ(digests.size(), 1u);
+}
+
+TEST_F(SameBits, ForImagesOfAFolder) {
+  make_image_folder(*folder_, 3, 13, 3);
+  folder_->write("images.txtpb", R"(
+    data { format: IMAGE_FOLDER train { size: 24 } eval { resize: 28 } }
+    model { name: "cifar_resnet20" }
+    workers: 3 batch_per_worker: 4 epochs: 2 evaluation { batch: 4 }
+  )");
+  std::set<std::string> results;
+  for (const int ranks : {1, 2, 3}) {
+    const std::string name = fmt::format("images-{}", ranks);
+    const Outcome outcome = run(*folder_,
+                                {"train", "--job", folder_->path("images.txtpb"), "--data",
+                                 folder_->path(), "--out", out(name)},
+                                ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    results.insert(digest(name, 7) + " " + outcome.out);
+  }
+  EXPECT_EQ(results.size(), 1u) << fmt::format("{}", *results.begin());
+}
+
+TEST_F(SameBits, StoppedAndResumedOnOtherRanks) {
+  train("resumed", 1, {"--set", "stop_after_steps=13"});
+  digest("resumed", 13);
+  train("resumed", 3, {"--set", "stop_after_steps=21"});
+  digest("resumed", 21);
+  const Outcome last = train("resumed", 2);
+  EXPECT_EQ(lines_with(last.err, "resumed at step 21 of 30"), 1) << last.all();
+  EXPECT_EQ(digest("resumed"), digest("reference"));
+
+  // Metrics read as those of one run: every step once, rising.
+  int step = 0;
+  std::vector<json> evaluations;
+  for (const json& line : metrics("resumed")) {
+    EXPECT_GE(line["step"].get<int>(), step) << line;
+    if (line.contains("train_loss")) {
+      EXPECT_EQ(line["step"], ++step) << line;
+    }
+    if (line.contains("top1")) evaluations.push_back(line);
+  }
+  EXPECT_EQ(step, kSteps);
+  std::vector<json> expected;
+  for (const json& line : metrics("reference"))
+    if (line.contains("top1")) expected.push_back(line);
+  ASSERT_EQ(expected.size(), 2u);
+  ASSERT_EQ(evaluations.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    expected[i].erase("time");
+    evaluations[i].erase("time");
+    EXPECT_EQ(evaluations[i], expected[i]);
+  }
+
+  EXPECT_EQ(drawn("resumed"), drawn("reference"));
+}
+
+TEST_F(SameBits, ACompleteRunIsLeftAsItIs) {
+  const std::string before = digest("reference");
+  const Outcome outcome = train("reference", 2);
+  EXPECT_EQ(lines_with(outcome.out, "this run was already complete"), 1) << outcome.all();
+  EXPECT_EQ(digest("reference"), before);
+}
+
+TEST_F(SameBits, EverySampleExactlyOnce) {
+  train("logged", 3);
+  for (const char* name : {"reference", "logged"}) {
+    const std::vector<Drawn> stream = drawn(name);
+    ASSERT_EQ(stream.size(), static_cast<size_t>(kSteps * 16)) << name;
+    std::vector<std::set<uint64_t>> epochs(3);
+    for (size_t i = 0; i < stream.size(); ++i) {
+      EXPECT_EQ(stream[i].epoch, i / kSamples) << name << ", position " << i;
+      EXPECT_LT(stream[i].sample, static_cast<uint64_t>(kSamples));
+      epochs.at(stream[i].epoch).insert(stream[i].sample);
+    }
+    EXPECT_EQ(epochs[0].size(), static_cast<size_t>(kSamples)) << name;
+    EXPECT_EQ(epochs[1].size(), static_cast<size_t>(kSamples)) << name;
+    EXPECT_EQ(epochs[2].size(), 10u) << name;
+    // Shuffled, and each epoch in its own way.
+    int in_place = 0, same = 0;
+    for (size_t i = 0; i < kSamples; ++i) {
+      in_place += stream[i].sample == i;
+      same += stream[i].sample == stream[i + kSamples].sample;
+    }
+    EXPECT_LT(in_place, 20) << name;
+    EXPECT_LT(same, 20) << name;
+  }
+  EXPECT_EQ(drawn("logged"), drawn("reference"));
+}
+
+TEST_F(SameBits, AnEvaluationCountsTheSameOnAnyNumberOfRanks) {
+  json result;
+  for (const json& line : metrics("reference"))
+    if (line.contains("top1")) result = line;
+  ASSERT_TRUE(result.is_object());
+  EXPECT_EQ(result["images"], kValImages);
+  EXPECT_EQ(result["top1"].get<double>(), result["correct"].get<double>() / kValImages);
+  for (const int ranks : {kAlone, 1, 2, 3}) {
+    const Outcome outcome =
+        run(*folder_, {"eval", "--checkpoint", out("reference"), "--json"}, ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    const json object = json::parse(outcome.out, nullptr, false);
+    ASSERT_TRUE(object.is_object()) << outcome.all();
+    EXPECT_EQ(object["step"], kSteps);
+    for (const char* key : {"images", "correct", "top1", "top5", "loss", "ema_top1", "ema_top5"})
+      EXPECT_EQ(object[key], result[key]) << key << " on " << ranks << " ranks";
+  }
+}
+
+}  // namespace
+}  // namespace convoy::test
