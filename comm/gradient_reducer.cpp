@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "comm/worker_map.h"
+#include "ops/core/denormals.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "ops/core/tensor.h"
@@ -15,8 +16,10 @@
 namespace convoy::comm {
 namespace {
 
-// sum = left + right; sum is one of the two or apart from both.
+// sum = left + right; sum is one of the two or apart from both. Lanes and the communication thread
+// both come here, so denormals are flushed here and not by whoever calls.
 void add(float* sum, const float* left, const float* right, size_t floats) {
+  const FlushDenormals flush;
 #pragma GCC ivdep
   for (size_t i = 0; i < floats; ++i) sum[i] = left[i] + right[i];
 }

@@ -1,10 +1,8 @@
 #include <omp.h>
 
 #include <cstring>
-#if defined(__x86_64__)
-#include <pmmintrin.h>
-#endif
 
+#include "ops/core/denormals.h"
 #include "ops/core/error.h"
 #include "ops/cpu_device.h"
 #include "ops/elementwise_kernels.h"
@@ -13,25 +11,13 @@
 
 namespace convoy::ops {
 
-namespace {
-
-// Denormals count as zero, so that no input makes arithmetic a hundred times slower.
-void flush_denormals() {
-#if defined(__x86_64__)
-  _MM_SET_FLUSH_ZERO_MODE(_MM_FLUSH_ZERO_ON);
-  _MM_SET_DENORMALS_ZERO_MODE(_MM_DENORMALS_ZERO_ON);
-#endif
-}
-
-}  // namespace
-
 CpuDevice::CpuDevice(int threads) : threads_(threads) {
   // The calling thread is the one that will compute, with its own OpenMP team.
   omp_set_dynamic(0);
   omp_set_num_threads(threads);
-  flush_denormals();
+  FlushDenormals::always();
 #pragma omp parallel num_threads(threads) if (threads > 1)
-  flush_denormals();
+  FlushDenormals::always();
 }
 
 std::string CpuDevice::instruction_set() const {
