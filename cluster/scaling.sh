@@ -9,6 +9,7 @@
 # Efficiency = images/s / (ranks x images/s of one rank): 100 % means that the ranks do not hinder
 # each other. The table goes to standard output, the same numbers to FILE.json.
 set -euo pipefail
+export LC_ALL=C  # numbers with a point
 cluster=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 usage() {
@@ -59,7 +60,7 @@ images_per_second() {
 }
 
 rows=()
-printf '%s %s on %s, %d thread(s) per rank\n' "$model" "$precision" "$(hostname)" "$threads"
+printf '%s %s on %s, %d thread(s) per rank\n' "$model" "$precision" "$HOSTNAME" "$threads"
 printf '%-7s %5s %14s %12s %11s\n' scaling ranks images/step images/s efficiency
 one_rank=
 for scaling in weak strong; do
@@ -86,7 +87,7 @@ done
 if [[ -n $output ]]; then
   {
     printf '{"model": "%s", "precision": "%s", "host": "%s", "threads_per_rank": %d, "rows": [\n  ' \
-      "$model" "$precision" "$(hostname)" "$threads"
+      "$model" "$precision" "$HOSTNAME" "$threads"
     for ((i = 0; i < ${#rows[@]}; ++i)); do
       if ((i > 0)); then printf ',\n  '; fi
       printf '%s' "${rows[i]}"
