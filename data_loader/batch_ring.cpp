@@ -46,20 +46,23 @@ const Batch& BatchRing::acquire(uint64_t k) {
          config_.batches);
   const State wanted = config_.threads == 0 ? State::kFree : State::kReady;
   const auto here = [&] {
-    // An error stays, so that asking again throws again.
-    return slot.number == k && (slot.state == wanted || slot.state == State::kReady);
+    return stopped_ || (slot.number == k && (slot.state == wanted || slot.state == State::kReady));
   };
   if (!here()) {
     const Clock::time_point start = Clock::now();
     ready_.wait(lock, here);
     stats_.wait_seconds += seconds_since(start);
   }
+  if (stopped_) std::rethrow_exception(stopped_);
   if (slot.state == State::kFree) {
     begin(slot);
     thread_local SampleScratch scratch;
     fill(lock, slot, 0, config_.batch_size, scratch);
   }
-  if (slot.error) std::rethrow_exception(slot.error);
+  if (slot.error) {
+    stop_locked(slot.error);
+    std::rethrow_exception(stopped_);
+  }
   slot.state = State::kHeld;
   return slot.batch;
 }
@@ -74,6 +77,16 @@ void BatchRing::release(const Batch& batch) {
   slot->number += slots_.size();
   work_.notify_all();
   if (config_.threads == 0) ready_.notify_all();
+}
+
+void BatchRing::stop(std::exception_ptr error) {
+  const Lock lock(mutex_);
+  stop_locked(std::move(error));
+}
+
+void BatchRing::stop_locked(std::exception_ptr error) {
+  if (!stopped_) stopped_ = std::move(error);
+  ready_.notify_all();
 }
 
 LoaderStats BatchRing::stats() const {

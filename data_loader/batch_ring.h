@@ -41,6 +41,9 @@ class BatchRing {
   // Blocks until batch k is ready; each k once. Rethrows the error of its first bad image.
   const Batch& acquire(uint64_t k);
   void release(const Batch& batch);
+  // Every acquire() that waits, and every later one, throws this error; the first one stays. A bad
+  // image does the same: whoever waits for a batch behind it must not wait for ever.
+  void stop(std::exception_ptr error);
 
   const Config& config() const { return config_; }
   LoaderStats stats() const;  // all but `substituted`
@@ -60,6 +63,7 @@ class BatchRing {
 
   void work(std::stop_token stop);
   void begin(Slot& slot);
+  void stop_locked(std::exception_ptr error);
   // Makes images [first, first + n) with the lock let go, then books them.
   void fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& scratch);
 
@@ -74,6 +78,7 @@ class BatchRing {
   uint64_t next_batch_ = 0;  // the next image that a thread takes
   int next_image_ = 0;
   LoaderStats stats_;
+  std::exception_ptr stopped_;
   std::vector<std::jthread> threads_;  // last: they stop before what they use is gone
 };
 

@@ -42,6 +42,7 @@ class Loader::Impl {
                          static_cast<uint64_t>(worker - config_.first_worker));
   }
   void release(const Batch& batch) { ring_.release(batch); }
+  void stop(std::exception_ptr error) { ring_.stop(std::move(error)); }
   ImageShape shape() const { return maker_.output(); }
 
   LoaderStats stats() const {
@@ -75,7 +76,8 @@ class Loader::Impl {
            "loader: batch {}, workers {} ... {} of {}, steps {} ... {}, {} threads",
            config.batch_per_worker, config.first_worker, config.end_worker, config.workers,
            config.first_step, config.end_step, config.threads);
-    const int lanes = config.end_worker - config.first_worker;
+    const int most = config.end_worker - config.first_worker;
+    const int lanes = config.lanes > 0 ? std::min(config.lanes, most) : most;
     return {.batches = (config.end_step - config.first_step) * hosted(config),
             .batch_size = config.batch_per_worker,
             .shape = maker.output(),
@@ -158,6 +160,9 @@ Loader::~Loader() = default;
 const Batch& Loader::acquire(uint64_t step, int worker) {
   return impl_->acquire(step, worker);
 }
+void Loader::stop(std::exception_ptr error) {
+  impl_->stop(std::move(error));
+}
 void Loader::release(const Batch& batch) {
   impl_->release(batch);
 }
@@ -238,6 +243,9 @@ uint64_t EvalLoader::slices(uint64_t samples, int batch) {
 }
 const Batch& EvalLoader::acquire(uint64_t n) {
   return impl_->ring().acquire(n);
+}
+void EvalLoader::stop(std::exception_ptr error) {
+  impl_->ring().stop(std::move(error));
 }
 void EvalLoader::release(const Batch& batch) {
   impl_->ring().release(batch);

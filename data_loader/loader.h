@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -57,7 +58,8 @@ struct LoaderConfig {
   int first_worker = 0, end_worker = 1;   // hosted here: [first_worker, end_worker)
   uint64_t first_step = 0, end_step = 0;  // [first_step, end_step)
   int threads = 1;                        // 0: acquire() makes the batch in the caller's thread
-  // Batches in the ring; at least two per hosted worker are used (one with threads = 0).
+  int lanes = 0;                          // batches held at once; 0: one per hosted worker
+  // Batches in the ring; at least two per lane are used (one with threads = 0).
   int slots = 0;
   BadSample bad_sample = BadSample::kFail;
   uint64_t max_pixels = 178956970;  // images with more are refused before memory is taken
@@ -76,6 +78,8 @@ class Loader {
   // acquires its next. Throws what went wrong with the first bad sample of the batch.
   const Batch& acquire(uint64_t step, int worker);
   void release(const Batch& batch);
+  // Any thread: makes every acquire() throw this error, so that no lane waits for one that failed.
+  void stop(std::exception_ptr error);
 
   ImageShape shape() const;  // of one sample
   LoaderStats stats() const;
@@ -109,6 +113,7 @@ class EvalLoader {
   // The n-th of config.slices; each once. Otherwise as in Loader; lanes may take any n, ascending.
   const Batch& acquire(uint64_t n);
   void release(const Batch& batch);
+  void stop(std::exception_ptr error);
 
   ImageShape shape() const;
   LoaderStats stats() const;

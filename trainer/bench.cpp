@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <future>
 #include <iostream>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "comm/launch.h"
 #include "ops/core/error.h"
@@ -36,12 +36,19 @@ double seconds_since(Clock::time_point start) {
 
 // The machine's rate on `threads` threads: the best square product of three sizes.
 double gemm_peak(const std::string& device, DType type, int threads) {
-  double best = 0;
-  std::thread([&] {
-    const auto d = ops::make_device(device, threads);
-    for (const int64_t n : {1024, 2048, 4096}) best = std::max(best, d->measure_gemm(type, n));
-  }).join();
-  return best;
+  // In a thread of its own, because a device belongs to its thread.
+  return std::async(std::launch::async,
+                    [&] {
+                      const auto d = ops::make_device(device, threads);
+                      if (!d->supports(type))
+                        fail(ExitCode::kUsage, "--precision {}: this {} does not have it",
+                             name_of(type), d->name());
+                      double best = 0;
+                      for (const int64_t n : {1024, 2048, 4096})
+                        best = std::max(best, d->measure_gemm(type, n));
+                      return best;
+                    })
+      .get();
 }
 
 // FLOPs of one image: two per multiply-accumulate, three passes in training; the first layer needs
@@ -98,7 +105,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   for (size_t i = 0; i < labels.size(); ++i)
     labels[i] = static_cast<int32_t>(static_cast<int64_t>(i) % classes);
   const Engine::Images images{pixels.data(), labels.data()};
-  const Engine::Source source{[&](int) { return images; }, [](int) {}};
+  const Engine::Source source{[&](uint64_t) { return images; }, [](uint64_t) {}};
 
   std::vector<double> times;
   double measured = 0;
@@ -108,10 +115,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
     const auto start = Clock::now();
     const bool enough = measured >= b.seconds && times.size() >= 3;
     if (b.inference) {
-      const auto slices = static_cast<uint64_t>(b.workers);
-      engine.evaluate(
-          slices, input, engine.parameters().data(), [&](uint64_t) { return images; },
-          [](uint64_t) {});
+      engine.evaluate(static_cast<uint64_t>(b.workers), input, engine.parameters().data(), source);
       int64_t flag[1] = {communicator.rank() == 0 && enough};
       communicator.all_reduce_sum(flag);
       stop = flag[0] > 0;
@@ -119,7 +123,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
       const Engine::Control control{.stop = communicator.rank() == 0 && enough, .save = false};
       // A learning rate of zero: random images must not lead to numbers that are slow or not
       // finite.
-      stop = engine.step(step, 0.0, control, source, false).control.stop;
+      stop = engine.step(step, 0.0, control, source).control.stop;
     }
     if (step < static_cast<uint64_t>(b.warmup)) continue;
     times.push_back(seconds_since(start));

@@ -280,13 +280,16 @@ std::string damage_in(const std::string& dir, uint64_t step) {
   }
 }
 
-// Gives a finished temporary folder its name. What stands there already: the same state wins, a
-// different or damaged one is set aside.
+// Gives a finished temporary folder its name. Of what stands there already, the same state stays
+// and takes the new manifest (an evaluation may have come since); another or damaged one is set
+// aside.
 void publish(const fs::path& temporary, const fs::path& target, uint64_t step,
              const std::string& digest) {
   if (fs::exists(fs::symlink_status(target))) {
     const std::string damage = damage_in(target.string(), step);
     if (damage.empty() && verify_checkpoint(target.string()).digest == digest) {
+      rename_path(temporary / kManifest, target / kManifest);
+      sync_folder(target);
       remove_tree(temporary);
       return;
     }
@@ -363,6 +366,23 @@ std::vector<std::string> list_checkpoints(const std::string& out_dir) {
   std::vector<std::string> paths;
   for (const auto& [step, path] : found) paths.push_back(path);
   return paths;
+}
+
+LoadedCheckpoint load_newest(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(fs::path(path) / kManifest, error)) return {path, load_checkpoint(path)};
+  std::vector<std::string> folders = list_checkpoints(path);
+  if (folders.empty())
+    fail(ExitCode::kBadData, "{}: neither a checkpoint (no {}) nor a run with checkpoints",
+         printable(path), kManifest);
+  for (;; folders.pop_back()) {
+    try {
+      return {folders.back(), load_checkpoint(folders.back())};
+    } catch (const Error& e) {
+      if (folders.size() == 1) throw;
+      log::warning("{}; taking the checkpoint before it", e.what());
+    }
+  }
 }
 
 std::optional<std::string> find_newest(const std::string& out_dir) {

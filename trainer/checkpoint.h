@@ -52,9 +52,9 @@ struct CheckpointState {
 std::string state_digest(const CheckpointState& state);
 
 // Writes OUT/checkpoints/step-<step>/ and returns its path. A whole folder of the same digest that
-// is already there stays and ours is dropped; one that differs is set aside as step-N.replaced-<n>,
-// a damaged one as step-N.damaged-<n>. Throws Error (kIo) with path and numbers when the system
-// refuses (no space, no permission); the temporary folder is removed then.
+// is already there stays and takes our manifest; one that differs is set aside as
+// step-N.replaced-<n>, a damaged one as step-N.damaged-<n>. Throws Error (kIo) with path and
+// numbers when the system refuses (no space, no permission); the temporary folder is removed then.
 std::string save_checkpoint(const std::string& out_dir, const CheckpointState& state);
 
 struct VerifiedCheckpoint {
@@ -70,6 +70,15 @@ VerifiedCheckpoint verify_checkpoint(const std::string& dir);
 
 // Reads a checkpoint, with every check of verify_checkpoint and its errors.
 CheckpointState load_checkpoint(const std::string& dir);
+
+struct LoadedCheckpoint {
+  std::string folder;
+  CheckpointState state;
+};
+// The checkpoint at `path`, or the newest whole one of the run there; damaged ones before it are
+// named in the log. Changes nothing on disk. Throws as load_checkpoint, kBadData where there is
+// none.
+LoadedCheckpoint load_newest(const std::string& path);
 
 // The newest whole checkpoint of a run; nullopt where there is none. Newer ones that are damaged
 // are renamed step-N.damaged-<n> and named in the log. Leftovers of saves and deletions that were

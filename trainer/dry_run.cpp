@@ -36,11 +36,11 @@ double measure_step(Engine& engine, const ops::ImageInput& input) {
   const Engine::Source source{[&](int) {
                                 return Engine::Images{pixels.data(), labels.data()};
                               },
-                              [](int) {}};
+                              [](uint64_t) {}};
   std::vector<double> seconds;
   for (uint64_t step = 0; step < 6; ++step) {
     const auto start = std::chrono::steady_clock::now();
-    engine.step(step, 0.0, {}, source, false);
+    engine.step(step, 0.0, {}, source);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     if (step > 0) seconds.push_back(took.count());
   }

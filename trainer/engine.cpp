@@ -65,6 +65,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
       lanes_(config.lanes) {
   ops::initialise(layout_, config_.seed, parameters_.as<float>());
   ops::initialise_statistics(layout_, running_.as<float>());
+  std::ranges::copy(parameters().first(optimizer_->ema().size()), optimizer_->ema().begin());
   for (const auto& p : layout_.parameters) {
     const auto holds = [&](const comm::Range& b) { return head_floats_ + p.offset < b.end; };
     const auto bucket = std::find_if(buckets_.begin() + 1, buckets_.end(), holds);
@@ -98,8 +99,20 @@ Engine::~Engine() {
   lanes_.run([&](int lane) { lane_state_[static_cast<size_t>(lane)].reset(); });
 }
 
-void Engine::run_lane(int lane, const ops::StepInfo& info, const Control& control,
-                      const Source& source) {
+// A lane that fails must not leave another waiting for a batch behind the one it holds.
+void Engine::run_lanes(const Source& source, const std::function<void(int)>& body) {
+  lanes_.run([&](int lane) {
+    try {
+      body(lane);
+    } catch (...) {
+      source.stop(std::current_exception());
+      throw;
+    }
+  });
+}
+
+void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& control,
+                        const Source& source) {
   Lane& state = *lane_state_[static_cast<size_t>(lane)];
   const comm::WorkerRange range = hosted();
   if (range.begin + lane >= range.end) return;
@@ -111,10 +124,10 @@ void Engine::run_lane(int lane, const ops::StepInfo& info, const Control& contro
     const bool keep = worker + lanes_.count() >= range.end;
     ops::StepInfo step = info;
     step.worker = worker;
-    const Images images = source.acquire(worker);
+    const Images images = source.acquire(static_cast<uint64_t>(worker));
     state.network->forward(images.pixels, step);
     const ops::LossResult loss = state.network->loss(images.labels, 1.0 / samples);
-    source.release(worker);
+    source.release(static_cast<uint64_t>(worker));
 
     // Flags once per rank; sums of them travel, and anything above zero is a yes.
     const bool first = worker == range.begin;
@@ -134,10 +147,10 @@ void Engine::run_lane(int lane, const ops::StepInfo& info, const Control& contro
 }
 
 Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& control,
-                            const Source& source, bool want_gradient_norm) {
+                            const Source& source) {
   reducer_->begin_step();
   const ops::StepInfo info{.seed = config_.seed, .step = step, .worker = 0};
-  lanes_.run([&](int lane) { run_lane(lane, info, control, source); });
+  run_lanes(source, [&](int lane) { train_lane(lane, info, control, source); });
 
   const std::span<const float> head = reducer_->wait(0);
   const float* extras = head.data() + extras_begin_;
@@ -153,14 +166,15 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
     gradients_[p] =
         reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
   }
-  if (!std::isfinite(result.loss))
+  if (std::isfinite(result.loss))
+    result.gradient_norm =
+        optimizer_->update(parameters_.as<float>(), gradients_, learning_rate).gradient_norm;
+  if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm))
     fail(ExitCode::kFault,
-         "step {}: the loss is {}; lower optimizer.learning_rate, lengthen the warm-up or set "
-         "optimizer.clip_norm (the last checkpoint is from before)",
-         step, result.loss);
-  result.gradient_norm =
-      optimizer_->update(parameters_.as<float>(), gradients_, learning_rate, want_gradient_norm)
-          .gradient_norm;
+         "step {}: the loss is {}, the gradient's norm {}; lower optimizer.learning_rate, lengthen "
+         "the "
+         "warm-up or set optimizer.clip_norm (the last checkpoint is from before)",
+         step, result.loss, result.gradient_norm);
 
   // Every worker's mean and variance count alike.
   auto* mean = batch_statistics_.as<float>();
@@ -170,13 +184,10 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   return result;
 }
 
-Engine::Evaluated Engine::evaluate(uint64_t slices, const ops::ImageInput& input,
-                                   const float* weights,
-                                   const std::function<Images(uint64_t)>& fetch,
-                                   const std::function<void(uint64_t)>& release) {
-  Evaluated out;
-  out.slices.resize(slices);
-  lanes_.run([&](int lane) {
+std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageInput& input,
+                                              const float* weights, const Source& source) {
+  std::vector<ops::LossResult> results(slices);
+  run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
     const auto first = static_cast<uint64_t>(lane);
     if (first >= slices) return;
@@ -195,17 +206,27 @@ Engine::Evaluated Engine::evaluate(uint64_t slices, const ops::ImageInput& input
                             .statistics = nullptr});
     state.evaluation->prepare();
     for (uint64_t n = first; n < slices; n += static_cast<uint64_t>(lanes_.count())) {
-      const Images images = fetch(n);
+      const Images images = source.acquire(n);
       state.evaluation->forward(images.pixels, {});
-      out.slices[n] = state.evaluation->loss(images.labels, 0.0);
-      release(n);
+      results[n] = state.evaluation->loss(images.labels, 0.0);
+      source.release(n);
     }
   });
-  return out;
+  return results;
+}
+
+bool Engine::state_is_finite() const {
+  const auto finite = [](const AlignedBuffer& buffer) {
+    const std::span<const float> floats(buffer.as<float>(), buffer.size() / sizeof(float));
+    return std::all_of(floats.begin(), floats.end(), [](float v) { return std::isfinite(v); });
+  };
+  return finite(parameters_) && finite(running_);
 }
 
 size_t Engine::memory_bytes() const {
-  size_t bytes = parameters_.size() * 2 + running_.size() + reducer_->buffer_bytes();
+  size_t bytes = parameters_.size() + running_.size() + batch_statistics_.size() +
+                 optimizer_->momentum().size_bytes() + optimizer_->ema().size_bytes() +
+                 reducer_->buffer_bytes();
   for (const auto& lane : lane_state_) {
     bytes += lane->flat.size();
     if (lane->network) bytes += lane->network->arena_bytes();

@@ -53,47 +53,50 @@ class Engine {
     const uint8_t* pixels;  // [batch_per_worker, H, W, C]
     const int32_t* labels;
   };
-  // Where batches come from; called by the lanes, a worker's batch acquired and released by one
-  // lane.
+  // Where batches come from. Item i is a worker in training, a slice in evaluation; it is acquired
+  // and released by one lane, which holds one at a time. stop: a lane has failed; whoever waits in
+  // acquire must be given this error.
   struct Source {
-    std::function<Images(int worker)> acquire;
-    std::function<void(int worker)> release;
+    std::function<Images(uint64_t item)> acquire;
+    std::function<void(uint64_t item)> release;
+    std::function<void(std::exception_ptr)> stop = [](std::exception_ptr) {};
   };
-  // What ranks want to agree on: a flag raised on one rank is seen by all at the end of that step.
+  // What ranks want to agree on: a flag raised on a rank that hosts workers is seen by all at the
+  // end of that step.
   struct Control {
     bool stop = false;
     bool save = false;
   };
   struct Result {
-    double loss = 0;           // mean over the samples of the step
-    double top1 = 0;           // share of them
-    double gradient_norm = 0;  // 0 unless wanted
-    Control control;           // of all ranks
+    double loss = 0;  // mean over the samples of the step
+    double top1 = 0;  // share of them
+    double gradient_norm = 0;
+    Control control;  // of all ranks
   };
-  // Collective. Throws Error (kFault) where the loss is not finite; the parameters are then
-  // unchanged.
-  Result step(uint64_t step, double learning_rate, const Control& control, const Source& source,
-              bool want_gradient_norm);
+  // Collective. Throws Error (kFault) where the loss or the gradient is not finite; the parameters
+  // are then unchanged.
+  Result step(uint64_t step, double learning_rate, const Control& control, const Source& source);
 
-  // Counts over slices of a validation set that this rank evaluates; `weights` are the parameters
-  // to use. fetch(n) is called by the lanes for n = 0 ... slices - 1, release after each.
-  struct Evaluated {
-    std::vector<ops::LossResult> slices;
-  };
-  Evaluated evaluate(uint64_t slices, const ops::ImageInput& input, const float* weights,
-                     const std::function<Images(uint64_t)>& fetch,
-                     const std::function<void(uint64_t)>& release);
+  // Loss and counts of `slices` slices that this rank evaluates with the given parameters.
+  std::vector<ops::LossResult> evaluate(uint64_t slices, const ops::ImageInput& input,
+                                        const float* weights, const Source& source);
+
+  // False where a weight or a running statistic is infinite or not a number.
+  bool state_is_finite() const;
 
   // Seconds lanes and the caller waited for the reduction, since construction.
   double reduce_wait_seconds() const { return reducer_->waited_seconds(); }
   double redundancy() const { return reducer_->redundancy(); }
-  // Bytes of arenas, flat buffers and the reducer's memory.
+  // Bytes of arenas, flat buffers and the reducer's memory; oneDNN's packed weights are not
+  // counted.
   size_t memory_bytes() const;
 
  private:
   struct Lane;
 
-  void run_lane(int lane, const ops::StepInfo& info, const Control& control, const Source& source);
+  void run_lanes(const Source& source, const std::function<void(int)>& body);
+  void train_lane(int lane, const ops::StepInfo& info, const Control& control,
+                  const Source& source);
 
   EngineConfig config_;
   ops::Graph graph_;

@@ -1,14 +1,15 @@
 #include "trainer/evaluate.h"
 
-#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "comm/handshake.h"
 #include "comm/launch.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "trainer/commands.h"
 #include "trainer/model_state.h"
+#include "trainer/version.h"
 
 namespace convoy::trainer {
 
@@ -49,14 +50,13 @@ Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
                                    .threads = data_threads_,
                                    .max_pixels = max_pixels_});
     std::vector<const data::Batch*> held(mine.size());
-    const Engine::Evaluated evaluated = engine.evaluate(
-        mine.size(), input_, weights,
-        [&](uint64_t n) {
-          held[n] = &loader.acquire(n);
-          return Engine::Images{held[n]->pixels, held[n]->labels.data()};
-        },
-        [&](uint64_t n) { loader.release(*held[n]); });
-    for (const ops::LossResult& s : evaluated.slices)
+    const Engine::Source source{[&](uint64_t n) {
+                                  held[n] = &loader.acquire(n);
+                                  return Engine::Images{held[n]->pixels, held[n]->labels.data()};
+                                },
+                                [&](uint64_t n) { loader.release(*held[n]); },
+                                [&](std::exception_ptr error) { loader.stop(std::move(error)); }};
+    for (const ops::LossResult& s : engine.evaluate(mine.size(), input_, weights, source))
       text += fmt::format("{:a} {} {} {}\n", s.loss_sum, s.count, s.top1, s.top5);
   }
   const std::vector<std::string> all = communicator.all_gather(text);
@@ -87,25 +87,22 @@ struct EvalOptions {
   bool json = false;
 };
 
-// The checkpoint at `path`, or the newest whole one of the run there. Changes nothing on disk.
-std::pair<std::string, CheckpointState> load_newest(const std::string& path) {
-  if (std::filesystem::exists(std::filesystem::path(path) / "manifest.txtpb"))
-    return {path, load_checkpoint(path)};
-  std::vector<std::string> folders = list_checkpoints(path);
-  for (; !folders.empty(); folders.pop_back()) try {
-      return {folders.back(), load_checkpoint(folders.back())};
-    } catch (const Error& e) {
-      if (folders.size() == 1) throw;
-      log::warning("{}; taking the checkpoint before it", e.what());
-    }
-  fail(ExitCode::kBadData, "{}: neither a checkpoint nor a run with checkpoints", printable(path));
-}
-
 int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) {
-  const auto [dir, state] = load_newest(o.checkpoint);
+  // Rank 0 chooses, because a run that is being trained has a newer checkpoint every moment.
+  std::string dir;
+  if (communicator.rank() == 0) dir = load_newest(o.checkpoint).folder;
+  communicator.broadcast(dir, 0);
+  const CheckpointState state = load_checkpoint(dir);
   Job job = parse_job(state.facts.job, dir + "/manifest.txtpb", {}, o.device);
   if (!o.data.empty()) job.data.path = o.data;
   const auto val = open_split(job, data::Split::kVal);
+  const Fingerprint own = fingerprint(o.device);
+  comm::handshake(communicator, {{"version", kVersion},
+                                 {"checkpoint digest", state_digest(state)},
+                                 {"validation set digest", val->digest()},
+                                 {"device", own.device},
+                                 {"instruction set", own.instruction_set},
+                                 {"libraries", own.libraries}});
   const Normalisation normalisation = stored_normalisation(state);
   const int cpus = comm::cpu_set().count;
   job.workers = 1;

@@ -3,10 +3,19 @@
 namespace convoy::trainer {
 
 Lanes::Lanes(int count) : errors_(static_cast<size_t>(count)) {
-  for (int lane = 0; lane < count; ++lane) threads_.emplace_back([this, lane] { work(lane); });
+  try {
+    for (int lane = 0; lane < count; ++lane) threads_.emplace_back([this, lane] { work(lane); });
+  } catch (...) {
+    stop();  // those that were started would be waited for
+    throw;
+  }
 }
 
 Lanes::~Lanes() {
+  stop();
+}
+
+void Lanes::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
@@ -14,18 +23,12 @@ Lanes::~Lanes() {
   changed_.notify_all();
 }
 
-void Lanes::start(std::function<void(int)> body) {
-  {
-    const std::lock_guard lock(mutex_);
-    body_ = std::move(body);
-    running_ = count();
-    ++round_;
-  }
-  changed_.notify_all();
-}
-
-void Lanes::finish() {
+void Lanes::run(std::function<void(int)> body) {
   std::unique_lock lock(mutex_);
+  body_ = std::move(body);
+  running_ = count();
+  ++round_;
+  changed_.notify_all();
   changed_.wait(lock, [&] { return running_ == 0; });
   std::exception_ptr first;
   for (std::exception_ptr& error : errors_)

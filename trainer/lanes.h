@@ -15,21 +15,17 @@ namespace convoy::trainer {
 class Lanes {
  public:
   explicit Lanes(int count);
-  ~Lanes();  // waits for what is running
+  ~Lanes();
 
   int count() const { return static_cast<int>(threads_.size()); }
 
-  // Starts body(lane) on every lane and returns; one body at a time.
-  void start(std::function<void(int)> body);
-  // Waits for all lanes; rethrows the error of the first lane that failed.
-  void finish();
-  void run(std::function<void(int)> body) {
-    start(std::move(body));
-    finish();
-  }
+  // Runs body(lane) on every lane and waits for all; rethrows the error of the lowest lane that
+  // failed.
+  void run(std::function<void(int)> body);
 
  private:
   void work(int lane);
+  void stop();
 
   std::mutex mutex_;  // guards all below
   std::condition_variable changed_;

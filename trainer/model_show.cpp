@@ -116,7 +116,8 @@ void print_json(const ops::Graph& graph, const std::vector<Layer>& layers) {
   std::cout << out.dump(2) << std::endl;
 }
 
-int model_list() {
+int model_list(const Arguments& arguments) {
+  if (!parse_options(arguments, po::options_description(), "model list", "")) return 0;
   for (const ModelEntry& m : model_table())
     std::cout << fmt::format("{:<18} {}x{}x{}  {}\n", m.name, m.image.c, m.image.h, m.image.w,
                              m.summary);
@@ -175,7 +176,7 @@ int model_show(const Arguments& arguments) {
 
 int model_command(const Arguments& arguments) {
   const std::string what = arguments.empty() ? "" : arguments[0];
-  if (what == "list") return model_list();
+  if (what == "list") return model_list({arguments.begin() + 1, arguments.end()});
   if (what == "show") return model_show({arguments.begin() + 1, arguments.end()});
   if (what == "--help" || what == "-h") {
     std::cout << "Usage: convoy model list\n       convoy model show NAME [OPTIONS]\n";

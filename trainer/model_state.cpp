@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "ops/core/error.h"
+#include "ops/core/log.h"
 
 namespace convoy::trainer {
 namespace {
@@ -137,7 +138,10 @@ void restore(Engine& engine, const CheckpointState& state, bool weights_only) {
   }
   model.finish();
   const auto ema = engine.optimizer().ema();
-  if (!ema.empty()) {
+  if (!ema.empty() && state.ema.tensors.empty()) {
+    log::warning("the checkpoint has no moving average; it starts at the weights");
+    std::ranges::copy(engine.parameters(), ema.begin());
+  } else if (!ema.empty()) {
     Reader average(state.ema, "moving average");
     take_parameters(average, layout, "", ema);
     average.finish();

@@ -229,7 +229,7 @@ Fingerprint fingerprint(const std::string& device) {
   return {.device = d->name(),
           .instruction_set = d->instruction_set(),
           .libraries = d->libraries(),
-          .build = "g++ " __VERSION__,
+          .build = "g++ " __VERSION__ " " CONVOY_BUILD_TYPE,
           .caches = ops::cpu_caches()};
 }
 

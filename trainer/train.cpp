@@ -9,6 +9,7 @@
 #include "comm/handshake.h"
 #include "comm/launch.h"
 #include "comm/worker_map.h"
+#include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "ops/fusion.h"
@@ -67,7 +68,8 @@ struct Resume {
   bool found = false;
   uint64_t step = 0;
   std::string folder;
-  std::string job;  // text of the checkpoint's job
+  bool evaluated = false;  // the evaluation of that step, were one due, has been made
+  std::string job;         // text of the checkpoint's job
   std::string dataset_digest;
   Fingerprint fingerprint;
   PlateauState plateau;
@@ -82,6 +84,7 @@ class Run {
         fingerprint_(fingerprint(options.device)) {}
 
   int main() {
+    meet();
     if (is_root() && !options_.dry_run) claim_folder();
     find_resume();
     open_data();
@@ -96,6 +99,23 @@ class Run {
  private:
   bool is_root() const { return communicator_.rank() == 0; }
 
+  // Before anything that all ranks must do alike: do they run the same program with the same job?
+  // Only the data may lie elsewhere on another host.
+  void meet() {
+    Job shared = job_;
+    shared.data.path.clear();
+    comm::handshake(communicator_,
+                    {{"version", kVersion},
+                     {"job", sha256_hex(to_text(shared))},
+                     {"options", fmt::format("{} {} {}", options_.resume, options_.dry_run,
+                                             options_.allow_change)},
+                     {"device", fingerprint_.device},
+                     {"instruction set", fingerprint_.instruction_set},
+                     {"libraries", fingerprint_.libraries},
+                     {"build", fingerprint_.build},
+                     {"caches", fingerprint_.caches}});
+  }
+
   void claim_folder() {
     if (options_.out.empty())
       fail(ExitCode::kUsage, "convoy train needs --out DIR, the folder of the run");
@@ -107,32 +127,24 @@ class Run {
     std::string text;
     if (is_root() && !options_.dry_run) {
       std::optional<std::string> folder;
-      if (options_.resume == "auto") {
+      const bool has_own = !list_checkpoints(options_.out).empty();
+      if (options_.resume == "never" && has_own)
+        fail(ExitCode::kUsage,
+             "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
+             "--resume auto",
+             printable(options_.out));
+      // What --out holds comes first, so that the same command goes on after a stop.
+      if (has_own)
         folder = find_newest(options_.out);
-      } else if (options_.resume == "never") {
-        if (!list_checkpoints(options_.out).empty())
-          fail(ExitCode::kUsage,
-               "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
-               "--resume auto",
-               printable(options_.out));
-      } else {
-        if (!list_checkpoints(options_.out).empty())
-          fail(
-              ExitCode::kUsage,
-              "--resume {}: {} holds checkpoints of its own; choose another --out or --resume auto",
-              printable(options_.resume), printable(options_.out));
-        const bool is_checkpoint = fs::exists(fs::path(options_.resume) / "manifest.txtpb");
-        const std::vector<std::string> all = list_checkpoints(options_.resume);
-        if (!is_checkpoint && all.empty())
-          fail(ExitCode::kBadData, "--resume {}: neither a checkpoint nor a run with checkpoints",
-               printable(options_.resume));
-        folder = is_checkpoint ? options_.resume : all.back();
-      }
+      else if (options_.resume != "auto" && options_.resume != "never")
+        folder = options_.resume;
       json out = {{"found", folder.has_value()}};
       if (folder) {
-        checkpoint_ = load_checkpoint(*folder);
+        LoadedCheckpoint loaded = load_newest(*folder);
+        checkpoint_ = std::move(loaded.state);
         const CheckpointFacts& f = checkpoint_->facts;
-        out.update({{"folder", *folder},
+        out.update({{"folder", loaded.folder},
+                    {"evaluated", f.top1.has_value()},
                     {"step", f.step},
                     {"job", f.job},
                     {"dataset_digest", f.dataset_digest},
@@ -152,6 +164,7 @@ class Run {
     if (!resume_.found) return;
     resume_.step = in["step"];
     resume_.folder = in["folder"];
+    resume_.evaluated = in["evaluated"];
     resume_.job = in["job"];
     resume_.dataset_digest = in["dataset_digest"];
     resume_.plateau = {
@@ -166,6 +179,8 @@ class Run {
     train_ = open_split(job_, data::Split::kTrain);
     if (job_.data.classes == 0) job_.data.classes = static_cast<uint32_t>(train_->classes().size());
     val_ = open_split(job_, data::Split::kVal);
+    comm::handshake(communicator_, {{"training set digest", train_->digest()},
+                                    {"validation set digest", val_->digest()}});
     if (job_.workers == 0) {
       job_.workers = static_cast<uint32_t>(communicator_.size());
       if (resume_.found)
@@ -203,14 +218,7 @@ class Run {
   // All ranks must run the same job, and a resumed run the one it was.
   void check_job() {
     job_digest_ = identity_digest(job_, train_->digest());
-    comm::handshake(communicator_, {{"version", kVersion},
-                                    {"job digest", job_digest_},
-                                    {"dataset digest", train_->digest()},
-                                    {"validation set digest", val_->digest()},
-                                    {"device", fingerprint_.device},
-                                    {"instruction set", fingerprint_.instruction_set},
-                                    {"libraries", fingerprint_.libraries},
-                                    {"build", fingerprint_.build}});
+    comm::handshake(communicator_, {{"job digest", job_digest_}});
     if (!resume_.found) return;
     std::string changed;
     for (const JobDifference& d : differing_keys(resume_.job, to_text(job_))) {
@@ -316,18 +324,22 @@ class Run {
                                       .first_step = step_,
                                       .end_step = last_step_,
                                       .threads = data_threads_,
+                                      .lanes = lanes_,
                                       .bad_sample = bad_sample_policy(job_),
                                       .max_pixels = job_.data.max_pixels});
     std::vector<const data::Batch*> held(job_.workers);
-    const Engine::Source source{
-        [&](int worker) {
-          const data::Batch& batch = loader->acquire(step_, worker);
-          held[static_cast<size_t>(worker)] = &batch;
-          if (samples_) samples_->write(batch);
-          return Engine::Images{batch.pixels, batch.labels.data()};
-        },
-        [&](int worker) { loader->release(*held[static_cast<size_t>(worker)]); }};
+    const Engine::Source source{[&](uint64_t worker) {
+                                  const data::Batch& batch =
+                                      loader->acquire(step_, static_cast<int>(worker));
+                                  held[worker] = &batch;
+                                  if (samples_) samples_->write(batch);
+                                  return Engine::Images{batch.pixels, batch.labels.data()};
+                                },
+                                [&](uint64_t worker) { loader->release(*held[worker]); },
+                                [&](std::exception_ptr error) { loader->stop(std::move(error)); }};
 
+    // A life that stopped when an evaluation was due left it to us.
+    if (resume_.found && step_ > 0 && evaluation_due() && !resume_.evaluated) evaluate_and_save();
     std::optional<Progress> progress;
     if (is_root()) progress.emplace();
     start_line(loader.get());
@@ -340,24 +352,25 @@ class Run {
       const Engine::Control control{.stop = stop_requested(),
                                     .save = is_root() && job_.checkpoint.every_minutes > 0 &&
                                             minutes >= job_.checkpoint.every_minutes};
-      const bool log_line = (step_ + 1) % std::max(1u, job_.log.every_steps) == 0;
-      const Engine::Result result = engine_->step(step_, rate, control, source, log_line);
+      const Engine::Result result = engine_->step(step_, rate, control, source);
       ++step_;
       stopped = result.control.stop;
       meter_.add(result, seconds_between(start, Clock::now()));
-      if (is_root()) report(*progress, loader.get(), rate, result, log_line || step_ == last_step_);
+      const bool log_line = step_ % std::max(1u, job_.log.every_steps) == 0 || step_ == last_step_;
+      if (is_root()) report(*progress, loader.get(), rate, result, log_line);
 
-      std::optional<double> top1;
-      if (evaluation_due()) {
+      const bool evaluate_now = evaluation_due() && (!stopped || step_ == total_steps_);
+      const bool by_steps =
+          job_.checkpoint.every_steps > 0 && step_ % job_.checkpoint.every_steps == 0;
+      // Before an evaluation too: whatever happens in it, the steps before are safe.
+      if (result.control.save || by_steps || evaluate_now || stopped || step_ == last_step_)
+        save(std::nullopt);
+      if (evaluate_now) {
         if (progress) progress->finish();
-        top1 = evaluate();
-        note_evaluation(plateau_, 1 - *top1, job_.schedule);
+        evaluate_and_save();
         if (is_root()) progress.emplace();
         start_line(loader.get());
       }
-      const bool by_steps =
-          job_.checkpoint.every_steps > 0 && step_ % job_.checkpoint.every_steps == 0;
-      if (result.control.save || by_steps || top1 || stopped || step_ == last_step_) save(top1);
     }
     if (progress) progress->finish();
     report_substitutions(loader.get());
@@ -398,9 +411,14 @@ class Run {
          .images_per_second = meter_.steps() * batch / elapsed,
          .input_wait_share = input_share,
          .reduce_wait_share = (engine_->reduce_wait_seconds() - line_reduce_wait_) / elapsed,
-         .gradient_norm =
-             result.gradient_norm > 0 ? std::optional(result.gradient_norm) : std::nullopt});
+         .gradient_norm = result.gradient_norm});
     start_line(loader);
+  }
+
+  void evaluate_and_save() {
+    const double top1 = evaluate();
+    note_evaluation(plateau_, 1 - top1, job_.schedule);
+    save(top1);
   }
 
   // Returns top-1, of 0 to 1.
@@ -431,6 +449,13 @@ class Run {
 
   void save(std::optional<double> top1) {
     last_save_ = Clock::now();
+    if (!engine_->state_is_finite())
+      fail(
+          ExitCode::kFault,
+          "step {}: weights or batch-norm statistics are no longer finite, so they are not saved; "
+          "lower "
+          "optimizer.learning_rate or set optimizer.clip_norm (the last checkpoint is from before)",
+          step_);
     if (!is_root()) return;
     CheckpointState state;
     state.facts = {.step = step_,
@@ -447,12 +472,12 @@ class Run {
     state.ema = ema_tensors(*engine_);
     try {
       writer_->save(state);
-    } catch (const Error& e) {
+    } catch (const std::exception& e) {
       // The run goes on: the checkpoints before stand, and this state is saved now.
       log::error("a checkpoint failed: {}; trying again", e.what());
       writer_->save(state);
     }
-    metrics_->write({.step = step_, .event = "save"});
+    if (!top1) metrics_->write({.step = step_, .event = "save"});
   }
 
   void report_substitutions(const data::Loader* loader) {

@@ -28,8 +28,8 @@ int verify_command(const Arguments& arguments) {
   if (!values) return 0;
 
   std::vector<std::string> folders = {dir};
-  if (!fs::exists(fs::path(dir) / "manifest.txtpb")) {
-    std::error_code error;
+  std::error_code error;
+  if (!fs::exists(fs::path(dir) / "manifest.txtpb", error)) {
     if (!fs::is_directory(dir, error))
       fail(ExitCode::kBadData, "{}: no such folder", printable(dir));
     folders = list_checkpoints(dir);

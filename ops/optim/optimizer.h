@@ -44,7 +44,7 @@ inline void one_part(const std::function<void(int, int)>& body) {
 
 // What one update did.
 struct UpdateResult {
-  double gradient_norm = 0;  // before clipping; 0 where nobody asked for it
+  double gradient_norm = 0;  // of the whole gradient, before clipping
 };
 
 // The state of an optimizer and its update, on the device where the flat buffers lie.
@@ -53,12 +53,13 @@ class Optimizer {
   virtual ~Optimizer() = default;
 
   // One update of the flat parameters [parameter_floats]. gradients: of each parameter, in the
-  // order of the layout. want_norm: the gradient's norm is wanted even without clipping.
+  // order of the layout. Where their norm is not finite nothing is changed.
   virtual UpdateResult update(float* parameters, std::span<const float* const> gradients,
-                              double learning_rate, bool want_norm) = 0;
+                              double learning_rate) = 0;
 
   // [parameter_floats], laid out as the parameters; the caller may read and write them between
-  // updates. ema() is empty without ema_decay.
+  // updates. Momentum starts at zero; the moving average, empty without ema_decay, must be set to
+  // the weights by the caller.
   virtual std::span<float> momentum() = 0;
   virtual std::span<float> ema() = 0;
 };

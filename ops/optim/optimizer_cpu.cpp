@@ -28,21 +28,19 @@ class OptimizerCpu final : public Optimizer {
     factors_.resize(layout_.parameters.size());
   }
 
-  UpdateResult update(float* w, std::span<const float* const> gradients, double learning_rate,
-                      bool want_norm) override {
+  UpdateResult update(float* w, std::span<const float* const> gradients,
+                      double learning_rate) override {
     const bool lars = config_.kind == OptimizerConfig::Kind::kLars;
-    UpdateResult result;
-    std::vector<double> gradient_squares, weight_squares;
-    double clip = 1.0;
-    if (want_norm || config_.clip_norm > 0 || lars) {
-      gradient_squares =
-          squares_per_tensor([&](const Block& b) { return gradients[b.parameter] + b.begin; });
-      double total = 0;
-      for (const double s : gradient_squares) total += s;
-      result.gradient_norm = std::sqrt(total);
-      if (config_.clip_norm > 0 && result.gradient_norm > config_.clip_norm)
-        clip = config_.clip_norm / result.gradient_norm;
-    }
+    const std::vector<double> gradient_squares =
+        squares_per_tensor([&](const Block& b) { return gradients[b.parameter] + b.begin; });
+    double total = 0;
+    for (const double square : gradient_squares) total += square;
+    const UpdateResult result{.gradient_norm = std::sqrt(total)};
+    if (!std::isfinite(result.gradient_norm)) return result;
+    const double clip = config_.clip_norm > 0 && result.gradient_norm > config_.clip_norm
+                            ? config_.clip_norm / result.gradient_norm
+                            : 1.0;
+    std::vector<double> weight_squares;
     if (lars) weight_squares = squares_per_tensor([&](const Block& b) { return w + offset(b); });
 
     for (size_t p = 0; p < layout_.parameters.size(); ++p) {

@@ -72,7 +72,7 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
     }
     net.backward({}, [](size_t) {});
     if (step == 0) expect_none(golden::compare_tensors(file.gradients, named(gradients)));
-    optimizer->update(parameters.data(), gradient_of, file.sgd.learning_rate, false);
+    optimizer->update(parameters.data(), gradient_of, file.sgd.learning_rate);
     ops::update_running_statistics(layout, running.data(), statistics.data());
   }
   expect_none(golden::compare_losses(file, losses));

@@ -330,7 +330,7 @@ TEST_F(OptimizerTest, SgdEqualsItsFormula) {
     std::copy(w.begin(), w.end(), optimizer->ema().begin());
     std::vector<double> expected(w.begin(), w.end()), v(w.size()), ema(w.begin(), w.end());
     for (int step = 0; step < 3; ++step) {
-      optimizer->update(w.data(), pieces_, 0.1, false);
+      optimizer->update(w.data(), pieces_, 0.1);
       for (size_t i = 0; i < w.size(); ++i) {
         const double decay = i < 5000 ? 0.01 : 0.0;
         const double g = double{g_[i]} + decay * expected[i];
@@ -352,8 +352,7 @@ TEST_F(OptimizerTest, ClippingScalesTheGradientToItsNorm) {
       make_cpu_optimizer({.momentum = 0.0, .weight_decay = 0.0, .clip_norm = 0.5}, layout_, 1);
   std::vector<float> w = w_;
   const double before = norm(g_);
-  EXPECT_NEAR(optimizer->update(w.data(), pieces_, 1.0, false).gradient_norm, before,
-              1e-5 * before);
+  EXPECT_NEAR(optimizer->update(w.data(), pieces_, 1.0).gradient_norm, before, 1e-5 * before);
   for (size_t i = 0; i < w.size(); ++i)
     ASSERT_NEAR(w_[i] - w[i], double{g_[i]} * 0.5 / before, 1e-6) << i;
 }
@@ -366,7 +365,7 @@ TEST_F(OptimizerTest, LarsScalesWeightsByTheirTrustRatio) {
                                              .trust_coefficient = 0.02},
                                             layout_, 1);
   std::vector<float> w = w_;
-  optimizer->update(w.data(), pieces_, 2.0, false);
+  optimizer->update(w.data(), pieces_, 2.0);
   const std::vector<float> weight(w_.begin(), w_.begin() + 5000),
       gradient(g_.begin(), g_.begin() + 5000);
   const double ratio = 0.02 * norm(weight) / (norm(gradient) + 0.01 * norm(weight) + 1e-9);
@@ -382,7 +381,7 @@ TEST_F(OptimizerTest, SameBitsOnAnyNumberOfThreads) {
     const auto optimizer = make_cpu_optimizer(
         {.kind = OptimizerConfig::Kind::kLars, .clip_norm = 0.1}, layout_, threads);
     std::vector<float> w = w_;
-    for (int step = 0; step < 3; ++step) optimizer->update(w.data(), pieces_, 0.1, true);
+    for (int step = 0; step < 3; ++step) optimizer->update(w.data(), pieces_, 0.1);
     results.push_back(w);
   }
   EXPECT_EQ(results[0], results[1]);
