@@ -99,8 +99,9 @@ void require_directory(const std::string& path) {
   if (path.empty())
     fail(ExitCode::kBadData, "no dataset folder given: set data.path or --data DIR");
   if (::stat(path.c_str(), &status) != 0)
-    fail(errno == EACCES ? ExitCode::kIo : ExitCode::kBadData, "dataset folder {}: {}",
-         printable(path), errno_text());
+    fail(errno == EACCES ? ExitCode::kIo : ExitCode::kBadData,
+         "dataset folder {}: {}: give the folder with data.path or --data DIR", printable(path),
+         errno_text());
   if (!S_ISDIR(status.st_mode))
     fail(ExitCode::kBadData, "dataset folder {}: not a folder", printable(path));
 }

@@ -11,7 +11,8 @@ class RawDataset final : public Dataset {
     for (uint64_t i = 0; i < size(); ++i)
       if (label(i) < 0 || static_cast<size_t>(label(i)) >= data_.classes.size())
         fail(ExitCode::kBadData,
-             "{}: label {} is outside 0 ... {} (classes of the dataset or of the job)",
+             "{}: label {} is outside 0 ... {}: correct the label, or set data.classes to 0 or to "
+             "more",
              printable(name(i)), label(i), data_.classes.size() - 1);
   }
 

@@ -103,8 +103,9 @@ Region random_resized_box(const TrainTransform& transform, ImageShape image, uin
 Geometry center_geometry(int resize, ImageShape image, ImageShape output, const std::string& name) {
   const ImageShape from = resize == 0 ? image : resized(image, resize);
   if (output.width > from.width || output.height > from.height)
-    crop_too_large(name, output, from.width, from.height,
-                   "choose a smaller size or a larger resize for it");
+    crop_too_large(
+        name, output, from.width, from.height,
+        "choose a smaller data.train.size (or data.eval.size), or a larger data.eval.resize");
   const int left = python_round((from.width - output.width) / 2.0);
   const int top = python_round((from.height - output.height) / 2.0);
   return resize_and_crop(image, from, left, top, output);
