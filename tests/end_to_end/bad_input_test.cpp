@@ -172,11 +172,11 @@ TEST_F(BadInput, EvaluationCropLargerThanTheImage) {
 
 TEST_F(BadInput, CropLargerThanAnImageOfAFolder) {
   const std::string data = make_images();
+  const std::string file =
+      folder_.write("train/class_0/small.jpg", encode_jpeg(make_image(20, 30, 3, 1)));
   expect_refusal(train(kImageJob, data,
-                       {"--set", "data.train.crop=pad_and_crop", "--set", "data.train.size=90",
-                        "--set", "data.eval.resize=90"}),
-                 ExitCode::kBadData,
-                 {data + "/train/class_", "a crop of 90 x 90", "data.train.size"});
+                       {"--set", "data.train.crop=pad_and_crop", "--set", "data.train.pad=1"}),
+                 ExitCode::kBadData, {file, "a crop of 24 x 24", "data.train.size"});
 }
 
 TEST_F(BadInput, DatasetSmallerThanAStep) {
@@ -245,10 +245,6 @@ TEST_F(BadInput, UnknownModel) {
 
 TEST_F(BadInput, UnknownDevice) {
   expect_refusal(train_idx({"--device", "tpu"}), ExitCode::kUsage, {"tpu", "cpu"});
-}
-
-TEST_F(BadInput, UnknownOption) {
-  expect_refusal(train_idx({"--fast"}), ExitCode::kUsage, {"--fast"});
 }
 
 // ---- Folder of the run ----

@@ -89,7 +89,6 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"model", "list", "--fast"}, "--fast"},
       {{"model", "show"}, "--help"},
       {{"model", "show", "resnet50", "--fast"}, "--fast"},
-      {{"model", "show", "resnet51"}, "resnet50"},
       {{"model", "show", "resnet50", "--input", "3x224"}, "3x224"},
       {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
       {{"bench", "stop"}, "step"},
@@ -106,6 +105,22 @@ TEST(CommandLine, NonsenseIsAUsageError) {
     EXPECT_EQ(outcome.out, "") << outcome.all();
   }
   EXPECT_EQ(convoy({}).exit_code, 64);
+
+  // Under mpirun too, where each rank says it.
+  const Outcome outcome = run(folder(), {"train", "--fast"}, 3);
+  EXPECT_EQ(outcome.exit_code, 64) << outcome.all();
+  EXPECT_GE(lines_with(outcome.err, "--fast"), 1) << outcome.all();
+  EXPECT_EQ(outcome.left_running, "");
+}
+
+TEST(CommandLine, AModelThatDoesNotExistIsNotFound) {
+  for (const Arguments& command : {Arguments{"model", "show", "resnet51"},
+                                   Arguments{"bench", "step", "--model", "resnet51"}}) {
+    const Outcome outcome = convoy(command);
+    EXPECT_EQ(outcome.exit_code, 78) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "\"resnet51\"; the nearest is \"resnet50\""), 1)
+        << outcome.all();
+  }
 }
 
 TEST(CommandLine, TheVersionIsALine) {
