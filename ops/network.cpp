@@ -57,7 +57,6 @@ NetworkMemory network_memory(const Graph& graph, int64_t batch, DType type, bool
       lives_until(value, when.forward(i));
       if (training && (needs.inputs >> k & 1u) != 0) lives_until(value, when.backward(i));
     }
-    if (training && needs.output) lives_until(m.value[i + 1], when.backward(i));
   }
 
   m.saved.assign(n, -1);

@@ -6,7 +6,8 @@
 //               net.forward(pixels, step);  net.loss(labels, scale);
 //               net.backward(step, [&](size_t ready) { ... });
 //
-// Belongs to one thread, the one that made the device; nothing is allocated in a step.
+// Belongs to one thread, the one that made the device. All tensors lie in the arena: a step
+// allocates none.
 #pragma once
 
 #include <functional>
@@ -76,8 +77,8 @@ class Network {
   // ready(n): the first n floats of the gradients are final; called after each node that has any.
   void backward(const StepInfo& step, const std::function<void(size_t)>& ready);
 
-  // [batch, classes] of the last forward, until backward; fp32 where the last node is linear, else the network's
-  // type.
+  // [batch, classes] of the last forward, until backward; fp32 where the last node is linear, else
+  // the network's type.
   TensorView logits() const;
 
  private:

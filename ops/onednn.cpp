@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <mutex>
+#include <set>
 #include <string_view>
 
 #include "ops/core/error.h"
@@ -27,12 +29,20 @@ dnnl::stream& stream() {
   return instance;
 }
 
+// Every lane makes its own primitives, some of them more than once; a warning is said once.
+bool first_time(const std::string& name) {
+  static std::mutex mutex;
+  static std::set<std::string> said;
+  const std::lock_guard lock(mutex);
+  return said.insert(name).second;
+}
+
 // Runs `make` and turns oneDNN's "unimplemented" into an error that names the layer.
 template <typename Make>
 auto create(const char* what, const std::string& name, DType type, Make make) {
   try {
     auto descriptor = make();
-    if (std::string_view(descriptor.impl_info_str()).starts_with("ref"))
+    if (std::string_view(descriptor.impl_info_str()).starts_with("ref") && first_time(name))
       log::warning("{} \"{}\": oneDNN has only its slow reference ({}) for this shape in {}", what,
                    name, descriptor.impl_info_str(), name_of(type));
     return descriptor;

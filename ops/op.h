@@ -38,7 +38,6 @@ struct ParameterSpec {
 // What backward reads, and what it may overwrite: decides the lifetimes in the arena.
 struct BackwardNeeds {
   unsigned inputs = 0;   // bit k: the value of input k
-  bool output = false;   // the value of the output
   int dy_sources = 1;    // gradients of the output that it can add while it reads them
   int dx_in_place = -1;  // the gradient of this input is written over dy[0]; -1: none
 };

@@ -1,7 +1,10 @@
-// Loss and its gradient in one pass over the logits [N, K]:
-//   target = (1 - s) one-hot(label) + s / K                    (Szegedy et al. 2016, label
-//   smoothing) loss_n = - sum_k target_k log softmax(logits_n)_k dlogits_n = (softmax(logits_n) -
-//   target) * gradient_scale
+// Loss and its gradient in one pass over the logits [N, K]. With label smoothing s (Szegedy et al.
+// 2016, arXiv:1512.00567, section 7), for each row n:
+//
+//   target = (1 - s) one-hot(label) + s / K
+//   loss_n = - sum_k target_k log softmax(logits_n)_k
+//   dlogits_n = (softmax(logits_n) - target) * gradient_scale
+//
 // Rows with a negative label are padding: no loss, no gradient, not counted. Sums in double, in the
 // order of the batch.
 #pragma once

@@ -45,8 +45,8 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
     double sum = 0;
     for (int64_t i = 0; i < s.classes; ++i) sum += std::exp(get(x[i]) - largest);
     const double log_sum = largest + std::log(sum);
-    // A NaN anywhere reaches the loss through the sum. Without smoothing the mean does not count, so
-    // that a logit of -inf is harmless.
+    // A NaN anywhere reaches the loss through the sum. Without smoothing the mean does not count,
+    // so that a logit of -inf is harmless.
     result.loss_sum += log_sum - (1 - s.label_smoothing) * get(x[label]);
     if (s.label_smoothing > 0) result.loss_sum -= s.label_smoothing * mean;
     ++result.count;

@@ -211,7 +211,8 @@ int bench_step(const Arguments& arguments) {
     b.type = DType::kBfloat16;
   else if (precision != "fp32")
     fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(precision));
-  if (b.batch <= 0 || b.workers <= 0 || b.threads < 0 || b.image < 0 || b.warmup < 0)
+  if (b.batch <= 0 || b.batch > 1000000 || b.workers <= 0 || b.threads < 0 || b.image < 0 ||
+      b.warmup < 0)
     fail(ExitCode::kUsage,
          "--batch, --workers, --threads, --image and --warmup must not be negative");
   return run_on_ranks([&](comm::Communicator& c) { return run_step_bench(c, b); });

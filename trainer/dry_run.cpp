@@ -8,21 +8,10 @@
 
 #include "comm/schedule.h"
 #include "comm/worker_map.h"
+#include "trainer/text.h"
 
 namespace convoy::trainer {
 namespace {
-
-std::string duration(double seconds) {
-  const auto s = static_cast<int64_t>(seconds + 0.5);
-  return s >= 86400  ? fmt::format("{} d {} h", s / 86400, s % 86400 / 3600)
-         : s >= 3600 ? fmt::format("{} h {} min", s / 3600, s % 3600 / 60)
-         : s >= 60   ? fmt::format("{} min {} s", s / 60, s % 60)
-                     : fmt::format("{} s", s);
-}
-
-double mib(double bytes) {
-  return bytes / 1048576.0;
-}
 
 double redundancy_on(int workers, int ranks) {
   const std::vector<comm::WorkerRange> map = comm::map_workers(workers, ranks);
@@ -71,14 +60,15 @@ void print_dry_run(comm::Communicator& communicator, Engine& engine, const Job& 
       "# steps       {} ({} epochs x {} images / {} images a step: {} workers x {})\n"
       "# ranks       {} x {} lane(s) x {} thread(s); {:.0f} % of their time used by workers\n"
       "# reduction   {:.2f} x a ring's volume here; no more than a ring's on {} ranks\n"
-      "# memory      {:.0f} MiB on this rank, {:.2f} M parameters\n"
-      "# checkpoint  {:.1f} MiB each, {} and the best are kept\n"
+      "# memory      {} on this rank, {:.2f} M parameters\n"
+      "# checkpoint  {} each, {} and the best are kept\n"
       "# time        {:.1f} ms a step without input, {} in all (evaluations and input apart)\n",
       length.dataset_size, val_images, job.data.classes, steps, length.epochs, length.dataset_size,
       length.global_batch, workers, job.batch_per_worker, communicator.size(), engine.lanes(),
       job.threads_per_worker, 100 * balance, engine.redundancy(), free_ranks,
-      mib(static_cast<double>(engine.memory_bytes())), parameters / 1e6, mib(checkpoint_bytes),
-      job.checkpoint.keep, 1e3 * step_seconds, duration(step_seconds * static_cast<double>(steps)));
+      mebibytes(static_cast<double>(engine.memory_bytes())), parameters / 1e6,
+      mebibytes(checkpoint_bytes), job.checkpoint.keep, 1e3 * step_seconds,
+      duration(step_seconds * static_cast<double>(steps)));
   std::cout << std::flush;
 }
 

@@ -155,6 +155,8 @@ int eval_command(const Arguments& arguments) {
       parse_options(arguments, options, "eval --checkpoint DIR [OPTIONS]",
                     "Every image of the validation set is counted once, on any number of ranks.\n");
   if (!values) return 0;
+  if (values->count("data-threads") > 0 && o.data_threads < 0)
+    fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   return run_on_ranks([&](comm::Communicator& c) { return evaluate_checkpoint(c, o); });
 }
 

@@ -21,6 +21,7 @@
 #include "ops/core/error.h"
 #include "proto/job.pb.h"
 #include "trainer/file.h"
+#include "trainer/text.h"
 
 namespace convoy::trainer {
 namespace {
@@ -232,22 +233,6 @@ void list_keys(const google::protobuf::Descriptor* type, const std::string& pref
     keys.push_back(key);
     if (field->message_type()) list_keys(field->message_type(), key, keys);
   }
-}
-
-// Levenshtein's distance.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t above = row[j];
-      row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1] ? 1 : 0)});
-      diagonal = above;
-    }
-  }
-  return row[b.size()];
 }
 
 // The nearest key, by its whole path or, one edit dearer, by its last word alone ("learning_rate"

@@ -4,7 +4,7 @@
 
 #include "ops/core/error.h"
 #include "trainer/commands.h"
-#include "trainer/nearest.h"
+#include "trainer/text.h"
 #include "trainer/version.h"
 
 namespace {

@@ -11,6 +11,7 @@
 
 #include "ops/core/error.h"
 #include "trainer/file.h"
+#include "trainer/text.h"
 
 namespace convoy::trainer {
 namespace {
@@ -39,12 +40,6 @@ Progress* live_progress = nullptr;
 
 constexpr std::string_view kEraseLine = "\r\x1b[K";
 constexpr std::chrono::milliseconds kRedraw{100};
-
-std::string duration(double seconds) {
-  const auto whole = static_cast<uint64_t>(std::min(seconds, 1e9) + 0.5);
-  if (whole < 3600) return fmt::format("{}:{:02}", whole / 60, whole % 60);
-  return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
-}
 
 }  // namespace
 

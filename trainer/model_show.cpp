@@ -8,6 +8,7 @@
 #include "ops/network.h"
 #include "trainer/commands.h"
 #include "trainer/graph_text.h"
+#include "trainer/text.h"
 
 namespace convoy::trainer {
 namespace {
@@ -45,10 +46,6 @@ std::string grouped(int64_t value) {
     out += digits[i];
   }
   return out;
-}
-
-std::string mib(size_t bytes) {
-  return fmt::format("{:.1f} MiB", static_cast<double>(bytes) / 1048576.0);
 }
 
 struct Totals {
@@ -91,10 +88,12 @@ void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int6
       "Arena for a batch of {} in {} (naive: had every tensor its own place):\n"
       "  training   {:>12}  (naive {:>12}, {:.0f} %)\n"
       "  inference  {:>12}  (naive {:>12}, {:.0f} %)\n",
-      static_cast<double>(t.macs) / 1e9, mib(static_cast<size_t>(t.parameters) * 4), batch,
-      name_of(type), mib(train.bytes), mib(train.naive_bytes),
+      static_cast<double>(t.macs) / 1e9, mebibytes(4.0 * static_cast<double>(t.parameters)), batch,
+      name_of(type), mebibytes(static_cast<double>(train.bytes)),
+      mebibytes(static_cast<double>(train.naive_bytes)),
       100.0 * static_cast<double>(train.bytes) / static_cast<double>(train.naive_bytes),
-      mib(infer.bytes), mib(infer.naive_bytes),
+      mebibytes(static_cast<double>(infer.bytes)),
+      mebibytes(static_cast<double>(infer.naive_bytes)),
       100.0 * static_cast<double>(infer.bytes) / static_cast<double>(infer.naive_bytes));
 }
 
@@ -155,8 +154,8 @@ int model_show(const Arguments& arguments) {
     fail(ExitCode::kUsage, "--shortcut {}: there are a, b, c and default", printable(shortcut));
   if (precision != "fp32" && precision != "bf16")
     fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(precision));
-  if (batch <= 0 || options.classes < 0)
-    fail(ExitCode::kUsage, "--batch must be positive, --classes not negative");
+  if (batch <= 0 || batch > 1000000 || options.classes < 0)
+    fail(ExitCode::kUsage, "--batch must lie in 1 ... 1000000, --classes not be negative");
 
   // A network of the user's own is a file; it says its input and classes itself.
   const ops::Graph graph = name.ends_with(".txtpb") ? load_graph(name) : make_model(name, options);

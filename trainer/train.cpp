@@ -140,7 +140,7 @@ class Run {
         folder = options_.resume;
       json out = {{"found", folder.has_value()}};
       if (folder) {
-        LoadedCheckpoint loaded = load_newest(*folder);
+        LoadedCheckpoint loaded = has_own ? load_newest(*folder) : load_resume(*folder);
         checkpoint_ = std::move(loaded.state);
         const CheckpointFacts& f = checkpoint_->facts;
         out.update({{"folder", loaded.folder},
@@ -173,6 +173,15 @@ class Run {
         .evaluations_since = in["since"]};
     const json& f = in["fingerprint"];
     resume_.fingerprint = {f[0], f[1], f[2], f[3], f[4]};
+  }
+
+  // --resume DIR, whose mistakes must name it.
+  static LoadedCheckpoint load_resume(const std::string& folder) {
+    try {
+      return load_newest(folder);
+    } catch (const Error& e) {
+      fail(e.code(), "--resume: {}", e.what());
+    }
   }
 
   void open_data() {
@@ -565,6 +574,8 @@ int train_command(const Arguments& arguments) {
       "TERM\n"
       "stop a run at the end of a step: it is saved, and the exit code is 75 (run me again).\n");
   if (!values) return 0;
+  if (values->count("data-threads") > 0 && o.data_threads < 0)
+    fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   if (!data.empty()) o.sets.push_back("data.path=" + data);
   // Before the ranks meet: a signal that comes early stops the run after its first step.
   install_stop_signals();

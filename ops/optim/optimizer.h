@@ -1,10 +1,17 @@
 // Optimizers over flat buffers: one pass over gradients, weights and momentum.
 //
-// SGD (Sutskever et al. 2013, in PyTorch's form):  g += weight_decay w;  v = momentum v + g;
-//   w -= lr (g + momentum v  if nesterov, else v)
-// LARS (You et al. 2017, arXiv:1708.03888): the learning rate of each weight tensor is multiplied
-// by
-//   trust ||w|| / (||g|| + weight_decay ||w|| + epsilon); biases and batch norm take plain SGD.
+// SGD (Sutskever et al. 2013, in PyTorch's form):
+//
+//   g += weight_decay w
+//   v = momentum v + g
+//   w -= lr (nesterov ? g + momentum v : v)
+//
+// LARS (You et al. 2017, arXiv:1708.03888, algorithm 1), with
+// local = trust ||w|| / (||g|| + weight_decay ||w|| + epsilon) for each weight tensor and 1 for
+// biases and batch norm:
+//
+//   v = momentum v + lr local (g + weight_decay w)
+//   w -= v
 //
 // Norms are summed over blocks of 4096 elements, the blocks in double in order: the same bits for
 // any number of threads.

@@ -450,5 +450,27 @@ TEST(EvalLoader, ABadImageIsAnError) {
   EXPECT_THROW(EvalLoader(*dataset, config), Error);
 }
 
+// Slice 4 needs the place of slice 0, which nobody will release: whoever waits for it gets the
+// error.
+TEST(EvalLoader, ABadImageFreesThoseWhoWaitBehindIt) {
+  const TempFolder root;
+  test::make_image_folder(root, 1, 1, 8);
+  root.write("val/class_0/image_0.jpg", "text");
+  const auto dataset = open_folder(root.path(), Split::kVal);
+  EvalLoaderConfig config;
+  config.transform = {20, 16};
+  config.batch = 1;
+  config.slices = {0, 1, 2, 3, 4, 5, 6, 7};
+  config.lanes = 2;
+  EvalLoader loader(*dataset, config);
+  loader.release(loader.acquire(1));
+  loader.release(loader.acquire(3));
+  std::jthread other([&] { EXPECT_THROW(loader.acquire(5), Error); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // so that it waits already
+  EXPECT_THROW(loader.acquire(0), Error);
+  other.join();
+  EXPECT_THROW(loader.acquire(7), Error);
+}
+
 }  // namespace
 }  // namespace convoy::data

@@ -129,6 +129,15 @@ TEST_F(BadInput, FileOfZeroBytesInTheValidationSet) {
   expect_refusal(train(kImageJob, data), ExitCode::kBadData, {file});
 }
 
+// Many slices behind the bad one: a lane that waits for one of them must not wait for ever.
+TEST_F(BadInput, TheFirstOfManyValidationImages) {
+  const std::string data = make_images();
+  const std::string file = data + "/val/class_0/image_0.jpg";
+  fs::resize_file(file, fs::file_size(file) / 2);
+  expect_refusal(train(kImageJob, data, {"--set", "evaluation.batch=1"}), ExitCode::kBadData,
+                 {file});
+}
+
 TEST_F(BadInput, EmptyClassFolder) {
   const std::string data = make_images();
   fs::create_directory(data + "/train/class_9");

@@ -203,6 +203,39 @@ TEST_F(Stop, ADamagedCheckpointIsNamedAndTheOneBeforeIsUsed) {
   }
 }
 
+// --resume DIR starts from another run, whose newest checkpoint may be damaged; the same command
+// goes on with what --out then holds.
+TEST_F(Stop, ResumeFromAnotherRunGoesOnWhenItIsRepeated) {
+  ASSERT_EQ(run(folder_, train("origin", until(8)), 2).exit_code, 0);
+  std::string bytes = read_file(checkpoint("origin", 8) + "/manifest.txtpb");
+  folder_.write("run-origin/checkpoints/step-0000000008/manifest.txtpb", bytes.substr(1));
+  Arguments more = {"--resume", out("origin")};
+  const auto with = [&](int step) {
+    Arguments arguments = train("copy", until(step));
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  };
+  const Outcome first = run(folder_, with(7), 2);
+  EXPECT_EQ(first.exit_code, 0) << first.all();
+  EXPECT_EQ(lines_with(first.err, "resumed at step 5 of"), 1) << first.all();
+  const Outcome second = run(folder_, with(9), 3);
+  EXPECT_EQ(second.exit_code, 0) << second.all();
+  EXPECT_EQ(lines_with(second.err, "resumed at step 7 of"), 1) << second.all();
+  EXPECT_EQ(digest(out("copy")), unbroken_digest(9));
+  EXPECT_TRUE(fs::exists(checkpoint("origin", 8)));  // another run's folder is left as it is
+}
+
+TEST_F(Stop, WhatIsNotFiniteIsNotSaved) {
+  for (const int ranks : {1, 3}) {
+    Arguments arguments = train(fmt::format("infinite-{}", ranks), until(1));
+    arguments.insert(arguments.end(), {"--set", "optimizer.learning_rate=1e300"});
+    const Outcome outcome = run(folder_, arguments, ranks);
+    EXPECT_EQ(outcome.exit_code, 70) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "no longer finite"), 1) << outcome.all();
+    EXPECT_FALSE(fs::exists(checkpoint(fmt::format("infinite-{}", ranks), 1)));
+  }
+}
+
 TEST_F(Stop, ASecondRunInTheSameFolderIsRefused) {
   Running first(folder_, train("shared"), kAlone);
   ASSERT_TRUE(first.wait_until([&] { return step_of("shared") >= 1; })) << first.finish().all();

@@ -89,7 +89,7 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
 INSTANTIATE_TEST_SUITE_P(Golden, Parity,
                          testing::Values(std::pair("resnet20.json", "cifar_resnet20"),
                                          std::pair("resnet18_64.json", "resnet18")),
-                         [](const auto& info) { return std::string(info.param.second); });
+                         [](const auto& each) { return std::string(each.param.second); });
 
 }  // namespace
 }  // namespace convoy

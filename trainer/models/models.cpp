@@ -2,7 +2,7 @@
 
 #include "ops/core/error.h"
 #include "trainer/models/resnet.h"
-#include "trainer/nearest.h"
+#include "trainer/text.h"
 
 namespace convoy::trainer {
 namespace {
@@ -14,17 +14,15 @@ constexpr Shape kCifar = {.n = 1, .c = 3, .h = 32, .w = 32};
 
 template <Block kBlock, bool kResidual, int... kBlocks>
 Graph imagenet(const ModelOptions& options) {
-  return make_imagenet_resnet(
-      {.name = "", .block = kBlock, .blocks = {kBlocks...}, .residual = kResidual}, options);
+  return make_imagenet_resnet({.block = kBlock, .blocks = {kBlocks...}, .residual = kResidual},
+                              options);
 }
 
 template <int kBlocks, bool kResidual>
 Graph cifar(const ModelOptions& options) {
-  return make_cifar_resnet({.name = "",
-                            .block = Block::kBasic,
-                            .blocks = {kBlocks, kBlocks, kBlocks},
-                            .residual = kResidual},
-                           options);
+  return make_cifar_resnet(
+      {.block = Block::kBasic, .blocks = {kBlocks, kBlocks, kBlocks}, .residual = kResidual},
+      options);
 }
 
 }  // namespace

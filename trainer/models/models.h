@@ -25,7 +25,7 @@ struct ModelOptions {
 struct ModelEntry {
   std::string name;
   std::string summary;  // one line: what it is, and the source
-  Shape image;     // its usual input
+  Shape image;          // its usual input
   int64_t classes;
   ops::Graph (*make)(const ModelOptions& options);
 };

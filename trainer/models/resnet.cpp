@@ -12,7 +12,7 @@ class ResNetBuilder {
  public:
   ResNetBuilder(const ResNetSpec& spec, const ModelOptions& options)
       : spec_(spec), options_(options) {
-    graph_ = {.name = spec.name, .image = options.image, .nodes = {}};
+    graph_.image = options.image;
   }
 
   int conv(const std::string& name, int x, int64_t channels, int64_t kernel, int64_t stride) {

@@ -9,7 +9,6 @@ namespace convoy::trainer {
 enum class Block { kBasic, kBottleneck };
 
 struct ResNetSpec {
-  std::string name;
   Block block = Block::kBasic;
   std::vector<int> blocks;  // per stage
   bool residual = true;     // false: the plain net of the same depth

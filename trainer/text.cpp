@@ -1,4 +1,6 @@
-#include "trainer/nearest.h"
+#include "trainer/text.h"
+
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <numeric>
@@ -24,6 +26,16 @@ std::string nearest(std::string_view name, const std::vector<std::string>& names
     return edit_distance(name, a) < edit_distance(name, b);
   });
   return best == names.end() ? "" : *best;
+}
+
+std::string duration(double seconds) {
+  const auto whole = static_cast<uint64_t>(std::clamp(seconds, 0.0, 1e9) + 0.5);
+  if (whole < 3600) return fmt::format("{}:{:02}", whole / 60, whole % 60);
+  return fmt::format("{}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60);
+}
+
+std::string mebibytes(double bytes) {
+  return fmt::format("{:.1f} MiB", bytes / 1048576.0);
 }
 
 }  // namespace convoy::trainer

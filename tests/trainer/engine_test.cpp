@@ -1,0 +1,146 @@
+// One step of training on one rank: lanes, control flags, and what happens when something fails.
+#include "trainer/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <limits>
+#include <mutex>
+
+#include "ops/core/error.h"
+#include "ops/core/random.h"
+#include "trainer/models/models.h"
+
+namespace convoy::trainer {
+namespace {
+
+class EngineTest : public testing::Test {
+ protected:
+  static constexpr int kWorkers = 4;
+  static constexpr int64_t kBatch = 3;
+
+  std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {}) {
+    ModelOptions options;
+    options.image = {.n = 1, .c = 1, .h = 8, .w = 8};
+    Shape batch = options.image;
+    batch.n = kBatch;
+    return std::make_unique<Engine>(
+        *communicator_, make_model("cifar_resnet20", options),
+        EngineConfig{.workers = kWorkers,
+                     .batch_per_worker = kBatch,
+                     .lanes = lanes,
+                     .input = ops::per_channel_input(batch, {0.5}, {0.25}),
+                     .optimizer = optimizer,
+                     .bucket_mib = 0.1});
+  }
+
+  EngineTest() {
+    for (uint64_t w = 0; w < kWorkers; ++w)
+      for (uint64_t i = 0; i < kBatch * 64; ++i) {
+        const uint32_t word = random4(4, Purpose::kSyntheticData, w, i)[0];
+        pixels_[w].push_back(static_cast<uint8_t>(word >> 24));
+      }
+  }
+  Engine::Source source() {
+    return {[this](uint64_t w) {
+              return Engine::Images{pixels_[w].data(), labels_};
+            },
+            [](uint64_t) {}};
+  }
+
+  std::unique_ptr<comm::Communicator> communicator_ = comm::make_communicator("local");
+  std::vector<uint8_t> pixels_[kWorkers];
+  int32_t labels_[kBatch] = {3, 1, 7};
+};
+
+TEST_F(EngineTest, AnyNumberOfLanesGivesTheSameBits) {
+  std::vector<std::vector<float>> results;
+  for (const int lanes : {1, 2, 3, 4}) {
+    const auto engine = make(lanes);
+    double loss = 0;
+    for (uint64_t step = 0; step < 3; ++step) loss = engine->step(step, 0.1, {}, source()).loss;
+    EXPECT_GT(loss, 0);
+    results.emplace_back(engine->parameters().begin(), engine->parameters().end());
+    results.back().insert(results.back().end(), engine->running().begin(), engine->running().end());
+    EXPECT_EQ(results.back(), results.front()) << lanes << " lanes";
+  }
+}
+
+TEST_F(EngineTest, FlagsReachTheResult) {
+  const auto engine = make(2);
+  EXPECT_FALSE(engine->step(0, 0.1, {}, source()).control.stop);
+  const Engine::Result result = engine->step(1, 0.1, {.stop = true, .save = false}, source());
+  EXPECT_TRUE(result.control.stop);
+  EXPECT_FALSE(result.control.save);
+}
+
+TEST_F(EngineTest, TheMovingAverageStartsAtTheWeights) {
+  const auto engine = make(1, {.ema_decay = 0.999});
+  engine->step(0, 0.0, {}, source());
+  const std::span<const float> weights = engine->parameters(), average = engine->optimizer().ema();
+  ASSERT_EQ(average.size(), weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) ASSERT_EQ(average[i], weights[i]) << i;
+}
+
+TEST_F(EngineTest, AStepThatIsNotFiniteChangesNothing) {
+  const auto engine = make(2);
+  engine->step(0, 0.1, {}, source());
+  EXPECT_TRUE(engine->state_is_finite());
+  engine->parameters()[17] = std::numeric_limits<float>::infinity();
+  EXPECT_FALSE(engine->state_is_finite());
+  const std::vector<float> before(engine->parameters().begin(), engine->parameters().end());
+  try {
+    engine->step(1, 0.1, {}, source());
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kFault);
+    EXPECT_NE(std::string(e.what()).find("step 1: the loss is"), std::string::npos) << e.what();
+  }
+  EXPECT_TRUE(std::equal(before.begin(), before.end(), engine->parameters().begin()));
+}
+
+// Lane 0 fails; lane 1 waits for a batch that will never come, unless it is told.
+TEST_F(EngineTest, ALaneThatFailsFreesTheOthers) {
+  const auto engine = make(2);
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::exception_ptr stopped;
+  const Engine::Source source{[&](uint64_t worker) -> Engine::Images {
+                                if (worker == 0) fail(ExitCode::kBadData, "image 0 is broken");
+                                std::unique_lock lock(mutex);
+                                changed.wait(lock, [&] { return stopped != nullptr; });
+                                std::rethrow_exception(stopped);
+                              },
+                              [](uint64_t) {},
+                              [&](std::exception_ptr error) {
+                                const std::lock_guard lock(mutex);
+                                stopped = error;
+                                changed.notify_all();
+                              }};
+  try {
+    engine->step(0, 0.1, {}, source);
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_STREQ(e.what(), "image 0 is broken");
+  }
+}
+
+TEST_F(EngineTest, EvaluationIsTheSameOnAnyNumberOfLanes) {
+  const Shape batch = {.n = kBatch, .c = 1, .h = 8, .w = 8};
+  const ops::ImageInput input = ops::per_channel_input(batch, {0.5}, {0.25});
+  std::vector<double> losses;
+  for (const int lanes : {1, 3}) {
+    const auto engine = make(lanes);
+    const auto results = engine->evaluate(kWorkers, input, engine->parameters().data(), source());
+    ASSERT_EQ(results.size(), size_t{kWorkers});
+    for (const ops::LossResult& r : results) {
+      EXPECT_EQ(r.count, kBatch);
+      losses.push_back(r.loss_sum);
+    }
+  }
+  for (size_t i = 0; i < kWorkers; ++i) EXPECT_EQ(losses[i], losses[i + kWorkers]);
+  EXPECT_NE(losses[0], losses[1]);
+}
+
+}  // namespace
+}  // namespace convoy::trainer
