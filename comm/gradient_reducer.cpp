@@ -16,12 +16,26 @@
 namespace convoy::comm {
 namespace {
 
-// sum = left + right; sum is one of the two or apart from both. Lanes and the communication thread
-// both come here, so denormals are flushed here and not by whoever calls.
+void add_apart(float* __restrict sum, const float* __restrict left, const float* __restrict right,
+               size_t floats) {
+  for (size_t i = 0; i < floats; ++i) sum[i] = left[i] + right[i];
+}
+
+void add_to(float* __restrict sum, const float* __restrict addend, size_t floats) {
+  for (size_t i = 0; i < floats; ++i) sum[i] += addend[i];
+}
+
+// sum = left + right; sum is one of the two or apart from both (said to the compiler, or it would
+// not vectorise). Lanes and the communication thread both come here, so denormals are flushed here
+// and not by whoever calls.
 void add(float* sum, const float* left, const float* right, size_t floats) {
   const FlushDenormals flush;
-#pragma GCC ivdep
-  for (size_t i = 0; i < floats; ++i) sum[i] = left[i] + right[i];
+  if (sum == left)
+    add_to(sum, right, floats);
+  else if (sum == right)
+    add_to(sum, left, floats);
+  else
+    add_apart(sum, left, right, floats);
 }
 
 size_t round_up(size_t floats) {
