@@ -57,7 +57,8 @@ void max_forward(T* y, uint8_t* place, const T* x, const PoolGeometry& g, int th
             for (int64_t i = rows.begin; i < rows.end; ++i)
               for (int64_t j = columns.begin; j < columns.end; ++j) {
                 const Floats v = access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
-                const Ints wins = (v > best) | (v != v);  // NaN wins, so that it is seen
+                // NaN wins, so that it is seen.
+                const Ints wins = (v > best) | (v != v);  // NOLINT(misc-redundant-expression)
                 const int32_t here = static_cast<int32_t>(
                     (i - (p * g.stride - g.padding)) * g.kernel + (j - (q * g.stride - g.padding)));
                 best = wins ? v : best;

@@ -59,7 +59,7 @@ class Engine {
   struct Source {
     std::function<Images(uint64_t item)> acquire;
     std::function<void(uint64_t item)> release;
-    std::function<void(std::exception_ptr)> stop = [](std::exception_ptr) {};
+    std::function<void(const std::exception_ptr&)> stop = [](const std::exception_ptr&) {};
   };
   // What ranks want to agree on: a flag raised on a rank that hosts workers is seen by all at the
   // end of that step.

@@ -55,7 +55,7 @@ Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
                                   return Engine::Images{held[n]->pixels, held[n]->labels.data()};
                                 },
                                 [&](uint64_t n) { loader.release(*held[n]); },
-                                [&](std::exception_ptr error) { loader.stop(std::move(error)); }};
+                                [&](const std::exception_ptr& error) { loader.stop(error); }};
     for (const ops::LossResult& s : engine.evaluate(mine.size(), input_, weights, source))
       text += fmt::format("{:a} {} {} {}\n", s.loss_sum, s.count, s.top1, s.top5);
   }

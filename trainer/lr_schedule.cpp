@@ -22,8 +22,10 @@ uint64_t total_steps(const RunLength& run) {
 
 double epoch_at(uint64_t step, const RunLength& run) {
   const Wide samples = Wide{step} * run.global_batch;
-  return static_cast<double>(samples / run.dataset_size) +
-         static_cast<double>(samples % run.dataset_size) / static_cast<double>(run.dataset_size);
+  const Wide whole = samples / run.dataset_size;
+  const Wide rest = samples % run.dataset_size;
+  return static_cast<double>(whole) +
+         static_cast<double>(rest) / static_cast<double>(run.dataset_size);
 }
 
 uint64_t steps_to_epoch(uint64_t epoch, const RunLength& run) {

@@ -2,7 +2,6 @@
 
 #include <chrono>
 #include <cstring>
-#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -26,7 +25,6 @@
 namespace convoy::trainer {
 namespace {
 
-namespace fs = std::filesystem;
 namespace po = boost::program_options;
 using Clock = std::chrono::steady_clock;
 using nlohmann::json;
@@ -345,7 +343,7 @@ class Run {
                                   return Engine::Images{batch.pixels, batch.labels.data()};
                                 },
                                 [&](uint64_t worker) { loader->release(*held[worker]); },
-                                [&](std::exception_ptr error) { loader->stop(std::move(error)); }};
+                                [&](const std::exception_ptr& error) { loader->stop(error); }};
 
     // A life that stopped when an evaluation was due left it to us.
     if (resume_.found && step_ > 0 && evaluation_due() && !resume_.evaluated) evaluate_and_save();

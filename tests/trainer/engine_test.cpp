@@ -112,7 +112,7 @@ TEST_F(EngineTest, ALaneThatFailsFreesTheOthers) {
                                 std::rethrow_exception(stopped);
                               },
                               [](uint64_t) {},
-                              [&](std::exception_ptr error) {
+                              [&](const std::exception_ptr& error) {
                                 const std::lock_guard lock(mutex);
                                 stopped = error;
                                 changed.notify_all();

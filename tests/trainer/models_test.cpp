@@ -15,8 +15,8 @@ struct Counts {
 };
 
 // torchvision 0.29's models (sum of parameters; MACs of convolutions and linear layers at 224), and
-// He et al. 2015 for CIFAR: table 6 gives 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million; every n adds
-// six 3x3 convolutions of 2,359,296 MACs, 14,155,776 in all.
+// He et al. 2015 for CIFAR: table 6 gives 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million; every n
+// adds six 3x3 convolutions of 2,359,296 MACs, 14,155,776 in all.
 constexpr Counts kPublished[] = {
     {"resnet18", 11689512, 1814073344},         {"resnet34", 21797672, 3663761408},
     {"resnet50", 25557032, 4089184256},         {"resnet101", 44549160, 7801405440},
