@@ -463,6 +463,7 @@ class Run {
           "lower "
           "optimizer.learning_rate or set optimizer.clip_norm (the last checkpoint is from before)",
           step_);
+    expect_equal_replicas();
     if (!is_root()) return;
     CheckpointState state;
     state.facts = {.step = step_,
@@ -485,6 +486,19 @@ class Run {
       writer_->save(state);
     }
     if (!top1) metrics_->write({.step = step_, .event = "save"});
+  }
+
+  // All ranks hold the same bits, or one of them has been corrupted: then nothing is saved, and the
+  // rank is named.
+  void expect_equal_replicas() {
+    if (communicator_.size() == 1) return;
+    Sha256 digest;
+    for (const std::span<const float> flat :
+         {std::span<const float>(engine_->parameters()), std::span<const float>(engine_->running()),
+          std::span<const float>(engine_->optimizer().momentum()),
+          std::span<const float>(engine_->optimizer().ema())})
+      digest.update(flat.data(), flat.size_bytes());
+    comm::handshake(communicator_, {{fmt::format("state after step {}", step_), digest.hex()}});
   }
 
   void report_substitutions(const data::Loader* loader) {
