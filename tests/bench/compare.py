@@ -57,7 +57,7 @@ SYSTEMS = {
     "torch-tuned": "PyTorch eager, malloc keeps memory in huge pages",
     "torch-compile": "torch.compile (inference: freezing), malloc as tuned",
     "torch-ddp": "PyTorch DDP over gloo, two processes, malloc as tuned (training)",
-    "onnxruntime": "ONNX Runtime (inference)",
+    "onnxruntime": "ONNX Runtime, malloc as tuned (inference)",
 }
 DEFAULT_SYSTEMS = {
     "training": ["convoy-workers", "convoy-threads", "convoy-ranks",
@@ -192,7 +192,7 @@ def make_system(name, case, options):
                  "--precision", case.precision, "--batch", str(case.batch), "--engine", engine,
                  "--processes", str(PARTS if ddp else 1),
                  "--threads", str(options.threads // (PARTS if ddp else 1))],
-                KEEP_MEMORY if name in ("torch-tuned", "torch-compile", "torch-ddp") else {})
+                {} if name == "torch" else KEEP_MEMORY)
 
 
 def convoy_bench(case, batch):
