@@ -30,9 +30,10 @@ std::vector<ParameterSpec> parameters(const BatchNorm& spec, const std::vector<S
 inline int64_t macs(const BatchNorm&, const std::vector<Shape>&) {
   return 0;
 }
-// Backward adds up to two gradients of y. With a residual, its gradient is the masked dy, in place.
+// Backward adds up to two gradients of y over the first. With a residual, its gradient is the
+// masked sum, in place.
 inline BackwardNeeds backward_needs(const BatchNorm& s) {
-  return {.inputs = 1u, .dy_sources = 2, .dx_in_place = s.residual ? 1 : 0};
+  return {.inputs = 1u, .dy_sources = 2, .dx_in_place = s.residual ? 1 : -1, .writes_dy = true};
 }
 // Bytes that wait for backward: the ReLU's mask, a bit per element.
 size_t saved_bytes(const BatchNorm& spec, const Shape& y);

@@ -17,6 +17,7 @@ class BatchNormCpu final : public Op {
       : threads_(threads),
         spec_(spec),
         rows_(config.y.rows()),
+        count_(static_cast<double>(config.y.h * config.y.w * config.batch)),
         c_(config.y.c),
         training_(config.training),
         blocks_((rows_ + kBatchNormRowBlock - 1) / kBatchNormRowBlock),
@@ -24,7 +25,7 @@ class BatchNormCpu final : public Op {
     const auto channels = static_cast<size_t>(c_);
     vectors_ = AlignedBuffer(kVectors * channels * sizeof(float));
     if (training_) sums_ = AlignedBuffer(2 * channels * sizeof(double));
-    if (training_ && rows_ < 2)
+    if (training_ && count_ < 2)
       fail(ExitCode::kBadJob,
            "batch_norm \"{}\": one value per channel ({}) has no variance; use a larger "
            "batch_per_worker "
@@ -32,11 +33,27 @@ class BatchNormCpu final : public Op {
            config.name, to_string(config.y));
   }
 
+  void gather_forward(const NodeMemory& m) override {
+    const auto* x = static_cast<const T*>(m.x[0]);
+    if (m.slice.first) choose_shift(x);
+    auto* partial = static_cast<float*>(m.scratch);
+    kernels().statistics(partial, x, vector(kMean), rows_, c_, threads_);
+    add_blocks(m, partial);
+    if (!m.slice.last) return;
+    for (int64_t k = 0; k < c_; ++k) {
+      const double offset = sums()[k] / count_;
+      // Sum of squares minus a small square: rounding can take it below zero by a hair, never more.
+      double variance = sums()[c_ + k] / count_ - offset * offset;
+      if (variance < 0) variance = 0;
+      m.statistics[k] = static_cast<float>(static_cast<double>(vector(kMean)[k]) + offset);
+      m.statistics[c_ + k] = static_cast<float>(variance * count_ / (count_ - 1));
+      vector(kScale)[k] = static_cast<float>(variance);
+    }
+    set_statistics(m, m.statistics, vector(kScale));
+  }
+
   void forward(const NodeMemory& m, const StepInfo&) override {
-    if (training_)
-      batch_statistics(m);
-    else
-      set_statistics(m, m.running, m.running + c_);
+    if (!training_ && m.slice.first) set_statistics(m, m.running, m.running + c_);
     const auto* residual = spec_.residual ? static_cast<const T*>(m.x[1]) : nullptr;
     auto* mask = training_ && spec_.relu ? static_cast<uint16_t*>(m.saved) : nullptr;
     kernels().normalise(static_cast<T*>(m.y), mask, static_cast<const T*>(m.x[0]), residual,
@@ -44,18 +61,14 @@ class BatchNormCpu final : public Op {
                         threads_);
   }
 
-  void backward(const NodeMemory& m, const StepInfo&) override {
-    const auto* x = static_cast<const T*>(m.x[0]);
+  void gather_backward(const NodeMemory& m) override {
     auto* dy0 = static_cast<T*>(m.dy[0]);
     const auto* dy1 = m.dy.size() > 1 ? static_cast<const T*>(m.dy[1]) : nullptr;
-    const auto* mask = spec_.relu ? static_cast<const uint16_t*>(m.saved) : nullptr;
-    // The masked sum is stored where somebody needs it: the residual, or the second pass.
-    const bool stored = spec_.residual || dy1 != nullptr;
     auto* partial = static_cast<float*>(m.scratch);
-    kernels().backward_sums(partial, stored ? dy0 : nullptr, dy0, dy1, mask, x, vector(kMean),
-                            rows_, c_, threads_);
-    add_blocks(partial);
-    const double count = static_cast<double>(rows_);
+    kernels().backward_sums(partial, stores_sum(m) ? dy0 : nullptr, dy0, dy1, mask_of(m),
+                            static_cast<const T*>(m.x[0]), vector(kMean), rows_, c_, threads_);
+    add_blocks(m, partial);
+    if (!m.slice.last) return;
     for (int64_t k = 0; k < c_; ++k) {
       const double inv_std = vector(kInvStd)[k];
       const double dbeta = sums()[k], dgamma = sums()[c_ + k] * inv_std;
@@ -63,11 +76,15 @@ class BatchNormCpu final : public Op {
       m.gradients[1][k] = static_cast<float>(dbeta);
       const double a = m.parameters[0][k] * inv_std;
       vector(kA)[k] = static_cast<float>(a);
-      vector(kB)[k] = static_cast<float>(-a * dgamma * inv_std / count);
-      vector(kK)[k] = static_cast<float>(-a * dbeta / count);
+      vector(kB)[k] = static_cast<float>(-a * dgamma * inv_std / count_);
+      vector(kK)[k] = static_cast<float>(-a * dbeta / count_);
     }
+  }
+
+  void backward(const NodeMemory& m, const StepInfo&) override {
     if (!m.dx[0]) return;  // the input is the image
-    kernels().backward_apply(static_cast<T*>(m.dx[0]), dy0, stored ? nullptr : mask, x,
+    kernels().backward_apply(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
+                             stores_sum(m) ? nullptr : mask_of(m), static_cast<const T*>(m.x[0]),
                              vector(kMean), vector(kA), vector(kB), vector(kK), rows_, c_,
                              threads_);
   }
@@ -84,16 +101,21 @@ class BatchNormCpu final : public Op {
   double* sums() { return sums_.as<double>(); }
   static const BatchNormKernels<T>& kernels() { return batch_norm_kernels<T>(); }
 
-  // sums() = the blocks' sums, added in order.
-  void add_blocks(const float* partial) {
-    std::memset(sums_.data(), 0, sums_.size());
+  // The masked sum of gradients is stored where somebody needs it: the residual, or backward().
+  bool stores_sum(const NodeMemory& m) const { return spec_.residual || m.dy.size() > 1; }
+  const uint16_t* mask_of(const NodeMemory& m) const {
+    return spec_.relu ? static_cast<const uint16_t*>(m.saved) : nullptr;
+  }
+
+  // sums() += the blocks' sums of this slice, in order.
+  void add_blocks(const NodeMemory& m, const float* partial) {
+    if (m.slice.first) std::memset(sums_.data(), 0, sums_.size());
     for (int64_t block = 0; block < blocks_; ++block, partial += 2 * c_)
       for (int64_t k = 0; k < 2 * c_; ++k) sums()[k] += static_cast<double>(partial[k]);
   }
 
-  void batch_statistics(const NodeMemory& m) {
-    const auto* x = static_cast<const T*>(m.x[0]);
-    // Around which the sums are taken: the mean of up to 64 rows spread over the batch.
+  // Around which sums are taken: the mean of up to 64 rows spread over the first slice.
+  void choose_shift(const T* x) {
     float* shift = vector(kMean);
     const int64_t samples = rows_ < 64 ? rows_ : 64;
     for (int64_t k = 0; k < c_; ++k) shift[k] = 0.0f;
@@ -102,21 +124,6 @@ class BatchNormCpu final : public Op {
       for (int64_t k = 0; k < c_; ++k) shift[k] += as_float(row[k]);
     }
     for (int64_t k = 0; k < c_; ++k) shift[k] /= static_cast<float>(samples);
-
-    auto* partial = static_cast<float*>(m.scratch);
-    kernels().statistics(partial, x, shift, rows_, c_, threads_);
-    add_blocks(partial);
-    const double count = static_cast<double>(rows_);
-    for (int64_t k = 0; k < c_; ++k) {
-      const double offset = sums()[k] / count;
-      // Sum of squares minus a small square: rounding can take it below zero by a hair, never more.
-      double variance = sums()[c_ + k] / count - offset * offset;
-      if (variance < 0) variance = 0;
-      m.statistics[k] = static_cast<float>(static_cast<double>(shift[k]) + offset);
-      m.statistics[c_ + k] = static_cast<float>(variance * count / (count - 1));
-      vector(kScale)[k] = static_cast<float>(variance);
-    }
-    set_statistics(m, m.statistics, vector(kScale));
   }
 
   // Fills mean, 1 / std and scale from a mean and a biased variance (which may be in kScale).
@@ -134,7 +141,9 @@ class BatchNormCpu final : public Op {
 
   int threads_;
   BatchNorm spec_;
-  int64_t rows_, c_;
+  int64_t rows_;  // of one slice
+  double count_;  // values of a channel in the whole batch
+  int64_t c_;
   bool training_;
   int64_t blocks_;
   size_t saved_;

@@ -8,7 +8,7 @@
 
 namespace convoy::ops {
 
-std::unique_ptr<Op> make_op(CpuDevice&, const Conv2d& s, const OpConfig& c) {
+std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& c) {
   const onednn::ConvolutionShape shape = {.name = c.name,
                                           .x = c.x[0],
                                           .y = c.y,
@@ -20,7 +20,8 @@ std::unique_ptr<Op> make_op(CpuDevice&, const Conv2d& s, const OpConfig& c) {
                                           .bias = s.bias,
                                           .type = c.type};
   return make_weighted_op(
-      onednn::parameter_layout(shape), s.bias, c, [&] { return make_convolution_forward(shape); },
+      device.threads(), onednn::parameter_layout(shape), s.bias, c,
+      [&] { return make_convolution_forward(shape); },
       [&] { return make_convolution_backward_data(shape); },
       [&] { return make_convolution_backward_weights(shape); });
 }

@@ -23,6 +23,7 @@ class DropoutCpu final : public Op {
       : threads_(threads),
         rate_(static_cast<float>(spec.rate)),
         n_(c.y.elements()),
+        words_per_sample_((n_ / c.y.n + 15) / 16),
         node_(node_key(c.name)),
         saved_(c.training ? ops::saved_bytes(spec, c.y) : 0) {}
 
@@ -32,12 +33,14 @@ class DropoutCpu final : public Op {
       return;
     }
     auto* mask = static_cast<uint16_t*>(m.saved);
+    const auto first_word = static_cast<uint64_t>(m.slice.begin * words_per_sample_);
     const uint64_t draw = (step.step << 16) | static_cast<uint64_t>(step.worker & 0xffff);
     for (int64_t word = 0; word < (n_ + 15) / 16; ++word) {
       unsigned bits = 0;
       for (unsigned quarter = 0; quarter < 4; ++quarter) {
-        const Random4 words = random4(step.seed, Purpose::kDropout, draw,
-                                      node_ + static_cast<uint64_t>(word) * 4 + quarter);
+        const Random4 words =
+            random4(step.seed, Purpose::kDropout, draw,
+                    node_ + (first_word + static_cast<uint64_t>(word)) * 4 + quarter);
         for (unsigned i = 0; i < 4; ++i)
           bits |= static_cast<unsigned>(uniform_float(words[i]) >= rate_) << (4 * quarter + i);
       }
@@ -60,6 +63,7 @@ class DropoutCpu final : public Op {
   int threads_;
   float rate_;
   int64_t n_;
+  int64_t words_per_sample_;  // no slice draws another's numbers
   uint64_t node_;
   size_t saved_;
 };

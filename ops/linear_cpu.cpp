@@ -6,7 +6,7 @@
 
 namespace convoy::ops {
 
-std::unique_ptr<Op> make_op(CpuDevice&, const Linear& s, const OpConfig& c) {
+std::unique_ptr<Op> make_op(CpuDevice& device, const Linear& s, const OpConfig& c) {
   const onednn::LinearShape shape = {.name = c.name,
                                      .x = c.x[0],
                                      .out_features = s.out_features,
@@ -14,8 +14,8 @@ std::unique_ptr<Op> make_op(CpuDevice&, const Linear& s, const OpConfig& c) {
                                      .type = c.type,
                                      .y_type = c.y_type};
   return make_weighted_op(
-      onednn::parameter_layout(shape), s.bias, c, [&] { return make_linear_forward(shape); },
-      [&] { return make_linear_backward_data(shape); },
+      device.threads(), onednn::parameter_layout(shape), s.bias, c,
+      [&] { return make_linear_forward(shape); }, [&] { return make_linear_backward_data(shape); },
       [&] { return make_linear_backward_weights(shape); });
 }
 

@@ -1,20 +1,13 @@
 #include "ops/network.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "ops/core/error.h"
 #include "ops/fusion.h"
 
 namespace convoy::ops {
 namespace {
-
-// The moments of a step; see NetworkMemory.
-struct Moments {
-  int nodes;
-  int forward(size_t node) const { return static_cast<int>(node) + 1; }
-  int loss() const { return nodes + 1; }
-  int backward(size_t node) const { return 2 * nodes + 1 - static_cast<int>(node); }
-};
 
 DType output_type(const Graph& graph, size_t node, DType type) {
   const bool is_logits = node + 1 == graph.nodes.size();
@@ -25,12 +18,55 @@ size_t bytes_of(const Shape& shape, DType type) {
   return static_cast<size_t>(shape.elements()) * size_of(type);
 }
 
+// Adds the seconds it lives to a sum.
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& sum) : sum_(sum) {}
+  ~Stopwatch() {
+    sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& sum_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// The moments at which each node is called; see NetworkMemory.
+struct Moments {
+  std::vector<int> forward, backward;
+  int loss = 0;
+
+  Moments(const PassPlan& passes, size_t nodes) : forward(nodes), backward(nodes) {
+    int now = 0;
+    const auto visit = [&](const std::vector<Segment>& segments, Call::Kind kind,
+                           std::vector<int>& moments) {
+      for (const Segment& segment : segments) {
+        ++now;
+        for (const Call& call : segment.calls)
+          if (call.kind == kind) moments[call.node] = now;
+      }
+    };
+    visit(passes.forward, Call::Kind::kForward, forward);
+    loss = ++now;
+    visit(passes.backward, Call::Kind::kBackward, backward);
+  }
+};
+
+// What one slice of a node saves, kept apart from the next slice's by whole cache lines.
+size_t saved_stride(const OpSpec& spec, Shape y, int64_t slice) {
+  y.n = slice;
+  return (saved_bytes(spec, y) + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+}
+
 }  // namespace
 
-NetworkMemory network_memory(const Graph& graph, int64_t batch, DType type, bool training) {
+NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
+                             bool training) {
   const std::vector<Shape> shapes = infer_shapes(graph, batch);
   const size_t n = graph.nodes.size();
-  const Moments when{static_cast<int>(n)};
+  const Moments when(passes, n);
   NetworkMemory m;
   const auto add = [&](size_t bytes, int first, int last) {
     m.buffers.push_back({bytes, first, last});
@@ -47,29 +83,30 @@ NetworkMemory network_memory(const Graph& graph, int64_t batch, DType type, bool
   m.value.push_back(add(bytes_of(image, type), 0, 0));
   for (size_t i = 0; i < n; ++i)
     m.value.push_back(
-        add(bytes_of(shapes[i], output_type(graph, i, type)), when.forward(i), when.forward(i)));
-  lives_until(m.value[n], when.loss());
+        add(bytes_of(shapes[i], output_type(graph, i, type)), when.forward[i], when.forward[i]));
+  lives_until(m.value[n], when.loss);
   for (size_t i = 0; i < n; ++i) {
     const BackwardNeeds needs = backward_needs(graph.nodes[i].op);
     const std::vector<int>& inputs = graph.nodes[i].inputs;
     for (size_t k = 0; k < inputs.size(); ++k) {
       const int value = m.value[value_of(inputs[k])];
-      lives_until(value, when.forward(i));
-      if (training && (needs.inputs >> k & 1u) != 0) lives_until(value, when.backward(i));
+      lives_until(value, when.forward[i]);
+      if (training && (needs.inputs >> k & 1u) != 0) lives_until(value, when.backward[i]);
     }
   }
 
   m.saved.assign(n, -1);
   m.dy.resize(n + 1);
   m.dx.resize(n);
-  if (!training) return m;
-
-  m.dlogits = add(bytes_of(shapes[n - 1], type), when.loss(), when.backward(n - 1));
-  m.dy[n].push_back(m.dlogits);
-  for (size_t i = n; i-- > 0;) {
+  if (training) {
+    m.dlogits = add(bytes_of(shapes[n - 1], type), when.loss, when.backward[n - 1]);
+    m.dy[n].push_back(m.dlogits);
+  }
+  for (size_t i = n; training && i-- > 0;) {
     const Node& node = graph.nodes[i];
-    const size_t saved = saved_bytes(node.op, shapes[i]);
-    if (saved > 0) m.saved[i] = add(saved, when.forward(i), when.backward(i));
+    const size_t saved = saved_stride(node.op, shapes[i], passes.slice[i]) *
+                         static_cast<size_t>(batch / passes.slice[i]);
+    if (saved > 0) m.saved[i] = add(saved, when.forward[i], when.backward[i]);
     if (m.dy[i + 1].empty())
       fail(ExitCode::kBadJob, "{} \"{}\": nobody reads its output", kind_of(node.op),
            printable(node.name));
@@ -81,16 +118,30 @@ NetworkMemory network_memory(const Graph& graph, int64_t batch, DType type, bool
         continue;
       }
       // A gradient lives until the node that made the value has read it.
-      const int read_at = when.backward(static_cast<size_t>(source));
+      const int read_at = when.backward[static_cast<size_t>(source)];
       int buffer = m.dy[i + 1][0];
       if (static_cast<int>(k) == in_place)
         lives_until(buffer, read_at);
       else
         buffer =
-            add(bytes_of(shapes[static_cast<size_t>(source)], type), when.backward(i), read_at);
+            add(bytes_of(shapes[static_cast<size_t>(source)], type), when.backward[i], read_at);
       m.dx[i].push_back(buffer);
       m.dy[value_of(source)].push_back(buffer);
     }
+  }
+
+  // What lives in one segment alone is overwritten by the next slice.
+  m.one_slice.assign(m.buffers.size(), false);
+  const auto keep_one_slice = [&](int buffer, size_t node) {
+    Lifetime& b = m.buffers[static_cast<size_t>(buffer)];
+    if (b.first != b.last || m.one_slice[static_cast<size_t>(buffer)]) return;
+    m.one_slice[static_cast<size_t>(buffer)] = true;
+    b.bytes /= static_cast<size_t>(batch / passes.slice[node]);
+  };
+  for (size_t i = 0; i < n; ++i) {
+    keep_one_slice(m.value[i + 1], i);
+    for (const int buffer : m.dx[i])
+      if (buffer >= 0) keep_one_slice(buffer, i);
   }
   return m;
 }
@@ -100,53 +151,84 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
       config_(config),
       graph_(fuse(graph)),
       layout_(layout_of(graph_)),
-      shapes_(infer_shapes(graph_, config.batch)),
-      memory_(network_memory(graph_, config.batch, config.type, config.training)) {
+      shapes_(infer_shapes(graph_, config.batch)) {
   if (config_.batch <= 0) fail(ExitCode::kBadJob, "a batch of {} samples is empty", config_.batch);
   if (!device_.supports(config_.type))
     fail(ExitCode::kBadJob, "this {} cannot compute in {}; use precision FP32", device_.name(),
          name_of(config_.type));
+  passes_ = plan_passes(graph_, config_.batch, config_.type, config_.training);
+  memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training);
   const size_t n = graph_.nodes.size();
-  const Moments when{static_cast<int>(n)};
 
   size_t scratch_bytes = 0;
   for (size_t i = 0; i < n; ++i) {
     OpConfig op{.name = graph_.nodes[i].name,
-                .x = input_shapes(graph_, shapes_, i, config_.batch),
+                .x = input_shapes(graph_, shapes_, i, passes_.slice[i]),
                 .y = shapes_[i],
+                .batch = config_.batch,
                 .type = config_.type,
                 .y_type = output_type(graph_, i, config_.type),
                 .training = config_.training,
                 .wants_dx = {}};
+    op.y.n = passes_.slice[i];
     for (const int input : graph_.nodes[i].inputs) op.wants_dx.push_back(input != kImage);
     ops_.push_back(device_.make(graph_.nodes[i].op, op));
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
   }
   // One scratch buffer serves all ops, one after the other.
   const int scratch = static_cast<int>(memory_.buffers.size());
-  memory_.buffers.push_back({scratch_bytes, when.forward(0), when.backward(0)});
+  const auto moments = static_cast<int>(passes_.forward.size() + passes_.backward.size()) + 1;
+  memory_.buffers.push_back({scratch_bytes, 0, moments});
+  memory_.one_slice.push_back(true);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
 
   nodes_.resize(n);
   extra_dy_.resize(n);
   for (size_t i = 0; i < n; ++i) {
-    NodeMemory& m = nodes_[i];
-    for (const int input : graph_.nodes[i].inputs)
-      m.x.push_back(at(memory_.value[static_cast<size_t>(input + 1)]));
-    m.y = at(memory_.value[i + 1]);
-    m.saved = at(memory_.saved[i]);
-    m.scratch = at(scratch);
-    if (!config_.training) continue;
-    for (const int buffer : memory_.dx[i]) m.dx.push_back(at(buffer));
-    const auto sources = static_cast<size_t>(backward_needs(graph_.nodes[i].op).dy_sources);
-    for (size_t k = 0; k < memory_.dy[i + 1].size(); ++k)
-      (k < sources ? m.dy : extra_dy_[i]).push_back(at(memory_.dy[i + 1][k]));
+    const std::vector<Shape> x = input_shapes(graph_, shapes_, i, config_.batch);
+    const auto slices = static_cast<size_t>(config_.batch / passes_.slice[i]);
+    for (size_t s = 0; s < slices; ++s) {
+      NodeMemory m;
+      m.slice = {.begin = static_cast<int64_t>(s) * passes_.slice[i],
+                 .first = s == 0,
+                 .last = s + 1 == slices};
+      for (size_t k = 0; k < x.size(); ++k) {
+        const auto value = static_cast<size_t>(graph_.nodes[i].inputs[k] + 1);
+        m.x.push_back(at(memory_.value[value], x[k], config_.type, i, s));
+      }
+      m.y = at(memory_.value[i + 1], shapes_[i], output_type(graph_, i, config_.type), i, s);
+      if (memory_.saved[i] >= 0)
+        m.saved = static_cast<char*>(at(memory_.saved[i])) +
+                  s * saved_stride(graph_.nodes[i].op, shapes_[i], passes_.slice[i]);
+      m.scratch = at(scratch);
+      std::vector<void*> extra;
+      if (config_.training) {
+        for (size_t k = 0; k < x.size(); ++k)
+          m.dx.push_back(at(memory_.dx[i][k], x[k], config_.type, i, s));
+        const auto sources = static_cast<size_t>(backward_needs(graph_.nodes[i].op).dy_sources);
+        for (size_t k = 0; k < memory_.dy[i + 1].size(); ++k)
+          (k < sources ? m.dy : extra)
+              .push_back(at(memory_.dy[i + 1][k], shapes_[i], config_.type, i, s));
+      }
+      nodes_[i].push_back(std::move(m));
+      extra_dy_[i].push_back(std::move(extra));
+    }
   }
 
-  ready_.assign(n, 0);
+  // Gradients become final node by node, but nodes of one segment all at its end.
+  std::vector<size_t> end_of(n, 0);
   for (const ParameterLayout::Parameter& p : layout_.parameters)
-    ready_[p.node] = p.offset + p.floats();
+    end_of[p.node] = std::max(end_of[p.node], p.offset + p.floats());
+  size_t ready = 0;
+  for (const Segment& segment : passes_.backward) {
+    for (const Call& call : segment.calls)
+      if (call.kind == Call::Kind::kBackward) ready = std::max(ready, end_of[call.node]);
+    ready_.push_back(ready);
+  }
+  for (const auto* segments : {&passes_.forward, &passes_.backward})
+    for (const Segment& segment : *segments)
+      for (const Call& call : segment.calls) times_.calls.emplace_back(call, 0.0);
 }
 
 Network::~Network() = default;
@@ -156,28 +238,44 @@ void* Network::at(int buffer) const {
   return static_cast<char*>(arena_.data.get()) + plan_.offsets[static_cast<size_t>(buffer)];
 }
 
+void* Network::at(int buffer, const Shape& shape, DType type, size_t node, size_t slice) const {
+  if (buffer < 0) return nullptr;
+  if (memory_.one_slice[static_cast<size_t>(buffer)]) return at(buffer);
+  const size_t sample = bytes_of(shape, type) / static_cast<size_t>(shape.n);
+  return static_cast<char*>(at(buffer)) + sample * static_cast<size_t>(passes_.slice[node]) * slice;
+}
+
 void Network::bind(const Buffers& b) {
-  for (NodeMemory& m : nodes_) {
-    m.parameters.clear();
-    m.gradients.clear();
-  }
+  for (auto& slices : nodes_)
+    for (NodeMemory& m : slices) {
+      m.parameters.clear();
+      m.gradients.clear();
+    }
   // Parameters stand in backward order, but weight before bias inside a node, as ops expect them.
   for (const ParameterLayout::Parameter& p : layout_.parameters) {
-    nodes_[p.node].parameters.push_back(b.parameters + p.offset);
-    nodes_[p.node].gradients.push_back(b.gradients ? b.gradients + p.offset : nullptr);
+    for (NodeMemory& m : nodes_[p.node]) {
+      m.parameters.push_back(b.parameters + p.offset);
+      m.gradients.push_back(b.gradients ? b.gradients + p.offset : nullptr);
+    }
   }
   for (const ParameterLayout::Statistics& s : layout_.statistics) {
-    nodes_[s.node].running = b.running ? b.running + s.offset : nullptr;
-    nodes_[s.node].statistics = b.statistics ? b.statistics + s.offset : nullptr;
+    for (NodeMemory& m : nodes_[s.node]) {
+      m.running = b.running ? b.running + s.offset : nullptr;
+      m.statistics = b.statistics ? b.statistics + s.offset : nullptr;
+    }
   }
 }
 
 void Network::prepare() {
-  for (size_t i = 0; i < ops_.size(); ++i) ops_[i]->prepare(nodes_[i]);
+  const Stopwatch watch(times_.prepare);
+  for (size_t i = 0; i < ops_.size(); ++i) ops_[i]->prepare(nodes_[i][0]);
 }
 
 void Network::forward(const uint8_t* pixels, const StepInfo& step) {
-  device_.make_input(*config_.input, at(memory_.value[0]), config_.type, pixels);
+  {
+    const Stopwatch watch(times_.input);
+    device_.make_input(*config_.input, at(memory_.value[0]), config_.type, pixels);
+  }
   run_forward(step);
 }
 
@@ -189,10 +287,49 @@ void Network::forward_activations(const void* x, const StepInfo& step) {
 }
 
 void Network::run_forward(const StepInfo& step) {
-  for (size_t i = 0; i < ops_.size(); ++i) ops_[i]->forward(nodes_[i], step);
+  size_t time = 0;
+  for (const Segment& segment : passes_.forward) {
+    run(segment, step, time);
+    time += segment.calls.size();
+  }
+}
+
+void Network::run(const Segment& segment, const StepInfo& step, size_t first_time) {
+  const size_t slices = nodes_[segment.calls[0].node].size();
+  for (size_t slice = 0; slice < slices; ++slice)
+    for (size_t c = 0; c < segment.calls.size(); ++c) {
+      const Stopwatch watch(times_.calls[first_time + c].second);
+      run(segment.calls[c], slice, step);
+    }
+}
+
+void Network::run(const Call& call, size_t slice, const StepInfo& step) {
+  Op& op = *ops_[call.node];
+  const NodeMemory& m = nodes_[call.node][slice];
+  const bool gathered = gathers(graph_.nodes[call.node].op, config_.training);
+  switch (call.kind) {
+    case Call::Kind::kGatherForward:
+      return op.gather_forward(m);
+    case Call::Kind::kForward:
+      return op.forward(m, step);
+    case Call::Kind::kGatherBackward:
+      add_extra_dy(call.node, slice);
+      return op.gather_backward(m);
+    case Call::Kind::kBackward:
+      if (!gathered) add_extra_dy(call.node, slice);
+      return op.backward(m, step);
+  }
+}
+
+void Network::add_extra_dy(size_t node, size_t slice) {
+  for (const void* extra : extra_dy_[node][slice])
+    device_.accumulate(nodes_[node][slice].dy[0], extra,
+                       shapes_[node].elements() / shapes_[node].n * passes_.slice[node],
+                       config_.type);
 }
 
 LossResult Network::loss(const int32_t* labels, double gradient_scale) {
+  const Stopwatch watch(times_.loss);
   const TensorView x = logits();
   return device_.loss({.n = config_.batch,
                        .classes = x.shape.c,
@@ -202,12 +339,12 @@ LossResult Network::loss(const int32_t* labels, double gradient_scale) {
 }
 
 void Network::backward(const StepInfo& step, const std::function<void(size_t)>& ready) {
-  for (size_t i = ops_.size(); i-- > 0;) {
-    const NodeMemory& m = nodes_[i];
-    for (const void* extra : extra_dy_[i])
-      device_.accumulate(m.dy[0], extra, shapes_[i].elements(), config_.type);
-    ops_[i]->backward(m, step);
-    if (ready_[i] > 0) ready(ready_[i]);
+  size_t time = times_.calls.size(), last = 0;
+  for (const Segment& segment : passes_.backward) time -= segment.calls.size();
+  for (size_t i = 0; i < passes_.backward.size(); ++i) {
+    run(passes_.backward[i], step, time);
+    time += passes_.backward[i].calls.size();
+    if (ready_[i] > last) ready(last = ready_[i]);
   }
 }
 

@@ -13,11 +13,13 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "ops/device.h"
 #include "ops/graph.h"
 #include "ops/memory_plan.h"
+#include "ops/pass_plan.h"
 
 namespace convoy::ops {
 
@@ -30,9 +32,12 @@ struct NetworkConfig {
   double label_smoothing = 0.0;
 };
 
-// When buffers live, in moments: 0 the input, then each node forward, the loss, each node backward.
+// When buffers live, in moments: 0 the input, then each forward segment, the loss, each backward
+// segment (ops/pass_plan.h).
 struct NetworkMemory {
   std::vector<Lifetime> buffers;
+  // Per buffer: holds one slice, because it is written and read in one segment; else the batch.
+  std::vector<bool> one_slice;
   // Buffer of each value (0: the image, i + 1: node i), of each gradient a node receives and gives,
   // and of what it saves; -1: none.
   std::vector<int> value;
@@ -42,7 +47,14 @@ struct NetworkMemory {
   int dlogits = -1;
 };
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
-NetworkMemory network_memory(const Graph& graph, int64_t batch, DType type, bool training);
+NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
+                             bool training);
+
+// Seconds spent since a network was made.
+struct NetworkTimes {
+  double input = 0, prepare = 0, loss = 0;
+  std::vector<std::pair<Call, double>> calls;  // in the order of the step
+};
 
 class Network {
  public:
@@ -74,15 +86,23 @@ class Network {
   void forward_activations(const void* x, const StepInfo& step);
   // labels [batch]; gradient_scale: what 1 / samples of the step is. Training: fills dlogits.
   LossResult loss(const int32_t* labels, double gradient_scale);
-  // ready(n): the first n floats of the gradients are final; called after each node that has any.
+  // ready(n): the first n floats of the gradients are final; called after each segment that has
+  // finished any.
   void backward(const StepInfo& step, const std::function<void(size_t)>& ready);
 
   // [batch, classes] of the last forward, until backward; fp32 where the last node is linear, else
   // the network's type.
   TensorView logits() const;
 
+  const NetworkTimes& times() const { return times_; }
+
  private:
   void run_forward(const StepInfo& step);
+  void run(const Segment& segment, const StepInfo& step, size_t first_time);
+  void run(const Call& call, size_t slice, const StepInfo& step);
+  void add_extra_dy(size_t node, size_t slice);
+  // Where slice `slice` of node `node` lies in a buffer whose samples are of this shape.
+  void* at(int buffer, const Shape& shape, DType type, size_t node, size_t slice) const;
   void* at(int buffer) const;
 
   Device& device_;
@@ -90,14 +110,16 @@ class Network {
   Graph graph_;
   ParameterLayout layout_;
   std::vector<Shape> shapes_;
-  std::vector<std::unique_ptr<Op>> ops_;
+  PassPlan passes_;
   NetworkMemory memory_;
   MemoryPlan plan_;
+  std::vector<std::unique_ptr<Op>> ops_;
   DeviceMemory arena_;
-  std::vector<NodeMemory> nodes_;
-  // Gradients of node i's output that it cannot add itself, to be added to dy[0].
-  std::vector<std::vector<void*>> extra_dy_;
-  std::vector<size_t> ready_;  // floats of the gradients that are final after node i's backward
+  std::vector<std::vector<NodeMemory>> nodes_;  // per node and slice
+  // Per node and slice: gradients of its output that it cannot add itself, to be added to dy[0].
+  std::vector<std::vector<std::vector<void*>>> extra_dy_;
+  std::vector<size_t> ready_;  // floats of the gradients that are final after each backward segment
+  NetworkTimes times_;
 };
 
 }  // namespace convoy::ops

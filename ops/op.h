@@ -37,24 +37,35 @@ struct ParameterSpec {
 
 // What backward reads, and what it may overwrite: decides the lifetimes in the arena.
 struct BackwardNeeds {
-  unsigned inputs = 0;   // bit k: the value of input k
-  int dy_sources = 1;    // gradients of the output that it can add while it reads them
-  int dx_in_place = -1;  // the gradient of this input is written over dy[0]; -1: none
+  unsigned inputs = 0;     // bit k: the value of input k
+  int dy_sources = 1;      // gradients of the output that it can add while it reads them
+  int dx_in_place = -1;    // the gradient of this input is written over dy[0]; -1: none
+  bool writes_dy = false;  // dy[0] may be overwritten otherwise, too
 };
 
-// Everything that is fixed about one node when its Op is made.
+// Everything that is fixed about one node when its Op is made. An op works on slices of the batch
+// that are all of one size (ops/pass_plan.h).
 struct OpConfig {
-  std::string name;  // the node's, for messages
-  std::vector<Shape> x;
+  std::string name;      // the node's, for messages
+  std::vector<Shape> x;  // of one slice
   Shape y;
+  int64_t batch = 0;               // samples of all slices together
   DType type = DType::kFloat32;    // of x, dx and dy
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
   bool training = true;
   std::vector<bool> wants_dx;  // per input: false for images
 };
 
-// The memory of one node: pointers that stay the same for the life of a network.
+// Which samples of the batch a call works on. Calls see the slices of a batch in order.
+struct Slice {
+  int64_t begin = 0;  // the first sample
+  bool first = true, last = true;
+};
+
+// The memory of one node for one slice: pointers that stay the same for the life of a network.
+// Parameters, their gradients, statistics and scratch are the same for all slices.
 struct NodeMemory {
+  Slice slice;
   std::vector<void*> x;
   void* y = nullptr;
   std::vector<void*> dy;  // 1 to dy_sources tensors whose sum is the gradient of y
@@ -84,9 +95,16 @@ class Op {
   // The parameters have changed: repack them. Called once before the first forward of a step.
   virtual void prepare(const NodeMemory&) {}
   virtual void forward(const NodeMemory&, const StepInfo&) = 0;
+  // Parameter gradients are final after the last slice.
   virtual void backward(const NodeMemory&, const StepInfo&) = 0;
 
-  virtual size_t saved_bytes() const { return 0; }
+  // Batch norm in training (gathers() in ops/pass_plan.h): what must be known of the whole batch.
+  // Every slice is gathered before the first goes forward, and again before the first goes
+  // backward. The gradient that is written over dy[0] is final when its slice has been gathered.
+  virtual void gather_forward(const NodeMemory&) {}
+  virtual void gather_backward(const NodeMemory&) {}
+
+  virtual size_t saved_bytes() const { return 0; }  // of one slice
   virtual size_t scratch_bytes() const { return 0; }
 };
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "ops/elementwise_kernels.h"
 #include "ops/onednn.h"
 #include "ops/op.h"
 
@@ -12,8 +13,11 @@ namespace convoy::ops {
 class WeightedOpCpu final : public Op {
  public:
   // `parameters`: the layout in which weights and their gradients are kept (fp32).
-  WeightedOpCpu(const dnnl::memory::desc& parameters, bool bias, onednn::WeightedKernel forward)
-      : bias_(bias),
+  WeightedOpCpu(int threads, const OpConfig& config, const dnnl::memory::desc& parameters,
+                bool bias, onednn::WeightedKernel forward)
+      : threads_(threads),
+        bias_floats_(bias ? config.y.c : 0),
+        several_slices_(config.batch > config.y.n),
         forward_(std::move(forward.kernel)),
         forward_weights_(parameters, forward.weights),
         parameters_(parameters) {}
@@ -24,10 +28,10 @@ class WeightedOpCpu final : public Op {
   }
   void add_backward_weights(onednn::WeightedKernel backward) {
     backward_weights_ = std::move(backward.kernel);
-    if (!(backward.weights == parameters_)) {
-      gradient_bytes_ = (backward.weights.get_size() + 63) / 64 * 64;
-      gradient_reorder_ = onednn::make_reorder(backward.weights, parameters_);
-    }
+    gradient_floats_ = backward.weights.get_size() / sizeof(float);
+    if (backward.weights == parameters_) return;
+    gradient_reorder_ = onednn::make_reorder(backward.weights, parameters_);
+    if (several_slices_) packed_sum_ = AlignedBuffer(gradient_floats_ * sizeof(float));
   }
 
   void prepare(const NodeMemory& m) override {
@@ -36,7 +40,7 @@ class WeightedOpCpu final : public Op {
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
-    if (bias_)
+    if (bias_floats_ > 0)
       forward_.run({m.x[0], forward_weights_.data(), m.parameters[1], m.y}, m.scratch);
     else
       forward_.run({m.x[0], forward_weights_.data(), m.y}, m.scratch);
@@ -44,36 +48,59 @@ class WeightedOpCpu final : public Op {
 
   // Weights before data: dx may be written where x was, were it ever planned so.
   void backward(const NodeMemory& m, const StepInfo&) override {
-    // Scratch: the packed gradient, then the primitive's own.
-    void* packed = gradient_reorder_ ? m.scratch : m.gradients[0];
-    void* scratch = static_cast<char*>(m.scratch) + gradient_bytes_;
-    if (bias_)
-      backward_weights_.run({packed, m.gradients[1], m.x[0], m.dy[0]}, scratch);
-    else
-      backward_weights_.run({packed, m.x[0], m.dy[0]}, scratch);
-    if (gradient_reorder_) gradient_reorder_.run({packed, m.gradients[0]}, nullptr);
+    // Scratch: a gradient (packed as the primitive wants it) and its bias, then the primitive's
+    // own.
+    auto* scratch = static_cast<float*>(m.scratch);
+    float* sum = !gradient_reorder_ ? m.gradients[0]
+                 : several_slices_  ? packed_sum_.as<float>()
+                                    : scratch;
+    float* dw = m.slice.first ? sum : scratch;
+    float* own_scratch = scratch + gradient_scratch_floats();
+    if (bias_floats_ > 0) {
+      float* db = m.slice.first ? m.gradients[1] : scratch + round_up(gradient_floats_);
+      backward_weights_.run({dw, db, m.x[0], m.dy[0]}, own_scratch);
+      if (!m.slice.first) add(m.gradients[1], db, bias_floats_);
+    } else {
+      backward_weights_.run({dw, m.x[0], m.dy[0]}, own_scratch);
+    }
+    if (!m.slice.first) add(sum, dw, static_cast<int64_t>(gradient_floats_));
+    if (m.slice.last && gradient_reorder_) gradient_reorder_.run({sum, m.gradients[0]}, nullptr);
     if (backward_data_)
       backward_data_.run({m.dx[0], backward_weights_packed_.data(), m.dy[0]}, m.scratch);
   }
 
   size_t scratch_bytes() const override {
-    return std::max({forward_.scratch_bytes(), backward_data_.scratch_bytes(),
-                     gradient_bytes_ + backward_weights_.scratch_bytes()});
+    return std::max(
+        {forward_.scratch_bytes(), backward_data_.scratch_bytes(),
+         gradient_scratch_floats() * sizeof(float) + backward_weights_.scratch_bytes()});
   }
 
  private:
-  bool bias_;
+  // To whole cache lines.
+  static size_t round_up(size_t floats) { return (floats + 15) / 16 * 16; }
+  size_t gradient_scratch_floats() const {
+    if (!gradient_reorder_ && !several_slices_) return 0;
+    return round_up(gradient_floats_) + round_up(static_cast<size_t>(bias_floats_));
+  }
+  void add(float* sum, const float* addend, int64_t floats) const {
+    elementwise_kernels<float>().add(sum, sum, addend, floats, threads_);
+  }
+
+  int threads_;
+  int64_t bias_floats_;  // 0: no bias
+  bool several_slices_;
   onednn::Kernel forward_, backward_data_, backward_weights_, gradient_reorder_;
   onednn::PackedWeights forward_weights_, backward_weights_packed_;
   dnnl::memory::desc parameters_;
-  size_t gradient_bytes_ = 0;
+  size_t gradient_floats_ = 0;  // as backward_weights_ writes it
+  AlignedBuffer packed_sum_;    // of several slices' gradients, where they are packed
 };
 
 template <typename Forward, typename BackwardData, typename BackwardWeights>
-std::unique_ptr<Op> make_weighted_op(const dnnl::memory::desc& parameters, bool bias,
+std::unique_ptr<Op> make_weighted_op(int threads, const dnnl::memory::desc& parameters, bool bias,
                                      const OpConfig& c, Forward forward, BackwardData backward_data,
                                      BackwardWeights backward_weights) {
-  auto op = std::make_unique<WeightedOpCpu>(parameters, bias, forward());
+  auto op = std::make_unique<WeightedOpCpu>(threads, c, parameters, bias, forward());
   if (c.training) {
     if (c.wants_dx[0]) op->add_backward_data(backward_data());
     op->add_backward_weights(backward_weights());

@@ -80,7 +80,9 @@ void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int6
                            width, "", "", grouped(t.parameters), grouped(t.macs), grouped(t.bytes));
 
   const auto plan = [&](bool training) {
-    return ops::plan_memory(ops::network_memory(ops::fuse(graph), batch, type, training).buffers);
+    const ops::Graph fused = ops::fuse(graph);
+    const ops::PassPlan passes = ops::plan_passes(fused, batch, type, training);
+    return ops::plan_memory(ops::network_memory(fused, passes, batch, type, training).buffers);
   };
   const ops::MemoryPlan train = plan(true), infer = plan(false);
   std::cout << fmt::format(

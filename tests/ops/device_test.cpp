@@ -46,6 +46,7 @@ TEST(Device, TheCpuRefusesFp16) {
     return OpConfig{.name = "layer1",
                     .x = {x},
                     .y = y,
+                    .batch = y.n,
                     .type = DType::kFloat16,
                     .y_type = DType::kFloat16,
                     .training = true,

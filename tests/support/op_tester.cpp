@@ -121,10 +121,13 @@ OpConfig config_of(const OpCase& c, DType type) {
   OpConfig config = {.name = c.node,
                      .x = c.x,
                      .y = output_shape(c.spec, c.x),
+                     .batch = c.x[0].n,
                      .type = type,
                      .y_type = c.fp32_output ? DType::kFloat32 : type,
                      .training = c.training,
                      .wants_dx = {}};
+  for (Shape& x : config.x) x.n /= c.slices;
+  config.y.n /= c.slices;
   for (size_t i = 0; i < c.x.size(); ++i) config.wants_dx.push_back(wants(c, i));
   return config;
 }
@@ -235,6 +238,7 @@ std::string describe(const OpCase& c) {
     text += fmt::format(" kernel {} stride {} padding {} count_include_pad {}", s->kernel,
                         s->stride, s->padding, s->count_include_pad);
   for (const Shape& x : c.x) text += fmt::format(" {}", to_string(x));
+  if (c.slices > 1) text += fmt::format(", {} slices", c.slices);
   if (c.dy_sources > 1) text += fmt::format(", {} gradients", c.dy_sources);
   return text + (c.training ? "" : ", inference");
 }
@@ -266,6 +270,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   const BackwardNeeds needs = backward_needs(c.spec);
   const std::unique_ptr<Op> op = device.make(c.spec, config);
   EXPECT_LE(op->saved_bytes(), saved_bytes(c.spec, config.y));
+  const auto slices = static_cast<size_t>(c.slices);
 
   std::vector<GuardedBuffer> x, dy, dx, parameters, gradients;
   for (const auto& values : data.x) x.emplace_back(device, values, type);
@@ -276,34 +281,52 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   }
   const GuardedBuffer running(device, data.running, DType::kFloat32);
   const GuardedBuffer statistics(device, data.running.size() * sizeof(float));
-  const GuardedBuffer y(device, static_cast<size_t>(config.y.elements()) * size_of(config.y_type));
-  const GuardedBuffer saved(device, op->saved_bytes()), scratch(device, op->scratch_bytes());
+  const GuardedBuffer y(device,
+                        slices * static_cast<size_t>(config.y.elements()) * size_of(config.y_type));
+  const GuardedBuffer saved(device, slices * op->saved_bytes());
+  const GuardedBuffer scratch(device, op->scratch_bytes());
+  for (const Shape& shape : c.x)
+    dx.emplace_back(device, static_cast<size_t>(shape.elements()) * size_of(type));
 
-  NodeMemory m;
-  m.y = y.data();
-  for (const auto& b : x) m.x.push_back(b.data());
-  for (const auto& b : dy) m.dy.push_back(b.data());
-  for (const auto& b : parameters) m.parameters.push_back(static_cast<const float*>(b.data()));
-  for (const auto& b : gradients) m.gradients.push_back(static_cast<float*>(b.data()));
-  for (size_t i = 0; i < c.x.size(); ++i) {
-    dx.emplace_back(device, static_cast<size_t>(c.x[i].elements()) * size_of(type));
-    const bool in_place = static_cast<int>(i) == needs.dx_in_place;
-    m.dx.push_back(!wants(c, i) ? nullptr : in_place ? m.dy[0] : dx[i].data());
+  std::vector<NodeMemory> memory(slices);
+  for (size_t s = 0; s < slices; ++s) {
+    NodeMemory& m = memory[s];
+    const auto part = [&](const GuardedBuffer& buffer, const Shape& shape, DType t) -> void* {
+      return static_cast<char*>(buffer.data()) +
+             s * static_cast<size_t>(shape.elements()) * size_of(t);
+    };
+    m.slice = {
+        .begin = static_cast<int64_t>(s) * config.y.n, .first = s == 0, .last = s + 1 == slices};
+    m.y = part(y, config.y, config.y_type);
+    for (const auto& b : dy) m.dy.push_back(part(b, config.y, type));
+    for (size_t i = 0; i < c.x.size(); ++i) {
+      const bool in_place = static_cast<int>(i) == needs.dx_in_place;
+      m.x.push_back(part(x[i], config.x[i], type));
+      m.dx.push_back(!wants(c, i) ? nullptr : in_place ? m.dy[0] : part(dx[i], config.x[i], type));
+    }
+    for (const auto& b : parameters) m.parameters.push_back(static_cast<const float*>(b.data()));
+    for (const auto& b : gradients) m.gradients.push_back(static_cast<float*>(b.data()));
+    m.running = static_cast<const float*>(running.data());
+    m.statistics = static_cast<float*>(statistics.data());
+    m.saved = static_cast<char*>(saved.data()) + s * op->saved_bytes();
+    m.scratch = scratch.data();
   }
-  m.running = static_cast<const float*>(running.data());
-  m.statistics = static_cast<float*>(statistics.data());
-  m.saved = saved.data();
-  m.scratch = scratch.data();
 
   // What prepare() packs, the next one replaces: the first finds NaN.
-  op->prepare(m);
+  op->prepare(memory[0]);
   for (size_t p = 0; p < parameters.size(); ++p)
     parameters[p].write(data.parameters[p], DType::kFloat32);
-  op->prepare(m);
-  op->forward(m, c.step);
+  op->prepare(memory[0]);
+  const bool is_gathered = gathers(c.spec, c.training);
+  for (const NodeMemory& m : memory)
+    if (is_gathered) op->gather_forward(m);
+  for (const NodeMemory& m : memory) op->forward(m, c.step);
   OpResult result;
   result.y = y.read(config.y_type);
-  if (c.training) op->backward(m, c.step);
+  for (const NodeMemory& m : memory)
+    if (is_gathered) op->gather_backward(m);
+  for (const NodeMemory& m : memory)
+    if (c.training) op->backward(m, c.step);
 
   for (size_t i = 0; i < c.x.size() && c.training; ++i) {
     const bool in_place = static_cast<int>(i) == needs.dx_in_place;
@@ -324,7 +347,8 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   statistics.expect_guards("statistics");
   for (const auto& b : x) b.expect_unchanged("x");
   for (const auto& b : parameters) b.expect_unchanged("a parameter");
-  for (size_t i = needs.dx_in_place >= 0 ? 1 : 0; i < dy.size(); ++i) dy[i].expect_unchanged("dy");
+  const bool first_is_written = needs.writes_dy || needs.dx_in_place >= 0;
+  for (size_t i = first_is_written ? 1 : 0; i < dy.size(); ++i) dy[i].expect_unchanged("dy");
   return result;
 }
 
@@ -366,6 +390,12 @@ void expect_close(const std::string& what, const std::vector<float>& out,
 }
 
 void check_op(Device& device, DType type, const OpCase& c) {
+  const int64_t batch = c.x[0].n;
+  if (c.slices == 1 && batch > 1) {
+    OpCase by_sample = c;
+    by_sample.slices = batch;
+    check_op(device, type, by_sample);
+  }
   SCOPED_TRACE(fmt::format("{} on {} in {}", describe(c), device.name(), name_of(type)));
   const OpData data = make_data(c, type);
   const OpResult op = run(device, type, c, data);

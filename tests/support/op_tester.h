@@ -11,6 +11,7 @@
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/device.h"
+#include "ops/pass_plan.h"
 #include "tests/support/reference_ops.h"
 
 namespace convoy::ops {
@@ -56,6 +57,7 @@ struct OpCase {
   float mean = 0;
   std::string node = "node";
   StepInfo step = {};
+  int64_t slices = 1;  // of the batch
 };
 std::string describe(const OpCase& c);
 
@@ -73,9 +75,9 @@ struct OpResult {
   std::vector<float> statistics;
   bool operator==(const OpResult&) const = default;  // false where there is a NaN
 };
-// prepare() (twice), forward() and in training backward(), as a network would call them: the
-// gradient that is written in place lies where dy[0] was. Expects that nothing outside the buffers
-// and none of the inputs was written.
+// prepare() (twice), then forward and in training backward, as a network would call them, slice by
+// slice: the gradient that is written in place lies where dy[0] was. Expects that nothing outside
+// the buffers and none of the inputs was written.
 OpResult run(Device& device, DType type, const OpCase& c, const OpData& data);
 
 // What the reference makes of the same numbers (weights rounded to the type as the op does).
@@ -87,7 +89,7 @@ reference::Node run_reference(const OpCase& c, DType type, const OpData& data, c
 void expect_close(const std::string& what, const std::vector<float>& out,
                   const std::vector<double>& reference, DType type, int roundings = 1);
 
-// All outputs of one case on a device against the reference.
+// All outputs of one case on a device against the reference, the batch whole and sample by sample.
 void check_op(Device& device, DType type, const OpCase& c);
 
 // Backward against differences of forward, for inputs and parameters: of the reference element by

@@ -1,0 +1,178 @@
+#include "ops/pass_plan.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <utility>
+
+namespace convoy::ops {
+namespace {
+
+using Kind = Call::Kind;
+
+// What the tensors of one resolution may take in one slice: about what a core's cache holds.
+constexpr int64_t kSliceBytes = int64_t{2} << 20;
+
+int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
+  int64_t floats = 0;
+  for (const ParameterSpec& p : parameters(spec, x)) floats += p.is_weight ? p.elements() : 0;
+  return floats * static_cast<int64_t>(sizeof(float));
+}
+
+// All nodes of one resolution take slices of one size, so that they share segments: as many samples
+// as fit the cache, or more where weights are large, since every slice adds to their gradients.
+std::vector<int64_t> choose_slices(const Graph& graph, const std::vector<Shape>& shapes,
+                                   int64_t batch, DType type) {
+  struct Resolution {
+    int64_t sample_bytes = 0, weight_bytes = 0;  // the largest of a node
+  };
+  std::map<std::pair<int64_t, int64_t>, Resolution> resolutions;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    Resolution& r = resolutions[{shapes[i].h, shapes[i].w}];
+    const int64_t elements = shapes[i].elements() / shapes[i].n;
+    r.sample_bytes = std::max(r.sample_bytes, elements * static_cast<int64_t>(size_of(type)));
+    r.weight_bytes = std::max(
+        r.weight_bytes, weight_bytes(graph.nodes[i].op, input_shapes(graph, shapes, i, batch)));
+  }
+  std::vector<int64_t> slices;
+  for (const Shape& shape : shapes) {
+    const Resolution& r = resolutions[{shape.h, shape.w}];
+    const int64_t wanted = std::max(kSliceBytes, r.weight_bytes) / r.sample_bytes;
+    int64_t slice = std::clamp<int64_t>(wanted, 1, batch);
+    while (batch % slice != 0) ++slice;
+    slices.push_back(slice);
+  }
+  return slices;
+}
+
+// Cuts a list of calls where a node goes on that was gathered in the same segment, and where the
+// size of the slices changes.
+std::vector<Segment> cut(const std::vector<Call>& calls, const std::vector<int64_t>& slice) {
+  std::vector<Segment> segments;
+  std::vector<bool> gathered(slice.size(), false);
+  for (const Call& call : calls) {
+    const bool gathers = call.kind == Kind::kGatherForward || call.kind == Kind::kGatherBackward;
+    if (segments.empty() || (!gathers && gathered[call.node]) ||
+        slice[segments.back().calls.back().node] != slice[call.node]) {
+      segments.emplace_back();
+      gathered.assign(slice.size(), false);
+    }
+    segments.back().calls.push_back(call);
+    gathered[call.node] = gathered[call.node] || gathers;
+  }
+  return segments;
+}
+
+// Statistics are gathered as soon as their values are there, while those are in the cache.
+std::vector<Call> forward_calls(const Graph& graph, bool training) {
+  std::vector<Call> calls;
+  const auto gather_readers = [&](int value) {
+    for (size_t j = 0; j < graph.nodes.size(); ++j)
+      if (gathers(graph.nodes[j].op, training) && graph.nodes[j].inputs[0] == value)
+        calls.push_back({Kind::kGatherForward, j});
+  };
+  gather_readers(kImage);
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    calls.push_back({Kind::kForward, i});
+    gather_readers(static_cast<int>(i));
+  }
+  return calls;
+}
+
+// The list reversed. A node is gathered as soon as all gradients of its output are there.
+std::vector<Call> backward_calls(const Graph& graph) {
+  const size_t n = graph.nodes.size();
+  std::vector<int> awaited(n, 0);  // gradients of the node's output that are still to come
+  for (const Node& node : graph.nodes)
+    for (const int input : node.inputs)
+      if (input != kImage) ++awaited[static_cast<size_t>(input)];
+  const std::vector<int> readers = awaited;
+  const auto is_gathered = [&](size_t i) { return gathers(graph.nodes[i].op, true); };
+
+  std::vector<Call> calls;
+  std::vector<bool> done(n, false);  // gathered
+  const std::function<void(size_t)> gather = [&](size_t i) {
+    calls.push_back({Kind::kGatherBackward, i});
+    done[i] = true;
+    // What lies over dy[0] is final now; who only reads it can be gathered behind us.
+    const int in_place = backward_needs(graph.nodes[i].op).dx_in_place;
+    if (in_place < 0) return;
+    const int source = graph.nodes[i].inputs[static_cast<size_t>(in_place)];
+    if (source == kImage) return;
+    const auto s = static_cast<size_t>(source);
+    const auto* bn = std::get_if<BatchNorm>(&graph.nodes[s].op);
+    if (bn && !bn->residual && readers[s] == 1) gather(s);
+  };
+  for (size_t i = n; i-- > 0;) {
+    if (is_gathered(i) && !done[i]) gather(i);
+    calls.push_back({Kind::kBackward, i});
+    for (const int input : graph.nodes[i].inputs) {
+      if (input == kImage) continue;
+      const auto source = static_cast<size_t>(input);
+      if (--awaited[source] == 0 && is_gathered(source) && !done[source]) gather(source);
+    }
+  }
+  return calls;
+}
+
+}  // namespace
+
+bool gathers(const OpSpec& spec, bool training) {
+  return training && std::holds_alternative<BatchNorm>(spec);
+}
+
+PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool training) {
+  const std::vector<Shape> shapes = infer_shapes(graph, batch);
+  PassPlan plan;
+  plan.slice = choose_slices(graph, shapes, batch, type);
+  plan.forward = cut(forward_calls(graph, training), plan.slice);
+  if (training) plan.backward = cut(backward_calls(graph), plan.slice);
+  return plan;
+}
+
+Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bool training) {
+  const std::vector<Shape> shapes = infer_shapes(graph, batch);
+  const Node& node = graph.nodes[call.node];
+  const std::vector<Shape> x_shapes = input_shapes(graph, shapes, call.node, batch);
+  const auto bytes = [&](const Shape& s) {
+    return static_cast<double>(s.elements()) * static_cast<double>(size_of(type));
+  };
+  const double y = bytes(shapes[call.node]);
+  const double saved =
+      training ? static_cast<double>(saved_bytes(node.op, shapes[call.node])) : 0.0;
+  double x = 0, dx = 0, floats = 0;
+  for (size_t k = 0; k < node.inputs.size(); ++k) {
+    x += bytes(x_shapes[k]);
+    if (node.inputs[k] != kImage) dx += bytes(x_shapes[k]);
+  }
+  for (const ParameterSpec& p : parameters(node.op, x_shapes))
+    floats += static_cast<double>(p.elements());
+  const double flops = 2.0 * static_cast<double>(macs(node.op, x_shapes));
+  const double weights = flops > 0 ? floats * static_cast<double>(size_of(type)) : 0.0;
+
+  if (const auto* bn = std::get_if<BatchNorm>(&node.op)) {
+    double dy = 0;
+    for (const Node& reader : graph.nodes)
+      dy += y * static_cast<double>(std::count(reader.inputs.begin(), reader.inputs.end(),
+                                               static_cast<int>(call.node)));
+    const bool stored = bn->residual || dy > y;
+    switch (call.kind) {
+      case Kind::kGatherForward:
+        return {0, y};
+      case Kind::kForward:
+        return {0, x + y + saved};
+      case Kind::kGatherBackward:
+        return {0, dy + y + saved + (stored ? y : 0.0)};
+      case Kind::kBackward:
+        return {0, 3 * y + (stored ? 0.0 : saved)};
+    }
+  }
+  if (call.kind == Kind::kForward) return {flops, x + weights + y + saved};
+  // A weight's gradient reads x and dy, the data's dy and the weights.
+  if (flops > 0)
+    return {dx > 0 ? 2 * flops : flops,
+            x + y + floats * sizeof(float) + (dx > 0 ? y + weights + dx : 0.0)};
+  return {0, y + saved + dx};
+}
+
+}  // namespace convoy::ops
