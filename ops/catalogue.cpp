@@ -4,7 +4,9 @@ namespace convoy::ops {
 namespace {
 
 struct Kind {
-  std::string operator()(const Conv2d&) const { return "Conv2d"; }
+  std::string operator()(const Conv2d& s) const {
+    return s.batch_norm ? "Conv2d+" + (*this)(*s.batch_norm) : "Conv2d";
+  }
   std::string operator()(const BatchNorm& s) const {
     return std::string("BatchNorm") + (s.residual ? "+Add" : "") + (s.relu ? "+ReLU" : "");
   }

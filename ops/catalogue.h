@@ -43,7 +43,12 @@ inline BackwardNeeds backward_needs(const OpSpec& spec) {
 inline size_t saved_bytes(const OpSpec& spec, const Shape& y) {
   return std::visit([&](const auto& s) { return saved_bytes(s, y); }, spec);
 }
-// As tables print it: "Conv2d", ...; a fused batch norm says what is in it.
+// The input that y is written over; its memory is y's. -1: none.
+inline int y_in_place(const OpSpec& spec) {
+  const auto* conv = std::get_if<Conv2d>(&spec);
+  return conv && conv->batch_norm && conv->batch_norm->residual ? 1 : -1;
+}
+// As tables print it: "Conv2d", ...; a fused node says what is in it.
 std::string kind_of(const OpSpec& spec);
 
 }  // namespace convoy::ops

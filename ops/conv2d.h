@@ -1,8 +1,16 @@
 // Convolution: y [N,K,P,Q] = conv(x [N,C,H,W], w [K,C/G,R,S]) (+ bias [K]); square filters.
 // P = (H + 2 padding - R) / stride + 1. x and y in NHWC memory; sums in fp32.
+//
+// In inference ops/fusion.* folds the batch norm behind it into weights and bias, per output
+// channel
+//   s = gamma / sqrt(var + epsilon)    w' = w s    bias' = beta + (bias - mean) s
+// once per prepare(), in double, rounded once; its residual and ReLU are part of the same pass, and
+// y is written over the residual.
 #pragma once
 
-#include "ops/op.h"
+#include <optional>
+
+#include "ops/batch_norm.h"
 
 namespace convoy::ops {
 
@@ -15,10 +23,12 @@ struct Conv2d {
   int64_t padding = 0;
   int64_t groups = 1;
   bool bias = false;
+  std::optional<BatchNorm> batch_norm = {};  // folded in; inference only
 };
 
 // Throws Error (kBadJob) that names what does not fit; the caller adds the node's name.
 Shape output_shape(const Conv2d& spec, const std::vector<Shape>& x);
+// Those of a batch norm come first, as in the flat buffers.
 std::vector<ParameterSpec> parameters(const Conv2d& spec, const std::vector<Shape>& x);
 // Multiply-accumulates of one forward pass over the whole batch.
 int64_t macs(const Conv2d& spec, const std::vector<Shape>& x);

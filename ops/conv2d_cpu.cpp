@@ -1,5 +1,6 @@
 // Convolution on oneDNN. Weights are packed once per step; gradients come back to OIHW in fp32.
 #include <algorithm>
+#include <cmath>
 
 #include "ops/conv2d.h"
 #include "ops/cpu_device.h"
@@ -7,6 +8,60 @@
 #include "ops/weighted_op_cpu.h"
 
 namespace convoy::ops {
+namespace {
+
+// Convolution, batch norm, residual and ReLU in one primitive; inference only.
+class FoldedConv2dCpu final : public Op {
+ public:
+  FoldedConv2dCpu(const Conv2d& spec, const onednn::ConvolutionShape& shape)
+      : FoldedConv2dCpu(spec, shape, make_convolution_forward(shape)) {}
+
+  void prepare(const NodeMemory& m) override {
+    const auto channels = static_cast<int64_t>(bias_.size());
+    const float *gamma = m.parameters[0], *beta = m.parameters[1], *w = m.parameters[2];
+    const float *mean = m.running, *variance = m.running + channels;
+    const auto filter = static_cast<int64_t>(folded_bytes_ / sizeof(float)) / channels;
+    AlignedBuffer folded(folded_bytes_);
+    for (int64_t k = 0; k < channels; ++k) {
+      const double scale = static_cast<double>(gamma[k]) /
+                           std::sqrt(static_cast<double>(variance[k]) + spec_.batch_norm->epsilon);
+      const double bias = spec_.bias ? static_cast<double>(m.parameters[3][k]) : 0.0;
+      bias_[static_cast<size_t>(k)] = static_cast<float>(
+          static_cast<double>(beta[k]) + (bias - static_cast<double>(mean[k])) * scale);
+      for (int64_t i = k * filter; i < (k + 1) * filter; ++i)
+        folded.as<float>()[i] = static_cast<float>(static_cast<double>(w[i]) * scale);
+    }
+    weights_.pack(folded.as<float>());
+    if (weights_.data() == folded.data()) unpacked_ = std::move(folded);
+  }
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    forward_.run({m.x[0], weights_.data(), bias_.data(), m.y}, m.scratch);
+  }
+  void backward(const NodeMemory&, const StepInfo&) override {
+    fail(ExitCode::kFault, "a folded convolution has no backward pass");
+  }
+
+  size_t scratch_bytes() const override { return forward_.scratch_bytes(); }
+
+ private:
+  FoldedConv2dCpu(const Conv2d& spec, const onednn::ConvolutionShape& shape,
+                  onednn::WeightedKernel kernel)
+      : spec_(spec),
+        folded_bytes_(parameter_layout(shape).get_size()),
+        forward_(std::move(kernel.kernel)),
+        weights_(parameter_layout(shape), kernel.weights),
+        bias_(static_cast<size_t>(spec.out_channels)) {}
+
+  Conv2d spec_;
+  size_t folded_bytes_;
+  onednn::Kernel forward_;
+  onednn::PackedWeights weights_;
+  AlignedBuffer unpacked_;  // the folded weights where the primitive takes them as they are
+  std::vector<float> bias_;
+};
+
+}  // namespace
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& c) {
   const onednn::ConvolutionShape shape = {.name = c.name,
@@ -17,8 +72,11 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& 
                                           .stride = s.stride,
                                           .padding = s.padding,
                                           .groups = s.groups,
-                                          .bias = s.bias,
-                                          .type = c.type};
+                                          .bias = s.bias || s.batch_norm,
+                                          .type = c.type,
+                                          .residual = s.batch_norm && s.batch_norm->residual,
+                                          .relu = s.batch_norm && s.batch_norm->relu};
+  if (s.batch_norm) return std::make_unique<FoldedConv2dCpu>(s, shape);
   return make_weighted_op(
       device.threads(), onednn::parameter_layout(shape), s.bias, c,
       [&] { return make_convolution_forward(shape); },

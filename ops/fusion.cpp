@@ -5,19 +5,26 @@
 namespace convoy::ops {
 namespace {
 
-constexpr int kGone = -2;
-
 // The graph with a count of readers per node; merging marks nodes as gone.
 class Fuser {
  public:
-  explicit Fuser(const Graph& graph) : graph_(graph), readers_(graph.nodes.size(), 0) {
-    for (const Node& node : graph_.nodes)
-      for (const int input : node.inputs)
-        if (input != kImage) ++readers_[index(input)];
+  explicit Fuser(const Graph& graph)
+      : graph_(graph),
+        readers_(graph.nodes.size(), 0),
+        last_reader_(graph.nodes.size(), 0),
+        merged_into_(graph.nodes.size()),
+        overwritten_(graph.nodes.size(), false) {
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      merged_into_[i] = i;
+      for (const int input : graph_.nodes[i].inputs) {
+        if (input == kImage) continue;
+        ++readers_[index(input)];
+        last_reader_[index(input)] = i;
+      }
+    }
   }
 
   Graph run() {
-    gone_.assign(graph_.nodes.size(), false);
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
       Node& node = graph_.nodes[i];
       if (std::holds_alternative<Add>(node.op))
@@ -25,6 +32,12 @@ class Fuser {
       else if (std::holds_alternative<Relu>(node.op))
         merge_relu(i);
     }
+    return compact().graph;
+  }
+
+  InferenceGraph fold() {
+    for (size_t i = 0; i < graph_.nodes.size(); ++i)
+      if (std::holds_alternative<BatchNorm>(graph_.nodes[i].op)) merge_batch_norm(i);
     return compact();
   }
 
@@ -38,11 +51,11 @@ class Fuser {
     return bn && !bn->relu ? bn : nullptr;
   }
 
-  // Node i becomes the batch norm `from` with the given spec and inputs.
-  void become(size_t i, int from, const BatchNorm& spec, std::vector<int> inputs) {
+  // Node i becomes the node `from` with the given spec and inputs.
+  void become(size_t i, int from, const OpSpec& spec, std::vector<int> inputs) {
     const Node& source = graph_.nodes[index(from)];
     graph_.nodes[i] = {source.name, spec, std::move(inputs), source.position};
-    gone_[index(from)] = true;
+    merged_into_[index(from)] = i;
   }
 
   void merge_add(size_t i) {
@@ -66,29 +79,57 @@ class Fuser {
     become(i, input, spec, graph_.nodes[index(input)].inputs);
   }
 
-  Graph compact() const {
-    Graph out{.name = graph_.name, .image = graph_.image, .nodes = {}};
-    std::vector<int> moved(graph_.nodes.size(), kGone);
+  void merge_batch_norm(size_t i) {
+    const std::vector<int> inputs = graph_.nodes[i].inputs;
+    if (inputs[0] == kImage || readers_[index(inputs[0])] != 1) return;
+    const Node& source = graph_.nodes[index(inputs[0])];
+    const auto* conv = std::get_if<Conv2d>(&source.op);
+    if (!conv) return;
+    // The convolution moves to here: what it reads must still be there.
+    const int x = source.inputs[0];
+    if (x != kImage && overwritten_[index(x)]) return;
+    std::vector<int> folded_inputs = {x};
+    if (inputs.size() == 2) {
+      const int residual = inputs[1];
+      if (residual == kImage || residual == x || last_reader_[index(residual)] != i) return;
+      overwritten_[index(residual)] = true;
+      folded_inputs.push_back(residual);
+    }
+    Conv2d spec = *conv;
+    spec.batch_norm = std::get<BatchNorm>(graph_.nodes[i].op);
+    become(i, inputs[0], spec, std::move(folded_inputs));
+  }
+
+  InferenceGraph compact() const {
+    InferenceGraph out{.graph = {.name = graph_.name, .image = graph_.image, .nodes = {}},
+                       .node_of = std::vector<size_t>(graph_.nodes.size())};
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
-      if (gone_[i]) continue;
+      if (merged_into_[i] != i) continue;
       Node node = graph_.nodes[i];
       for (int& input : node.inputs)
-        if (input != kImage) input = moved[index(input)];
-      moved[i] = static_cast<int>(out.nodes.size());
-      out.nodes.push_back(std::move(node));
+        if (input != kImage) input = static_cast<int>(out.node_of[index(input)]);
+      out.node_of[i] = out.graph.nodes.size();
+      out.graph.nodes.push_back(std::move(node));
     }
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) out.node_of[i] = out.node_of[merged_into_[i]];
     return out;
   }
 
   Graph graph_;
   std::vector<int> readers_;
-  std::vector<bool> gone_;
+  std::vector<size_t> last_reader_;
+  std::vector<size_t> merged_into_;  // another node: gone
+  std::vector<bool> overwritten_;    // by a convolution whose residual it is
 };
 
 }  // namespace
 
 Graph fuse(const Graph& graph) {
   return Fuser(graph).run();
+}
+
+InferenceGraph fold_batch_norms(const Graph& fused) {
+  return Fuser(fused).fold();
 }
 
 }  // namespace convoy::ops

@@ -10,4 +10,14 @@ namespace convoy::ops {
 // between. Of an Add of two batch norms the first input's is taken. Names of parameters stay.
 Graph fuse(const Graph& graph);
 
+// What inference runs: a convolution that a batch norm alone reads takes it over with its residual
+// and ReLU, in the batch norm's place, under the convolution's name. The result is written over the
+// residual, so a batch norm stays where a later node, or the convolution itself, reads that.
+struct InferenceGraph {
+  Graph graph;
+  // Per node of the fused graph, which still says where parameters lie: who computes it here.
+  std::vector<size_t> node_of;
+};
+InferenceGraph fold_batch_norms(const Graph& fused);
+
 }  // namespace convoy::ops

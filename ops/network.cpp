@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "ops/core/error.h"
 #include "ops/fusion.h"
@@ -81,9 +82,14 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
   Shape image = graph.image;
   image.n = batch;
   m.value.push_back(add(bytes_of(image, type), 0, 0));
-  for (size_t i = 0; i < n; ++i)
-    m.value.push_back(
-        add(bytes_of(shapes[i], output_type(graph, i, type)), when.forward[i], when.forward[i]));
+  for (size_t i = 0; i < n; ++i) {
+    const int in_place = y_in_place(graph.nodes[i].op);
+    if (in_place >= 0)
+      m.value.push_back(m.value[value_of(graph.nodes[i].inputs[static_cast<size_t>(in_place)])]);
+    else
+      m.value.push_back(
+          add(bytes_of(shapes[i], output_type(graph, i, type)), when.forward[i], when.forward[i]));
+  }
   lives_until(m.value[n], when.loss);
   for (size_t i = 0; i < n; ++i) {
     const BackwardNeeds needs = backward_needs(graph.nodes[i].op);
@@ -151,11 +157,18 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
       config_(config),
       graph_(fuse(graph)),
       layout_(layout_of(graph_)),
-      shapes_(infer_shapes(graph_, config.batch)) {
+      node_of_(graph_.nodes.size()) {
   if (config_.batch <= 0) fail(ExitCode::kBadJob, "a batch of {} samples is empty", config_.batch);
   if (!device_.supports(config_.type))
     fail(ExitCode::kBadJob, "this {} cannot compute in {}; use precision FP32", device_.name(),
          name_of(config_.type));
+  std::iota(node_of_.begin(), node_of_.end(), size_t{0});
+  if (!config_.training) {
+    InferenceGraph inference = fold_batch_norms(graph_);
+    graph_ = std::move(inference.graph);
+    node_of_ = std::move(inference.node_of);
+  }
+  shapes_ = infer_shapes(graph_, config_.batch);
   passes_ = plan_passes(graph_, config_.batch, config_.type, config_.training);
   memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training);
   const size_t n = graph_.nodes.size();
@@ -219,7 +232,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   // Gradients become final node by node, but nodes of one segment all at its end.
   std::vector<size_t> end_of(n, 0);
   for (const ParameterLayout::Parameter& p : layout_.parameters)
-    end_of[p.node] = std::max(end_of[p.node], p.offset + p.floats());
+    end_of[node_of_[p.node]] = std::max(end_of[node_of_[p.node]], p.offset + p.floats());
   size_t ready = 0;
   for (const Segment& segment : passes_.backward) {
     for (const Call& call : segment.calls)
@@ -251,15 +264,16 @@ void Network::bind(const Buffers& b) {
       m.parameters.clear();
       m.gradients.clear();
     }
-  // Parameters stand in backward order, but weight before bias inside a node, as ops expect them.
+  // Parameters stand in backward order, but weight before bias inside a node, as ops expect them;
+  // those of a folded batch norm before its convolution's.
   for (const ParameterLayout::Parameter& p : layout_.parameters) {
-    for (NodeMemory& m : nodes_[p.node]) {
+    for (NodeMemory& m : nodes_[node_of_[p.node]]) {
       m.parameters.push_back(b.parameters + p.offset);
       m.gradients.push_back(b.gradients ? b.gradients + p.offset : nullptr);
     }
   }
   for (const ParameterLayout::Statistics& s : layout_.statistics) {
-    for (NodeMemory& m : nodes_[s.node]) {
+    for (NodeMemory& m : nodes_[node_of_[s.node]]) {
       m.running = b.running ? b.running + s.offset : nullptr;
       m.statistics = b.statistics ? b.statistics + s.offset : nullptr;
     }

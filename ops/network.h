@@ -65,8 +65,8 @@ class Network {
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
-  const Graph& graph() const { return graph_; }  // fused
-  const ParameterLayout& layout() const { return layout_; }
+  const Graph& graph() const { return graph_; }  // fused; for inference, batch norms folded
+  const ParameterLayout& layout() const { return layout_; }  // of the fused graph
   size_t arena_bytes() const { return arena_.bytes; }
 
   // Flat buffers laid out as layout() says; the caller keeps them alive. Training needs all four,
@@ -79,6 +79,7 @@ class Network {
   };
   void bind(const Buffers& buffers);
 
+  // The parameters have changed or, for inference, the running statistics.
   void prepare();
   // pixels: uint8 [batch, H, W, C].
   void forward(const uint8_t* pixels, const StepInfo& step);
@@ -109,6 +110,7 @@ class Network {
   NetworkConfig config_;
   Graph graph_;
   ParameterLayout layout_;
+  std::vector<size_t> node_of_;  // the node of graph_ that has what layout_ says of a node
   std::vector<Shape> shapes_;
   PassPlan passes_;
   NetworkMemory memory_;

@@ -63,6 +63,17 @@ memory::desc bias_fp32(int64_t channels) {
   return {{channels}, memory::data_type::f32, tag::x};
 }
 
+dnnl::primitive_attr convolution_attributes(const ConvolutionShape& s) {
+  dnnl::primitive_attr attr;  // a copy of another would share its post-ops
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops after;
+  // The sum lets oneDNN keep its fastest implementations, which a binary addition does not (2.6).
+  if (s.residual) after.append_sum(1.0f);
+  if (s.relu) after.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
+  attr.set_post_ops(after);
+  return attr;
+}
+
 dnnl::convolution_forward::primitive_desc convolution_hint(const ConvolutionShape& s) {
   const memory::dims strides = {s.stride, s.stride}, pads = {s.padding, s.padding};
   const auto kind = dnnl::prop_kind::forward_training;
@@ -74,7 +85,7 @@ dnnl::convolution_forward::primitive_desc convolution_hint(const ConvolutionShap
                           : dnnl::convolution_forward::desc(kind, algorithm, nhwc(s.x, s.type),
                                                             weights_any(s, s.type),
                                                             nhwc(s.y, s.type), strides, pads, pads);
-    return dnnl::convolution_forward::primitive_desc(d, caller_owns_scratch(), engine());
+    return dnnl::convolution_forward::primitive_desc(d, convolution_attributes(s), engine());
   });
 }
 

@@ -61,6 +61,8 @@ struct ConvolutionShape {
   int64_t kernel_h, kernel_w, stride, padding, groups;
   bool bias;
   DType type;
+  // Of forward: y = relu(y + convolution), y holding a residual, in one pass.
+  bool residual = false, relu = false;
 };
 // Arguments: x, w [, bias], y.
 WeightedKernel make_convolution_forward(const ConvolutionShape& shape);

@@ -71,6 +71,26 @@ double percentile(std::vector<double> sorted, double share) {
   return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1) + 0.5)];
 }
 
+// Seconds of `steps` steps of inference: one evaluation, so that weights are packed once, on the
+// clock of one lane. As all lanes do the same, a step is one slice on each.
+std::vector<double> time_inference(Engine& engine, const ops::ImageInput& input,
+                                   const Engine::Images& images, uint64_t steps) {
+  const auto lanes = static_cast<uint64_t>(engine.lanes());
+  std::vector<double> times;
+  Clock::time_point start;
+  const Engine::Source source{[&](uint64_t slice) {
+                                if (slice == 0) start = Clock::now();
+                                return images;
+                              },
+                              [&](uint64_t slice) {
+                                if (slice % lanes != 0) return;
+                                times.push_back(seconds_since(start));
+                                start = Clock::now();
+                              }};
+  engine.evaluate(steps * lanes, input, engine.parameters().data(), source);
+  return times;
+}
+
 int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   ops::make_device(b.device, 1);  // a device that is not there is an error here, not in a thread
   const int cpus = comm::cpu_set().count;
@@ -95,7 +115,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .lanes = b.workers,
                       .type = b.type,
                       .input = input,
-                      .optimizer = {}};
+                      .optimizer = {},
+                      .training = !b.inference};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));
@@ -110,21 +131,22 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   std::vector<double> times;
   double measured = 0;
   uint64_t step = 0;
-  // All ranks take the same number of steps: rank 0's clock decides, through the stop flag.
-  for (bool stop = false; !stop; ++step) {
+  if (b.inference) {
+    // All ranks take the same number of steps: as many as rank 0's last warm-up step says.
+    times = time_inference(engine, input, images, static_cast<uint64_t>(std::max(1, b.warmup)));
+    int64_t count[1] = {
+        communicator.rank() == 0 ? static_cast<int64_t>(b.seconds / times.back()) + 1 : 0};
+    communicator.all_reduce_sum(count);
+    times = time_inference(engine, input, images,
+                           static_cast<uint64_t>(std::max<int64_t>(3, count[0])));
+  }
+  // In training rank 0's clock decides, through the stop flag.
+  for (bool stop = b.inference; !stop; ++step) {
     const auto start = Clock::now();
     const bool enough = measured >= b.seconds && times.size() >= 3;
-    if (b.inference) {
-      engine.evaluate(static_cast<uint64_t>(b.workers), input, engine.parameters().data(), source);
-      int64_t flag[1] = {communicator.rank() == 0 && enough};
-      communicator.all_reduce_sum(flag);
-      stop = flag[0] > 0;
-    } else {
-      const Engine::Control control{.stop = communicator.rank() == 0 && enough, .save = false};
-      // A learning rate of zero: random images must not lead to numbers that are slow or not
-      // finite.
-      stop = engine.step(step, 0.0, control, source).control.stop;
-    }
+    const Engine::Control control{.stop = communicator.rank() == 0 && enough, .save = false};
+    // A learning rate of zero: random images must not lead to numbers that are slow or not finite.
+    stop = engine.step(step, 0.0, control, source).control.stop;
     if (step < static_cast<uint64_t>(b.warmup)) continue;
     times.push_back(seconds_since(start));
     measured += times.back();

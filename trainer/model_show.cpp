@@ -80,9 +80,10 @@ void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int6
                            width, "", "", grouped(t.parameters), grouped(t.macs), grouped(t.bytes));
 
   const auto plan = [&](bool training) {
-    const ops::Graph fused = ops::fuse(graph);
-    const ops::PassPlan passes = ops::plan_passes(fused, batch, type, training);
-    return ops::plan_memory(ops::network_memory(fused, passes, batch, type, training).buffers);
+    ops::Graph runs = ops::fuse(graph);
+    if (!training) runs = ops::fold_batch_norms(runs).graph;
+    const ops::PassPlan passes = ops::plan_passes(runs, batch, type, training);
+    return ops::plan_memory(ops::network_memory(runs, passes, batch, type, training).buffers);
   };
   const ops::MemoryPlan train = plan(true), infer = plan(false);
   std::cout << fmt::format(
