@@ -35,8 +35,12 @@ class FoldedConv2dCpu final : public Op {
     if (weights_.data() == folded.data()) unpacked_ = std::move(folded);
   }
 
+  void share_weights(const Op& other) override {
+    packed_ = &dynamic_cast<const FoldedConv2dCpu&>(other);
+  }
+
   void forward(const NodeMemory& m, const StepInfo&) override {
-    forward_.run({m.x[0], weights_.data(), bias_.data(), m.y}, m.scratch);
+    forward_.run({m.x[0], packed_->weights_.data(), packed_->bias_.data(), m.y}, m.scratch);
   }
   void backward(const NodeMemory&, const StepInfo&) override {
     fail(ExitCode::kFault, "a folded convolution has no backward pass");
@@ -59,6 +63,7 @@ class FoldedConv2dCpu final : public Op {
   onednn::PackedWeights weights_;
   AlignedBuffer unpacked_;  // the folded weights where the primitive takes them as they are
   std::vector<float> bias_;
+  const FoldedConv2dCpu* packed_ = this;  // whose weights and bias are used
 };
 
 }  // namespace

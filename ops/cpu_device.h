@@ -22,6 +22,7 @@ class CpuDevice final : public Device {
   LossResult loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
                   DType type, const int32_t* labels) override;
   double measure_gemm(DType type, int64_t n) override;
+  double measure_copy() override;
   void accumulate(void* sum, const void* addend, int64_t n, DType type) override;
 
  private:

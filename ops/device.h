@@ -38,6 +38,9 @@ class Device {
                           const void* logits, DType type, const int32_t* labels) = 0;
   // Measured rate of a square matrix product, n x n x n, in FLOP/s: the best of a few runs.
   virtual double measure_gemm(DType type, int64_t n) = 0;
+  // Measured rate of copying memory that fits no cache, in bytes/s read and written together: the
+  // best of a few runs.
+  virtual double measure_copy() = 0;
   // sum += addend, n elements.
   virtual void accumulate(void* sum, const void* addend, int64_t n, DType type) = 0;
 };

@@ -1,5 +1,7 @@
 #include <omp.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 
 #include "ops/core/denormals.h"
@@ -58,6 +60,22 @@ void CpuDevice::make_input(const ImageInput& spec, void* x, DType type, const ui
 
 double CpuDevice::measure_gemm(DType type, int64_t n) {
   return onednn::measure_gemm(type, n);
+}
+
+double CpuDevice::measure_copy() {
+  constexpr size_t kBytes = size_t{64} << 20;  // of each thread
+  const auto threads = static_cast<size_t>(threads_);
+  const AlignedBuffer from(threads * kBytes), to(threads * kBytes);
+  double best_seconds = 1e30;
+  for (int run = 0; run < 5; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+#pragma omp parallel for num_threads(threads_) if (threads_ > 1)
+    for (size_t i = 0; i < threads; ++i)
+      std::memcpy(to.as<char>() + i * kBytes, from.as<char>() + i * kBytes, kBytes);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best_seconds = std::min(best_seconds, seconds.count());
+  }
+  return 2.0 * static_cast<double>(threads * kBytes) / best_seconds;
 }
 
 void CpuDevice::accumulate(void* sum, const void* addend, int64_t n, DType type) {

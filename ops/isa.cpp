@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
@@ -19,10 +20,12 @@ Isa detect() {
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     best = Isa::kAvx512;
+  if (best == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16")) best = Isa::kAvx512Bf16;
   const char* text = std::getenv("CONVOY_MAX_ISA");
   const std::string_view limit = text ? text : "";
   if (limit == "baseline") return Isa::kBaseline;
-  if (limit == "avx2" && best == Isa::kAvx512) return Isa::kAvx2;
+  if (limit == "avx2") return std::min(best, Isa::kAvx2);
+  if (limit == "avx512") return std::min(best, Isa::kAvx512);
   return best;
 #else
   return Isa::kBaseline;
@@ -44,6 +47,8 @@ const char* name_of(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
   }
   return "?";
 }

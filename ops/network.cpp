@@ -280,9 +280,20 @@ void Network::bind(const Buffers& b) {
   }
 }
 
-void Network::prepare() {
-  const Stopwatch watch(times_.prepare);
-  for (size_t i = 0; i < ops_.size(); ++i) ops_[i]->prepare(nodes_[i][0]);
+void Network::prepare(int part, int parts) {
+  // Contiguous nodes with about the same number of parameters.
+  const auto border = [&](int p) {
+    return layout_.parameter_floats * static_cast<size_t>(p) / static_cast<size_t>(parts);
+  };
+  std::vector<bool> mine(ops_.size(), part == 0);
+  for (const ParameterLayout::Parameter& p : layout_.parameters)
+    mine[node_of_[p.node]] = p.offset >= border(part) && p.offset < border(part + 1);
+  for (size_t i = 0; i < ops_.size(); ++i)
+    if (mine[i]) ops_[i]->prepare(nodes_[i][0]);
+}
+
+void Network::share_weights(const Network& other) {
+  for (size_t i = 0; i < ops_.size(); ++i) ops_[i]->share_weights(*other.ops_[i]);
 }
 
 void Network::forward(const uint8_t* pixels, const StepInfo& step) {

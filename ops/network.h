@@ -52,7 +52,7 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
 
 // Seconds spent since a network was made.
 struct NetworkTimes {
-  double input = 0, prepare = 0, loss = 0;
+  double input = 0, loss = 0;
   std::vector<std::pair<Call, double>> calls;  // in the order of the step
 };
 
@@ -79,8 +79,12 @@ class Network {
   };
   void bind(const Buffers& buffers);
 
-  // The parameters have changed or, for inference, the running statistics.
-  void prepare();
+  // The parameters have changed or, for inference, the running statistics. Several threads may
+  // share the work, each its part, and meet before forward().
+  void prepare(int part = 0, int parts = 1);
+  // From now on `other`, a network of the same graph and configuration on another lane, is prepared
+  // in place of this one. It must outlive this one's last step.
+  void share_weights(const Network& other);
   // pixels: uint8 [batch, H, W, C].
   void forward(const uint8_t* pixels, const StepInfo& step);
   // x: activations of the network's type [batch, H, W, C], copied (tests).

@@ -331,7 +331,7 @@ memory::desc parameter_layout(const LinearShape& s) {
 
 PackedWeights::PackedWeights(const memory::desc& parameters, const memory::desc& packed) {
   if (parameters == packed) return;
-  memory_ = AlignedBuffer(packed.get_size());
+  bytes_ = packed.get_size();
   reorder_ = make_reorder(parameters, packed);
   if (reorder_.scratch_bytes() > 0)
     fail(ExitCode::kFault, "oneDNN: a weight reorder wants {} bytes of scratch memory",
@@ -339,10 +339,12 @@ PackedWeights::PackedWeights(const memory::desc& parameters, const memory::desc&
 }
 
 void PackedWeights::pack(const float* parameters) {
-  if (reorder_)
-    reorder_.run({parameters, memory_.data()}, nullptr);
-  else
+  if (!reorder_) {
     direct_ = parameters;
+    return;
+  }
+  if (memory_.size() == 0) memory_ = AlignedBuffer(bytes_);
+  reorder_.run({parameters, memory_.data()}, nullptr);
 }
 
 }  // namespace convoy::ops::onednn

@@ -86,7 +86,8 @@ WeightedKernel make_linear_backward_data(const LinearShape& shape);     // dx, w
 WeightedKernel make_linear_backward_weights(const LinearShape& shape);  // dw [, dbias], x, dy
 dnnl::memory::desc parameter_layout(const LinearShape& shape);
 
-// Weights as one primitive wants them, packed from the fp32 parameters.
+// Weights as one primitive wants them, packed from the fp32 parameters. Memory is taken by the
+// first pack().
 class PackedWeights {
  public:
   PackedWeights() = default;
@@ -94,10 +95,10 @@ class PackedWeights {
   // The packed weights; `parameters` themselves where no packing is needed.
   void pack(const float* parameters);
   const void* data() const { return direct_ ? direct_ : memory_.data(); }
-  size_t bytes() const { return memory_.size(); }
 
  private:
   Kernel reorder_;
+  size_t bytes_ = 0;
   AlignedBuffer memory_;
   const float* direct_ = nullptr;
 };

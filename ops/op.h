@@ -94,6 +94,9 @@ class Op {
 
   // The parameters have changed: repack them. Called once before the first forward of a step.
   virtual void prepare(const NodeMemory&) {}
+  // From now on the weights that `other` has packed are used: the same node of another lane, which
+  // stays alive and is prepared in place of this one.
+  virtual void share_weights(const Op& /*other*/) {}
   virtual void forward(const NodeMemory&, const StepInfo&) = 0;
   // Parameter gradients are final after the last slice.
   virtual void backward(const NodeMemory&, const StepInfo&) = 0;

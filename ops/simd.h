@@ -59,13 +59,20 @@ CONVOY_INLINE Floats load(const Bfloat16* p) {
   return reinterpret_cast<Floats>(__builtin_convertvector(half, Words) << 16);
 }
 
-// Round to nearest, ties to even; NaN stays NaN: the same bits as to_bfloat16.
+// Round to nearest, ties to even; NaN stays NaN, denormals become zero: the same bits as
+// to_bfloat16.
 CONVOY_INLINE void store(Bfloat16* p, Floats v) {
+#if defined(__AVX512BF16__)
+  const __m256bh half = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  __builtin_memcpy(p, &half, sizeof half);
+#else
   const Words word = reinterpret_cast<Words>(v);
   const Words rounded = word + 0x7fffu + ((word >> 16) & 1u);
-  const Words chosen = (word & 0x7fffffffu) > 0x7f800000u ? word | 0x400000u : rounded;
+  const Words number = (word & 0x7f800000u) == 0u ? word & 0x80000000u : rounded;
+  const Words chosen = (word & 0x7fffffffu) > 0x7f800000u ? word | 0x400000u : number;
   const Halves half = __builtin_convertvector(chosen >> 16, Halves);
   __builtin_memcpy(p, &half, sizeof half);
+#endif
 }
 
 CONVOY_INLINE Floats load(const uint8_t* p) {
@@ -95,9 +102,10 @@ CONVOY_INLINE void put(float* p, float v) {
 CONVOY_INLINE void put(Bfloat16* p, float v) {
   uint32_t word;
   __builtin_memcpy(&word, &v, sizeof word);
-  p->bits = static_cast<uint16_t>((word & 0x7fffffffu) > 0x7f800000u
-                                      ? (word | 0x400000u) >> 16
-                                      : (word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
+  uint32_t chosen = word + 0x7fffu + ((word >> 16) & 1u);
+  if ((word & 0x7f800000u) == 0) chosen = word & 0x80000000u;
+  if ((word & 0x7fffffffu) > 0x7f800000u) chosen = word | 0x400000u;
+  p->bits = static_cast<uint16_t>(chosen >> 16);
 }
 
 // Fewer elements: the first `count` lanes, the others zero; and back.

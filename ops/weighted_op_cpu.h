@@ -39,11 +39,16 @@ class WeightedOpCpu final : public Op {
     if (backward_data_) backward_weights_packed_.pack(m.parameters[0]);
   }
 
+  void share_weights(const Op& other) override {
+    packed_ = &dynamic_cast<const WeightedOpCpu&>(other);
+  }
+
   void forward(const NodeMemory& m, const StepInfo&) override {
+    const void* weights = packed_->forward_weights_.data();
     if (bias_floats_ > 0)
-      forward_.run({m.x[0], forward_weights_.data(), m.parameters[1], m.y}, m.scratch);
+      forward_.run({m.x[0], weights, m.parameters[1], m.y}, m.scratch);
     else
-      forward_.run({m.x[0], forward_weights_.data(), m.y}, m.scratch);
+      forward_.run({m.x[0], weights, m.y}, m.scratch);
   }
 
   // Weights before data: dx may be written where x was, were it ever planned so.
@@ -66,7 +71,7 @@ class WeightedOpCpu final : public Op {
     if (!m.slice.first) add(sum, dw, static_cast<int64_t>(gradient_floats_));
     if (m.slice.last && gradient_reorder_) gradient_reorder_.run({sum, m.gradients[0]}, nullptr);
     if (backward_data_)
-      backward_data_.run({m.dx[0], backward_weights_packed_.data(), m.dy[0]}, m.scratch);
+      backward_data_.run({m.dx[0], packed_->backward_weights_packed_.data(), m.dy[0]}, m.scratch);
   }
 
   size_t scratch_bytes() const override {
@@ -91,6 +96,7 @@ class WeightedOpCpu final : public Op {
   bool several_slices_;
   onednn::Kernel forward_, backward_data_, backward_weights_, gradient_reorder_;
   onednn::PackedWeights forward_weights_, backward_weights_packed_;
+  const WeightedOpCpu* packed_ = this;  // whose packed weights are used
   dnnl::memory::desc parameters_;
   size_t gradient_floats_ = 0;  // as backward_weights_ writes it
   AlignedBuffer packed_sum_;    // of several slices' gradients, where they are packed

@@ -6,12 +6,15 @@
 #include <future>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "comm/launch.h"
 #include "ops/core/error.h"
 #include "ops/core/random.h"
+#include "ops/fusion.h"
 #include "trainer/commands.h"
 #include "trainer/engine.h"
+#include "trainer/step_profile.h"
 
 namespace convoy::trainer {
 namespace {
@@ -25,7 +28,7 @@ struct StepBench {
   int64_t batch = 32;
   int64_t image = 0;
   int workers = 1, threads = 0;
-  bool inference = false, no_peak = false, json = false;
+  bool inference = false, no_peak = false, json = false, profile = false;
   double seconds = 5;
   int warmup = 3;
 };
@@ -34,8 +37,12 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// The machine's rate on `threads` threads: the best square product of three sizes.
-double gemm_peak(const std::string& device, DType type, int threads) {
+// What the machine could do on `threads` threads: the best square product of three sizes, in
+// FLOP/s, and copying, in bytes/s.
+struct Limits {
+  double flops = 0, bytes = 0;
+};
+Limits measure_limits(const std::string& device, DType type, int threads) {
   // In a thread of its own, because a device belongs to its thread.
   return std::async(std::launch::async,
                     [&] {
@@ -43,12 +50,22 @@ double gemm_peak(const std::string& device, DType type, int threads) {
                       if (!d->supports(type))
                         fail(ExitCode::kUsage, "--precision {}: this {} does not have it",
                              name_of(type), d->name());
-                      double best = 0;
+                      Limits limits{.bytes = d->measure_copy()};
                       for (const int64_t n : {1024, 2048, 4096})
-                        best = std::max(best, d->measure_gemm(type, n));
-                      return best;
+                        limits.flops = std::max(limits.flops, d->measure_gemm(type, n));
+                      return limits;
                     })
       .get();
+}
+
+// Of a later time, the part since an earlier one, per step.
+ops::NetworkTimes per_step(ops::NetworkTimes later, const ops::NetworkTimes& earlier,
+                           double steps) {
+  later.input = (later.input - earlier.input) / steps;
+  later.loss = (later.loss - earlier.loss) / steps;
+  for (size_t i = 0; i < later.calls.size(); ++i)
+    later.calls[i].second = (later.calls[i].second - earlier.calls[i].second) / steps;
+  return later;
 }
 
 // FLOPs of one image: two per multiply-accumulate, three passes in training; the first layer needs
@@ -105,8 +122,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const ops::ImageInput input =
       ops::per_channel_input(shape, std::vector<double>(static_cast<size_t>(shape.c), 0.45),
                              std::vector<double>(static_cast<size_t>(shape.c), 0.25));
-  const double peak =
-      b.no_peak ? 0 : gemm_peak(b.device, b.type, std::min(cpus, threads * b.workers));
+  const int limit_threads = std::min(cpus, threads * b.workers);
+  const Limits limits = b.no_peak ? Limits{} : measure_limits(b.device, b.type, limit_threads);
 
   EngineConfig config{.device = b.device,
                       .workers = b.workers * communicator.size(),
@@ -131,14 +148,24 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   std::vector<double> times;
   double measured = 0;
   uint64_t step = 0;
+  ops::NetworkTimes warm_times;
+  double warm_wait = 0, warm_prepare = 0, warm_update = 0;
+  const auto warmed_up = [&] {
+    warm_times = engine.times();
+    warm_wait = engine.reduce_wait_seconds();
+    warm_prepare = engine.prepare_seconds();
+    warm_update = engine.update_seconds();
+  };
   if (b.inference) {
     // All ranks take the same number of steps: as many as rank 0's last warm-up step says.
     times = time_inference(engine, input, images, static_cast<uint64_t>(std::max(1, b.warmup)));
     int64_t count[1] = {
         communicator.rank() == 0 ? static_cast<int64_t>(b.seconds / times.back()) + 1 : 0};
     communicator.all_reduce_sum(count);
+    warmed_up();
     times = time_inference(engine, input, images,
                            static_cast<uint64_t>(std::max<int64_t>(3, count[0])));
+    measured = std::accumulate(times.begin(), times.end(), 0.0);
   }
   // In training rank 0's clock decides, through the stop flag.
   for (bool stop = b.inference; !stop; ++step) {
@@ -147,14 +174,18 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
     const Engine::Control control{.stop = communicator.rank() == 0 && enough, .save = false};
     // A learning rate of zero: random images must not lead to numbers that are slow or not finite.
     stop = engine.step(step, 0.0, control, source).control.stop;
-    if (step < static_cast<uint64_t>(b.warmup)) continue;
+    if (step < static_cast<uint64_t>(b.warmup)) {
+      warmed_up();
+      continue;
+    }
     times.push_back(seconds_since(start));
     measured += times.back();
   }
 
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  int64_t totals[2] = {static_cast<int64_t>(usage.ru_maxrss) * 1024, static_cast<int64_t>(peak)};
+  int64_t totals[2] = {static_cast<int64_t>(usage.ru_maxrss) * 1024,
+                       static_cast<int64_t>(limits.flops)};
   communicator.all_reduce_sum(totals);
   if (communicator.rank() != 0) return 0;
 
@@ -162,6 +193,23 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const double rate = static_cast<double>(b.batch * communicator.size()) / median;
   const double gflops = rate * flops_per_image(graph, b.inference) / 1e9;
   const double peak_gflops = static_cast<double>(totals[1]) / 1e9;
+  const auto steps = static_cast<double>(times.size());
+  const double lanes = static_cast<double>(limit_threads) / threads;
+  const ops::Graph profiled =
+      b.inference ? ops::fold_batch_norms(engine.fused_graph()).graph : engine.fused_graph();
+  const ProfileInput profile{
+      .graph = profiled,
+      .batch = shape.n,
+      .type = b.type,
+      .training = !b.inference,
+      .seconds = per_step(engine.times(), warm_times, steps),
+      .step = measured / steps,
+      .reduce_wait = (engine.reduce_wait_seconds() - warm_wait) / steps,
+      // An evaluation packs once, before the clock runs.
+      .prepare = b.inference ? 0 : (engine.prepare_seconds() - warm_prepare) / steps,
+      .update = (engine.update_seconds() - warm_update) / steps,
+      .flops_per_second = limits.flops / lanes,
+      .bytes_per_second = limits.bytes / lanes};
   if (b.json) {
     nlohmann::ordered_json out = {
         {"model", b.model},
@@ -183,8 +231,10 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
       out["peak_gflops"] = peak_gflops;
       out["fraction_of_peak"] = gflops / peak_gflops;
     }
+    if (b.profile) out["profile"] = to_json(profile);
     std::cout << out.dump(2) << std::endl;
   } else {
+    if (b.profile) std::cout << to_text(profile) << "\n";
     const std::string share =
         b.no_peak ? ""
                   : fmt::format(", {:.1f} % of {:.0f} (this machine's matrix product)",
@@ -219,6 +269,8 @@ int bench_step(const Arguments& arguments) {
       "device", po::value(&b.device)->default_value("cpu"), "cpu or cuda")(
       "no-peak", po::bool_switch(&b.no_peak),
       "leave out the matrix products, which take seconds, and what is compared with them")(
+      "profile", po::bool_switch(&b.profile),
+      "time of every node forward and backward, against what the machine could do")(
       "json", po::bool_switch(&b.json), "one JSON object on standard output");
   const auto values =
       parse_options(arguments, options, "bench step --model NAME [OPTIONS]",
@@ -233,6 +285,8 @@ int bench_step(const Arguments& arguments) {
     b.type = DType::kBfloat16;
   else if (precision != "fp32")
     fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(precision));
+  if (b.profile && b.no_peak)
+    fail(ExitCode::kUsage, "--profile compares with what --no-peak leaves out: choose one");
   if (b.batch <= 0 || b.batch > 1000000 || b.workers <= 0 || b.threads < 0 || b.image < 0 ||
       b.warmup < 0)
     fail(ExitCode::kUsage,

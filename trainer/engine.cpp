@@ -1,6 +1,7 @@
 #include "trainer/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "ops/core/error.h"
@@ -8,6 +9,12 @@
 
 namespace convoy::trainer {
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 // What travels behind the batch-norm statistics in bucket 0.
 enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kExtras };
@@ -46,7 +53,8 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
                const EngineConfig& config)
     : config_(config),
       graph_(graph),
-      layout_(ops::layout_of(ops::fuse(graph))),
+      fused_(ops::fuse(graph)),
+      layout_(ops::layout_of(fused_)),
       extras_begin_(layout_.statistics_floats),
       head_floats_(extras_begin_ + kExtras),
       buckets_(cut_buckets(layout_, head_floats_, config.bucket_mib)),
@@ -99,6 +107,15 @@ Engine::~Engine() {
   lanes_.run([&](int lane) { lane_state_[static_cast<size_t>(lane)].reset(); });
 }
 
+void Engine::prepare(std::unique_ptr<ops::Network> Lane::*network) {
+  const auto start = Clock::now();
+  for (size_t lane = 1; lane < lane_state_.size(); ++lane)
+    if (const auto& follower = (*lane_state_[lane]).*network)
+      follower->share_weights(*((*lane_state_[0]).*network));
+  lanes_.run([&](int lane) { ((*lane_state_[0]).*network)->prepare(lane, lanes_.count()); });
+  prepare_seconds_ += seconds_since(start);
+}
+
 // A lane that fails must not leave another waiting for a batch behind the one it holds.
 void Engine::run_lanes(const Source& source, const std::function<void(int)>& body) {
   lanes_.run([&](int lane) {
@@ -119,7 +136,6 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
   auto* flat = state.flat.as<float>();
   const double samples =
       static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
-  state.network->prepare();
   for (int worker = range.begin + lane; worker < range.end; worker += lanes_.count()) {
     const bool keep = worker + lanes_.count() >= range.end;
     ops::StepInfo step = info;
@@ -149,6 +165,7 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
 Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& control,
                             const Source& source) {
   reducer_->begin_step();
+  if (hosted().size() > 0) prepare(&Lane::network);
   const ops::StepInfo info{.seed = config_.seed, .step = step, .worker = 0};
   run_lanes(source, [&](int lane) { train_lane(lane, info, control, source); });
 
@@ -166,6 +183,7 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
     gradients_[p] =
         reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
   }
+  const auto update_start = Clock::now();
   if (std::isfinite(result.loss))
     result.gradient_norm =
         optimizer_->update(parameters_.as<float>(), gradients_, learning_rate).gradient_norm;
@@ -181,16 +199,17 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   const float share = 1.0f / static_cast<float>(config_.workers);
   for (size_t i = 0; i < layout_.statistics_floats; ++i) mean[i] = head[i] * share;
   ops::update_running_statistics(layout_, running_.as<float>(), mean);
+  update_seconds_ += seconds_since(update_start);
   return result;
 }
 
 std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageInput& input,
                                               const float* weights, const Source& source) {
   std::vector<ops::LossResult> results(slices);
+  if (slices == 0) return results;
   run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
-    const auto first = static_cast<uint64_t>(lane);
-    if (first >= slices) return;
+    if (static_cast<uint64_t>(lane) >= slices) return;
     if (!state.evaluation || !(state.evaluation_shape == input.shape)) {
       state.evaluation = std::make_unique<ops::Network>(*state.device, graph_,
                                                         ops::NetworkConfig{.batch = input.shape.n,
@@ -204,8 +223,12 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
                             .running = running_.as<float>(),
                             .gradients = nullptr,
                             .statistics = nullptr});
-    state.evaluation->prepare();
-    for (uint64_t n = first; n < slices; n += static_cast<uint64_t>(lanes_.count())) {
+  });
+  prepare(&Lane::evaluation);
+  run_lanes(source, [&](int lane) {
+    Lane& state = *lane_state_[static_cast<size_t>(lane)];
+    for (auto n = static_cast<uint64_t>(lane); n < slices;
+         n += static_cast<uint64_t>(lanes_.count())) {
       const Images images = source.acquire(n);
       state.evaluation->forward(images.pixels, {});
       results[n] = state.evaluation->loss(images.labels, 0.0);
@@ -213,6 +236,26 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
     }
   });
   return results;
+}
+ops::NetworkTimes Engine::times() const {
+  ops::NetworkTimes mean;
+  double lanes = 0;
+  for (const auto& state : lane_state_) {
+    const auto& network = state->network ? state->network : state->evaluation;
+    if (!network) continue;
+    const ops::NetworkTimes& t = network->times();
+    mean.calls.resize(t.calls.size(), {});
+    mean.input += t.input;
+    mean.loss += t.loss;
+    for (size_t i = 0; i < t.calls.size(); ++i) {
+      mean.calls[i].first = t.calls[i].first;
+      mean.calls[i].second += t.calls[i].second;
+    }
+    ++lanes;
+  }
+  for (double* seconds : {&mean.input, &mean.loss}) *seconds /= lanes;
+  for (auto& call : mean.calls) call.second /= lanes;
+  return mean;
 }
 
 bool Engine::state_is_finite() const {

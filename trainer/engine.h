@@ -86,20 +86,28 @@ class Engine {
 
   // Seconds lanes and the caller waited for the reduction, since construction.
   double reduce_wait_seconds() const { return reducer_->waited_seconds(); }
+  // Seconds since construction: of the pieces of training (or of evaluation, where only that was
+  // done), the mean over the lanes; of packing weights; of the update.
+  ops::NetworkTimes times() const;
+  double prepare_seconds() const { return prepare_seconds_; }
+  double update_seconds() const { return update_seconds_; }
   double redundancy() const { return reducer_->redundancy(); }
   // Bytes of arenas, flat buffers and the reducer's memory; oneDNN's packed weights are not
   // counted.
   size_t memory_bytes() const;
+  const ops::Graph& fused_graph() const { return fused_; }
 
  private:
   struct Lane;
 
+  // Packs the weights of a network of lane 0, which those of the other lanes share.
+  void prepare(std::unique_ptr<ops::Network> Lane::*network);
   void run_lanes(const Source& source, const std::function<void(int)>& body);
   void train_lane(int lane, const ops::StepInfo& info, const Control& control,
                   const Source& source);
 
   EngineConfig config_;
-  ops::Graph graph_;
+  ops::Graph graph_, fused_;
   ops::ParameterLayout layout_;
   size_t extras_begin_ = 0, head_floats_ = 0;  // bucket 0: statistics, then the extras
   std::vector<comm::Range> buckets_;
@@ -108,6 +116,7 @@ class Engine {
   std::unique_ptr<ops::Optimizer> optimizer_;
   std::vector<int> bucket_of_;           // of each parameter
   std::vector<const float*> gradients_;  // of each parameter, after the reduction
+  double prepare_seconds_ = 0, update_seconds_ = 0;
   std::vector<std::unique_ptr<Lane>> lane_state_;
   Lanes lanes_;  // last: threads stop before what they use is gone
 };

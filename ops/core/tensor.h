@@ -52,11 +52,13 @@ inline float to_float(Bfloat16 value) {
   return out;
 }
 
-// Round to nearest, ties to even; NaN stays NaN.
+// Round to nearest, ties to even; NaN stays NaN, denormals become zero: as processors' instructions
+// for it do.
 inline Bfloat16 to_bfloat16(float value) {
   uint32_t word;
   __builtin_memcpy(&word, &value, sizeof word);
   if ((word & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((word >> 16) | 0x40u)};
+  if ((word & 0x7f800000u) == 0) return {static_cast<uint16_t>((word & 0x80000000u) >> 16)};
   return {static_cast<uint16_t>((word + 0x7fffu + ((word >> 16) & 1u)) >> 16)};
 }
 

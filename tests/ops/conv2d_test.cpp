@@ -60,6 +60,31 @@ TEST_P(OpTest, Conv2dInferenceEqualsReference) {
   }
 }
 
+// With a batch norm folded in, its residual and its ReLU: y is written over the residual.
+TEST_P(OpTest, FoldedConv2dEqualsReference) {
+  for (const BatchNorm& batch_norm :
+       {BatchNorm{}, BatchNorm{.relu = true}, BatchNorm{.residual = true},
+        BatchNorm{.epsilon = 0.1, .relu = true, .residual = true}})
+    for (OpCase c : cases()) {
+      c.training = false;
+      auto& conv = std::get<Conv2d>(c.spec);
+      const Shape y = output_shape(conv, c.x);
+      conv.batch_norm = batch_norm;
+      if (batch_norm.residual) c.x.push_back(y);
+      check_op(device(), type(), c);
+    }
+}
+
+TEST(Conv2d, ResidualMustHaveTheShapeOfTheOutput) {
+  const Conv2d conv = {.out_channels = 8, .batch_norm = BatchNorm{.residual = true}};
+  expect_error(ExitCode::kBadJob, {"[2, 8, 3, 3]", "[2, 8, 5, 5]"}, [&] {
+    output_shape(conv, {{2, 4, 5, 5}, {2, 8, 5, 5}});
+  });
+  expect_error(ExitCode::kBadJob, {"2 input", "got 1"}, [&] {
+    output_shape(conv, {{2, 4, 5, 5}});
+  });
+}
+
 // The first layer of a network: nobody asks for the gradient of the images.
 TEST_P(OpTest, Conv2dWithoutInputGradientEqualsReference) {
   OpCase c =

@@ -37,8 +37,11 @@ std::vector<Tables<T>> tables();
         &isa::pool_kernels_##suffix                                              \
   }
 #if defined(__x86_64__)
-#define ALL_TABLES(suffix) \
-  { TABLES(isa_baseline, suffix), TABLES(isa_avx2, suffix), TABLES(isa_avx512, suffix) }
+#define ALL_TABLES(suffix)                                                              \
+  {                                                                                     \
+    TABLES(isa_baseline, suffix), TABLES(isa_avx2, suffix), TABLES(isa_avx512, suffix), \
+        TABLES(isa_avx512_bf16, suffix)                                                 \
+  }
 #else
 #define ALL_TABLES(suffix) \
   { TABLES(isa_baseline, suffix) }
@@ -270,6 +273,7 @@ std::vector<const OptimizerKernels*> optimizer_tables() {
 #if defined(__x86_64__)
   if (cpu_isa() >= Isa::kAvx2) all.push_back(&isa_avx2::optimizer_kernels);
   if (cpu_isa() >= Isa::kAvx512) all.push_back(&isa_avx512::optimizer_kernels);
+  if (cpu_isa() >= Isa::kAvx512Bf16) all.push_back(&isa_avx512_bf16::optimizer_kernels);
 #endif
   return all;
 }
@@ -323,7 +327,7 @@ TEST_F(KernelsTest, OptimizerHasTheSameBitsInEveryInstructionSet) {
 TEST_F(KernelsTest, TheProcessorsInstructionSetsAreThere) {
   for (size_t i = 0; i < tables<float>().size(); ++i)
     EXPECT_EQ(tables<float>()[i].isa, std::string("isa_") + name_of(static_cast<Isa>(i)));
-  if (cpu_isa() != Isa::kAvx512)
+  if (cpu_isa() != Isa::kAvx512Bf16)
     GTEST_SKIP() << "SKIPPED: this processor compares no instruction set above "
                  << name_of(cpu_isa());
 }

@@ -179,6 +179,7 @@ TEST(Network, InferenceUsesRunningStatisticsAndNoDropout) {
   infer.forward_activations(x.data(), {.seed = 9, .step = 2, .worker = 3});
   EXPECT_EQ(first, std::vector<float>(infer.logits().as<float>(), infer.logits().as<float>() + 5));
   for (float& r : t.running) r *= 0.5f;
+  infer.prepare();
   infer.forward_activations(x.data(), {});
   EXPECT_NE(first, std::vector<float>(infer.logits().as<float>(), infer.logits().as<float>() + 5));
 }
@@ -204,6 +205,143 @@ TEST(Fusion, LeavesWhatSomebodyElseReads) {
   const int relu = g.add("relu", Relu{}, {bn});
   g.add("add", Add{}, {relu, bn});
   EXPECT_EQ(fuse(g).nodes.size(), 3u);
+}
+
+// A residual network with all that folding must look at. Where `apart`, a dropout, which inference
+// passes through, stands between each convolution and its batch norm, so that nothing is folded.
+Graph residual_graph(bool apart) {
+  Graph g{.name = "residual", .image = {.n = 1, .c = 3, .h = 11, .w = 9}, .nodes = {}};
+  const auto convolve = [&](const std::string& name, int x, Conv2d conv) {
+    const int y = g.add(name, conv, {x});
+    return apart ? g.add(name + "_apart", Dropout{.rate = 0.5}, {y}) : y;
+  };
+  const auto norm = [&](const std::string& name, int x) { return g.add(name, BatchNorm{}, {x}); };
+  const auto relu = [&](const std::string& name, int x) { return g.add(name, Relu{}, {x}); };
+  const auto sum = [&](const std::string& name, int a, int b) {
+    return g.add(name, Add{}, {a, b});
+  };
+  const Conv2d same = {.out_channels = 8, .kernel = 3, .padding = 1};
+
+  // With a bias; a batch norm of a pool, which is no convolution.
+  int x =
+      relu("relu0",
+           norm("bn0", convolve("conv0", kImage, {.out_channels = 8, .padding = 1, .bias = true})));
+  x = norm("bn_pool", g.add("pool0", MaxPool{.kernel = 3, .stride = 1, .padding = 1}, {x}));
+  // Two blocks, the second's residual written over the first's.
+  for (const std::string block : {"a", "b"}) {
+    const int y = relu("relu_" + block, norm("bn1" + block, convolve("conv1" + block, x, same)));
+    x = relu("out_" + block,
+             sum("add_" + block, norm("bn2" + block, convolve("conv2" + block, y, same)), x));
+  }
+  // A shortcut with a convolution of its own; no ReLU at the end.
+  const Conv2d wide = {.out_channels = 16, .kernel = 3, .stride = 2, .padding = 1};
+  int y = convolve("conv_main", x, wide);
+  const int shortcut =
+      norm("bn_short", convolve("conv_short", x, {.out_channels = 16, .kernel = 1, .stride = 2}));
+  x = sum("add_short", norm("bn_main", y), shortcut);
+  // The convolution reads its own residual: stays.
+  x = sum("add_self", norm("bn_self", convolve("conv_self", x, {.out_channels = 16, .padding = 1})),
+          x);
+  // Somebody reads the residual later: stays.
+  y = sum("add_late",
+          norm("bn_late",
+               convolve("conv_late", relu("relu_late", x), {.out_channels = 16, .padding = 1})),
+          x);
+  x = g.add("concat", Concat{}, {x, y});
+  // Two read the convolution: stays.
+  y = convolve("conv_two", x, same);
+  x = sum("add_two", norm("bn_two", y), y);
+  // What conv_moved reads is overwritten by conv_over before bn_moved, its place when folded:
+  // stays.
+  const int source = relu("relu_moved", x);
+  y = convolve("conv_moved", source, same);
+  const int over = sum("add_over", norm("bn_over", convolve("conv_over", x, same)), source);
+  x = sum("add_moved", norm("bn_moved", y), over);
+  g.add("fc", Linear{.out_features = 5}, {g.add("pool", GlobalAvgPool{}, {x})});
+  return g;
+}
+
+TEST(Fusion, FoldsBatchNormsWhereNothingElseIsOverwritten) {
+  const Graph fused = fuse(residual_graph(false));
+  const InferenceGraph folded = fold_batch_norms(fused);
+  std::vector<std::string> convolutions, batch_norms;
+  for (const Node& n : folded.graph.nodes) {
+    const std::string kind = kind_of(n.op);
+    if (kind.starts_with("Conv2d+")) convolutions.push_back(n.name + kind.substr(6));
+    if (kind.starts_with("BatchNorm")) batch_norms.push_back(n.name);
+  }
+  EXPECT_EQ(convolutions,
+            (std::vector<std::string>{"conv0+BatchNorm+ReLU", "conv1a+BatchNorm+ReLU",
+                                      "conv2a+BatchNorm+Add+ReLU", "conv1b+BatchNorm+ReLU",
+                                      "conv2b+BatchNorm+Add+ReLU", "conv_short+BatchNorm",
+                                      "conv_main+BatchNorm+Add", "conv_over+BatchNorm+Add"}));
+  EXPECT_EQ(batch_norms,
+            (std::vector<std::string>{"bn_pool", "bn_self", "bn_late", "bn_two", "bn_moved"}));
+  for (size_t i = 0; i < fused.nodes.size(); ++i) {
+    const Node& node = folded.graph.nodes[folded.node_of[i]];
+    const auto* bn = std::get_if<BatchNorm>(&fused.nodes[i].op);
+    if (!bn || std::holds_alternative<BatchNorm>(node.op))
+      EXPECT_EQ(node.name, fused.nodes[i].name);
+    else
+      EXPECT_EQ(node.name, fused.nodes[static_cast<size_t>(fused.nodes[i].inputs[0])].name);
+  }
+  EXPECT_EQ(fold_batch_norms(fuse(residual_graph(true))).graph.nodes.size(),
+            fuse(residual_graph(true)).nodes.size());
+}
+
+TEST(Network, FoldedInferenceEqualsUnfolded) {
+  for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
+    const auto device = make_device("cpu", 1);
+    if (!device->supports(type)) continue;  // Bf16IsCloseToFp32 says so
+    constexpr int64_t kBatch = 6;
+    Network folded(*device, residual_graph(false),
+                   {.batch = kBatch, .type = type, .training = false, .input = {}});
+    Network lane(*device, residual_graph(false),
+                 {.batch = kBatch, .type = type, .training = false, .input = {}});
+    Network apart(*device, residual_graph(true),
+                  {.batch = kBatch, .type = type, .training = false, .input = {}});
+    const ParameterLayout &layout = folded.layout(), &other = apart.layout();
+    ASSERT_EQ(layout.parameters.size(), other.parameters.size());
+    for (size_t i = 0; i < layout.parameters.size(); ++i) {
+      EXPECT_EQ(layout.parameters[i].name, other.parameters[i].name);
+      EXPECT_EQ(layout.parameters[i].offset, other.parameters[i].offset);
+    }
+    std::vector<float> parameters(layout.parameter_floats), running(layout.statistics_floats);
+    initialise(layout, 5, parameters.data());
+    for (const auto& p : layout.parameters)
+      if (!p.spec.is_weight)
+        for (size_t i = 0; i < p.floats(); ++i)
+          parameters[p.offset + i] += random_float(1, p.offset + i);
+    for (size_t i = 0; i < running.size(); ++i) running[i] = 0.5f + random_float(9, i);
+    std::vector<float> x(static_cast<size_t>(kBatch * 3 * 11 * 9));
+    std::vector<Bfloat16> x_bf16;
+    for (size_t i = 0; i < x.size(); ++i) {
+      x[i] = 4 * random_float(2, i) - 2;
+      x_bf16.push_back(to_bfloat16(x[i]));
+    }
+    const auto logits = [&](Network& net) {
+      net.bind({parameters.data(), running.data(), nullptr, nullptr});
+      net.forward_activations(
+          type == DType::kFloat32 ? static_cast<const void*>(x.data()) : x_bf16.data(), {});
+      const auto* y = net.logits().as<float>();
+      return std::vector<float>(y, y + kBatch * 5);
+    };
+    apart.bind({parameters.data(), running.data(), nullptr, nullptr});
+    apart.prepare();
+    // Packed by two threads' parts, used by another lane.
+    folded.bind({parameters.data(), running.data(), nullptr, nullptr});
+    folded.prepare(0, 2);
+    folded.prepare(1, 2);
+    lane.share_weights(folded);
+    const std::vector<float> a = logits(folded), b = logits(apart);
+    EXPECT_EQ(a, logits(folded)) << "the second pass through the same arena";
+    EXPECT_EQ(a, logits(lane));
+    // Thirteen layers deep: fp32 rounds by 6e-8 in each, bf16 by 4e-3 at most.
+    const double tolerance = type == DType::kFloat32 ? 1e-6 : 2e-2;
+    std::vector<float> difference(a);
+    for (size_t i = 0; i < a.size(); ++i) difference[i] -= b[i];
+    EXPECT_LT(norm(difference), tolerance * norm(b)) << name_of(type);
+  }
 }
 
 TEST(MemoryPlan, LiveBuffersNeverOverlapAndBytesAreReused) {

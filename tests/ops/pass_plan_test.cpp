@@ -40,7 +40,9 @@ std::string to_text(const Graph& g, const Segment& segment) {
   std::string text;
   for (const Call& call : segment.calls) {
     const bool gathers = call.kind == Kind::kGatherForward || call.kind == Kind::kGatherBackward;
-    text += (text.empty() ? "" : " ") + std::string(gathers ? "?" : "") + g.nodes[call.node].name;
+    if (!text.empty()) text += ' ';
+    if (gathers) text += '?';
+    text += g.nodes[call.node].name;
   }
   return text;
 }

@@ -165,6 +165,17 @@ reference::Node reference_inputs(const OpCase& c, DType type, const OpData& data
       if (specs[p].is_weight) v = static_cast<double>(round_to(type, static_cast<float>(v)));
   }
   node.running = in_double(data.running);
+  if (const auto* conv = std::get_if<Conv2d>(&c.spec); conv && conv->batch_norm) {
+    // Here it is the folded weights that are rounded.
+    const size_t channels = data.running.size() / 2, filter = data.parameters[2].size() / channels;
+    for (size_t i = 0; i < data.parameters[2].size(); ++i) {
+      const size_t k = i / filter;
+      const double scale =
+          node.parameters[0][k] / std::sqrt(node.running[channels + k] + conv->batch_norm->epsilon);
+      const auto folded = static_cast<float>(static_cast<double>(data.parameters[2][i]) * scale);
+      node.parameters[2][i] = static_cast<double>(round_to(type, folded)) / scale;
+    }
+  }
   return node;
 }
 
@@ -288,6 +299,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   for (const Shape& shape : c.x)
     dx.emplace_back(device, static_cast<size_t>(shape.elements()) * size_of(type));
 
+  const int over = y_in_place(c.spec);
   std::vector<NodeMemory> memory(slices);
   for (size_t s = 0; s < slices; ++s) {
     NodeMemory& m = memory[s];
@@ -297,7 +309,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     };
     m.slice = {
         .begin = static_cast<int64_t>(s) * config.y.n, .first = s == 0, .last = s + 1 == slices};
-    m.y = part(y, config.y, config.y_type);
+    m.y = part(over >= 0 ? x[static_cast<size_t>(over)] : y, config.y, config.y_type);
     for (const auto& b : dy) m.dy.push_back(part(b, config.y, type));
     for (size_t i = 0; i < c.x.size(); ++i) {
       const bool in_place = static_cast<int>(i) == needs.dx_in_place;
@@ -322,7 +334,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     if (is_gathered) op->gather_forward(m);
   for (const NodeMemory& m : memory) op->forward(m, c.step);
   OpResult result;
-  result.y = y.read(config.y_type);
+  result.y = (over >= 0 ? x[static_cast<size_t>(over)] : y).read(config.y_type);
   for (const NodeMemory& m : memory)
     if (is_gathered) op->gather_backward(m);
   for (const NodeMemory& m : memory)
@@ -345,7 +357,8 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   saved.expect_guards("saved");
   scratch.expect_guards("scratch");
   statistics.expect_guards("statistics");
-  for (const auto& b : x) b.expect_unchanged("x");
+  for (size_t i = 0; i < x.size(); ++i)
+    if (static_cast<int>(i) != over) x[i].expect_unchanged("x");
   for (const auto& b : parameters) b.expect_unchanged("a parameter");
   const bool first_is_written = needs.writes_dy || needs.dx_in_place >= 0;
   for (size_t i = first_is_written ? 1 : 0; i < dy.size(); ++i) dy[i].expect_unchanged("dy");

@@ -36,6 +36,22 @@ void for_each_product(const ops::Conv2d& s, const Shape& x, const Shape& y, Body
 }
 
 void forward_of(const ops::Conv2d& s, Node& node) {
+  if (s.batch_norm) {  // one after the other
+    ops::Conv2d plain = s;
+    plain.batch_norm.reset();
+    Node conv, batch_norm;
+    conv.x = {node.x[0]};
+    conv.parameters = {node.parameters.begin() + 2, node.parameters.end()};
+    forward(plain, conv);
+    batch_norm.x = node.x;
+    batch_norm.x[0] = conv.y;
+    batch_norm.parameters = {node.parameters[0], node.parameters[1]};
+    batch_norm.running = node.running;
+    batch_norm.training = node.training;
+    forward(*s.batch_norm, batch_norm);
+    node.y = batch_norm.y;
+    return;
+  }
   const auto& w = node.parameters[0];
   for_each(node.y.shape, [&](int64_t n, int64_t p, int64_t q, int64_t k) {
     node.y.at(n, p, q, k) = s.bias ? node.parameters[1][static_cast<size_t>(k)] : 0.0;
