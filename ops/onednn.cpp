@@ -271,7 +271,32 @@ WeightedKernel make_convolution_backward_data(const ConvolutionShape& s) {
   return backward_data_kernel(pd, dnnl::convolution_backward_data(pd));
 }
 
+// A 1 x 1 convolution's dw [K, C] is the product dy^T [K, N H W] x [N H W, C], and a matrix product
+// writes it as parameters are kept. Worth it where weights are large: measured on 2.6.3,
+// ResNet-50's last two stages, bf16, the product is 5 to 20 % faster than the convolution and what
+// packs its result into OIHW is saved; with fewer channels the convolution is faster.
+bool is_large_product(const ConvolutionShape& s) {
+  return s.kernel_h == 1 && s.kernel_w == 1 && s.stride == 1 && s.padding == 0 && s.groups == 1 &&
+         !s.bias && s.x.c * s.y.c >= int64_t{1} << 18;
+}
+
+WeightedKernel make_product_backward_weights(const ConvolutionShape& s) {
+  const memory::dim rows = s.x.n * s.x.h * s.x.w;
+  const auto t = to_dnnl(s.type);
+  const memory::desc dy_transposed({s.y.c, rows}, t, memory::dims{1, s.y.c});
+  const memory::desc x({rows, s.x.c}, t, tag::ab);
+  const memory::desc dw({s.y.c, s.x.c}, memory::data_type::f32, tag::ab);
+  const auto pd = create("conv2d", s.name, s.type, [&] {
+    return dnnl::matmul::primitive_desc({dy_transposed, x, dw}, caller_owns_scratch(), engine());
+  });
+  return {Kernel(dnnl::matmul(pd),
+                 {{DNNL_ARG_DST, dw}, {DNNL_ARG_WEIGHTS, x}, {DNNL_ARG_SRC, dy_transposed}},
+                 pd.scratchpad_desc()),
+          parameter_layout(s)};
+}
+
 WeightedKernel make_convolution_backward_weights(const ConvolutionShape& s) {
+  if (is_large_product(s)) return make_product_backward_weights(s);
   const memory::dims strides = {s.stride, s.stride}, pads = {s.padding, s.padding};
   const auto algorithm = dnnl::algorithm::convolution_direct;
   const auto pd = create("conv2d", s.name, s.type, [&] {

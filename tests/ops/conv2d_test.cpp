@@ -21,6 +21,7 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 64, .kernel = 1}, {2, 256, 5, 6}),
       convolution({.out_channels = 256, .kernel = 1}, {2, 64, 6, 5}),
       convolution({.out_channels = 128, .kernel = 1, .stride = 2}, {2, 64, 7, 5}),
+      convolution({.out_channels = 512, .kernel = 1}, {2, 512, 3, 2}),
       convolution({.out_channels = 257, .kernel = 3, .padding = 1}, {1, 256, 3, 3}),
       // With a bias, as in VGG, AlexNet and GoogLeNet.
       convolution({.out_channels = 24, .kernel = 5, .padding = 2, .bias = true}, {2, 16, 7, 9}),
