@@ -166,6 +166,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
     times = time_inference(engine, input, images,
                            static_cast<uint64_t>(std::max<int64_t>(3, count[0])));
     measured = std::accumulate(times.begin(), times.end(), 0.0);
+  } else {
+    warmed_up();
   }
   // In training rank 0's clock decides, through the stop flag.
   for (bool stop = b.inference; !stop; ++step) {
