@@ -331,7 +331,7 @@ void add_gradient(float* du, const float* x, const float* dy, const WinogradShap
   const int64_t panels = ceil_div(s.k, kPanel), ranges = least(ceil_div(threads, 4), panels);
   const int64_t tasks = 4 * ranges;
   // Where all of dU stays in the cache, x and dy are read once, otherwise once per task.
-  const bool once = s.c * s.k <= 64 * 64;
+  const bool once = s.c * s.k <= int64_t{64} * 64;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t slot = 0; slot < threads; ++slot) {
     float* v = scratch + slot * 4 * (kGradientBlock * (s.c + s.k) + 2 * kGap);
@@ -380,11 +380,12 @@ CONVOY_INLINE float* vector_of(float* u, int64_t c, int64_t k, int64_t channels,
   return u + k / kPanel * kPanel * 16 * channels + c * width + k % kPanel;
 }
 
-void pack(float* u, const float* w, int64_t c, int64_t k) {
+void pack(float* u, const float* w, int64_t c, int64_t k, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes) {
     const int64_t width = least(kPanel, k - b / kPanel * kPanel);
     for (int64_t a = 0; a < c; a += kLanes) {
-      float g[kLanes * 9][kLanes];
+      alignas(64) float g[kLanes * 9][kLanes];
       for (int64_t lane = 0; lane < kLanes; ++lane)
         for (int64_t i = 0; i < kLanes * 9; ++i) g[i][lane] = w[((b + lane) * c + a) * 9 + i];
       for (int64_t i = 0; i < kLanes; ++i)
@@ -393,11 +394,12 @@ void pack(float* u, const float* w, int64_t c, int64_t k) {
   }
 }
 
-void pack_backward(float* u, const float* w, int64_t c, int64_t k) {
+void pack_backward(float* u, const float* w, int64_t c, int64_t k, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes) {
     const int64_t width = least(kPanel, k - b / kPanel * kPanel);
     for (int64_t a = 0; a < c; ++a) {
-      float g[9][kLanes];  // turned by 180 degrees
+      alignas(64) float g[9][kLanes];  // turned by 180 degrees
       for (int64_t lane = 0; lane < kLanes; ++lane)
         for (int64_t i = 0; i < 9; ++i) g[8 - i][lane] = w[(a * k + b + lane) * 9 + i];
       pack_vector(vector_of(u, a, b, c, width), c * width, g[0]);
@@ -424,11 +426,12 @@ CONVOY_INLINE void unpack_vector(float* g, const float* du, int64_t plane) {
   }
 }
 
-void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k) {
+void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes) {
     const int64_t width = least(kPanel, k - b / kPanel * kPanel);
     for (int64_t a = 0; a < c; a += kLanes) {
-      float g[kLanes * 9][kLanes];
+      alignas(64) float g[kLanes * 9][kLanes];
       for (int64_t i = 0; i < kLanes; ++i)
         unpack_vector(g[i * 9], vector_of(const_cast<float*>(du), a + i, b, c, width), c * width);
       for (int64_t lane = 0; lane < kLanes; ++lane)

@@ -28,9 +28,9 @@ struct WinogradKernels {
   int64_t (*forward_scratch)(const WinogradShape& s, int threads);
   int64_t (*gradient_scratch)(const WinogradShape& s, int threads);
   // u [16 * c * k floats], aligned to 64 bytes, from w [k,c,3,3], for forward;
-  void (*pack)(float* u, const float* w, int64_t c, int64_t k);
+  void (*pack)(float* u, const float* w, int64_t c, int64_t k, int threads);
   // from w [c,k,3,3], for the gradient of x: forward with it takes dy [n,h,w,c] to dx [n,h,w,k].
-  void (*pack_backward)(float* u, const float* w, int64_t c, int64_t k);
+  void (*pack_backward)(float* u, const float* w, int64_t c, int64_t k, int threads);
   // y is written whole. scratch: forward_scratch floats, aligned to 64 bytes.
   void (*forward)(float* y, const float* x, const float* u, const WinogradShape& s, float* scratch,
                   int threads);
@@ -39,7 +39,7 @@ struct WinogradKernels {
   void (*add_gradient)(float* du, const float* x, const float* dy, const WinogradShape& s,
                        bool first, float* scratch, int threads);
   // dw [k,c,3,3] from the sum of all images.
-  void (*unpack_gradient)(float* dw, const float* du, int64_t c, int64_t k);
+  void (*unpack_gradient)(float* dw, const float* du, int64_t c, int64_t k, int threads);
 };
 
 // Null functions where there is no fused multiply-add (the baseline).

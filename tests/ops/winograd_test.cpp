@@ -87,8 +87,8 @@ class Floats {
 Results run(const WinogradKernels& kernels, const WinogradShape& s, const Data& data, int threads,
             int64_t step) {
   const Floats u(16 * s.c * s.k), u_backward(16 * s.c * s.k), du(16 * s.c * s.k);
-  kernels.pack(u.data(), data.w.data(), s.c, s.k);
-  kernels.pack_backward(u_backward.data(), data.w.data(), s.k, s.c);
+  kernels.pack(u.data(), data.w.data(), s.c, s.k, threads);
+  kernels.pack_backward(u_backward.data(), data.w.data(), s.k, s.c, threads);
   const int64_t pixels = s.h * s.w;
   const Floats y(s.n * pixels * s.k), dx(s.n * pixels * s.c), dw(s.k * s.c * 9);
   for (int64_t n = 0; n < s.n; n += step) {
@@ -106,7 +106,7 @@ Results run(const WinogradKernels& kernels, const WinogradShape& s, const Data& 
     const Floats gradient(kernels.gradient_scratch(part, threads));
     kernels.add_gradient(du.data(), x, dy, part, n == 0, gradient.data(), threads);
   }
-  kernels.unpack_gradient(dw.data(), du.data(), s.c, s.k);
+  kernels.unpack_gradient(dw.data(), du.data(), s.c, s.k, threads);
   return {y.values(), dx.values(), dw.values()};
 }
 
