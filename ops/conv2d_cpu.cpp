@@ -11,7 +11,7 @@
 namespace convoy::ops {
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& c) {
-  if (winograd_wins(s, c)) return make_winograd_op(device.threads(), c);
+  if (winograd_wins(s, c)) return make_winograd_op(device.threads(), s, c);
   const onednn::ConvolutionShape shape = {.name = c.name,
                                           .x = c.x[0],
                                           .y = c.y,

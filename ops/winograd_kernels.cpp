@@ -140,14 +140,18 @@ constexpr Multiply kMultiply[] = {
 #endif
 };
 
-// The tiles of a run from M [16][tiles][width] to y, which points to the first of the channels.
-CONVOY_INLINE void output_run(float* image, const float* m, int64_t plane, int64_t width,
-                              const WinogradShape& s, int64_t i, int64_t j, int64_t length) {
+// The tiles of a run from M [16][tiles][width] to y; image and bias (which may be null) point to
+// the first of the channels. What is added to element (1, 1) is added to all four pixels.
+CONVOY_INLINE void output_run(float* image, const float* m, const float* bias, int64_t plane,
+                              int64_t width, const WinogradShape& s, int64_t i, int64_t j,
+                              int64_t length) {
   for (int64_t t = 0; t < length; ++t)
     for (int64_t k = 0; k < width; k += kLanes, m += kLanes) {
       Floats above[4], below[4];
       for (int64_t q = 0; q < 4; ++q) {
-        const Floats m0 = load(m + q * plane), m1 = load(m + (4 + q) * plane);
+        const Floats m0 = load(m + q * plane);
+        Floats m1 = load(m + (4 + q) * plane);
+        if (q == 1 && bias) m1 += load(bias + k);
         const Floats m2 = load(m + (8 + q) * plane), m3 = load(m + (12 + q) * plane);
         above[q] = m0 + m1 + m2;
         below[q] = m1 - m2 - m3;
@@ -193,8 +197,9 @@ int64_t forward_scratch(const WinogradShape& s, int threads) {
 }
 
 // y of the tiles [first, end); v and m: 16 planes each.
-void forward_tiles(float* y, const float* x, const float* u, const WinogradShape& s, int64_t first,
-                   int64_t end, float* v, int64_t v_plane, float* m, int64_t m_plane) {
+void forward_tiles(float* y, const float* x, const float* u, const float* bias,
+                   const WinogradShape& s, int64_t first, int64_t end, float* v, int64_t v_plane,
+                   float* m, int64_t m_plane) {
   const Tiles tiles = tiles_of(s);
   const int64_t count = end - first;
   for_runs(
@@ -228,15 +233,16 @@ void forward_tiles(float* y, const float* x, const float* u, const WinogradShape
     }
     for_runs(
         tiles, first, count,
-        [&](int64_t t, int64_t length, int64_t n, int64_t i,
-            int64_t j) __attribute__((always_inline)) {
-          output_run(y + n * s.h * s.w * s.k + k, m + t * width, m_plane, width, s, i, j, length);
-        });
+        [&](int64_t t, int64_t length, int64_t n, int64_t i, int64_t j)
+            __attribute__((always_inline)) {
+              output_run(y + n * s.h * s.w * s.k + k, m + t * width, bias ? bias + k : nullptr,
+                         m_plane, width, s, i, j, length);
+            });
   }
 }
 
-void forward(float* y, const float* x, const float* u, const WinogradShape& s, float* scratch,
-             int threads) {
+void forward(float* y, const float* x, const float* u, const float* bias, const WinogradShape& s,
+             float* scratch, int threads) {
   const int64_t tiles = tiles_of(s).count;
   const int64_t block = forward_block(s, threads), blocks = ceil_div(tiles, block);
   const int64_t v_plane = block * s.c + kGap, m_plane = block * kPanel + kGap;
@@ -244,7 +250,7 @@ void forward(float* y, const float* x, const float* u, const WinogradShape& s, f
   for (int64_t slot = 0; slot < threads; ++slot) {
     float* v = scratch + slot * 16 * (v_plane + m_plane);
     for (int64_t b = blocks * slot / threads; b < blocks * (slot + 1) / threads; ++b)
-      forward_tiles(y, x, u, s, b * block, least((b + 1) * block, tiles), v, v_plane,
+      forward_tiles(y, x, u, bias, s, b * block, least((b + 1) * block, tiles), v, v_plane,
                     v + 16 * v_plane, m_plane);
   }
 }
@@ -281,6 +287,17 @@ int64_t gradient_scratch(const WinogradShape& s, int threads) {
   return 4 * (kGradientBlock * (s.c + s.k) + 2 * kGap) * threads;
 }
 
+// db [k_begin, k_end) (+)= the sums over `count` tiles of element (1, 1) of Z, the sum of a tile's
+// four pixels.
+CONVOY_INLINE void add_bias_gradient(float* db, const float* z, int64_t count, int64_t k_begin,
+                                     int64_t k_end, bool first) {
+  for (int64_t k = k_begin; k < k_end; k += kLanes) {
+    Floats sum = {};
+    for (int64_t t = 0; t < count; ++t) sum += load(z + k * count + t * kLanes);
+    store(db + k, first ? sum : load(db + k) + sum);
+  }
+}
+
 // What one thread adds to dU in one go: row `row` of its 4x4 elements, for the output channels
 // [k_begin, k_end).
 struct GradientTask {
@@ -289,7 +306,7 @@ struct GradientTask {
 
 // The task's part of V and Z for a block of tiles, and their products into dU.
 template <int64_t kRow>
-void add_block(float* du, const float* x, const float* dy, const WinogradShape& s,
+void add_block(float* du, float* db, const float* x, const float* dy, const WinogradShape& s,
                const GradientTask& task, int64_t first, bool fresh, bool once, float* v, float* z) {
   const Tiles tiles = tiles_of(s);
   const int64_t end = least(first + kGradientBlock, tiles.count), count = end - first;
@@ -305,6 +322,7 @@ void add_block(float* du, const float* x, const float* dy, const WinogradShape& 
               gradient_row<kRow>(z + k * count + t * kLanes, z_plane, dy + n * s.h * s.w * s.k + k,
                                  s, i, j, length);
           });
+  if (kRow == 1 && db) add_bias_gradient(db, z + z_plane, count, task.k_begin, task.k_end, fresh);
   // Meanwhile the pixels of the next block come near.
   const int64_t next = pixel_of(tiles, s, end);
   const int64_t pixels = pixel_of(tiles, s, least(end + kGradientBlock, tiles.count)) - next;
@@ -324,8 +342,8 @@ void add_block(float* du, const float* x, const float* dy, const WinogradShape& 
     }
 }
 
-void add_gradient(float* du, const float* x, const float* dy, const WinogradShape& s, bool first,
-                  float* scratch, int threads) {
+void add_gradient(float* du, float* db, const float* x, const float* dy, const WinogradShape& s,
+                  bool first, float* scratch, int threads) {
   const int64_t tiles = tiles_of(s).count;
   // Tasks are the four rows of the elements and, with more than four threads, ranges of panels.
   const int64_t panels = ceil_div(s.k, kPanel), ranges = least(ceil_div(threads, 4), panels);
@@ -342,7 +360,7 @@ void add_gradient(float* du, const float* x, const float* dy, const WinogradShap
                                  least(panels * (range + 1) / ranges * kPanel, s.k)};
       constexpr decltype(&add_block<0>) kAdd[] = {add_block<0>, add_block<1>, add_block<2>,
                                                   add_block<3>};
-      kAdd[task.row](du, x, dy, s, task, block, first && block == 0, once, v, z);
+      kAdd[task.row](du, db, x, dy, s, task, block, first && block == 0, once, v, z);
     };
     const int64_t begin = tasks * slot / threads, end = tasks * (slot + 1) / threads;
     if (once) {

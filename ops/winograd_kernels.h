@@ -31,13 +31,14 @@ struct WinogradKernels {
   void (*pack)(float* u, const float* w, int64_t c, int64_t k, int threads);
   // from w [c,k,3,3], for the gradient of x: forward with it takes dy [n,h,w,c] to dx [n,h,w,k].
   void (*pack_backward)(float* u, const float* w, int64_t c, int64_t k, int threads);
-  // y is written whole. scratch: forward_scratch floats, aligned to 64 bytes.
-  void (*forward)(float* y, const float* x, const float* u, const WinogradShape& s, float* scratch,
-                  int threads);
-  // du [16 * c * k floats] += what these images add to the gradient of U, or = if `first`.
+  // bias [k] may be null. y is written whole. scratch: forward_scratch floats, aligned to 64 bytes.
+  void (*forward)(float* y, const float* x, const float* u, const float* bias,
+                  const WinogradShape& s, float* scratch, int threads);
+  // du [16 * c * k floats] += what these images add to the gradient of U, or = if `first`; likewise
+  // db [k], the gradient of the bias, which may be null.
   // scratch: gradient_scratch floats, aligned to 64 bytes.
-  void (*add_gradient)(float* du, const float* x, const float* dy, const WinogradShape& s,
-                       bool first, float* scratch, int threads);
+  void (*add_gradient)(float* du, float* db, const float* x, const float* dy,
+                       const WinogradShape& s, bool first, float* scratch, int threads);
   // dw [k,c,3,3] from the sum of all images.
   void (*unpack_gradient)(float* dw, const float* du, int64_t c, int64_t k, int threads);
 };

@@ -28,6 +28,7 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 64, .kernel = 11, .stride = 4, .padding = 2, .bias = true},
                   {2, 3, 35, 31}),
       convolution({.out_channels = 33, .kernel = 1, .bias = true}, {1, 17, 4, 3}),
+      convolution({.out_channels = 32, .kernel = 3, .padding = 1, .bias = true}, {2, 48, 6, 7}),
       // Groups: two, many, depth-wise.
       convolution({.out_channels = 32, .kernel = 3, .padding = 1, .groups = 2}, {2, 16, 5, 7}),
       convolution({.out_channels = 64, .kernel = 3, .stride = 2, .padding = 1, .groups = 32},

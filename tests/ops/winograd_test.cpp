@@ -49,12 +49,13 @@ struct Data {
   explicit Data(const WinogradShape& s)
       : x(uniform(s.n * s.h * s.w * s.c, 0)),
         dy(uniform(s.n * s.h * s.w * s.k, 1)),
-        w(uniform(s.k * s.c * 9, 2)) {}
-  std::vector<float> x, dy, w;
+        w(uniform(s.k * s.c * 9, 2)),
+        bias(uniform(s.k, 3)) {}
+  std::vector<float> x, dy, w, bias;
 };
 
 struct Results {
-  std::vector<float> y, dx, dw;
+  std::vector<float> y, dx, dw, db;
   bool operator==(const Results&) const = default;  // false where there is a NaN
 };
 
@@ -90,7 +91,7 @@ Results run(const WinogradKernels& kernels, const WinogradShape& s, const Data& 
   kernels.pack(u.data(), data.w.data(), s.c, s.k, threads);
   kernels.pack_backward(u_backward.data(), data.w.data(), s.k, s.c, threads);
   const int64_t pixels = s.h * s.w;
-  const Floats y(s.n * pixels * s.k), dx(s.n * pixels * s.c), dw(s.k * s.c * 9);
+  const Floats y(s.n * pixels * s.k), dx(s.n * pixels * s.c), dw(s.k * s.c * 9), db(s.k);
   for (int64_t n = 0; n < s.n; n += step) {
     WinogradShape part = s;
     part.n = std::min(step, s.n - n);
@@ -99,26 +100,27 @@ Results run(const WinogradKernels& kernels, const WinogradShape& s, const Data& 
     const float* x = data.x.data() + n * pixels * s.c;
     const float* dy = data.dy.data() + n * pixels * s.k;
     const Floats forward(kernels.forward_scratch(part, threads));
-    kernels.forward(y.data() + n * pixels * s.k, x, u.data(), part, forward.data(), threads);
+    kernels.forward(y.data() + n * pixels * s.k, x, u.data(), data.bias.data(), part,
+                    forward.data(), threads);
     const Floats backward(kernels.forward_scratch(turned, threads));
-    kernels.forward(dx.data() + n * pixels * s.c, dy, u_backward.data(), turned, backward.data(),
-                    threads);
+    kernels.forward(dx.data() + n * pixels * s.c, dy, u_backward.data(), nullptr, turned,
+                    backward.data(), threads);
     const Floats gradient(kernels.gradient_scratch(part, threads));
-    kernels.add_gradient(du.data(), x, dy, part, n == 0, gradient.data(), threads);
+    kernels.add_gradient(du.data(), db.data(), x, dy, part, n == 0, gradient.data(), threads);
   }
   kernels.unpack_gradient(dw.data(), du.data(), s.c, s.k, threads);
-  return {y.values(), dx.values(), dw.values()};
+  return {y.values(), dx.values(), dw.values(), db.values()};
 }
 
 TEST(Winograd, EqualsReference) {
   if (tables().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
   for (const WinogradShape& s : kShapes) {
     const Data data(s);
-    const Conv2d spec = {.out_channels = s.k, .kernel = 3, .padding = 1};
+    const Conv2d spec = {.out_channels = s.k, .kernel = 3, .padding = 1, .bias = true};
     reference::Node node;
     node.x.emplace_back(Shape{s.n, s.c, s.h, s.w},
                         std::vector<double>(data.x.begin(), data.x.end()));
-    node.parameters = {{data.w.begin(), data.w.end()}};
+    node.parameters = {{data.w.begin(), data.w.end()}, {data.bias.begin(), data.bias.end()}};
     reference::forward(spec, node);
     node.dy = reference::Array(node.y.shape, {data.dy.begin(), data.dy.end()});
     reference::backward(spec, node);
@@ -129,6 +131,7 @@ TEST(Winograd, EqualsReference) {
         expect_close("y", out.y, node.y.v, DType::kFloat32);
         expect_close("dx", out.dx, node.dx[0].v, DType::kFloat32);
         expect_close("dw", out.dw, node.gradients[0], DType::kFloat32);
+        expect_close("db", out.db, node.gradients[1], DType::kFloat32);
       }
   }
 }
