@@ -1,4 +1,5 @@
-// Convolution on oneDNN. Weights are packed once per step; gradients come back to OIHW in fp32.
+// Convolution: Winograd's kernels where they win, else oneDNN. Weights are packed once per step;
+// gradients come back to OIHW in fp32.
 #include <algorithm>
 #include <cmath>
 
@@ -6,6 +7,7 @@
 #include "ops/cpu_device.h"
 #include "ops/onednn.h"
 #include "ops/weighted_op_cpu.h"
+#include "ops/winograd_cpu.h"
 
 namespace convoy::ops {
 namespace {
@@ -69,6 +71,7 @@ class FoldedConv2dCpu final : public Op {
 }  // namespace
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& c) {
+  if (winograd_wins(s, c)) return make_winograd_op(device.threads(), s, c);
   const onednn::ConvolutionShape shape = {.name = c.name,
                                           .x = c.x[0],
                                           .y = c.y,

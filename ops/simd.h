@@ -42,6 +42,19 @@ CONVOY_INLINE Floats splat(float value) {
   return value - Floats{};
 }
 
+// a * b + c, rounded once: for kernels that have no table for processors without it.
+#if defined(__AVX512F__)
+CONVOY_INLINE Floats fma(Floats a, Floats b, Floats c) {
+  return reinterpret_cast<Floats>(_mm512_fmadd_ps(
+      reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+}
+#elif defined(__FMA__)
+CONVOY_INLINE Floats fma(Floats a, Floats b, Floats c) {
+  return reinterpret_cast<Floats>(_mm256_fmadd_ps(
+      reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+}
+#endif
+
 // memcpy is how unaligned vectors are read without undefined behaviour; it becomes one instruction.
 CONVOY_INLINE Floats load(const float* p) {
   Floats v;

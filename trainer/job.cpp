@@ -640,7 +640,7 @@ void check(const Job& job, std::string_view device, Problems& problems) {
                    "is missing; `convoy model list` shows the names");
   whole("workers", job.workers, 0, 65536);
   whole("batch_per_worker", job.batch_per_worker, 1, 65536);
-  whole("threads_per_worker", job.threads_per_worker, 1, 1024);
+  whole("threads_per_worker", job.threads_per_worker, 0, 1024);
   whole("epochs", job.epochs, 1, 1000000);
   problems.require(device != "cpu" || (job.precision != Job::Precision::kTf32 &&
                                        job.precision != Job::Precision::kFp16),

@@ -114,7 +114,7 @@ struct Job {
   Model model;
   uint32_t workers = 0;  // 0: as many as ranks at the first start; the caller fills it in then
   uint32_t batch_per_worker = 32;
-  uint32_t threads_per_worker = 1;
+  uint32_t threads_per_worker = 0;  // 0: see proto/job.proto; the caller fills it in as well
   Precision precision = Precision::kFp32;
   uint64_t seed = 1;
   uint32_t epochs = 90;

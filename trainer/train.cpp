@@ -1,5 +1,8 @@
 #include "trainer/train.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <iostream>
@@ -188,12 +191,8 @@ class Run {
     val_ = open_split(job_, data::Split::kVal);
     comm::handshake(communicator_, {{"training set digest", train_->digest()},
                                     {"validation set digest", val_->digest()}});
-    if (job_.workers == 0) {
-      job_.workers = static_cast<uint32_t>(communicator_.size());
-      if (resume_.found)
-        job_.workers = parse_job(resume_.job, resume_.folder, {}, options_.device).workers;
-    }
     const int cpus = comm::cpu_set().count;
+    choose_workers(cpus);
     const int hosted = comm::map_workers(static_cast<int>(job_.workers), communicator_.size())
                            .at(static_cast<size_t>(communicator_.rank()))
                            .size();
@@ -220,6 +219,27 @@ class Run {
       log::warning("{} of {} ranks host no worker (workers: {}); they only evaluate",
                    communicator_.size() - static_cast<int>(job_.workers), communicator_.size(),
                    job_.workers);
+  }
+
+  // What the job leaves open about workers is decided at the first start of a run.
+  void choose_workers(int cpus) {
+    if (job_.workers > 0) {
+      job_.threads_per_worker = std::max(1u, job_.threads_per_worker);
+      return;
+    }
+    // The CPUs of the rank with the fewest. Ranks that nobody bound share those of their host.
+    const auto share = std::clamp(
+        static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / communicator_.local_size(), 1, cpus);
+    uint32_t threads = 1024;
+    for (const std::string& count : communicator_.all_gather(std::to_string(share)))
+      threads = std::min(threads, static_cast<uint32_t>(std::stoul(count)));
+    job_.workers = static_cast<uint32_t>(communicator_.size());
+    if (resume_.found) {
+      const Job before = parse_job(resume_.job, resume_.folder, {}, options_.device);
+      job_.workers = before.workers;
+      threads = before.threads_per_worker;
+    }
+    if (job_.threads_per_worker == 0) job_.threads_per_worker = threads;
   }
 
   // All ranks must run the same job, and a resumed run the one it was.

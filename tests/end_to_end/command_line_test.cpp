@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "ops/core/error.h"
 #include "tests/end_to_end/program.h"
@@ -96,6 +97,7 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"bench", "step", "--model", "cifar_resnet20", "--fast"}, "--fast"},
       {{"bench", "step", "--model", "cifar_resnet20", "--precision", "fp64"}, "fp64"},
       {{"bench", "step", "--model", "cifar_resnet20", "--batch", "0"}, "--batch"},
+      {{"bench", "step", "--model", "cifar_resnet20", "--profile", "--no-peak"}, "--no-peak"},
   };
   for (const Row& row : rows) {
     const Outcome outcome = convoy(row.command);
@@ -212,15 +214,45 @@ TEST(Models, ShowFollowsItsOptions) {
     EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.out;
 }
 
-TEST(Bench, JsonHasWhatScriptsRead) {
+// What scripts read, and a profile: every node once in each direction with what it computes and
+// moves.
+TEST(Bench, JsonAndProfile) {
   const json object =
-      object_of({"bench", "step", "--model", "cifar_resnet20", "--precision", "fp32", "--batch",
-                 "4", "--seconds", "0.1", "--warmup", "1", "--json"});
+      object_of({"bench", "step", "--model", "cifar_resnet20", "--batch", "4", "--workers", "2",
+                 "--seconds", "0.1", "--warmup", "1", "--profile", "--json"});
   for (const char* key : {"images_per_second", "gflops", "fraction_of_peak", "peak_memory_bytes"}) {
     ASSERT_TRUE(object.contains(key)) << object.dump(2);
     EXPECT_GT(object[key].get<double>(), 0) << key;
   }
   EXPECT_LT(object["fraction_of_peak"].get<double>(), 1.1);
+  ASSERT_TRUE(object.contains("profile")) << object.dump(2);
+  const json& profile = object["profile"];
+  EXPECT_EQ(profile["samples"], 2);
+  double seconds = 0, flops = 0;
+  std::set<std::string> seen;
+  for (const json& node : profile["nodes"]) {
+    const std::string name =
+        node["name"].get<std::string>() + " " + node["pass"].get<std::string>();
+    EXPECT_TRUE(seen.insert(name).second) << name;
+    EXPECT_GT(node["seconds"].get<double>(), 0) << name;
+    EXPECT_GT(node["bytes"].get<double>(), 0) << name;
+    EXPECT_GT(node["limit_seconds"].get<double>(), 0) << name;
+    seconds += node["seconds"].get<double>();
+    flops += node["flops"].get<double>();
+  }
+  EXPECT_TRUE(seen.contains("conv1 forward"));
+  EXPECT_TRUE(seen.contains("layer3.2.bn2 backward"));
+  // Two images of one lane; the first layer needs no gradient of its input.
+  const double macs = object_of({"model", "show", "cifar_resnet20", "--format", "json"})["macs"];
+  EXPECT_EQ(flops, 2 * (6 * macs - 2 * 3 * 16 * 9 * 32 * 32));
+  for (const auto& [name, value] : profile["other_seconds"].items()) seconds += value.get<double>();
+  EXPECT_GT(seconds, 0);
+  EXPECT_LT(profile["other_seconds"]["rest"].get<double>(), seconds);
+
+  const Outcome table = convoy({"bench", "step", "--model", "cifar_resnet20", "--batch", "4",
+                                "--seconds", "0.1", "--profile"});
+  for (const char* words : {"layer3.2.bn2", "of limit", "all nodes", "weights packed", "update"})
+    EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.out;
 }
 
 TEST(Training, DryRunPrintsThePlanAndWritesNothing) {

@@ -157,6 +157,24 @@ TEST_F(SameBits, WithTwoThreadsForEachWorker) {
   EXPECT_EQ(digests.size(), 1u);
 }
 
+// One worker a rank, with all its threads; recorded, so that the run goes on with them elsewhere.
+TEST_F(SameBits, AJobWithoutWorkersTakesThemFromItsFirstStart) {
+  const Arguments open = {"--set", "workers=0", "--set", "batch_per_worker=8"};
+  const auto train_open = [&](const char* name, int ranks, const char* steps) {
+    Arguments more = open;
+    more.insert(more.end(), {"--set", steps});
+    train(name, ranks, more);
+  };
+  train_open("open", 2, "stop_after_steps=30");
+  train_open("open-resumed", 2, "stop_after_steps=9");
+  const std::string recorded = read_file(out("open-resumed") + "/job.txtpb");
+  EXPECT_EQ(lines_with(recorded, "workers: 2"), 1) << recorded;
+  EXPECT_EQ(lines_with(recorded, "threads_per_worker: 0"), 0) << recorded;
+  train_open("open-resumed", 1, "stop_after_steps=30");
+  EXPECT_EQ(read_file(out("open-resumed") + "/job.txtpb"), read_file(out("open") + "/job.txtpb"));
+  EXPECT_EQ(digest("open-resumed"), digest("open"));
+}
+
 TEST_F(SameBits, ForImagesOfAFolder) {
   make_image_folder(*folder_, 3, 13, 3);
   folder_->write("images.txtpb", R"(

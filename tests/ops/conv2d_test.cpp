@@ -17,6 +17,7 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 16, .kernel = 3, .padding = 1}, {3, 3, 9, 8}),
       convolution({.out_channels = 16, .kernel = 3, .padding = 1}, {2, 1, 28, 28}),
       convolution({.out_channels = 64, .kernel = 3, .padding = 1}, {2, 64, 8, 7}),
+      convolution({.out_channels = 48, .kernel = 3, .padding = 1}, {3, 32, 7, 7}),
       convolution({.out_channels = 32, .kernel = 3, .stride = 2, .padding = 1}, {2, 16, 9, 8}),
       convolution({.out_channels = 64, .kernel = 1}, {2, 256, 5, 6}),
       convolution({.out_channels = 256, .kernel = 1}, {2, 64, 6, 5}),
@@ -28,6 +29,7 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 64, .kernel = 11, .stride = 4, .padding = 2, .bias = true},
                   {2, 3, 35, 31}),
       convolution({.out_channels = 33, .kernel = 1, .bias = true}, {1, 17, 4, 3}),
+      convolution({.out_channels = 32, .kernel = 3, .padding = 1, .bias = true}, {2, 48, 6, 7}),
       // Groups: two, many, depth-wise.
       convolution({.out_channels = 32, .kernel = 3, .padding = 1, .groups = 2}, {2, 16, 5, 7}),
       convolution({.out_channels = 64, .kernel = 3, .stride = 2, .padding = 1, .groups = 32},

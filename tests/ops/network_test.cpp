@@ -9,6 +9,7 @@
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/fusion.h"
+#include "ops/isa.h"
 #include "ops/optim/optimizer.h"
 
 namespace convoy::ops {
@@ -72,6 +73,9 @@ class Trained {
 
   double loss() {
     net.prepare();
+    return loss_of_prepared();
+  }
+  double loss_of_prepared() {
     net.forward_activations(type_ == DType::kFloat32 ? static_cast<const void*>(input_fp32_.data())
                                                      : input_bf16_.data(),
                             step);
@@ -159,6 +163,32 @@ TEST(Network, RepeatsItsBits) {
     b.loss();
     b.backward();
     EXPECT_EQ(a.gradients, b.gradients) << "the second pass through the same arena";
+  }
+}
+
+// Lanes pack their weights once for all of them, each a part.
+TEST(Network, SharedWeightsAreTheOthersAndPackedInParts) {
+  // In fp32 the first convolution takes Winograd's kernels, the second oneDNN's.
+  Graph graph{.name = "two", .image = {.n = 1, .c = 16, .h = 8, .w = 8}, .nodes = {}};
+  int x = graph.add("conv_a", Conv2d{.out_channels = 16, .padding = 1}, {kImage});
+  x = graph.add("bn", BatchNorm{}, {x});
+  x = graph.add("conv_b", Conv2d{.out_channels = 24, .kernel = 1, .bias = true}, {x});
+  graph.add("fc", Linear{.out_features = 5}, {graph.add("pool", GlobalAvgPool{}, {x})});
+  for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
+    if (type == DType::kBfloat16 && !cpu_supports_bf16()) continue;
+    Trained leader(graph, 6, type), follower(graph, 6, type);
+    const double expected = leader.loss();
+    leader.backward();
+    follower.net.share_weights(leader.net);
+    // Its own parameters no longer matter where they are packed.
+    for (const auto& p : follower.net.layout().parameters)
+      if (p.name.ends_with("weight") && p.spec.dims.size() > 1)
+        std::fill_n(follower.parameters.begin() + static_cast<ptrdiff_t>(p.offset), p.floats(),
+                    0.0f);
+    for (const int part : {2, 0, 1}) leader.net.prepare(part, 3);
+    EXPECT_EQ(follower.loss_of_prepared(), expected);
+    follower.backward();
+    EXPECT_EQ(follower.gradients, leader.gradients);
   }
 }
 

@@ -308,7 +308,7 @@ TEST(JobMistakes, TheNearestKeyIsFoundInAnotherGroup) {
 TEST(JobMistakes, ValuesOutOfRangeAndContradictions) {
   const std::pair<const char*, const char*> cases[] = {
       {"batch_per_worker=0", "batch_per_worker"},
-      {"threads_per_worker=0", "threads_per_worker"},
+      {"threads_per_worker=1025", "threads_per_worker"},
       {"workers=65537", "workers"},
       {"epochs=0", "epochs"},
       {"model.name=", "model.name: is missing"},
