@@ -1,10 +1,10 @@
 // Convolution: Winograd's kernels where they win, else oneDNN. Weights are packed once per step;
 // gradients come back to OIHW in fp32.
 #include <algorithm>
-#include <cmath>
 
 #include "ops/conv2d.h"
 #include "ops/cpu_device.h"
+#include "ops/folded_weights.h"
 #include "ops/onednn.h"
 #include "ops/weighted_op_cpu.h"
 #include "ops/winograd_cpu.h"
@@ -19,22 +19,9 @@ class FoldedConv2dCpu final : public Op {
       : FoldedConv2dCpu(spec, shape, make_convolution_forward(shape)) {}
 
   void prepare(const NodeMemory& m) override {
-    const auto channels = static_cast<int64_t>(bias_.size());
-    const float *gamma = m.parameters[0], *beta = m.parameters[1], *w = m.parameters[2];
-    const float *mean = m.running, *variance = m.running + channels;
-    const auto filter = static_cast<int64_t>(folded_bytes_ / sizeof(float)) / channels;
-    AlignedBuffer folded(folded_bytes_);
-    for (int64_t k = 0; k < channels; ++k) {
-      const double scale = static_cast<double>(gamma[k]) /
-                           std::sqrt(static_cast<double>(variance[k]) + spec_.batch_norm->epsilon);
-      const double bias = spec_.bias ? static_cast<double>(m.parameters[3][k]) : 0.0;
-      bias_[static_cast<size_t>(k)] = static_cast<float>(
-          static_cast<double>(beta[k]) + (bias - static_cast<double>(mean[k])) * scale);
-      for (int64_t i = k * filter; i < (k + 1) * filter; ++i)
-        folded.as<float>()[i] = static_cast<float>(static_cast<double>(w[i]) * scale);
-    }
-    weights_.pack(folded.as<float>());
-    if (weights_.data() == folded.data()) unpacked_ = std::move(folded);
+    folded_ = fold_batch_norm(spec_, m, filter_);
+    weights_.pack(folded_.weights.as<float>());
+    if (weights_.data() != folded_.weights.data()) folded_.weights = {};
   }
 
   void share_weights(const Op& other) override {
@@ -42,7 +29,7 @@ class FoldedConv2dCpu final : public Op {
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
-    forward_.run({m.x[0], packed_->weights_.data(), packed_->bias_.data(), m.y}, m.scratch);
+    forward_.run({m.x[0], packed_->weights_.data(), packed_->folded_.bias.data(), m.y}, m.scratch);
   }
   void backward(const NodeMemory&, const StepInfo&) override {
     fail(ExitCode::kFault, "a folded convolution has no backward pass");
@@ -54,17 +41,15 @@ class FoldedConv2dCpu final : public Op {
   FoldedConv2dCpu(const Conv2d& spec, const onednn::ConvolutionShape& shape,
                   onednn::WeightedKernel kernel)
       : spec_(spec),
-        folded_bytes_(parameter_layout(shape).get_size()),
+        filter_(shape.kernel_h * shape.kernel_w * shape.x.c / shape.groups),
         forward_(std::move(kernel.kernel)),
-        weights_(parameter_layout(shape), kernel.weights),
-        bias_(static_cast<size_t>(spec.out_channels)) {}
+        weights_(parameter_layout(shape), kernel.weights) {}
 
   Conv2d spec_;
-  size_t folded_bytes_;
+  int64_t filter_;
   onednn::Kernel forward_;
   onednn::PackedWeights weights_;
-  AlignedBuffer unpacked_;  // the folded weights where the primitive takes them as they are
-  std::vector<float> bias_;
+  FoldedWeights folded_;  // the bias; the weights where the primitive takes them as they are
   const FoldedConv2dCpu* packed_ = this;  // whose weights and bias are used
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ops/folded_weights.h"
 #include "ops/isa.h"
 #include "ops/winograd_kernels.h"
 
@@ -10,10 +11,11 @@ namespace {
 
 class WinogradOpCpu final : public Op {
  public:
-  WinogradOpCpu(int threads, bool bias, const OpConfig& config)
+  WinogradOpCpu(int threads, const Conv2d& spec, const OpConfig& config)
       : kernels_(winograd_kernels_fp32()),
         threads_(threads),
-        bias_(bias),
+        spec_(spec),
+        bias_(spec.bias),
         training_(config.training),
         wants_dx_(config.training && config.wants_dx[0]),
         shape_({config.x[0].n, config.x[0].h, config.x[0].w, config.x[0].c, config.y.c}),
@@ -24,7 +26,13 @@ class WinogradOpCpu final : public Op {
   // Memory is taken by the first call: a lane that uses another's weights takes none.
   void prepare(const NodeMemory& m) override {
     if (forward_weights_.size() == 0) forward_weights_ = AlignedBuffer(weight_bytes());
-    kernels_.pack(forward_weights_.as<float>(), m.parameters[0], shape_.c, shape_.k, threads_);
+    const float* w = m.parameters[0];
+    if (spec_.batch_norm) {
+      folded_ = fold_batch_norm(spec_, m, 9 * shape_.c);
+      w = folded_.weights.as<float>();
+    }
+    kernels_.pack(forward_weights_.as<float>(), w, shape_.c, shape_.k, threads_);
+    folded_.weights = {};
     if (!wants_dx_) return;
     if (backward_weights_.size() == 0) backward_weights_ = AlignedBuffer(weight_bytes());
     kernels_.pack_backward(backward_weights_.as<float>(), m.parameters[0], shape_.k, shape_.c,
@@ -36,9 +44,14 @@ class WinogradOpCpu final : public Op {
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
+    WinogradEnd end{.bias = bias_ ? m.parameters[1] : nullptr};
+    if (spec_.batch_norm)
+      end = {.bias = packed_->folded_.bias.data(),
+             .residual = spec_.batch_norm->residual,
+             .relu = spec_.batch_norm->relu};
     kernels_.forward(static_cast<float*>(m.y), static_cast<const float*>(m.x[0]),
-                     packed_->forward_weights_.as<float>(), bias_ ? m.parameters[1] : nullptr,
-                     shape_, static_cast<float*>(m.scratch), threads_);
+                     packed_->forward_weights_.as<float>(), end, shape_,
+                     static_cast<float*>(m.scratch), threads_);
   }
 
   void backward(const NodeMemory& m, const StepInfo&) override {
@@ -50,8 +63,8 @@ class WinogradOpCpu final : public Op {
                           dy, shape_, m.slice.first, scratch + gradient_scratch_floats(), threads_);
     if (m.slice.last) kernels_.unpack_gradient(m.gradients[0], du, shape_.c, shape_.k, threads_);
     if (wants_dx_)
-      kernels_.forward(static_cast<float*>(m.dx[0]), dy, packed_->backward_weights_.as<float>(),
-                       nullptr, turned_, scratch, threads_);
+      kernels_.forward(static_cast<float*>(m.dx[0]), dy, packed_->backward_weights_.as<float>(), {},
+                       turned_, scratch, threads_);
   }
 
   size_t scratch_bytes() const override {
@@ -70,9 +83,11 @@ class WinogradOpCpu final : public Op {
 
   const WinogradKernels& kernels_;
   int threads_;
+  Conv2d spec_;
   bool bias_, training_, wants_dx_;
   WinogradShape shape_, turned_;  // turned: from dy to dx
   AlignedBuffer forward_weights_, backward_weights_;
+  FoldedWeights folded_;                // of a batch norm: the bias
   const WinogradOpCpu* packed_ = this;  // whose packed weights are used
   AlignedBuffer gradient_sum_;          // of U, over several slices
 };
@@ -94,7 +109,7 @@ bool winograd_wins(const Conv2d& s, const OpConfig& c) {
 }
 
 std::unique_ptr<Op> make_winograd_op(int threads, const Conv2d& spec, const OpConfig& config) {
-  return std::make_unique<WinogradOpCpu>(threads, spec.bias, config);
+  return std::make_unique<WinogradOpCpu>(threads, spec, config);
 }
 
 }  // namespace convoy::ops

@@ -140,30 +140,35 @@ constexpr Multiply kMultiply[] = {
 #endif
 };
 
-// The tiles of a run from M [16][tiles][width] to y; image and bias (which may be null) point to
-// the first of the channels. What is added to element (1, 1) is added to all four pixels.
-CONVOY_INLINE void output_run(float* image, const float* m, const float* bias, int64_t plane,
+// The tiles of a run from M [16][tiles][width] to y; image and the bias point to the first of the
+// channels. What is added to element (1, 1) is added to all four pixels.
+CONVOY_INLINE void output_run(float* image, const float* m, const WinogradEnd& end, int64_t plane,
                               int64_t width, const WinogradShape& s, int64_t i, int64_t j,
                               int64_t length) {
+  const auto put = [&](float* to, Floats v) __attribute__((always_inline)) {
+    if (end.residual) v += load(to);
+    if (end.relu) v = v < 0.0f ? Floats{} : v;  // NaN stays NaN, so that it is seen
+    store(to, v);
+  };
   for (int64_t t = 0; t < length; ++t)
     for (int64_t k = 0; k < width; k += kLanes, m += kLanes) {
       Floats above[4], below[4];
       for (int64_t q = 0; q < 4; ++q) {
         const Floats m0 = load(m + q * plane);
         Floats m1 = load(m + (4 + q) * plane);
-        if (q == 1 && bias) m1 += load(bias + k);
+        if (q == 1 && end.bias) m1 += load(end.bias + k);
         const Floats m2 = load(m + (8 + q) * plane), m3 = load(m + (12 + q) * plane);
         above[q] = m0 + m1 + m2;
         below[q] = m1 - m2 - m3;
       }
       float* y = image + (2 * i * s.w + 2 * (j + t)) * s.k + k;
       const bool has_right = 2 * (j + t) + 1 < s.w;
-      store(y, above[0] + above[1] + above[2]);
-      if (has_right) store(y + s.k, above[1] - above[2] - above[3]);
+      put(y, above[0] + above[1] + above[2]);
+      if (has_right) put(y + s.k, above[1] - above[2] - above[3]);
       if (2 * i + 1 >= s.h) continue;
       y += s.w * s.k;
-      store(y, below[0] + below[1] + below[2]);
-      if (has_right) store(y + s.k, below[1] - below[2] - below[3]);
+      put(y, below[0] + below[1] + below[2]);
+      if (has_right) put(y + s.k, below[1] - below[2] - below[3]);
     }
 }
 
@@ -197,7 +202,7 @@ int64_t forward_scratch(const WinogradShape& s, int threads) {
 }
 
 // y of the tiles [first, end); v and m: 16 planes each.
-void forward_tiles(float* y, const float* x, const float* u, const float* bias,
+void forward_tiles(float* y, const float* x, const float* u, const WinogradEnd& at_end,
                    const WinogradShape& s, int64_t first, int64_t end, float* v, int64_t v_plane,
                    float* m, int64_t m_plane) {
   const Tiles tiles = tiles_of(s);
@@ -221,6 +226,8 @@ void forward_tiles(float* y, const float* x, const float* u, const float* bias,
   const int64_t rows = ceil_div(count, ceil_div(count, kMaxRows)), panels = ceil_div(s.k, kPanel);
   for (int64_t k = 0; k < s.k; k += kPanel) {
     const int64_t width = least(kPanel, s.k - k);
+    WinogradEnd panel_end = at_end;
+    if (at_end.bias) panel_end.bias += k;
     const auto* multiply_rows = width == kPanel ? kMultiply<2> : kMultiply<1>;
     for (int64_t e = 0; e < 16; ++e) {
       prefetch(x + next * s.c, (after - next) * s.c, k / kPanel * 16 + e, 16 * panels);
@@ -235,14 +242,14 @@ void forward_tiles(float* y, const float* x, const float* u, const float* bias,
         tiles, first, count,
         [&](int64_t t, int64_t length, int64_t n, int64_t i, int64_t j)
             __attribute__((always_inline)) {
-              output_run(y + n * s.h * s.w * s.k + k, m + t * width, bias ? bias + k : nullptr,
-                         m_plane, width, s, i, j, length);
+              output_run(y + n * s.h * s.w * s.k + k, m + t * width, panel_end, m_plane, width, s,
+                         i, j, length);
             });
   }
 }
 
-void forward(float* y, const float* x, const float* u, const float* bias, const WinogradShape& s,
-             float* scratch, int threads) {
+void forward(float* y, const float* x, const float* u, const WinogradEnd& end,
+             const WinogradShape& s, float* scratch, int threads) {
   const int64_t tiles = tiles_of(s).count;
   const int64_t block = forward_block(s, threads), blocks = ceil_div(tiles, block);
   const int64_t v_plane = block * s.c + kGap, m_plane = block * kPanel + kGap;
@@ -250,7 +257,7 @@ void forward(float* y, const float* x, const float* u, const float* bias, const 
   for (int64_t slot = 0; slot < threads; ++slot) {
     float* v = scratch + slot * 16 * (v_plane + m_plane);
     for (int64_t b = blocks * slot / threads; b < blocks * (slot + 1) / threads; ++b)
-      forward_tiles(y, x, u, bias, s, b * block, least((b + 1) * block, tiles), v, v_plane,
+      forward_tiles(y, x, u, end, s, b * block, least((b + 1) * block, tiles), v, v_plane,
                     v + 16 * v_plane, m_plane);
   }
 }

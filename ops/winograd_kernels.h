@@ -23,6 +23,13 @@ struct WinogradShape {
   int64_t n, h, w, c, k;
 };
 
+// What is done to the sums on their way to y.
+struct WinogradEnd {
+  const float* bias = nullptr;  // [k], added; may be null
+  bool residual = false;        // what stood in y before is added
+  bool relu = false;
+};
+
 struct WinogradKernels {
   // Floats of scratch memory of forward and of add_gradient.
   int64_t (*forward_scratch)(const WinogradShape& s, int threads);
@@ -31,8 +38,8 @@ struct WinogradKernels {
   void (*pack)(float* u, const float* w, int64_t c, int64_t k, int threads);
   // from w [c,k,3,3], for the gradient of x: forward with it takes dy [n,h,w,c] to dx [n,h,w,k].
   void (*pack_backward)(float* u, const float* w, int64_t c, int64_t k, int threads);
-  // bias [k] may be null. y is written whole. scratch: forward_scratch floats, aligned to 64 bytes.
-  void (*forward)(float* y, const float* x, const float* u, const float* bias,
+  // y is written whole. scratch: forward_scratch floats, aligned to 64 bytes.
+  void (*forward)(float* y, const float* x, const float* u, const WinogradEnd& end,
                   const WinogradShape& s, float* scratch, int threads);
   // du [16 * c * k floats] += what these images add to the gradient of U, or = if `first`; likewise
   // db [k], the gradient of the bias, which may be null.

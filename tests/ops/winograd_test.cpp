@@ -100,10 +100,10 @@ Results run(const WinogradKernels& kernels, const WinogradShape& s, const Data& 
     const float* x = data.x.data() + n * pixels * s.c;
     const float* dy = data.dy.data() + n * pixels * s.k;
     const Floats forward(kernels.forward_scratch(part, threads));
-    kernels.forward(y.data() + n * pixels * s.k, x, u.data(), data.bias.data(), part,
+    kernels.forward(y.data() + n * pixels * s.k, x, u.data(), {.bias = data.bias.data()}, part,
                     forward.data(), threads);
     const Floats backward(kernels.forward_scratch(turned, threads));
-    kernels.forward(dx.data() + n * pixels * s.c, dy, u_backward.data(), nullptr, turned,
+    kernels.forward(dx.data() + n * pixels * s.c, dy, u_backward.data(), {}, turned,
                     backward.data(), threads);
     const Floats gradient(kernels.gradient_scratch(part, threads));
     kernels.add_gradient(du.data(), db.data(), x, dy, part, n == 0, gradient.data(), threads);

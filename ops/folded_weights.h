@@ -1,0 +1,18 @@
+// The weights of a convolution with a batch norm folded in (ops/conv2d.h), for any kernel.
+#pragma once
+
+#include <vector>
+
+#include "ops/conv2d.h"
+
+namespace convoy::ops {
+
+struct FoldedWeights {
+  AlignedBuffer weights;    // as parameters are kept, fp32
+  std::vector<float> bias;  // [K]
+};
+
+// filter: weights of one output channel. Reads the parameters and running statistics of `m`.
+FoldedWeights fold_batch_norm(const Conv2d& spec, const NodeMemory& m, int64_t filter);
+
+}  // namespace convoy::ops
