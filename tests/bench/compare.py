@@ -211,9 +211,14 @@ def machine_cpu_seconds():
 
 
 def measure_limit(case, options):
-    """The machine's matrix-product rate and the FLOPs of an image, as `convoy bench step` counts."""
-    answer = run_json([str(CONVOY), *convoy_bench(case, 2), "--workers", "1", "--threads",
-                       str(options.threads), "--seconds", "0", "--warmup", "0", "--json"])
+    """The machine's matrix-product rate and the FLOPs of an image, as `convoy bench step` counts;
+    nothing where Convoy cannot run the case, which its rows will say."""
+    try:
+        answer = run_json([str(CONVOY), *convoy_bench(case, 2), "--workers", "1", "--threads",
+                           str(options.threads), "--seconds", "0", "--warmup", "0", "--json"])
+    except CannotRun as reason:
+        say(f"{case}: no matrix-product rate: {reason}")
+        return None
     return {"peak_gflops": answer["peak_gflops"],
             "gflop_per_image": answer["gflops"] / answer["images_per_second"]}
 
@@ -280,8 +285,9 @@ def summarise(case, results, limit):
         rounds = result["rounds"]
         if rounds and result["reason"] is None:
             row["images_per_second"] = spread([r["images_per_second"] for r in rounds])
-            row["fraction_of_peak"] = (row["images_per_second"]["median"]
-                                       * limit["gflop_per_image"] / limit["peak_gflops"])
+            row["fraction_of_peak"] = limit and (
+                row["images_per_second"]["median"] * limit["gflop_per_image"]
+                / limit["peak_gflops"])
             row["peak_memory_bytes"] = max(r["peak_memory_bytes"] for r in rounds)
             row["other_cpus"] = max(r["other_cpus"] for r in rounds)
         rows.append(row)
@@ -312,7 +318,7 @@ def tables(rows, comparisons):
             i = row["images_per_second"]
             cells.append([row["case"], row["system"],
                           f"{rate(i['min'])} / {rate(i['median'])} / {rate(i['max'])}",
-                          f"{100 * row['fraction_of_peak']:.0f} %",
+                          share(row["fraction_of_peak"]),
                           f"{row['peak_memory_bytes'] / (1 << 30):.2f} GiB",
                           f"{row['other_cpus']:.2f}"])
         else:
@@ -326,6 +332,10 @@ def tables(rows, comparisons):
         text += "\nTimes as fast as the peer, median of the rounds (min - max):\n\n"
         text += table(["case", "peer", *ours], cells)
     return text
+
+
+def share(fraction):
+    return f"{100 * fraction:.0f} %" if fraction else ""
 
 
 def ratio_text(ratio):

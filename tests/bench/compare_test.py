@@ -76,6 +76,11 @@ class Statistics(unittest.TestCase):
         self.assertEqual([c["peer"] for c in comparisons], ["torch"])
         self.assertEqual(comparisons[0]["ratio"]["convoy-ranks"], {"min": 1, "median": 2, "max": 3})
 
+    def test_without_a_rate_of_the_machine_there_is_no_share_of_it(self):
+        rows, _ = compare.summarise(compare.Case.parse(CASE),
+                                    {"torch": {"rounds": rounds(10), "reason": None}}, None)
+        self.assertIn("10.00       |              | 1.00 GiB", compare.tables(rows, []))
+
     def test_cases(self):
         self.assertEqual(str(compare.Case.parse(CASE)), CASE)
         for wrong in ("resnet50", "resnet50/forward/fp32/32", "resnet50/training/fp32/many"):
