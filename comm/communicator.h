@@ -28,6 +28,9 @@ class Lane {
   virtual void receive(int peer, float* data, size_t floats) = 0;
   // In place, over all ranks, in the library's own order: bits depend on the number of ranks.
   virtual void all_reduce_sum(float* data, size_t floats) = 0;
+  // The same by the library's blocking call, over when it returns: what benchmarks compare with.
+  // The communication thread hears nothing meanwhile, an abort neither.
+  virtual void all_reduce_sum_blocking(float* data, size_t floats) = 0;
   // All transfers begun on this lane are over. Never blocks.
   virtual bool finished() = 0;
 };

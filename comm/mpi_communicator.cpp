@@ -264,6 +264,12 @@ class MpiLane final : public Lane {
             "MPI_Iallreduce");
     });
   }
+  void all_reduce_sum_blocking(float* data, size_t floats) override {
+    if (floats > INT_MAX)
+      convoy::fail(ExitCode::kFault, "all_reduce_sum_blocking: too many floats");
+    check(MPI_Allreduce(MPI_IN_PLACE, data, static_cast<int>(floats), MPI_FLOAT, MPI_SUM, comm_),
+          "MPI_Allreduce");
+  }
   bool finished() override {
     if (requests_.empty()) return true;
     int over = 0;

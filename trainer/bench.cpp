@@ -218,16 +218,33 @@ int bench_step(const Arguments& arguments) {
   return run_on_ranks([&](comm::Communicator& c) { return run_step_bench(c, b); });
 }
 
+struct Benchmark {
+  const char* name;
+  const char* summary;
+  int (*run)(const Arguments&);
+};
+
+constexpr Benchmark kBenchmarks[] = {
+    {"step", "training or inference steps on synthetic images", bench_step},
+    {"allreduce", "the sum over all ranks, against the library's", bench_allreduce},
+};
+
 }  // namespace
 
 int bench_command(const Arguments& arguments) {
-  if (!arguments.empty() && arguments[0] == "step")
-    return bench_step({arguments.begin() + 1, arguments.end()});
+  std::string names;
+  for (const Benchmark& benchmark : kBenchmarks) {
+    if (!arguments.empty() && arguments[0] == benchmark.name)
+      return benchmark.run({arguments.begin() + 1, arguments.end()});
+    names += (names.empty() ? "" : ", ") + std::string(benchmark.name);
+  }
   const bool help = !arguments.empty() && (arguments[0] == "--help" || arguments[0] == "-h");
   if (!help)
-    fail(ExitCode::kUsage, "convoy bench needs to know what: step (convoy bench step --help)");
-  std::cout << "Usage: convoy bench step [OPTIONS]\n\n  step   training or inference steps on "
-               "synthetic images\n";
+    fail(ExitCode::kUsage, "convoy bench needs to know what: {} (convoy bench --help)", names);
+  std::cout << "Usage: convoy bench WHAT [OPTIONS]\n\n";
+  for (const Benchmark& benchmark : kBenchmarks)
+    std::cout << fmt::format("  {:<10} {}\n", benchmark.name, benchmark.summary);
+  std::cout << "\nconvoy bench WHAT --help shows its options.\n";
   return 0;
 }
 
