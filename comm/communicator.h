@@ -35,13 +35,15 @@ class Lane {
   virtual bool finished() = 0;
 };
 
+enum class Progress { kNone, kSome, kOver };
+
 // Background work of the communication thread, made of transfers.
 class Exchange {
  public:
   virtual ~Exchange() = default;
-  // Begins what can begin; true when all is over, and then the communicator forgets the exchange
-  // without touching it again. Called often, on one thread.
-  virtual bool advance() = 0;
+  // Begins what can begin. When all is over, the communicator forgets the exchange without touching
+  // it again. Called often, on one thread.
+  virtual Progress advance() = 0;
   // A transfer failed: the exchange will never be over. Called instead of a further advance().
   virtual void fail(std::exception_ptr error) = 0;
 };

@@ -50,7 +50,7 @@ class LocalCommunicator final : public Communicator {
     return lanes;
   }
   void start(Exchange& exchange) override {
-    while (!exchange.advance()) {
+    while (exchange.advance() != Progress::kOver) {
     }
   }
   void drop(Exchange&) override {}

@@ -374,7 +374,9 @@ bool MpiCommunicator::poll(Exchange& exchange) {
     return true;
   }
   try {
-    return exchange.advance();
+    const Progress made = exchange.advance();
+    progress_ = progress_ || made != Progress::kNone;
+    return made == Progress::kOver;
   } catch (...) {
     exchange.fail(std::current_exception());
     return true;

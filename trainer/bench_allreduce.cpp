@@ -43,9 +43,11 @@ class Way {
  public:
   virtual ~Way() = default;
   virtual const char* name() const = 0;
-  // Sums the buffer in place `times` times; seconds of all. What the sum is lies in result().
-  virtual double run(float* data, int times) = 0;
+  // Its buffer; after run(), the sum lies in result(), which may be the same.
+  virtual float* data() = 0;
   virtual const float* result() const = 0;
+  // Sums the buffer `times` times; seconds of all.
+  virtual double run(int times) = 0;
 };
 
 class ReducerWay final : public Way {
@@ -57,16 +59,18 @@ class ReducerWay final : public Way {
         reducer_(communicator, communicator.size(), {{0, floats}}, options) {}
 
   const char* name() const override { return name_; }
-  double run(float* data, int times) override {
+  float* data() override { return reducer_.memory(0); }
+  double run(int times) override {
     const auto start = Clock::now();
     for (int i = 0; i < times; ++i) {
       reducer_.begin_step();
-      reducer_.contribute(worker_, 0, data, true);
+      reducer_.contribute(worker_, 0, data(), true);
       result_ = reducer_.wait(0).data();
     }
     return seconds_since(start);
   }
   const float* result() const override { return result_; }
+  comm::ScheduleKind schedule() const { return reducer_.schedule(); }
 
  private:
   const char* name_;
@@ -79,36 +83,36 @@ class ReducerWay final : public Way {
 class LibraryWay final : public Way, comm::Exchange {
  public:
   LibraryWay(comm::Communicator& communicator, size_t floats)
-      : communicator_(communicator), floats_(floats), lanes_(communicator.open_lanes(1)) {}
+      : communicator_(communicator),
+        floats_(floats),
+        lanes_(communicator.open_lanes(1)),
+        buffer_(floats * sizeof(float)) {}
 
   const char* name() const override { return "MPI_Allreduce"; }
-  double run(float* data, int times) override {
-    std::unique_lock lock(mutex_);
-    data_ = data;
+  float* data() override { return buffer_.as<float>(); }
+  double run(int times) override {
     times_ = times;
     done_ = false;
     communicator_.start(*this);
+    std::unique_lock lock(mutex_);
     over_.wait(lock, [&] { return done_; });
     if (error_) std::rethrow_exception(error_);
     return seconds_;
   }
-  const float* result() const override { return data_; }
+  const float* result() const override { return buffer_.as<float>(); }
 
  private:
-  bool advance() override {
-    const std::lock_guard lock(mutex_);
+  comm::Progress advance() override {
     const auto start = Clock::now();
-    for (int i = 0; i < times_; ++i) lanes_[0]->all_reduce_sum_blocking(data_, floats_);
+    for (int i = 0; i < times_; ++i) lanes_[0]->all_reduce_sum_blocking(data(), floats_);
     seconds_ = seconds_since(start);
-    end();
-    return true;
+    end(nullptr);
+    return comm::Progress::kOver;
   }
-  void fail(std::exception_ptr error) override {
+  void fail(std::exception_ptr error) override { end(std::move(error)); }
+  void end(std::exception_ptr error) {
     const std::lock_guard lock(mutex_);
     error_ = std::move(error);
-    end();
-  }
-  void end() {
     done_ = true;
     over_.notify_one();
   }
@@ -118,7 +122,7 @@ class LibraryWay final : public Way, comm::Exchange {
   const std::vector<std::unique_ptr<comm::Lane>> lanes_;
   std::mutex mutex_;
   std::condition_variable over_;
-  float* data_ = nullptr;
+  const AlignedBuffer buffer_;
   int times_ = 0;
   double seconds_ = 0;
   bool done_ = false;
@@ -127,13 +131,16 @@ class LibraryWay final : public Way, comm::Exchange {
 
 std::vector<std::unique_ptr<Way>> make_ways(comm::Communicator& communicator, size_t floats) {
   std::vector<std::unique_ptr<Way>> ways;
+  auto chosen = std::make_unique<ReducerWay>("exact shared", communicator, floats,
+                                             comm::ReducerOptions{.buffers = 1});
+  if (chosen->schedule() == comm::ScheduleKind::kShared) ways.push_back(std::move(chosen));
   const auto add = [&](const char* name, const comm::ReducerOptions& options) {
     ways.push_back(std::make_unique<ReducerWay>(name, communicator, floats, options));
   };
-  add("exact all-to-all", {.schedule = comm::ScheduleKind::kAllToAll});
+  add("exact all-to-all", {.schedule = comm::ScheduleKind::kAllToAll, .buffers = 1});
   if (comm::halving_fits(comm::map_workers(communicator.size(), communicator.size())))
-    add("exact halving", {.schedule = comm::ScheduleKind::kHalving});
-  add("fast", {.order = comm::ReductionOrder::kFast, .schedule = {}});
+    add("exact halving", {.schedule = comm::ScheduleKind::kHalving, .buffers = 1});
+  add("fast", {.order = comm::ReductionOrder::kFast, .schedule = {}, .buffers = 1});
   ways.push_back(std::make_unique<LibraryWay>(communicator, floats));
   return ways;
 }
@@ -174,14 +181,12 @@ struct Row {
 
 std::vector<Row> measure(comm::Communicator& communicator, const AllReduceBench& b, size_t bytes) {
   const size_t floats = bytes / sizeof(float);
-  const AlignedBuffer buffer(bytes);
-  auto* data = buffer.as<float>();
   const std::vector<std::unique_ptr<Way>> ways = make_ways(communicator, floats);
 
   std::vector<Row> rows;
   for (const auto& way : ways) {
-    for (size_t i = 0; i < floats; ++i) data[i] = element(communicator.rank(), i);
-    way->run(data, 1);
+    for (size_t i = 0; i < floats; ++i) way->data()[i] = element(communicator.rank(), i);
+    way->run(1);
     int64_t wrong[1] = {0};
     for (size_t i = 0; i < floats; ++i) {
       float sum = 0;
@@ -189,11 +194,11 @@ std::vector<Row> measure(comm::Communicator& communicator, const AllReduceBench&
       wrong[0] += way->result()[i] != sum;
     }
     communicator.all_reduce_sum(wrong);
+    // Sums of sums would grow without end.
+    std::fill_n(way->data(), floats, 0.0f);
     rows.push_back({.way = way->name(), .bytes = bytes, .wrong = wrong[0]});
   }
 
-  // Sums of sums would grow without end.
-  std::fill_n(data, floats, 0.0f);
   const int iterations =
       b.iterations > 0
           ? b.iterations
@@ -202,7 +207,7 @@ std::vector<Row> measure(comm::Communicator& communicator, const AllReduceBench&
   for (int repetition = 0; repetition < b.repetitions; ++repetition)
     for (size_t w = 0; w < ways.size(); ++w) {
       communicator.barrier();
-      const double seconds = ways[w]->run(data, iterations);
+      const double seconds = ways[w]->run(iterations);
       times[w].push_back(mean_of(communicator, seconds / iterations));
     }
   const double ranks = communicator.size();
@@ -276,10 +281,10 @@ size_t parse_bytes(const char* option, const std::string& text) {
   const size_t place = std::string_view("KMG").find(suffix);
   if (error == std::errc() && suffix.size() <= 1 && place != std::string_view::npos) {
     const size_t unit = suffix.empty() ? 0 : 10 * (place + 1);
-    if (value <= (size_t{4} << 30) >> unit && value << unit >= sizeof(float))
+    if (value <= (size_t{1} << 30) >> unit && value << unit >= sizeof(float))
       return (value << unit) / sizeof(float) * sizeof(float);
   }
-  fail(ExitCode::kUsage, "{} {}: write a size of 4 bytes to 4G, e.g. 64K or 128M", option,
+  fail(ExitCode::kUsage, "{} {}: write a size of 4 bytes to 1G, e.g. 64K or 128M", option,
        printable(text));
 }
 
@@ -291,7 +296,7 @@ int bench_allreduce(const Arguments& arguments) {
   po::options_description options("Measurement");
   options.add_options()("min-bytes,b", po::value(&min_bytes)->default_value("64K"),
                         "smallest size; K, M and G are 2^10, 2^20, 2^30")(
-      "max-bytes,e", po::value(&max_bytes)->default_value("128M"), "largest size, at most 4G")(
+      "max-bytes,e", po::value(&max_bytes)->default_value("128M"), "largest size, at most 1G")(
       "factor,f", po::value(&b.factor)->default_value(2), "from one size to the next")(
       "iterations,n", po::value(&b.iterations)->default_value(0),
       "sums in a row of one repetition; 0: as many as make 32M, at most 100")(

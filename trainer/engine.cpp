@@ -35,7 +35,7 @@ struct Engine::Lane {
   std::unique_ptr<ops::Network> network;     // training
   std::unique_ptr<ops::Network> evaluation;  // inference, made when first needed
   Shape evaluation_shape;
-  AlignedBuffer flat;  // [statistics, extras, gradients]
+  float* flat = nullptr;  // [statistics, extras, gradients]; the reducer's
 };
 
 int lanes_for(int hosted, int cpus, int threads_per_worker) {
@@ -52,7 +52,9 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
       buckets_(cut_buckets(layout_, head_floats_, config.bucket_mib)),
       reducer_(std::make_unique<comm::GradientReducer>(
           communicator, config.workers, buckets_,
-          comm::ReducerOptions{.order = config.reduction, .schedule = {}})),
+          comm::ReducerOptions{.order = config.reduction,
+                               .schedule = {},
+                               .buffers = config.training ? config.lanes : 0})),
       parameters_(layout_.parameter_floats * sizeof(float)),
       running_(layout_.statistics_floats * sizeof(float)),
       batch_statistics_(layout_.statistics_floats * sizeof(float)),
@@ -83,8 +85,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
                              .training = true,
                              .input = config_.input,
                              .label_smoothing = config_.label_smoothing});
-      state->flat = AlignedBuffer((head_floats_ + layout_.parameter_floats) * sizeof(float));
-      auto* flat = state->flat.as<float>();
+      auto* flat = state->flat = reducer_->memory(lane);
       state->network->bind({.parameters = parameters_.as<float>(),
                             .running = running_.as<float>(),
                             .gradients = flat + head_floats_,
@@ -116,7 +117,7 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
   Lane& state = *lane_state_[static_cast<size_t>(lane)];
   const comm::WorkerRange range = hosted();
   if (range.begin + lane >= range.end) return;
-  auto* flat = state.flat.as<float>();
+  float* const flat = state.flat;
   const double samples =
       static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
   state.network->prepare();
@@ -228,7 +229,6 @@ size_t Engine::memory_bytes() const {
                  optimizer_->momentum().size_bytes() + optimizer_->ema().size_bytes() +
                  reducer_->buffer_bytes();
   for (const auto& lane : lane_state_) {
-    bytes += lane->flat.size();
     if (lane->network) bytes += lane->network->arena_bytes();
     if (lane->evaluation) bytes += lane->evaluation->arena_bytes();
   }

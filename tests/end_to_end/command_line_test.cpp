@@ -254,6 +254,13 @@ TEST(Bench, AllReduceIsRightOnEveryWay) {
     EXPECT_EQ(bytes[way], (std::vector<size_t>{4, 1024, 262144})) << object.dump(2);
 }
 
+TEST(Bench, AllReduceOfOneRankIsItself) {
+  const json object =
+      object_of({"bench", "allreduce", "--max-bytes", "64K", "--repetitions", "1", "--json"});
+  ASSERT_GE(object["rows"].size(), 3u) << object.dump(2);
+  for (const json& row : object["rows"]) EXPECT_EQ(row["wrong"], 0) << row.dump(2);
+}
+
 TEST(Training, DryRunPrintsThePlanAndWritesNothing) {
   const TempFolder own;
   const std::string job = own.write("job.txtpb", R"(
