@@ -72,8 +72,9 @@ class Communicator {
 
   // Collective.
   virtual std::vector<std::unique_ptr<Lane>> open_lanes(int count) = 0;
-  // Runs the exchange in the background; returns at once (a communicator of one rank: when it is
-  // over). It must live until it is over or dropped.
+  // Runs the exchange in the background, within a fraction of a millisecond or as soon as somebody
+  // waits; returns at once (a communicator of one rank: when it is over). It must live until it is
+  // over or dropped.
   virtual void start(Exchange& exchange) = 0;
   // Forgets an exchange that is not over. What its peers still send cannot be taken back, so
   // nothing but abort() or a failed finish() may follow.

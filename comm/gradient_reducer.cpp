@@ -1,11 +1,14 @@
 #include "comm/gradient_reducer.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <utility>
 
 #include "comm/arithmetic.h"
 #include "comm/shared_exchange.h"
@@ -183,6 +186,9 @@ struct GradientReducer::Impl::Bucket final : Exchange {
   bool gather(WorkerRange node, Value value);
   void launch();
 
+  // Moves what goes through memory on, on the thread that waits, as long as that is worth spinning.
+  void help();
+
   // On the communication thread.
   Progress advance() override;
   void fail(std::exception_ptr what) override { end(std::move(what)); }
@@ -201,9 +207,13 @@ struct GradientReducer::Impl::Bucket final : Exchange {
   const std::unique_ptr<Lane> lane;              // where there are transfers
   std::optional<SharedExchange> through_memory;  // where there are none
 
+  std::mutex advancing;  // held while `through_memory` moves on; before `mutex`
   std::mutex mutex;
   std::condition_variable done;
   Phase phase = Phase::kIdle;
+  // The communicator has this exchange on its list. A thread that helped may have ended it already:
+  // then the communication thread sees so when it next looks, or finds the next one.
+  bool listed = false;
   std::vector<Held> held;         // by first worker, from hosted.begin
   std::vector<bool> contributed;  // by worker, from hosted.begin
   size_t missing = 0;             // nodes of the rank that are not whole yet
@@ -298,11 +308,13 @@ void GradientReducer::Impl::Bucket::launch() {
     through_memory->begin(values, result);
     for (const Round& each : reducer.plan.rounds) count_sent(each);
   }
+  bool is_new;
   {
     const std::lock_guard lock(mutex);
     phase = Phase::kExchanging;
+    is_new = !std::exchange(listed, true);
   }
-  reducer.communicator.start(*this);
+  if (is_new) reducer.communicator.start(*this);
 }
 
 void GradientReducer::Impl::Bucket::count_sent(const Round& now) {
@@ -321,6 +333,15 @@ void GradientReducer::Impl::Bucket::begin_round(const Round& now) {
 
 Progress GradientReducer::Impl::Bucket::advance() {
   if (through_memory) {
+    const std::lock_guard moving(advancing);
+    {
+      const std::lock_guard lock(mutex);
+      if (phase != Phase::kExchanging) {
+        listed = false;
+        done.notify_all();
+        return Progress::kOver;
+      }
+    }
     const Progress made = through_memory->advance();
     if (made == Progress::kOver) end(nullptr);
     return made;
@@ -349,10 +370,31 @@ Progress GradientReducer::Impl::Bucket::advance() {
   return Progress::kOver;
 }
 
+void GradientReducer::Impl::Bucket::help() {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kLongest{100};
+  constexpr int kPolls = 64;  // before others get the processor
+  for (const auto start = Clock::now(); Clock::now() - start < kLongest; sched_yield())
+    for (int i = 0; i < kPolls; ++i) {
+      const std::unique_lock moving(advancing, std::try_to_lock);
+      if (!moving) continue;
+      {
+        const std::lock_guard lock(mutex);
+        if (phase != Phase::kExchanging) return;
+      }
+      if (through_memory->advance() != Progress::kOver) continue;
+      const std::lock_guard lock(mutex);
+      phase = Phase::kDone;
+      done.notify_all();
+      return;
+    }
+}
+
 void GradientReducer::Impl::Bucket::end(std::exception_ptr what) {
   const std::lock_guard lock(mutex);
   error = std::move(what);
   phase = Phase::kDone;
+  listed = false;
   done.notify_all();  // under the lock: the reducer may be destroyed as soon as it is free
 }
 
@@ -404,12 +446,15 @@ std::unique_ptr<SharedMemory> GradientReducer::Impl::open_shared(
 
 GradientReducer::Impl::~Impl() {
   for (const std::unique_ptr<Bucket>& bucket : buckets) {
-    bool under_way;
     {
-      const std::lock_guard lock(bucket->mutex);
-      under_way = bucket->phase == Bucket::Phase::kExchanging;
+      std::unique_lock lock(bucket->mutex);
+      if (bucket->phase != Bucket::Phase::kExchanging) {
+        bucket->done.wait(lock, [&] { return !bucket->listed; });
+        lock.unlock();
+        const std::lock_guard gone(bucket->advancing);
+        continue;
+      }
     }
-    if (!under_way) continue;
     try {
       communicator.drop(*bucket);
     } catch (const std::exception& error) {
@@ -453,9 +498,16 @@ std::span<const float> GradientReducer::Impl::wait(int index) {
     fail(ExitCode::kFault, "wait for bucket {} before begin_step", index);
   if (bucket.phase != Bucket::Phase::kDone) {
     const auto start = std::chrono::steady_clock::now();
-    communicator.enter_wait();
-    bucket.done.wait(lock, [&] { return bucket.phase == Bucket::Phase::kDone; });
-    communicator.leave_wait();
+    if (bucket.through_memory && bucket.phase == Bucket::Phase::kExchanging) {
+      lock.unlock();
+      bucket.help();
+      lock.lock();
+    }
+    if (bucket.phase != Bucket::Phase::kDone) {
+      communicator.enter_wait();
+      bucket.done.wait(lock, [&] { return bucket.phase == Bucket::Phase::kDone; });
+      communicator.leave_wait();
+    }
     waited_ns += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
   }
   if (bucket.error) std::rethrow_exception(bucket.error);
