@@ -250,7 +250,8 @@ TEST(Bench, AllReduceIsRightOnEveryWay) {
     // Two ranks: each sends half of the buffer twice.
     EXPECT_EQ(row["busbw_gb_per_second"], row["algbw_gb_per_second"]) << row.dump(2);
   }
-  for (const char* way : {"exact all-to-all", "exact halving", "fast", "MPI_Allreduce"})
+  for (const char* way :
+       {"exact shared", "exact all-to-all", "exact halving", "fast", "MPI_Allreduce"})
     EXPECT_EQ(bytes[way], (std::vector<size_t>{4, 1024, 262144})) << object.dump(2);
 }
 
