@@ -1,6 +1,7 @@
 #include "trainer/engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "ops/core/error.h"
@@ -8,6 +9,8 @@
 
 namespace convoy::trainer {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 // What travels behind the batch-norm statistics in bucket 0.
 enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kExtras };
@@ -36,6 +39,7 @@ struct Engine::Lane {
   std::unique_ptr<ops::Network> evaluation;  // inference, made when first needed
   Shape evaluation_shape;
   float* flat = nullptr;  // [statistics, extras, gradients]; the reducer's
+  Clock::time_point backward_end;
 };
 
 int lanes_for(int hosted, int cpus, int threads_per_worker) {
@@ -144,6 +148,7 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
       for (; next < buckets_.size() && buckets_[next].end <= head_floats_ + ready; ++next)
         reducer_->contribute(worker, static_cast<int>(next), flat + buckets_[next].begin, keep);
     });
+    state.backward_end = Clock::now();
   }
 }
 
@@ -167,6 +172,10 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
     gradients_[p] =
         reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
   }
+  Clock::time_point backward_end;
+  for (const auto& lane : lane_state_) backward_end = std::max(backward_end, lane->backward_end);
+  if (hosted().size() > 0)
+    exposed_seconds_ += std::chrono::duration<double>(Clock::now() - backward_end).count();
   if (std::isfinite(result.loss))
     result.gradient_norm =
         optimizer_->update(parameters_.as<float>(), gradients_, learning_rate).gradient_norm;

@@ -86,6 +86,9 @@ class Engine {
 
   // Seconds lanes and the caller waited for the reduction, since construction.
   double reduce_wait_seconds() const { return reducer_->waited_seconds(); }
+  // Seconds from the end of backward on this rank's last lane until all sums were here, since
+  // construction: what the reduction did not hide behind backward, and what other ranks were late.
+  double exposed_seconds() const { return exposed_seconds_; }
   double redundancy() const { return reducer_->redundancy(); }
   // Bytes of arenas, flat buffers and the reducer's memory; oneDNN's packed weights are not
   // counted.
@@ -108,6 +111,7 @@ class Engine {
   std::unique_ptr<ops::Optimizer> optimizer_;
   std::vector<int> bucket_of_;           // of each parameter
   std::vector<const float*> gradients_;  // of each parameter, after the reduction
+  double exposed_seconds_ = 0;
   std::vector<std::unique_ptr<Lane>> lane_state_;
   Lanes lanes_;  // last: threads stop before what they use is gone
 };

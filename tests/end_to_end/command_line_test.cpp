@@ -232,6 +232,22 @@ TEST(Bench, JsonHasWhatScriptsRead) {
   EXPECT_LT(object["fraction_of_peak"].get<double>(), 1.1);
 }
 
+TEST(Bench, WaitingForSumsIsAShareOfTheStep) {
+  const Outcome outcome = run(folder(),
+                              {"bench", "step", "--model", "cifar_resnet20", "--batch", "4",
+                               "--seconds", "0.1", "--warmup", "1", "--no-peak", "--json"},
+                              2);
+  const json object = json::parse(outcome.out, nullptr, false);
+  ASSERT_TRUE(object.is_object()) << outcome.all();
+  for (const char* key : {"exposed_communication", "rank_imbalance"}) {
+    ASSERT_TRUE(object.contains(key)) << object.dump(2);
+    EXPECT_GE(object[key].get<double>(), 0) << key;
+  }
+  EXPECT_GT(object["exposed_communication"].get<double>(), 0);
+  EXPECT_LT(object["exposed_communication"].get<double>() + object["rank_imbalance"].get<double>(),
+            1);
+}
+
 TEST(Bench, AllReduceIsRightOnEveryWay) {
   const json object =
       json::parse(run(folder(),
