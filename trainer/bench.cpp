@@ -105,6 +105,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const int threads = b.threads > 0 ? b.threads : std::max(1, cpus / b.workers);
   if (b.batch % b.workers != 0)
     fail(ExitCode::kUsage, "--batch {} does not divide into --workers {}", b.batch, b.workers);
+  comm::warn_of_too_few_cpus(communicator, threads * b.workers);
   ModelOptions options;
   options.image = {.n = 1, .c = 0, .h = b.image, .w = b.image};
   const ops::Graph graph = make_model(b.model, options);
