@@ -28,17 +28,22 @@ class Lane {
   virtual void receive(int peer, float* data, size_t floats) = 0;
   // In place, over all ranks, in the library's own order: bits depend on the number of ranks.
   virtual void all_reduce_sum(float* data, size_t floats) = 0;
+  // The same by the library's blocking call, over when it returns: what benchmarks compare with.
+  // The communication thread hears nothing meanwhile, an abort neither.
+  virtual void all_reduce_sum_blocking(float* data, size_t floats) = 0;
   // All transfers begun on this lane are over. Never blocks.
   virtual bool finished() = 0;
 };
+
+enum class Progress { kNone, kSome, kOver };
 
 // Background work of the communication thread, made of transfers.
 class Exchange {
  public:
   virtual ~Exchange() = default;
-  // Begins what can begin; true when all is over, and then the communicator forgets the exchange
-  // without touching it again. Called often, on one thread.
-  virtual bool advance() = 0;
+  // Begins what can begin. When all is over, the communicator forgets the exchange without touching
+  // it again. Called often, on one thread.
+  virtual Progress advance() = 0;
   // A transfer failed: the exchange will never be over. Called instead of a further advance().
   virtual void fail(std::exception_ptr error) = 0;
 };
@@ -67,8 +72,9 @@ class Communicator {
 
   // Collective.
   virtual std::vector<std::unique_ptr<Lane>> open_lanes(int count) = 0;
-  // Runs the exchange in the background; returns at once (a communicator of one rank: when it is
-  // over). It must live until it is over or dropped.
+  // Runs the exchange in the background, within a fraction of a millisecond or as soon as somebody
+  // waits; returns at once (a communicator of one rank: when it is over). It must live until it is
+  // over or dropped.
   virtual void start(Exchange& exchange) = 0;
   // Forgets an exchange that is not over. What its peers still send cannot be taken back, so
   // nothing but abort() or a failed finish() may follow.

@@ -1,14 +1,19 @@
 #include "comm/gradient_reducer.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <utility>
 
+#include "comm/arithmetic.h"
+#include "comm/shared_exchange.h"
+#include "comm/shared_memory.h"
 #include "comm/worker_map.h"
-#include "ops/core/denormals.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "ops/core/tensor.h"
@@ -16,26 +21,23 @@
 namespace convoy::comm {
 namespace {
 
-void add_apart(float* __restrict sum, const float* __restrict left, const float* __restrict right,
-               size_t floats) {
-  for (size_t i = 0; i < floats; ++i) sum[i] = left[i] + right[i];
+// More ranks of one host would need more slots than there is cache: they send.
+constexpr int kMostRanksSharing = 8;
+
+size_t most_floats(const std::vector<Range>& ranges) {
+  size_t most = 0;
+  for (const Range& range : ranges) {
+    if (range.end <= range.begin)
+      fail(ExitCode::kFault, "gradient bucket [{}, {}) is empty", range.begin, range.end);
+    most = std::max(most, range.size());
+  }
+  return most;
 }
 
-void add_to(float* __restrict sum, const float* __restrict addend, size_t floats) {
-  for (size_t i = 0; i < floats; ++i) sum[i] += addend[i];
-}
-
-// sum = left + right; sum is one of the two or apart from both (said to the compiler, or it would
-// not vectorise). Lanes and the communication thread both come here, so denormals are flushed here
-// and not by whoever calls.
-void add(float* sum, const float* left, const float* right, size_t floats) {
-  const FlushDenormals flush;
-  if (sum == left)
-    add_to(sum, right, floats);
-  else if (sum == right)
-    add_to(sum, left, floats);
-  else
-    add_apart(sum, left, right, floats);
+size_t last_float(const std::vector<Range>& ranges) {
+  size_t last = 0;
+  for (const Range& range : ranges) last = std::max(last, range.end);
+  return last;
 }
 
 size_t round_up(size_t floats) {
@@ -96,6 +98,8 @@ struct GradientReducer::Impl {
   Impl(Communicator& communicator_in, int workers_in, std::vector<Range> ranges,
        const ReducerOptions& options);
   ~Impl();
+  std::unique_ptr<SharedMemory> open_shared(const std::vector<Range>& ranges,
+                                            const ReducerOptions& options) const;
 
   Bucket& bucket_at(int index);
   void begin_step();
@@ -108,9 +112,13 @@ struct GradientReducer::Impl {
   const std::vector<WorkerRange> map;
   const WorkerRange hosted;
   const std::vector<WorkerRange> nodes;  // the largest of `hosted`: what the exchange starts from
+  BufferPool pool;
+  const size_t flat_floats;              // of a buffer that is lent
+  std::unique_ptr<SharedMemory> shared;  // of kShared: buckets' pieces, then each rank's buffers
+  std::vector<float*> flats;             // the buffers of this rank
+  std::vector<AlignedBuffer> lent;       // where there is none
   const ScheduleKind kind;
   const Plan plan;
-  BufferPool pool;
   std::vector<std::unique_ptr<Bucket>> buckets;
   std::atomic<int64_t> waited_ns = 0;
   std::atomic<size_t> bytes_sent = 0;
@@ -136,6 +144,7 @@ struct GradientReducer::Impl::Bucket final : Exchange {
     // Scratch for all that is received before it is summed.
     size_t total = 0;
     const auto each_received = [&](auto use) {
+      if (reducer.shared) return;
       for (const Round& each : reducer.plan.rounds)
         for (const Transfer& transfer : each.receives)
           if (transfer.node != root()) use(transfer);
@@ -177,10 +186,14 @@ struct GradientReducer::Impl::Bucket final : Exchange {
   bool gather(WorkerRange node, Value value);
   void launch();
 
+  // Moves what goes through memory on, on the thread that waits, as long as that is worth spinning.
+  void help();
+
   // On the communication thread.
-  bool advance() override;
+  Progress advance() override;
   void fail(std::exception_ptr what) override { end(std::move(what)); }
   void begin_round(const Round& round);
+  void count_sent(const Round& round);
   void end(std::exception_ptr what);
 
   struct Place {
@@ -191,11 +204,16 @@ struct GradientReducer::Impl::Bucket final : Exchange {
   Impl& reducer;
   const size_t floats;
   const int index;
-  const std::unique_ptr<Lane> lane;
+  const std::unique_ptr<Lane> lane;              // where there are transfers
+  std::optional<SharedExchange> through_memory;  // where there are none
 
+  std::mutex advancing;  // held while `through_memory` moves on; before `mutex`
   std::mutex mutex;
   std::condition_variable done;
   Phase phase = Phase::kIdle;
+  // The communicator has this exchange on its list. A thread that helped may have ended it already:
+  // then the communication thread sees so when it next looks, or finds the next one.
+  bool listed = false;
   std::vector<Held> held;         // by first worker, from hosted.begin
   std::vector<bool> contributed;  // by worker, from hosted.begin
   size_t missing = 0;             // nodes of the rank that are not whole yet
@@ -283,25 +301,51 @@ void GradientReducer::Impl::Bucket::launch() {
   }
   round = 0;
   round_begun = false;
+  if (through_memory) {
+    std::vector<float*> values;
+    for (const WorkerRange& node : reducer.nodes)
+      values.push_back(places[static_cast<size_t>(node.begin)].data);
+    through_memory->begin(values, result);
+    for (const Round& each : reducer.plan.rounds) count_sent(each);
+  }
+  bool is_new;
   {
     const std::lock_guard lock(mutex);
     phase = Phase::kExchanging;
+    is_new = !std::exchange(listed, true);
   }
-  reducer.communicator.start(*this);
+  if (is_new) reducer.communicator.start(*this);
+}
+
+void GradientReducer::Impl::Bucket::count_sent(const Round& now) {
+  size_t sent = 0;
+  for (const Transfer& t : now.sends) sent += end_of(t) - begin_of(t);
+  reducer.bytes_sent += sent * sizeof(float);
 }
 
 void GradientReducer::Impl::Bucket::begin_round(const Round& now) {
   for (const Transfer& t : now.receives)
     lane->receive(t.peer, place_of(t.node, begin_of(t)), end_of(t) - begin_of(t));
-  size_t sent = 0;
-  for (const Transfer& t : now.sends) {
+  for (const Transfer& t : now.sends)
     lane->send(t.peer, place_of(t.node, begin_of(t)), end_of(t) - begin_of(t));
-    sent += end_of(t) - begin_of(t);
-  }
-  reducer.bytes_sent += sent * sizeof(float);
+  count_sent(now);
 }
 
-bool GradientReducer::Impl::Bucket::advance() {
+Progress GradientReducer::Impl::Bucket::advance() {
+  if (through_memory) {
+    const std::lock_guard moving(advancing);
+    {
+      const std::lock_guard lock(mutex);
+      if (phase != Phase::kExchanging) {
+        listed = false;
+        done.notify_all();
+        return Progress::kOver;
+      }
+    }
+    const Progress made = through_memory->advance();
+    if (made == Progress::kOver) end(nullptr);
+    return made;
+  }
   const std::vector<Round>& rounds = reducer.plan.rounds;
   for (const size_t count = reducer.fast ? 1 : rounds.size(); round < count; ++round) {
     if (!round_begun) {
@@ -312,7 +356,7 @@ bool GradientReducer::Impl::Bucket::advance() {
       }
       round_begun = true;
     }
-    if (!lane->finished()) return false;
+    if (!lane->finished()) return Progress::kNone;
     round_begun = false;
     if (reducer.fast) continue;
     for (const Sum& sum : rounds[round].sums) {
@@ -323,13 +367,34 @@ bool GradientReducer::Impl::Bucket::advance() {
     }
   }
   end(nullptr);
-  return true;
+  return Progress::kOver;
+}
+
+void GradientReducer::Impl::Bucket::help() {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kLongest{100};
+  constexpr int kPolls = 64;  // before others get the processor
+  for (const auto start = Clock::now(); Clock::now() - start < kLongest; sched_yield())
+    for (int i = 0; i < kPolls; ++i) {
+      const std::unique_lock moving(advancing, std::try_to_lock);
+      if (!moving) continue;
+      {
+        const std::lock_guard lock(mutex);
+        if (phase != Phase::kExchanging) return;
+      }
+      if (through_memory->advance() != Progress::kOver) continue;
+      const std::lock_guard lock(mutex);
+      phase = Phase::kDone;
+      done.notify_all();
+      return;
+    }
 }
 
 void GradientReducer::Impl::Bucket::end(std::exception_ptr what) {
   const std::lock_guard lock(mutex);
   error = std::move(what);
   phase = Phase::kDone;
+  listed = false;
   done.notify_all();  // under the lock: the reducer may be destroyed as soon as it is free
 }
 
@@ -341,32 +406,55 @@ GradientReducer::Impl::Impl(Communicator& communicator_in, int workers_in,
       map(map_workers(workers, communicator.size())),
       hosted(map[static_cast<size_t>(communicator.rank())]),
       nodes(nodes_of(hosted, workers)),
-      kind(options.schedule.value_or(choose_schedule(map))),
-      plan(fast ? Plan{} : make_plan(map, communicator.rank(), kind)),
-      pool([&] {
-        size_t most = 0;
-        for (const Range& range : ranges) {
-          if (range.end <= range.begin)
-            fail(ExitCode::kFault, "gradient bucket [{}, {}) is empty", range.begin, range.end);
-          most = std::max(most, range.size());
-        }
-        return most * sizeof(float);
-      }()) {
-  std::vector<std::unique_ptr<Lane>> lanes =
-      communicator.open_lanes(static_cast<int>(ranges.size()));
-  for (size_t i = 0; i < ranges.size(); ++i)
+      pool(most_floats(ranges) * sizeof(float)),
+      flat_floats(round_up(last_float(ranges))),
+      shared(open_shared(ranges, options)),
+      kind(options.schedule.value_or(shared ? ScheduleKind::kShared : choose_schedule(map))),
+      plan(fast ? Plan{} : make_plan(map, communicator.rank(), kind)) {
+  if (kind == ScheduleKind::kShared && !shared && communicator.size() > 1)
+    fail(ExitCode::kFault, "these ranks cannot share memory");
+  std::vector<std::unique_ptr<Lane>> lanes(ranges.size());
+  if (!shared) lanes = communicator.open_lanes(static_cast<int>(ranges.size()));
+  size_t at = 0;
+  for (size_t i = 0; i < ranges.size(); ++i) {
     buckets.push_back(
         std::make_unique<Bucket>(*this, ranges[i], static_cast<int>(i), std::move(lanes[i])));
+    if (!shared) continue;
+    buckets.back()->through_memory.emplace(map, communicator.rank(), ranges[i].size(), *shared,
+                                           shared->data() + at);
+    at += SharedExchange::Layout(map, ranges[i].size()).bytes;
+  }
+  const auto mine = static_cast<size_t>(communicator.rank() * options.buffers);
+  for (size_t i = 0; i < static_cast<size_t>(options.buffers); ++i) {
+    if (!shared) lent.emplace_back(flat_floats * sizeof(float));
+    flats.push_back(shared
+                        ? reinterpret_cast<float*>(shared->data() + at) + (mine + i) * flat_floats
+                        : lent.back().as<float>());
+  }
+}
+
+std::unique_ptr<SharedMemory> GradientReducer::Impl::open_shared(
+    const std::vector<Range>& ranges, const ReducerOptions& options) const {
+  const bool wanted = options.schedule ? *options.schedule == ScheduleKind::kShared
+                                       : communicator.size() <= kMostRanksSharing;
+  if (fast || !wanted) return nullptr;
+  size_t bytes = 0;
+  for (const Range& range : ranges) bytes += SharedExchange::Layout(map, range.size()).bytes;
+  bytes += static_cast<size_t>(communicator.size() * options.buffers) * flat_floats * sizeof(float);
+  return SharedMemory::open(communicator, bytes);
 }
 
 GradientReducer::Impl::~Impl() {
   for (const std::unique_ptr<Bucket>& bucket : buckets) {
-    bool under_way;
     {
-      const std::lock_guard lock(bucket->mutex);
-      under_way = bucket->phase == Bucket::Phase::kExchanging;
+      std::unique_lock lock(bucket->mutex);
+      if (bucket->phase != Bucket::Phase::kExchanging) {
+        bucket->done.wait(lock, [&] { return !bucket->listed; });
+        lock.unlock();
+        const std::lock_guard gone(bucket->advancing);
+        continue;
+      }
     }
-    if (!under_way) continue;
     try {
       communicator.drop(*bucket);
     } catch (const std::exception& error) {
@@ -410,9 +498,16 @@ std::span<const float> GradientReducer::Impl::wait(int index) {
     fail(ExitCode::kFault, "wait for bucket {} before begin_step", index);
   if (bucket.phase != Bucket::Phase::kDone) {
     const auto start = std::chrono::steady_clock::now();
-    communicator.enter_wait();
-    bucket.done.wait(lock, [&] { return bucket.phase == Bucket::Phase::kDone; });
-    communicator.leave_wait();
+    if (bucket.through_memory && bucket.phase == Bucket::Phase::kExchanging) {
+      lock.unlock();
+      bucket.help();
+      lock.lock();
+    }
+    if (bucket.phase != Bucket::Phase::kDone) {
+      communicator.enter_wait();
+      bucket.done.wait(lock, [&] { return bucket.phase == Bucket::Phase::kDone; });
+      communicator.leave_wait();
+    }
     waited_ns += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
   }
   if (bucket.error) std::rethrow_exception(bucket.error);
@@ -424,6 +519,9 @@ GradientReducer::GradientReducer(Communicator& communicator, int workers,
     : impl_(std::make_unique<Impl>(communicator, workers, std::move(buckets), options)) {}
 GradientReducer::~GradientReducer() = default;
 
+float* GradientReducer::memory(int buffer) {
+  return impl_->flats.at(static_cast<size_t>(buffer));
+}
 WorkerRange GradientReducer::hosted() const {
   return impl_->hosted;
 }
@@ -442,11 +540,17 @@ double GradientReducer::waited_seconds() const {
 size_t GradientReducer::bytes_sent() const {
   return impl_->bytes_sent;
 }
+ScheduleKind GradientReducer::schedule() const {
+  return impl_->kind;
+}
 double GradientReducer::redundancy() const {
   return impl_->fast ? 1.0 : comm::redundancy(impl_->map, impl_->kind);
 }
 size_t GradientReducer::buffer_bytes() const {
   size_t bytes = impl_->pool.total_bytes();
+  if (impl_->shared)
+    bytes += impl_->shared->size() / static_cast<size_t>(impl_->communicator.size());
+  for (const AlignedBuffer& buffer : impl_->lent) bytes += buffer.size();
   for (const std::unique_ptr<Impl::Bucket>& bucket : impl_->buckets)
     bytes += bucket->scratch.size() + bucket->own_result.size();
   return bytes;

@@ -37,8 +37,11 @@ enum class ReductionOrder {
 
 struct ReducerOptions {
   ReductionOrder order = ReductionOrder::kExact;
-  // How exact sums travel; left out: choose_schedule's. No result depends on it.
+  // How exact sums travel; left out: kShared where that can be, else choose_schedule's. No result
+  // depends on it.
   std::optional<ScheduleKind> schedule;
+  // Flat buffers that memory() lends.
+  int buffers = 0;
 };
 
 class GradientReducer {
@@ -51,6 +54,11 @@ class GradientReducer {
   // Not while another thread is in here. If a sum is still under way (an error unwinds the stack),
   // the communicator can only be aborted afterwards.
   ~GradientReducer();
+
+  // A flat buffer of as many floats as the buckets have, zeroed, this reducer's: what is
+  // contributed from there (the bucket at its place in it) and kept travels without a copy where
+  // ranks share memory.
+  float* memory(int buffer);
 
   // The workers hosted by this rank.
   WorkerRange hosted() const;
@@ -71,12 +79,14 @@ class GradientReducer {
   std::span<const float> wait(int bucket);
 
   // Since construction: seconds that callers were blocked in wait(), summed over threads, and bytes
-  // this rank has sent (kFast: 0, the library does not say).
+  // this rank has sent, or handed over in shared memory (kFast: 0, the library does not say).
   double waited_seconds() const;
   size_t bytes_sent() const;
+  // How exact sums travel.
+  ScheduleKind schedule() const;
   // Floats that all ranks send, against a ring all-reduce (schedule.h); kFast: 1.
   double redundancy() const;
-  // Memory the reducer holds now.
+  // Memory the reducer holds now, its part of what is shared included.
   size_t buffer_bytes() const;
 
  private:

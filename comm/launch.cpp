@@ -5,10 +5,14 @@
 
 #include <charconv>
 #include <cstdlib>
+#include <set>
+#include <sstream>
 #include <string_view>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "ops/core/error.h"
+#include "ops/core/log.h"
 
 namespace convoy::comm {
 namespace {
@@ -26,6 +30,32 @@ int first_number(const Environment& environment, std::initializer_list<const cha
 }
 
 constexpr const char* kSlurm = "Slurm";
+
+// {0, 1, 2, 3, 8} -> "0-3,8".
+std::string list_of(const std::set<int>& cpus) {
+  std::string list;
+  for (auto at = cpus.begin(); at != cpus.end();) {
+    const int first = *at;
+    int last = first;
+    while (++at != cpus.end() && *at == last + 1) ++last;
+    if (!list.empty()) list += ',';
+    list += first == last ? fmt::format("{}", first) : fmt::format("{}-{}", first, last);
+  }
+  return list;
+}
+
+// The other way round.
+std::set<int> cpus_of(const std::string& list) {
+  std::set<int> cpus;
+  std::istringstream pieces(list);
+  for (std::string piece; std::getline(pieces, piece, ',');) {
+    const size_t dash = piece.find('-');
+    const int first = std::stoi(piece);
+    const int last = dash == std::string::npos ? first : std::stoi(piece.substr(dash + 1));
+    for (int cpu = first; cpu <= last; ++cpu) cpus.insert(cpu);
+  }
+  return cpus;
+}
 
 }  // namespace
 
@@ -75,16 +105,10 @@ CpuSet cpu_set() {
     const size_t bytes = mask.size() * sizeof(cpu_set_t);
     if (sched_getaffinity(0, bytes, mask.data()) != 0) continue;
     CpuSet set{.count = CPU_COUNT_S(bytes, mask.data()), .list = {}};
-    const auto has = [&](int cpu) {
-      return cpu < cpus && CPU_ISSET_S(static_cast<size_t>(cpu), bytes, mask.data());
-    };
-    for (int cpu = 0; cpu < cpus; ++cpu) {
-      if (!has(cpu)) continue;
-      const int first = cpu;
-      while (has(cpu + 1)) ++cpu;
-      if (!set.list.empty()) set.list += ',';
-      set.list += first == cpu ? fmt::format("{}", cpu) : fmt::format("{}-{}", first, cpu);
-    }
+    std::set<int> members;
+    for (int cpu = 0; cpu < cpus; ++cpu)
+      if (CPU_ISSET_S(static_cast<size_t>(cpu), bytes, mask.data())) members.insert(cpu);
+    set.list = list_of(members);
     return set;
   }
   fail(ExitCode::kFault, "sched_getaffinity: {}", errno_text());
@@ -96,6 +120,40 @@ std::string cpu_set_warning(const CpuSet& cpus, int threads) {
       "this rank may run on {} CPU{} ({}) but wants {} threads: pass mpirun a binding such as "
       "--bind-to none or --map-by slot:PE={}, or srun --cpus-per-task={}",
       cpus.count, cpus.count == 1 ? "" : "s", cpus.list, threads, threads, threads);
+}
+
+std::string host_warning(const std::string& host, std::span<const RankCpus> ranks) {
+  std::set<int> cpus;
+  int threads = 0;
+  for (const RankCpus& rank : ranks) {
+    if (rank.threads > rank.cpus.count) return "";
+    threads += rank.threads;
+    cpus.merge(cpus_of(rank.cpus.list));
+  }
+  if (threads <= static_cast<int>(cpus.size())) return "";
+  return fmt::format(
+      "{} ranks on {} compute with {} threads in all on {} CPU{} ({}) and slow each other down: "
+      "start fewer ranks there, or give each CPUs of its own (cluster/mpirun.sh does while there "
+      "are enough)",
+      ranks.size(), host, threads, cpus.size(), cpus.size() == 1 ? "" : "s", list_of(cpus));
+}
+
+void warn_of_too_few_cpus(Communicator& communicator, int threads) {
+  const CpuSet own = cpu_set();
+  const std::string warning = cpu_set_warning(own, threads);
+  if (!warning.empty()) log::warning("{}", warning);
+  const std::vector<std::string> all =
+      communicator.all_gather(fmt::format("{} {} {}", threads, own.count, own.list));
+  if (communicator.local_rank() != 0) return;
+  std::vector<RankCpus> here;
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    if (communicator.hosts()[rank] != communicator.host()) continue;
+    RankCpus cpus;
+    std::istringstream(all[rank]) >> cpus.threads >> cpus.cpus.count >> cpus.cpus.list;
+    here.push_back(std::move(cpus));
+  }
+  const std::string of_host = host_warning(communicator.host(), here);
+  if (!of_host.empty()) log::warning("{}", of_host);
 }
 
 }  // namespace convoy::comm

@@ -3,9 +3,12 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string>
 
 namespace convoy::comm {
+
+class Communicator;
 
 // What the launcher's variables say.
 struct Launch {
@@ -39,5 +42,18 @@ CpuSet cpu_set();
 // One line that says why a rank that runs `threads` threads is slow on these CPUs and what to do;
 // "" where they are enough.
 std::string cpu_set_warning(const CpuSet& cpus, int threads);
+
+// What a rank was given, and the threads that it computes with.
+struct RankCpus {
+  CpuSet cpus;
+  int threads = 1;
+};
+
+// One line where the ranks of a host together compute with more threads than the CPUs that one or
+// another of them may use; "" where not, and where one of them alone does (then it says so itself).
+std::string host_warning(const std::string& host, std::span<const RankCpus> ranks);
+
+// Collective: says what is to be said of both kinds, a line per rank or per host.
+void warn_of_too_few_cpus(Communicator& communicator, int threads);
 
 }  // namespace convoy::comm

@@ -32,6 +32,9 @@ using std::chrono::microseconds;
 constexpr size_t kMessageBytes = size_t{16} << 20;
 // Between polls while transfers are under way and nobody waits for them.
 constexpr microseconds kShortestPause{20}, kLongestPause{200};
+// How long the communication thread goes on looking for work when it has none: while it does,
+// nobody pays for waking it.
+constexpr microseconds kLinger{200};
 // A thread that waits is worth spinning for, but not for as long as another rank writes a
 // checkpoint.
 constexpr std::chrono::milliseconds kLongestSpin{100};
@@ -138,7 +141,7 @@ class MpiCommunicator final : public Communicator {
   void start(Exchange& exchange) override {
     const std::lock_guard lock(mutex_);
     new_exchanges_.push_back(&exchange);
-    wake_.notify_one();
+    if (asleep_) wake_.notify_one();
   }
   void drop(Exchange& exchange) override {
     const auto forget = [&](MPI_Request&) {
@@ -220,6 +223,7 @@ class MpiCommunicator final : public Communicator {
   std::vector<Exchange*> new_exchanges_;
   int waiting_ = 0;
   bool running_ = false, stop_ = false;
+  bool asleep_ = false;  // the communication thread, until somebody wakes it
   std::exception_ptr start_error_;
 
   // Of the communication thread after its start.
@@ -263,6 +267,12 @@ class MpiLane final : public Lane {
       check(MPI_Iallreduce(MPI_IN_PLACE, data + begin, count, MPI_FLOAT, MPI_SUM, comm_, &request),
             "MPI_Iallreduce");
     });
+  }
+  void all_reduce_sum_blocking(float* data, size_t floats) override {
+    if (floats > INT_MAX)
+      convoy::fail(ExitCode::kFault, "all_reduce_sum_blocking: too many floats");
+    check(MPI_Allreduce(MPI_IN_PLACE, data, static_cast<int>(floats), MPI_FLOAT, MPI_SUM, comm_),
+          "MPI_Allreduce");
   }
   bool finished() override {
     if (requests_.empty()) return true;
@@ -368,7 +378,9 @@ bool MpiCommunicator::poll(Exchange& exchange) {
     return true;
   }
   try {
-    return exchange.advance();
+    const Progress made = exchange.advance();
+    progress_ = progress_ || made != Progress::kNone;
+    return made == Progress::kOver;
   } catch (...) {
     exchange.fail(std::current_exception());
     return true;
@@ -405,7 +417,11 @@ void MpiCommunicator::run() {
       const auto is_news = [this] {
         return stop_ || !new_calls_.empty() || !new_exchanges_.empty();
       };
-      if (active_calls_.empty() && exchanges_.empty()) wake_.wait(lock, is_news);
+      if (active_calls_.empty() && exchanges_.empty() && !wake_.wait_for(lock, kLinger, is_news)) {
+        asleep_ = true;
+        wake_.wait(lock, is_news);
+        asleep_ = false;
+      }
       if (progress_ || is_news()) {
         pause = kShortestPause;
         last_event = Clock::now();

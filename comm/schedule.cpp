@@ -119,7 +119,7 @@ ScheduleKind choose_schedule(std::span<const WorkerRange> map) {
 
 Plan make_plan(std::span<const WorkerRange> map, int rank, ScheduleKind kind) {
   if (map.size() == 1) return {};
-  if (kind == ScheduleKind::kAllToAll) return plan_all_to_all(map, rank);
+  if (kind != ScheduleKind::kHalving) return plan_all_to_all(map, rank);
   if (!halving_fits(map))
     fail(ExitCode::kFault, "recursive halving does not fit {} workers on {} ranks", workers_of(map),
          map.size());

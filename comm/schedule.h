@@ -19,6 +19,8 @@ enum class ScheduleKind {
   // pairing
   // is the tree. Needs every rank to host one node and R to be a power of two.
   kHalving,
+  // Few ranks of one host: as kAllToAll, but through memory that they share (shared_exchange.h).
+  kShared,
 };
 
 // A bucket of n floats is cut into `chunks` pieces: chunk c is [chunk_begin(n, chunks, c),
@@ -55,10 +57,11 @@ struct Plan {
 
 bool halving_fits(std::span<const WorkerRange> map);
 
-// The kind that is used where nobody asks for one: halving from 16 ranks on where it fits.
+// The kind that is used where nobody asks for one and ranks must send: halving from 16 ranks on
+// where it fits.
 ScheduleKind choose_schedule(std::span<const WorkerRange> map);
 
-// Throws Error (kFault) for kHalving where it does not fit.
+// kShared has the plan of kAllToAll. Throws Error (kFault) for kHalving where it does not fit.
 Plan make_plan(std::span<const WorkerRange> map, int rank, ScheduleKind kind);
 
 // Floats sent by all ranks together, divided by what a ring all-reduce of one bucket sends,

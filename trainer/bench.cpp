@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <future>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -108,12 +109,40 @@ std::vector<double> time_inference(Engine& engine, const ops::ImageInput& input,
   return times;
 }
 
+// Shares of the time of all steps, mean over the ranks.
+struct ReductionWait {
+  // The rank that waits least in a step comes last: what it waits is communication alone. What the
+  // others wait beyond that they wait for it.
+  double communication = 0, imbalance = 0;
+};
+
+// Collective. Of each step: its seconds, and those of them in which the rank waited for sums.
+ReductionWait reduction_wait(comm::Communicator& communicator, const std::vector<double>& times,
+                             const std::vector<double>& exposed) {
+  std::string mine(reinterpret_cast<const char*>(exposed.data()), exposed.size() * sizeof(double));
+  double least = 0, mean = 0, all = 0;
+  const std::vector<std::string> texts = communicator.all_gather(mine);
+  for (size_t i = 0; i < times.size(); ++i) {
+    double least_of_step = times[i];
+    for (const std::string& text : texts) {
+      double seconds = 0;
+      std::memcpy(&seconds, text.data() + i * sizeof(double), sizeof seconds);
+      least_of_step = std::min(least_of_step, seconds);
+      mean += seconds / communicator.size();
+    }
+    least += least_of_step;
+    all += times[i];
+  }
+  return {.communication = least / all, .imbalance = (mean - least) / all};
+}
+
 int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   ops::make_device(b.device, 1);  // a device that is not there is an error here, not in a thread
   const int cpus = comm::cpu_set().count;
   const int threads = b.threads > 0 ? b.threads : std::max(1, cpus / b.workers);
   if (b.batch % b.workers != 0)
     fail(ExitCode::kUsage, "--batch {} does not divide into --workers {}", b.batch, b.workers);
+  comm::warn_of_too_few_cpus(communicator, threads * b.workers);
   ModelOptions options;
   options.image = {.n = 1, .c = 0, .h = b.image, .w = b.image};
   const ops::Graph graph = make_model(b.model, options);
@@ -145,7 +174,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const Engine::Images images{pixels.data(), labels.data()};
   const Engine::Source source{[&](uint64_t) { return images; }, [](uint64_t) {}};
 
-  std::vector<double> times;
+  std::vector<double> times, exposed;
   double measured = 0;
   uint64_t step = 0;
   ops::NetworkTimes warm_times;
@@ -166,12 +195,14 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
     times = time_inference(engine, input, images,
                            static_cast<uint64_t>(std::max<int64_t>(3, count[0])));
     measured = std::accumulate(times.begin(), times.end(), 0.0);
+    exposed.assign(times.size(), 0.0);
   } else {
     warmed_up();
   }
   // In training rank 0's clock decides, through the stop flag.
   for (bool stop = b.inference; !stop; ++step) {
     const auto start = Clock::now();
+    const double exposed_before = engine.exposed_seconds();
     const bool enough = measured >= b.seconds && times.size() >= 3;
     const Engine::Control control{.stop = communicator.rank() == 0 && enough, .save = false};
     // A learning rate of zero: random images must not lead to numbers that are slow or not finite.
@@ -182,6 +213,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
     }
     times.push_back(seconds_since(start));
     measured += times.back();
+    exposed.push_back(engine.exposed_seconds() - exposed_before);
   }
 
   rusage usage{};
@@ -189,6 +221,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   int64_t totals[2] = {static_cast<int64_t>(usage.ru_maxrss) * 1024,
                        static_cast<int64_t>(limits.flops)};
   communicator.all_reduce_sum(totals);
+  const ReductionWait wait = reduction_wait(communicator, times, exposed);
   if (communicator.rank() != 0) return 0;
 
   const double median = percentile(times, 0.5);
@@ -229,6 +262,10 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
         {"steps", times.size()},
         {"step_seconds",
          {{"median", median}, {"min", percentile(times, 0.0)}, {"p90", percentile(times, 0.9)}}}};
+    if (!b.inference) {
+      out["exposed_communication"] = wait.communication;
+      out["rank_imbalance"] = wait.imbalance;
+    }
     if (!b.no_peak) {
       out["peak_gflops"] = peak_gflops;
       out["fraction_of_peak"] = gflops / peak_gflops;
@@ -250,6 +287,10 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
         communicator.size(), b.workers, threads, rate, gflops, share, 1e3 * median, times.size(),
         1e3 * percentile(times, 0.0), 1e3 * percentile(times, 0.9),
         static_cast<double>(totals[0]) / 1073741824.0);
+    if (!b.inference && communicator.size() > 1)
+      std::cout << fmt::format(
+          "  waited for sums: {:.2f} % of the step for communication, {:.2f} % for slower ranks\n",
+          100 * wait.communication, 100 * wait.imbalance);
   }
   return 0;
 }
@@ -274,14 +315,19 @@ int bench_step(const Arguments& arguments) {
       "profile", po::bool_switch(&b.profile),
       "time of every node forward and backward, against what the machine could do")(
       "json", po::bool_switch(&b.json), "one JSON object on standard output");
-  const auto values =
-      parse_options(arguments, options, "bench step --model NAME [OPTIONS]",
-                    "Synthetic images, the whole step: forward, backward, reduction, update. Under "
-                    "mpirun all ranks\n"
-                    "take part and the rates are added. GFLOP/s count 6 FLOPs per "
-                    "multiply-accumulate of convolutions\n"
-                    "and linear layers (2 for inference), less the first layer's data gradient.\n",
-                    nullptr);
+  const auto values = parse_options(
+      arguments, options, "bench step --model NAME [OPTIONS]",
+      "Synthetic images, the whole step: forward, backward, reduction, update. Under "
+      "mpirun all ranks\n"
+      "take part and the rates are added. GFLOP/s count 6 FLOPs per "
+      "multiply-accumulate of convolutions\n"
+      "and linear layers (2 for inference), less the first layer's data gradient.\n"
+      "Waiting for sums is the time from the end of backward to the last sum. In each "
+      "step the rank\n"
+      "that waits least came last and waits for communication alone; what the others "
+      "wait beyond that\n"
+      "they wait for it.\n",
+      nullptr);
   if (!values) return 0;
   if (precision == "bf16")
     b.type = DType::kBfloat16;
@@ -296,16 +342,33 @@ int bench_step(const Arguments& arguments) {
   return run_on_ranks([&](comm::Communicator& c) { return run_step_bench(c, b); });
 }
 
+struct Benchmark {
+  const char* name;
+  const char* summary;
+  int (*run)(const Arguments&);
+};
+
+constexpr Benchmark kBenchmarks[] = {
+    {"step", "training or inference steps on synthetic images", bench_step},
+    {"allreduce", "the sum over all ranks, against the library's", bench_allreduce},
+};
+
 }  // namespace
 
 int bench_command(const Arguments& arguments) {
-  if (!arguments.empty() && arguments[0] == "step")
-    return bench_step({arguments.begin() + 1, arguments.end()});
+  std::string names;
+  for (const Benchmark& benchmark : kBenchmarks) {
+    if (!arguments.empty() && arguments[0] == benchmark.name)
+      return benchmark.run({arguments.begin() + 1, arguments.end()});
+    names += (names.empty() ? "" : ", ") + std::string(benchmark.name);
+  }
   const bool help = !arguments.empty() && (arguments[0] == "--help" || arguments[0] == "-h");
   if (!help)
-    fail(ExitCode::kUsage, "convoy bench needs to know what: step (convoy bench step --help)");
-  std::cout << "Usage: convoy bench step [OPTIONS]\n\n  step   training or inference steps on "
-               "synthetic images\n";
+    fail(ExitCode::kUsage, "convoy bench needs to know what: {} (convoy bench --help)", names);
+  std::cout << "Usage: convoy bench WHAT [OPTIONS]\n\n";
+  for (const Benchmark& benchmark : kBenchmarks)
+    std::cout << fmt::format("  {:<10} {}\n", benchmark.name, benchmark.summary);
+  std::cout << "\nconvoy bench WHAT --help shows its options.\n";
   return 0;
 }
 

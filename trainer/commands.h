@@ -10,5 +10,6 @@ int eval_command(const Arguments& arguments);
 int verify_command(const Arguments& arguments);
 int model_command(const Arguments& arguments);
 int bench_command(const Arguments& arguments);
+int bench_allreduce(const Arguments& arguments);  // convoy bench allreduce
 
 }  // namespace convoy::trainer

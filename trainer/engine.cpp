@@ -42,7 +42,8 @@ struct Engine::Lane {
   std::unique_ptr<ops::Network> network;     // training
   std::unique_ptr<ops::Network> evaluation;  // inference, made when first needed
   Shape evaluation_shape;
-  AlignedBuffer flat;  // [statistics, extras, gradients]
+  float* flat = nullptr;  // [statistics, extras, gradients]; the reducer's
+  Clock::time_point backward_end;
 };
 
 int lanes_for(int hosted, int cpus, int threads_per_worker) {
@@ -60,7 +61,9 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
       buckets_(cut_buckets(layout_, head_floats_, config.bucket_mib)),
       reducer_(std::make_unique<comm::GradientReducer>(
           communicator, config.workers, buckets_,
-          comm::ReducerOptions{.order = config.reduction, .schedule = {}})),
+          comm::ReducerOptions{.order = config.reduction,
+                               .schedule = {},
+                               .buffers = config.training ? config.lanes : 0})),
       parameters_(layout_.parameter_floats * sizeof(float)),
       running_(layout_.statistics_floats * sizeof(float)),
       batch_statistics_(layout_.statistics_floats * sizeof(float)),
@@ -91,8 +94,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
                              .training = true,
                              .input = config_.input,
                              .label_smoothing = config_.label_smoothing});
-      state->flat = AlignedBuffer((head_floats_ + layout_.parameter_floats) * sizeof(float));
-      auto* flat = state->flat.as<float>();
+      auto* flat = state->flat = reducer_->memory(lane);
       state->network->bind({.parameters = parameters_.as<float>(),
                             .running = running_.as<float>(),
                             .gradients = flat + head_floats_,
@@ -133,7 +135,7 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
   Lane& state = *lane_state_[static_cast<size_t>(lane)];
   const comm::WorkerRange range = hosted();
   if (range.begin + lane >= range.end) return;
-  auto* flat = state.flat.as<float>();
+  float* const flat = state.flat;
   const double samples =
       static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
   for (int worker = range.begin + lane; worker < range.end; worker += lanes_.count()) {
@@ -159,6 +161,7 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
       for (; next < buckets_.size() && buckets_[next].end <= head_floats_ + ready; ++next)
         reducer_->contribute(worker, static_cast<int>(next), flat + buckets_[next].begin, keep);
     });
+    state.backward_end = Clock::now();
   }
 }
 
@@ -183,6 +186,9 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
     gradients_[p] =
         reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
   }
+  Clock::time_point backward_end;
+  for (const auto& lane : lane_state_) backward_end = std::max(backward_end, lane->backward_end);
+  if (hosted().size() > 0) exposed_seconds_ += seconds_since(backward_end);
   const auto update_start = Clock::now();
   if (std::isfinite(result.loss))
     result.gradient_norm =
@@ -271,7 +277,6 @@ size_t Engine::memory_bytes() const {
                  optimizer_->momentum().size_bytes() + optimizer_->ema().size_bytes() +
                  reducer_->buffer_bytes();
   for (const auto& lane : lane_state_) {
-    bytes += lane->flat.size();
     if (lane->network) bytes += lane->network->arena_bytes();
     if (lane->evaluation) bytes += lane->evaluation->arena_bytes();
   }

@@ -91,6 +91,9 @@ class Engine {
   ops::NetworkTimes times() const;
   double prepare_seconds() const { return prepare_seconds_; }
   double update_seconds() const { return update_seconds_; }
+  // Seconds from the end of backward on this rank's last lane until all sums were here, since
+  // construction: what the reduction did not hide behind backward, and what other ranks were late.
+  double exposed_seconds() const { return exposed_seconds_; }
   double redundancy() const { return reducer_->redundancy(); }
   // Bytes of arenas, flat buffers and the reducer's memory; oneDNN's packed weights are not
   // counted.
@@ -117,6 +120,7 @@ class Engine {
   std::vector<int> bucket_of_;           // of each parameter
   std::vector<const float*> gradients_;  // of each parameter, after the reduction
   double prepare_seconds_ = 0, update_seconds_ = 0;
+  double exposed_seconds_ = 0;
   std::vector<std::unique_ptr<Lane>> lane_state_;
   Lanes lanes_;  // last: threads stop before what they use is gone
 };

@@ -200,9 +200,8 @@ class Run {
     data_threads_ = options_.data_threads >= 0
                         ? options_.data_threads
                         : std::max(1, cpus - lanes_ * static_cast<int>(job_.threads_per_worker));
-    const std::string warning =
-        comm::cpu_set_warning(comm::cpu_set(), lanes_ * static_cast<int>(job_.threads_per_worker));
-    if (!warning.empty()) log::warning("{}", warning);
+    comm::warn_of_too_few_cpus(communicator_,
+                               hosted > 0 ? lanes_ * static_cast<int>(job_.threads_per_worker) : 0);
     normalisation_ = resolve(job_, *train_, communicator_, std::max(1, cpus));
     length_ = {.dataset_size = train_->size(),
                .global_batch = uint64_t{job_.workers} * job_.batch_per_worker,

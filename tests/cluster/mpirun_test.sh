@@ -52,6 +52,16 @@ expect "exit code of a lost rank" $? 137
 check "it is called like 75" contains lost.out "Like 75"
 check "the other rank is gone" nobody_left lost
 
+# One host needs no network; on several, Open MPI chooses.
+# shellcheck disable=SC2016  # for the rank's shell
+say_layer='echo "layer ${OMPI_MCA_pml:-any}"'
+CONVOY=$BASH "$mpirun_sh" -n 1 -- -c "$say_layer" >out 2>&1
+expect "layer on one host" "$(grep layer out)" "layer ob1"
+CONVOY=$BASH "$mpirun_sh" -n 1 --host localhost -- -c "$say_layer" >out 2>&1
+expect "layer with a list of hosts" "$(grep layer out)" "layer any"
+OMPI_MCA_pml=cm CONVOY=$BASH "$mpirun_sh" -n 1 -- -c "$say_layer" >out 2>&1
+expect "layer that was chosen before" "$(grep layer out)" "layer cm"
+
 # Each rank says which CPUs it got.
 # shellcheck disable=SC2016  # for the rank's shell
 CONVOY=$BASH "$mpirun_sh" -n 2 -- -c 'taskset -cp $$' 2>&1 | sed 's/.*: //' | sort -u >out

@@ -119,7 +119,10 @@ TEST(GradientReducer, SumsAreTheTreesBits) {
 TEST(GradientReducer, EveryScheduleGivesTheSameBits) {
   for (int workers : {1, 2, 4, 7, 8, 16}) {
     std::vector<WorkerRange> map;
-    expect_exact(workers, Keep::kNever, {.schedule = ScheduleKind::kAllToAll});
+    for (const Keep keep : {Keep::kNever, Keep::kMixed, Keep::kAlways})
+      expect_exact(workers, keep, {.schedule = ScheduleKind::kAllToAll});
+    if (world().size() > 1)
+      expect_exact(workers, Keep::kMixed, {.schedule = ScheduleKind::kShared});
     const int ranks = world().size();
     const bool aligned = workers >= ranks && std::has_single_bit(static_cast<unsigned>(ranks)) &&
                          (workers % ranks == 0 || (workers == 7 && ranks < 8));
@@ -150,8 +153,11 @@ TEST(GradientReducer, LargeBucketsAreCutAndPutTogether) {
   const auto value = [](int worker, size_t i) {
     return static_cast<float>((i * 7919 + 13) % 10007 + worker);
   };
-  for (const ReductionOrder order : {ReductionOrder::kExact, ReductionOrder::kFast}) {
-    GradientReducer reducer(world(), 2, {{0, floats}}, {.order = order, .schedule = {}});
+  const ReducerOptions all[] = {{.schedule = ScheduleKind::kShared},
+                                {.schedule = ScheduleKind::kAllToAll},
+                                {.order = ReductionOrder::kFast, .schedule = {}}};
+  for (const ReducerOptions& options : all) {
+    GradientReducer reducer(world(), 2, {{0, floats}}, options);
     reducer.begin_step();
     std::vector<float> data(floats);
     for (size_t i = 0; i < floats; ++i) data[i] = value(world().rank(), i);
@@ -161,6 +167,43 @@ TEST(GradientReducer, LargeBucketsAreCutAndPutTogether) {
     for (size_t i = 0; i < floats; ++i) wrong += sum[i] != value(0, i) + value(1, i);
     EXPECT_EQ(wrong, 0u);
   }
+}
+
+// Memory of the reducer and memory of the caller's, on all ranks or on some; buckets of many
+// blocks.
+TEST(GradientReducer, MemoryOfItsOwnGivesTheSameBits) {
+  EXPECT_THROW(GradientReducer(world(), 1, {{0, 8}}).memory(0), std::out_of_range);
+  const std::vector<Range> buckets = {{0, 100007}, {100007, 100100}, {100100, 150000}};
+  const int ranks = world().size();
+  for (const int workers : {1, ranks, 2 * ranks + 1})
+    for (const int lenders : {0, 1, ranks}) {  // ranks that contribute from the reducer's memory
+      SCOPED_TRACE(::testing::Message() << workers << " workers, " << lenders << " lenders");
+      GradientReducer reducer(world(), workers, buckets, {.schedule = {}, .buffers = 2});
+      EXPECT_EQ(reducer.schedule(), ranks > 1 ? ScheduleKind::kShared : ScheduleKind::kAllToAll);
+      const WorkerRange hosted = reducer.hosted();
+      for (int step = 0; step < 3; ++step) {
+        reducer.begin_step();
+        std::vector<std::vector<float>> own(static_cast<size_t>(hosted.size()));
+        for (int w = hosted.begin; w < hosted.end; ++w) {
+          // As lanes do: the last two workers stay where they are.
+          const bool keep = w + 2 >= hosted.end;
+          const bool lent = keep && world().rank() < lenders;
+          std::vector<float>& mine = own[static_cast<size_t>(w - hosted.begin)];
+          mine.resize(buckets.back().end);
+          float* const flat = lent ? reducer.memory(w % 2) : mine.data();
+          for (size_t b = 0; b < buckets.size(); ++b) {
+            const std::vector<float> values = gradients(step, w, buckets[b]);
+            std::copy(values.begin(), values.end(), flat + buckets[b].begin);
+            reducer.contribute(w, static_cast<int>(b), flat + buckets[b].begin, keep);
+          }
+        }
+        for (const int b : {2, 0, 1}) {
+          const Range range = buckets[static_cast<size_t>(b)];
+          EXPECT_EQ(different_bits(reducer.wait(b), tree_sum(step, workers, range)), 0u)
+              << "bucket " << b << " step " << step;
+        }
+      }
+    }
 }
 
 TEST(GradientReducer, FastIsCloseToTheSumInDouble) {

@@ -89,6 +89,25 @@ TEST(CpuSet, TooSmallASetIsSaidWithTheRemedy) {
   EXPECT_NE(warning.find("--bind-to none"), std::string::npos) << warning;
 }
 
+TEST(CpuSet, RanksThatShareCpusAreCounted) {
+  const auto warning = [](std::initializer_list<RankCpus> ranks) {
+    return host_warning("nodeA", std::vector<RankCpus>(ranks));
+  };
+  EXPECT_EQ(warning({{{2, "0-1"}, 2}, {{2, "2-3"}, 2}}), "");
+  EXPECT_EQ(warning({{{4, "0-3"}, 2}, {{4, "0-3"}, 2}}), "");  // the same CPUs, but enough
+  EXPECT_EQ(warning({{{4, "0-3"}, 3}, {{4, "0-3"}, 0}}), "");  // a rank that only evaluates
+  const std::string same = warning({{{4, "0-2,8"}, 2}, {{4, "0-2,8"}, 3}});
+  EXPECT_NE(same.find("2 ranks on nodeA compute with 5 threads in all on 4 CPUs (0-2,8)"),
+            std::string::npos)
+      << same;
+  const std::string overlap = warning({{{2, "0-1"}, 2}, {{2, "1-2"}, 2}});
+  EXPECT_NE(overlap.find("4 threads in all on 3 CPUs (0-2)"), std::string::npos) << overlap;
+  const std::string one = warning({{{1, "7"}, 1}, {{1, "7"}, 1}});
+  EXPECT_NE(one.find("on 1 CPU (7)"), std::string::npos) << one;
+  // cpu_set_warning says this on the rank.
+  EXPECT_EQ(warning({{{1, "7"}, 2}, {{1, "7"}, 1}}), "");
+}
+
 TEST(Communicator, UnknownNamesAreRefusedWithTheKnownOnes) {
   try {
     make_communicator("nccl2");

@@ -1,6 +1,7 @@
 // The command line as scripts use it: help, exit codes, JSON on standard output, published counts.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -48,10 +49,13 @@ TEST(CommandLine, HelpIsComplete) {
       {{"model", "show"},
        {"show NAME", "--format", "--input", "--classes", "--batch", "--precision", "--shortcut",
         "--stride-in-first-conv"}},
-      {{"bench"}, {"step"}},
+      {{"bench"}, {"step", "allreduce"}},
       {{"bench", "step"},
        {"--model", "--precision", "--batch", "--image", "--inference", "--workers", "--threads",
         "--seconds", "--warmup", "--device", "--json"}},
+      {{"bench", "allreduce"},
+       {"--min-bytes", "--max-bytes", "--factor", "--iterations", "--repetitions", "--json",
+        "algbw", "busbw =", "#wrong", "70"}},
   };
   for (const Row& row : rows)
     for (const char* flag : {"--help", "-h"}) {
@@ -92,12 +96,17 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"model", "show", "resnet50", "--fast"}, "--fast"},
       {{"model", "show", "resnet50", "--input", "3x224"}, "3x224"},
       {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
-      {{"bench", "stop"}, "step"},
+      {{"bench", "stop"}, "step, allreduce"},
       {{"bench", "step"}, "--model"},
       {{"bench", "step", "--model", "cifar_resnet20", "--fast"}, "--fast"},
       {{"bench", "step", "--model", "cifar_resnet20", "--precision", "fp64"}, "fp64"},
       {{"bench", "step", "--model", "cifar_resnet20", "--batch", "0"}, "--batch"},
       {{"bench", "step", "--model", "cifar_resnet20", "--profile", "--no-peak"}, "--no-peak"},
+      {{"bench", "allreduce", "--fast"}, "--fast"},
+      {{"bench", "allreduce", "--min-bytes", "64k"}, "--min-bytes 64k"},
+      {{"bench", "allreduce", "--max-bytes", "5G"}, "--max-bytes 5G"},
+      {{"bench", "allreduce", "--max-bytes", "1K"}, "--min-bytes"},
+      {{"bench", "allreduce", "--factor", "1"}, "--factor"},
   };
   for (const Row& row : rows) {
     const Outcome outcome = convoy(row.command);
@@ -253,6 +262,52 @@ TEST(Bench, JsonAndProfile) {
                                 "--seconds", "0.1", "--profile"});
   for (const char* words : {"layer3.2.bn2", "of limit", "all nodes", "weights packed", "update"})
     EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.out;
+}
+
+TEST(Bench, WaitingForSumsIsAShareOfTheStep) {
+  const Outcome outcome = run(folder(),
+                              {"bench", "step", "--model", "cifar_resnet20", "--batch", "4",
+                               "--seconds", "0.1", "--warmup", "1", "--no-peak", "--json"},
+                              2);
+  const json object = json::parse(outcome.out, nullptr, false);
+  ASSERT_TRUE(object.is_object()) << outcome.all();
+  for (const char* key : {"exposed_communication", "rank_imbalance"}) {
+    ASSERT_TRUE(object.contains(key)) << object.dump(2);
+    EXPECT_GE(object[key].get<double>(), 0) << key;
+  }
+  EXPECT_GT(object["exposed_communication"].get<double>(), 0);
+  EXPECT_LT(object["exposed_communication"].get<double>() + object["rank_imbalance"].get<double>(),
+            1);
+}
+
+TEST(Bench, AllReduceIsRightOnEveryWay) {
+  const json object =
+      json::parse(run(folder(),
+                      {"bench", "allreduce", "--min-bytes", "4", "--max-bytes", "256K", "--factor",
+                       "256", "--iterations", "1", "--repetitions", "1", "--json"},
+                      2)
+                      .out);
+  EXPECT_EQ(object["ranks"], 2);
+  EXPECT_GT(object["memcpy_gb_per_second"].get<double>(), 0);
+  std::map<std::string, std::vector<size_t>> bytes;
+  for (const json& row : object["rows"]) {
+    const std::string way = row["way"];
+    bytes[way].push_back(row["bytes"].get<size_t>());
+    EXPECT_EQ(row["wrong"], 0) << row.dump(2);
+    EXPECT_GT(row["time_us"]["median"].get<double>(), 0) << row.dump(2);
+    // Two ranks: each sends half of the buffer twice.
+    EXPECT_EQ(row["busbw_gb_per_second"], row["algbw_gb_per_second"]) << row.dump(2);
+  }
+  for (const char* way :
+       {"exact shared", "exact all-to-all", "exact halving", "fast", "MPI_Allreduce"})
+    EXPECT_EQ(bytes[way], (std::vector<size_t>{4, 1024, 262144})) << object.dump(2);
+}
+
+TEST(Bench, AllReduceOfOneRankIsItself) {
+  const json object =
+      object_of({"bench", "allreduce", "--max-bytes", "64K", "--repetitions", "1", "--json"});
+  ASSERT_GE(object["rows"].size(), 3u) << object.dump(2);
+  for (const json& row : object["rows"]) EXPECT_EQ(row["wrong"], 0) << row.dump(2);
 }
 
 TEST(Training, DryRunPrintsThePlanAndWritesNothing) {
