@@ -15,6 +15,8 @@ class CpuDevice final : public Device {
   std::string instruction_set() const override;
   std::string libraries() const override;
   bool supports(DType type) const override;
+  // Measured on ResNet-50: half of it, or twice, is 1 to 2 % slower, whole batches are 3 %.
+  int64_t slice_bytes() const override { return threads_ * (int64_t{2} << 20); }
   DeviceMemory allocate(size_t bytes) override;
   void upload(void* to, const void* from, size_t bytes) override;
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;

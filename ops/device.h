@@ -26,6 +26,9 @@ class Device {
   // True where networks of this type can be made here.
   virtual bool supports(DType type) const = 0;
 
+  // What a tensor of one slice of the batch may take (ops/pass_plan.h), so that it stays in the
+  // cache. A function of the job and the kind of device alone: bits depend on it.
+  virtual int64_t slice_bytes() const = 0;
   virtual DeviceMemory allocate(size_t bytes) = 0;
   // From host memory to this device's.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;

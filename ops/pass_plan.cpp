@@ -10,9 +10,6 @@ namespace {
 
 using Kind = Call::Kind;
 
-// What the tensors of one resolution may take in one slice: about what a core's cache holds.
-constexpr int64_t kSliceBytes = int64_t{2} << 20;
-
 int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
   int64_t floats = 0;
   for (const ParameterSpec& p : parameters(spec, x)) floats += p.is_weight ? p.elements() : 0;
@@ -20,9 +17,9 @@ int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
 }
 
 // All nodes of one resolution take slices of one size, so that they share segments: as many samples
-// as fit the cache, or more where weights are large, since every slice adds to their gradients.
+// as fit slice_bytes, or more where weights are large, since every slice adds to their gradients.
 std::vector<int64_t> choose_slices(const Graph& graph, const std::vector<Shape>& shapes,
-                                   int64_t batch, DType type) {
+                                   int64_t batch, DType type, int64_t slice_bytes) {
   struct Resolution {
     int64_t sample_bytes = 0, weight_bytes = 0;  // the largest of a node
   };
@@ -37,7 +34,7 @@ std::vector<int64_t> choose_slices(const Graph& graph, const std::vector<Shape>&
   std::vector<int64_t> slices;
   for (const Shape& shape : shapes) {
     const Resolution& r = resolutions[{shape.h, shape.w}];
-    const int64_t wanted = std::max(kSliceBytes, r.weight_bytes) / r.sample_bytes;
+    const int64_t wanted = std::max(slice_bytes, r.weight_bytes) / r.sample_bytes;
     int64_t slice = std::clamp<int64_t>(wanted, 1, batch);
     while (batch % slice != 0) ++slice;
     slices.push_back(slice);
@@ -121,10 +118,11 @@ bool gathers(const OpSpec& spec, bool training) {
   return training && std::holds_alternative<BatchNorm>(spec);
 }
 
-PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool training) {
+PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool training,
+                     int64_t slice_bytes) {
   const std::vector<Shape> shapes = infer_shapes(graph, batch);
   PassPlan plan;
-  plan.slice = choose_slices(graph, shapes, batch, type);
+  plan.slice = choose_slices(graph, shapes, batch, type, slice_bytes);
   plan.forward = cut(forward_calls(graph, training), plan.slice);
   if (training) plan.backward = cut(backward_calls(graph), plan.slice);
   return plan;

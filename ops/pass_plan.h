@@ -38,8 +38,10 @@ struct PassPlan {
 // True for nodes that must see the whole batch first.
 bool gathers(const OpSpec& spec, bool training);
 
-// type: of activations. Throws as infer_shapes() does.
-PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool training);
+// type: of activations. slice_bytes: what the largest tensor of a slice may take, as the device
+// says. Throws as infer_shapes() does.
+PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool training,
+                     int64_t slice_bytes);
 
 // What a call does, for comparison with what the machine could do.
 struct Work {

@@ -82,7 +82,8 @@ void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int6
   const auto plan = [&](bool training) {
     ops::Graph runs = ops::fuse(graph);
     if (!training) runs = ops::fold_batch_norms(runs).graph;
-    const ops::PassPlan passes = ops::plan_passes(runs, batch, type, training);
+    const ops::PassPlan passes =
+        ops::plan_passes(runs, batch, type, training, ops::make_device("cpu", 1)->slice_bytes());
     return ops::plan_memory(ops::network_memory(runs, passes, batch, type, training).buffers);
   };
   const ops::MemoryPlan train = plan(true), infer = plan(false);

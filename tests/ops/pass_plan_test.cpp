@@ -13,6 +13,8 @@ namespace {
 
 using Kind = Call::Kind;
 
+constexpr int64_t kSliceBytes = int64_t{2} << 20;
+
 // A residual block whose shortcut has a batch norm of its own, then one with the identity.
 Graph two_blocks(int64_t side) {
   Graph g{.name = "blocks", .image = {.n = 1, .c = 16, .h = side, .w = side}, .nodes = {}};
@@ -55,7 +57,7 @@ std::vector<std::string> to_text(const Graph& g, const std::vector<Segment>& seg
 
 TEST(PassPlan, StatisticsFollowTheirConvolutionAndDxItsBatchNorm) {
   const Graph g = two_blocks(64);
-  const PassPlan plan = plan_passes(g, 32, DType::kFloat32, true);
+  const PassPlan plan = plan_passes(g, 32, DType::kFloat32, true, kSliceBytes);
   EXPECT_EQ(to_text(g, plan.forward),
             (std::vector<std::string>{
                 "0.conv1 ?0.bn1", "0.bn1 0.conv2 ?0.bn2 shortcut ?shortcut_bn",
@@ -69,19 +71,19 @@ TEST(PassPlan, StatisticsFollowTheirConvolutionAndDxItsBatchNorm) {
 TEST(PassPlan, SlicesFillTheCacheAndDivideTheBatch) {
   const Graph g = two_blocks(64);  // 256 KiB a sample in fp32
   for (const int64_t batch : {1, 6, 7, 32, 100}) {
-    const PassPlan plan = plan_passes(g, batch, DType::kFloat32, true);
+    const PassPlan plan = plan_passes(g, batch, DType::kFloat32, true, kSliceBytes);
     for (size_t i = 0; i < plan.slice.size(); ++i)
       EXPECT_EQ(batch % plan.slice[i], 0) << g.nodes[i].name;
   }
-  EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true).slice[0], 8);
-  EXPECT_EQ(plan_passes(g, 32, DType::kBfloat16, true).slice[0], 16);
-  EXPECT_EQ(plan_passes(g, 7, DType::kFloat32, true).slice[0], 7);
-  EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true).slice.back(), 32);
+  EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true, kSliceBytes).slice[0], 8);
+  EXPECT_EQ(plan_passes(g, 32, DType::kBfloat16, true, kSliceBytes).slice[0], 16);
+  EXPECT_EQ(plan_passes(g, 7, DType::kFloat32, true, kSliceBytes).slice[0], 7);
+  EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true, kSliceBytes).slice.back(), 32);
 }
 
 TEST(PassPlan, WithoutBatchStatisticsASliceGoesThroughTheWholeResolution) {
   const Graph g = two_blocks(64);
-  const PassPlan plan = plan_passes(g, 32, DType::kFloat32, false);
+  const PassPlan plan = plan_passes(g, 32, DType::kFloat32, false, kSliceBytes);
   ASSERT_EQ(plan.forward.size(), 2u);
   EXPECT_EQ(plan.forward[0].calls.size(), g.nodes.size() - 2);
   EXPECT_TRUE(plan.backward.empty());
@@ -90,7 +92,7 @@ TEST(PassPlan, WithoutBatchStatisticsASliceGoesThroughTheWholeResolution) {
 // What one call reads must have been written before: in an earlier segment, or earlier in its own.
 TEST(PassPlan, NobodyReadsWhatIsNotThereYet) {
   const Graph g = two_blocks(32);
-  const PassPlan plan = plan_passes(g, 16, DType::kFloat32, true);
+  const PassPlan plan = plan_passes(g, 16, DType::kFloat32, true, kSliceBytes);
   std::set<size_t> gathered, forward, gathered_back, backward;
   const auto check_forward = [&](size_t i) {
     for (const int input : g.nodes[i].inputs)
@@ -133,7 +135,7 @@ TEST(PassPlan, NobodyReadsWhatIsNotThereYet) {
 // Convolution gradients that only one segment knows need room for one slice.
 TEST(PassPlan, WhatLivesInOneSegmentTakesOneSlice) {
   const Graph g = two_blocks(64);
-  const PassPlan plan = plan_passes(g, 32, DType::kFloat32, true);
+  const PassPlan plan = plan_passes(g, 32, DType::kFloat32, true, kSliceBytes);
   const NetworkMemory m = network_memory(g, plan, 32, DType::kFloat32, true);
   const size_t slice = size_t{8} * 16 * 64 * 64 * sizeof(float);
   for (size_t i = 0; i < g.nodes.size(); ++i) {
