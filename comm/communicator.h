@@ -44,7 +44,8 @@ class Exchange {
   // Begins what can begin. When all is over, the communicator forgets the exchange without touching
   // it again. Called often, on one thread.
   virtual Progress advance() = 0;
-  // A transfer failed: the exchange will never be over. Called instead of a further advance().
+  // A transfer failed: the exchange will never be over. Called instead of a further advance(); an
+  // exchange that another thread has ended meanwhile may hear it, too.
   virtual void fail(std::exception_ptr error) = 0;
 };
 

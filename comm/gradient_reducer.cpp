@@ -40,6 +40,14 @@ size_t last_float(const std::vector<Range>& ranges) {
   return last;
 }
 
+// Collective: the largest number that a rank brings.
+size_t most_of_all_ranks(Communicator& communicator, int number) {
+  size_t most = 0;
+  for (const std::string& text : communicator.all_gather(std::to_string(number)))
+    most = std::max(most, static_cast<size_t>(std::stoul(text)));
+  return most;
+}
+
 size_t round_up(size_t floats) {
   return (floats + 15) / 16 * 16;
 }  // to cache lines
@@ -114,6 +122,7 @@ struct GradientReducer::Impl {
   const std::vector<WorkerRange> nodes;  // the largest of `hosted`: what the exchange starts from
   BufferPool pool;
   const size_t flat_floats;              // of a buffer that is lent
+  const size_t most_buffers;             // that a rank lends
   std::unique_ptr<SharedMemory> shared;  // of kShared: buckets' pieces, then each rank's buffers
   std::vector<float*> flats;             // the buffers of this rank
   std::vector<AlignedBuffer> lent;       // where there is none
@@ -333,7 +342,9 @@ void GradientReducer::Impl::Bucket::begin_round(const Round& now) {
 
 Progress GradientReducer::Impl::Bucket::advance() {
   if (through_memory) {
-    const std::lock_guard moving(advancing);
+    // Not held up by a thread that helps: there are calls and other buckets to look after.
+    const std::unique_lock moving(advancing, std::try_to_lock);
+    if (!moving) return Progress::kNone;
     {
       const std::lock_guard lock(mutex);
       if (phase != Phase::kExchanging) {
@@ -408,6 +419,7 @@ GradientReducer::Impl::Impl(Communicator& communicator_in, int workers_in,
       nodes(nodes_of(hosted, workers)),
       pool(most_floats(ranges) * sizeof(float)),
       flat_floats(round_up(last_float(ranges))),
+      most_buffers(most_of_all_ranks(communicator, options.buffers)),
       shared(open_shared(ranges, options)),
       kind(options.schedule.value_or(shared ? ScheduleKind::kShared : choose_schedule(map))),
       plan(fast ? Plan{} : make_plan(map, communicator.rank(), kind)) {
@@ -424,7 +436,7 @@ GradientReducer::Impl::Impl(Communicator& communicator_in, int workers_in,
                                            shared->data() + at);
     at += SharedExchange::Layout(map, ranges[i].size()).bytes;
   }
-  const auto mine = static_cast<size_t>(communicator.rank() * options.buffers);
+  const auto mine = static_cast<size_t>(communicator.rank()) * most_buffers;
   for (size_t i = 0; i < static_cast<size_t>(options.buffers); ++i) {
     if (!shared) lent.emplace_back(flat_floats * sizeof(float));
     flats.push_back(shared
@@ -440,7 +452,7 @@ std::unique_ptr<SharedMemory> GradientReducer::Impl::open_shared(
   if (fast || !wanted) return nullptr;
   size_t bytes = 0;
   for (const Range& range : ranges) bytes += SharedExchange::Layout(map, range.size()).bytes;
-  bytes += static_cast<size_t>(communicator.size() * options.buffers) * flat_floats * sizeof(float);
+  bytes += static_cast<size_t>(communicator.size()) * most_buffers * flat_floats * sizeof(float);
   return SharedMemory::open(communicator, bytes);
 }
 

@@ -40,7 +40,7 @@ struct ReducerOptions {
   // How exact sums travel; left out: kShared where that can be, else choose_schedule's. No result
   // depends on it.
   std::optional<ScheduleKind> schedule;
-  // Flat buffers that memory() lends.
+  // Flat buffers that memory() lends; each rank may want another number.
   int buffers = 0;
 };
 

@@ -5,8 +5,8 @@
 //
 // Block k of a bucket, on every rank:
 //   offer   copies its nodes' block k of every other rank's chunk into slots of its own;
-//   sum     when all have offered k: the root's block k of its own chunk, into the result and a
-//   slot; take    copies the others' roots into the result as they come.
+//   sum     when all have offered k: the root's block k of its own chunk, into the result and
+//   slots; take    copies the others' roots into the result as they come.
 // Slots are double: block k + 2 takes the place of block k once all who read it have gone on. A
 // node that lies in shared memory itself needs no offer, and a result there no take: owners read
 // the one and write the other in place.
@@ -24,6 +24,7 @@
 
 namespace convoy::comm {
 
+// Any thread, one at a time: the caller locks.
 class SharedExchange {
  public:
   // Where things lie in a bucket's piece of the shared memory.

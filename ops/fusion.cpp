@@ -84,7 +84,7 @@ class Fuser {
     if (inputs[0] == kImage || readers_[index(inputs[0])] != 1) return;
     const Node& source = graph_.nodes[index(inputs[0])];
     const auto* conv = std::get_if<Conv2d>(&source.op);
-    if (!conv) return;
+    if (!conv || conv->batch_norm) return;
     // The convolution moves to here: what it reads must still be there.
     const int x = source.inputs[0];
     if (x != kImage && overwritten_[index(x)]) return;

@@ -169,8 +169,8 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     node_of_ = std::move(inference.node_of);
   }
   shapes_ = infer_shapes(graph_, config_.batch);
-  passes_ =
-      plan_passes(graph_, config_.batch, config_.type, config_.training, device_.slice_bytes());
+  passes_ = plan_passes(graph_, config_.batch, config_.type, config_.training,
+                        config_.slice_bytes > 0 ? config_.slice_bytes : device_.slice_bytes());
   memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training);
   const size_t n = graph_.nodes.size();
 

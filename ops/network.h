@@ -30,6 +30,7 @@ struct NetworkConfig {
   // Pixels to activations; none: forward_activations() alone is used.
   std::optional<ImageInput> input;
   double label_smoothing = 0.0;
+  int64_t slice_bytes = 0;  // 0: what the device says (tests)
 };
 
 // When buffers live, in moments: 0 the input, then each forward segment, the loss, each backward

@@ -16,6 +16,14 @@ int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
+// The divisor of `batch` that is nearest to `wanted` as a ratio; the larger of two.
+int64_t nearest_divisor(int64_t batch, int64_t wanted) {
+  int64_t below = wanted, above = wanted;
+  while (batch % below != 0) --below;
+  while (batch % above != 0) ++above;
+  return above * below <= wanted * wanted ? above : below;
+}
+
 // All nodes of one resolution take slices of one size, so that they share segments: as many samples
 // as fit slice_bytes, or more where weights are large, since every slice adds to their gradients.
 std::vector<int64_t> choose_slices(const Graph& graph, const std::vector<Shape>& shapes,
@@ -35,9 +43,7 @@ std::vector<int64_t> choose_slices(const Graph& graph, const std::vector<Shape>&
   for (const Shape& shape : shapes) {
     const Resolution& r = resolutions[{shape.h, shape.w}];
     const int64_t wanted = std::max(slice_bytes, r.weight_bytes) / r.sample_bytes;
-    int64_t slice = std::clamp<int64_t>(wanted, 1, batch);
-    while (batch % slice != 0) ++slice;
-    slices.push_back(slice);
+    slices.push_back(nearest_divisor(batch, std::clamp<int64_t>(wanted, 1, batch)));
   }
   return slices;
 }

@@ -215,8 +215,9 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
   if (slices == 0) return results;
   run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
+    if (!(state.evaluation_shape == input.shape)) state.evaluation.reset();
     if (static_cast<uint64_t>(lane) >= slices) return;
-    if (!state.evaluation || !(state.evaluation_shape == input.shape)) {
+    if (!state.evaluation) {
       state.evaluation = std::make_unique<ops::Network>(*state.device, graph_,
                                                         ops::NetworkConfig{.batch = input.shape.n,
                                                                            .type = config_.type,

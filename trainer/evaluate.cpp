@@ -106,6 +106,7 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
   const Normalisation normalisation = stored_normalisation(state);
   const int cpus = comm::cpu_set().count;
   job.workers = 1;
+  job.threads_per_worker = std::max(1u, job.threads_per_worker);
   const int threads = static_cast<int>(job.threads_per_worker);
   const int lanes = std::max(1, cpus / threads);
   const data::ImageShape shape = data::output_shape(eval_transform(job), *val);

@@ -237,7 +237,7 @@ TEST(Bench, JsonAndProfile) {
   ASSERT_TRUE(object.contains("profile")) << object.dump(2);
   const json& profile = object["profile"];
   EXPECT_EQ(profile["samples"], 2);
-  double seconds = 0, flops = 0;
+  double flops = 0;
   std::set<std::string> seen;
   for (const json& node : profile["nodes"]) {
     const std::string name =
@@ -246,7 +246,6 @@ TEST(Bench, JsonAndProfile) {
     EXPECT_GT(node["seconds"].get<double>(), 0) << name;
     EXPECT_GT(node["bytes"].get<double>(), 0) << name;
     EXPECT_GT(node["limit_seconds"].get<double>(), 0) << name;
-    seconds += node["seconds"].get<double>();
     flops += node["flops"].get<double>();
   }
   EXPECT_TRUE(seen.contains("conv1 forward"));
@@ -254,9 +253,9 @@ TEST(Bench, JsonAndProfile) {
   // Two images of one lane; the first layer needs no gradient of its input.
   const double macs = object_of({"model", "show", "cifar_resnet20", "--format", "json"})["macs"];
   EXPECT_EQ(flops, 2 * (6 * macs - 2 * 3 * 16 * 9 * 32 * 32));
-  for (const auto& [name, value] : profile["other_seconds"].items()) seconds += value.get<double>();
-  EXPECT_GT(seconds, 0);
-  EXPECT_LT(profile["other_seconds"]["rest"].get<double>(), seconds);
+  // Nodes and what is between them take no longer than the step; clocks are read apart.
+  for (const auto& [name, value] : profile["other_seconds"].items())
+    EXPECT_GE(value.get<double>(), -1e-4) << name;
 
   const Outcome table = convoy({"bench", "step", "--model", "cifar_resnet20", "--batch", "4",
                                 "--seconds", "0.1", "--profile"});

@@ -44,10 +44,12 @@ Graph small_graph() {
 
 class Trained {
  public:
-  Trained(const Graph& graph, int64_t batch, DType type, int threads = 1)
+  // slice_bytes: see NetworkConfig; 1 takes the batch sample by sample.
+  Trained(const Graph& graph, int64_t batch, DType type, int threads = 1, int64_t slice_bytes = 0)
       : device_(make_device("cpu", threads)),
         batch_(batch),
-        net(*device_, graph, {.batch = batch, .type = type, .input = {}}) {
+        net(*device_, graph,
+            {.batch = batch, .type = type, .input = {}, .slice_bytes = slice_bytes}) {
     const ParameterLayout& layout = net.layout();
     parameters.resize(layout.parameter_floats);
     gradients.assign(layout.parameter_floats, std::nanf(""));
@@ -113,8 +115,8 @@ double norm(const std::vector<float>& v) {
   return std::sqrt(sum);
 }
 
-TEST(Network, GradientsEqualCentralDifferencesOfTheLoss) {
-  Trained t(small_graph(), 6, DType::kFloat32);
+void expect_gradients_of_the_loss(int64_t slice_bytes) {
+  Trained t(small_graph(), 6, DType::kFloat32, 1, slice_bytes);
   t.loss();
   t.backward();
   const std::vector<float> gradients = t.gradients, start = t.parameters;
@@ -136,6 +138,27 @@ TEST(Network, GradientsEqualCentralDifferencesOfTheLoss) {
   }
 }
 
+TEST(Network, GradientsEqualCentralDifferencesOfTheLoss) {
+  expect_gradients_of_the_loss(0);
+}
+
+TEST(Network, GradientsEqualCentralDifferencesSampleBySample) {
+  expect_gradients_of_the_loss(1);
+}
+
+// What slices change is the order of sums over the batch.
+TEST(Network, SlicesOfTheBatchChangeRoundingAlone) {
+  Trained whole(small_graph(), 6, DType::kFloat32), sliced(small_graph(), 6, DType::kFloat32, 1, 1);
+  for (Trained* t : {&whole, &sliced}) {
+    t->loss();
+    t->backward();
+  }
+  std::vector<float> difference(whole.gradients);
+  for (size_t i = 0; i < difference.size(); ++i) difference[i] -= sliced.gradients[i];
+  EXPECT_LT(norm(difference), 1e-5 * norm(whole.gradients));
+  EXPECT_LT(sliced.net.arena_bytes(), whole.net.arena_bytes());
+}
+
 TEST(Network, Bf16IsCloseToFp32) {
   if (!make_device("cpu", 1)->supports(DType::kBfloat16))
     GTEST_SKIP() << "SKIPPED: this processor has no AVX-512, so no bf16";
@@ -152,8 +175,9 @@ TEST(Network, Bf16IsCloseToFp32) {
 
 TEST(Network, RepeatsItsBits) {
   for (const int threads : {1, 2}) {
-    Trained a(small_graph(), 6, DType::kFloat32, threads),
-        b(small_graph(), 6, DType::kFloat32, threads);
+    const int64_t slice_bytes = threads == 2 ? 1 : 0;
+    Trained a(small_graph(), 6, DType::kFloat32, threads, slice_bytes),
+        b(small_graph(), 6, DType::kFloat32, threads, slice_bytes);
     a.loss();
     a.backward();
     b.loss();
@@ -319,17 +343,32 @@ TEST(Fusion, FoldsBatchNormsWhereNothingElseIsOverwritten) {
             fuse(residual_graph(true)).nodes.size());
 }
 
-TEST(Network, FoldedInferenceEqualsUnfolded) {
+// A convolution takes one batch norm over; the next one stays, and so do its parameters.
+TEST(Fusion, ABatchNormBehindAFoldedOneStays) {
+  Graph g{.name = "twice", .image = {.n = 1, .c = 2, .h = 4, .w = 4}, .nodes = {}};
+  int x = g.add("conv", Conv2d{.out_channels = 4, .padding = 1}, {kImage});
+  x = g.add("relu", Relu{}, {g.add("bn_first", BatchNorm{}, {x})});
+  x = g.add("bn_second", BatchNorm{}, {x});
+  g.add("fc", Linear{.out_features = 5}, {x});
+  const Graph fused = fuse(g);
+  const InferenceGraph folded = fold_batch_norms(fused);
+  std::vector<std::string> kinds;
+  for (const Node& n : folded.graph.nodes) kinds.push_back(n.name + ":" + kind_of(n.op));
+  EXPECT_EQ(kinds, (std::vector<std::string>{"conv:Conv2d+BatchNorm+ReLU", "bn_second:BatchNorm",
+                                             "fc:Linear"}));
+  EXPECT_EQ(folded.node_of, (std::vector<size_t>{0, 0, 1, 2}));
+}
+
+void expect_folded_equals_unfolded(int64_t slice_bytes) {
   for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
     const auto device = make_device("cpu", 1);
     if (!device->supports(type)) continue;  // Bf16IsCloseToFp32 says so
     constexpr int64_t kBatch = 6;
-    Network folded(*device, residual_graph(false),
-                   {.batch = kBatch, .type = type, .training = false, .input = {}});
-    Network lane(*device, residual_graph(false),
-                 {.batch = kBatch, .type = type, .training = false, .input = {}});
-    Network apart(*device, residual_graph(true),
-                  {.batch = kBatch, .type = type, .training = false, .input = {}});
+    const NetworkConfig config = {
+        .batch = kBatch, .type = type, .training = false, .input = {}, .slice_bytes = slice_bytes};
+    Network folded(*device, residual_graph(false), config);
+    Network lane(*device, residual_graph(false), config);
+    Network apart(*device, residual_graph(true), config);
     const ParameterLayout &layout = folded.layout(), &other = apart.layout();
     ASSERT_EQ(layout.parameters.size(), other.parameters.size());
     for (size_t i = 0; i < layout.parameters.size(); ++i) {
@@ -372,6 +411,14 @@ TEST(Network, FoldedInferenceEqualsUnfolded) {
     for (size_t i = 0; i < a.size(); ++i) difference[i] -= b[i];
     EXPECT_LT(norm(difference), tolerance * norm(b)) << name_of(type);
   }
+}
+
+TEST(Network, FoldedInferenceEqualsUnfolded) {
+  expect_folded_equals_unfolded(0);
+}
+
+TEST(Network, FoldedInferenceEqualsUnfoldedSampleBySample) {
+  expect_folded_equals_unfolded(1);
 }
 
 TEST(MemoryPlan, LiveBuffersNeverOverlapAndBytesAreReused) {

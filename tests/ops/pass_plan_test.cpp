@@ -77,6 +77,9 @@ TEST(PassPlan, SlicesFillTheCacheAndDivideTheBatch) {
   }
   EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true, kSliceBytes).slice[0], 8);
   EXPECT_EQ(plan_passes(g, 32, DType::kBfloat16, true, kSliceBytes).slice[0], 16);
+  EXPECT_EQ(plan_passes(g, 62, DType::kFloat32, true, kSliceBytes).slice[0], 31);
+  EXPECT_EQ(plan_passes(g, 18, DType::kFloat32, true, kSliceBytes).slice[0], 9);
+  EXPECT_EQ(plan_passes(g, 20, DType::kFloat32, true, kSliceBytes).slice[0], 10);
   EXPECT_EQ(plan_passes(g, 7, DType::kFloat32, true, kSliceBytes).slice[0], 7);
   EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true, kSliceBytes).slice.back(), 32);
 }
