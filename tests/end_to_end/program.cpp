@@ -90,6 +90,11 @@ Running::Running(const TempFolder& folder, const Arguments& arguments, int ranks
   ::setenv("CONVOY_CACHE", folder.path("cache").c_str(), 1);
   ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
   ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+  // Open MPI 4.1 removes the host's session folder at the end of a run, and a run that starts at
+  // that moment fails to make it: one for each.
+  const std::string session = log + ".mpi";
+  fs::create_directories(session);
+  ::setenv("OMPI_MCA_orte_tmpdir_base", session.c_str(), 1);
   pid_ = ::fork();
   if (pid_ == 0) {
     ::setpgid(0, 0);
