@@ -19,10 +19,17 @@ class CpuDevice final : public Device {
   int64_t slice_bytes() const override { return threads_ * (int64_t{2} << 20); }
   DeviceMemory allocate(size_t bytes) override;
   void upload(void* to, const void* from, size_t bytes) override;
+  void download(void* to, const void* from, size_t bytes) override { upload(to, from, bytes); }
+  void wait() override {}
+  bool shares_host_memory() const override { return true; }
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
   void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) override;
-  LossResult loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
-                  DType type, const int32_t* labels) override;
+  void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
+            DType type, const int32_t* labels, LossResult* result, float* head) override;
+  void inputs_read() override {}
+  std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
+                                            const ParameterLayout& layout,
+                                            Parallel parallel) override;
   double measure_gemm(DType type, int64_t n) override;
   double measure_copy() override;
   void accumulate(void* sum, const void* addend, int64_t n, DType type) override;

@@ -4,6 +4,20 @@
 
 namespace convoy::ops {
 
+DeviceFloats::DeviceFloats(Device& device, size_t floats)
+    : device_(device), floats_(floats), memory_(device.allocate(floats * sizeof(float))) {}
+
+std::span<float> DeviceFloats::read() {
+  if (device_.shares_host_memory()) return {data(), floats_};
+  if (copy_.size() == 0) copy_ = AlignedBuffer(floats_ * sizeof(float));
+  device_.download(copy_.data(), data(), copy_.size());
+  return {copy_.as<float>(), floats_};
+}
+
+void DeviceFloats::write() {
+  if (copy_.size() > 0) device_.upload(data(), copy_.data(), copy_.size());
+}
+
 std::unique_ptr<Device> make_device(const std::string& name, int threads) {
   if (name == "cpu") return make_cpu_device(threads);
   if (name == "cuda")

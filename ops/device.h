@@ -1,12 +1,18 @@
 // A device: where memory lives and ops run. CPU and CUDA sit side by side behind this.
+//
+// Everything happens in the order of the calls. A GPU works behind the host's back: unless a call
+// says that it waits, it may return before its work is done, and what went wrong then is thrown by
+// a later one.
 #pragma once
 
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "ops/catalogue.h"
 #include "ops/op.h"
+#include "ops/optim/optimizer.h"
 
 namespace convoy::ops {
 
@@ -30,15 +36,30 @@ class Device {
   // cache. A function of the job and the kind of device alone: bits depend on it.
   virtual int64_t slice_bytes() const = 0;
   virtual DeviceMemory allocate(size_t bytes) = 0;
-  // From host memory to this device's.
+  // From host memory, which is the caller's again when this returns.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  // To host memory; waits.
+  virtual void download(void* to, const void* from, size_t bytes) = 0;
+  // Until all that was called for is done.
+  virtual void wait() = 0;
+  // True where the host reads and writes this memory as its own.
+  virtual bool shares_host_memory() const = 0;
   // An op of the catalogue for fixed shapes. Throws Error (kBadJob) if the device cannot run it.
   virtual std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) = 0;
 
-  // The pieces around a graph, which are not nodes of it.
+  // The pieces around a graph, which are not nodes of it. Pixels and labels are the host's memory
+  // and must stay as they are until inputs_read() returns.
   virtual void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) = 0;
-  virtual LossResult loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype,
-                          const void* logits, DType type, const int32_t* labels) = 0;
+  // result and head, on the device: what the loss is; where head is not null, loss_sum *
+  // gradient_scale and top1 as floats. dlogits may be null.
+  virtual void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
+                    DType type, const int32_t* labels, LossResult* result, float* head) = 0;
+  // Waits until pixels and labels of all calls so far have been read.
+  virtual void inputs_read() = 0;
+  // `parallel` shares the work among the lanes of a rank where the host computes.
+  virtual std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
+                                                    const ParameterLayout& layout,
+                                                    Parallel parallel = one_part) = 0;
   // Measured rate of a square matrix product, n x n x n, in FLOP/s: the best of a few runs.
   virtual double measure_gemm(DType type, int64_t n) = 0;
   // Measured rate of copying memory that fits no cache, in bytes/s read and written together: the
@@ -46,6 +67,26 @@ class Device {
   virtual double measure_copy() = 0;
   // sum += addend, n elements.
   virtual void accumulate(void* sum, const void* addend, int64_t n, DType type) = 0;
+};
+
+// Floats on a device, and what the host sees of them: on the CPU the memory itself, else a copy.
+class DeviceFloats {
+ public:
+  DeviceFloats(Device& device, size_t floats);
+
+  float* data() const { return static_cast<float*>(memory_.data.get()); }  // on the device
+  size_t size() const { return floats_; }
+  bool empty() const { return floats_ == 0; }
+  // As they are now; waits. Valid until the next call.
+  std::span<float> read();
+  // What was changed in the span from read() goes to the device.
+  void write();
+
+ private:
+  Device& device_;
+  size_t floats_;
+  DeviceMemory memory_;
+  AlignedBuffer copy_;
 };
 
 // threads: how many OpenMP threads compute one op. A CPU device belongs to the thread that uses it:

@@ -196,6 +196,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   memory_.one_slice.push_back(true);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
+  loss_result_ = device_.allocate(sizeof(LossResult));
 
   nodes_.resize(n);
   extra_dy_.resize(n);
@@ -354,14 +355,21 @@ void Network::add_extra_dy(size_t node, size_t slice) {
                        config_.type);
 }
 
-LossResult Network::loss(const int32_t* labels, double gradient_scale) {
+void Network::loss(const int32_t* labels, double gradient_scale, float* head) {
   const Stopwatch watch(times_.loss);
   const TensorView x = logits();
-  return device_.loss({.n = config_.batch,
-                       .classes = x.shape.c,
-                       .label_smoothing = config_.label_smoothing,
-                       .gradient_scale = gradient_scale},
-                      at(memory_.dlogits), config_.type, x.data, x.type, labels);
+  device_.loss({.n = config_.batch,
+                .classes = x.shape.c,
+                .label_smoothing = config_.label_smoothing,
+                .gradient_scale = gradient_scale},
+               at(memory_.dlogits), config_.type, x.data, x.type, labels,
+               static_cast<LossResult*>(loss_result_.data.get()), head);
+}
+
+LossResult Network::loss_result() const {
+  LossResult result;
+  device_.download(&result, loss_result_.data.get(), sizeof result);
+  return result;
 }
 
 void Network::backward(const StepInfo& step, const std::function<void(size_t)>& ready) {

@@ -70,8 +70,8 @@ class Network {
   const ParameterLayout& layout() const { return layout_; }  // of the fused graph
   size_t arena_bytes() const { return arena_.bytes; }
 
-  // Flat buffers laid out as layout() says; the caller keeps them alive. Training needs all four,
-  // inference parameters and running.
+  // Flat buffers on the device, laid out as layout() says; the caller keeps them alive. Training
+  // needs all four, inference parameters and running.
   struct Buffers {
     const float* parameters = nullptr;
     const float* running = nullptr;
@@ -86,18 +86,21 @@ class Network {
   // From now on `other`, a network of the same graph and configuration on another lane, is prepared
   // in place of this one. It must outlive this one's last step.
   void share_weights(const Network& other);
-  // pixels: uint8 [batch, H, W, C].
+  // pixels: uint8 [batch, H, W, C]. They and labels stay as they are until Device::inputs_read().
   void forward(const uint8_t* pixels, const StepInfo& step);
-  // x: activations of the network's type [batch, H, W, C], copied (tests).
+  // x: activations of the network's type [batch, H, W, C], in host memory, copied (tests).
   void forward_activations(const void* x, const StepInfo& step);
   // labels [batch]; gradient_scale: what 1 / samples of the step is. Training: fills dlogits.
-  LossResult loss(const int32_t* labels, double gradient_scale);
+  // head: see Device::loss.
+  void loss(const int32_t* labels, double gradient_scale, float* head = nullptr);
+  // Of the last loss(); waits.
+  LossResult loss_result() const;
   // ready(n): the first n floats of the gradients are final; called after each segment that has
   // finished any.
   void backward(const StepInfo& step, const std::function<void(size_t)>& ready);
 
-  // [batch, classes] of the last forward, until backward; fp32 where the last node is linear, else
-  // the network's type.
+  // On the device: [batch, classes] of the last forward, until backward; fp32 where the last node
+  // is linear, else the network's type.
   TensorView logits() const;
 
   const NetworkTimes& times() const { return times_; }
@@ -121,7 +124,7 @@ class Network {
   NetworkMemory memory_;
   MemoryPlan plan_;
   std::vector<std::unique_ptr<Op>> ops_;
-  DeviceMemory arena_;
+  DeviceMemory arena_, loss_result_;
   std::vector<std::vector<NodeMemory>> nodes_;  // per node and slice
   // Per node and slice: gradients of its output that it cannot add itself, to be added to dy[0].
   std::vector<std::vector<std::vector<void*>>> extra_dy_;

@@ -67,14 +67,18 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
 
 }  // namespace
 
-LossResult CpuDevice::loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype,
-                           const void* logits, DType type, const int32_t* labels) {
-  return with_type(dtype, [&]<typename D>(D*) {
+void CpuDevice::loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype,
+                     const void* logits, DType type, const int32_t* labels, LossResult* result,
+                     float* head) {
+  *result = with_type(dtype, [&]<typename D>(D*) {
     return with_type(type, [&]<typename T>(T*) {
       return softmax_cross_entropy(spec, static_cast<D*>(dlogits), static_cast<const T*>(logits),
                                    labels);
     });
   });
+  if (!head) return;
+  head[0] = static_cast<float>(result->loss_sum * spec.gradient_scale);
+  head[1] = static_cast<float>(result->top1);
 }
 
 }  // namespace convoy::ops

@@ -64,19 +64,8 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
           comm::ReducerOptions{.order = config.reduction,
                                .schedule = {},
                                .buffers = config.training ? config.lanes : 0})),
-      parameters_(layout_.parameter_floats * sizeof(float)),
-      running_(layout_.statistics_floats * sizeof(float)),
-      batch_statistics_(layout_.statistics_floats * sizeof(float)),
-      optimizer_(ops::make_cpu_optimizer(config.optimizer, layout_, config.threads_per_worker,
-                                         [this](const std::function<void(int, int)>& body) {
-                                           lanes_.run(
-                                               [&](int lane) { body(lane, lanes_.count()); });
-                                         })),
       gradients_(layout_.parameters.size()),
       lanes_(config.lanes) {
-  ops::initialise(layout_, config_.seed, parameters_.as<float>());
-  ops::initialise_statistics(layout_, running_.as<float>());
-  std::ranges::copy(parameters().first(optimizer_->ema().size()), optimizer_->ema().begin());
   for (const auto& p : layout_.parameters) {
     const auto holds = [&](const comm::Range& b) { return head_floats_ + p.offset < b.end; };
     const auto bucket = std::find_if(buckets_.begin() + 1, buckets_.end(), holds);
@@ -86,25 +75,42 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
   lanes_.run([&](int lane) {
     auto state = std::make_unique<Lane>();
     state->device = ops::make_device(config_.device, config_.threads_per_worker);
-    if (config_.training && hosted().size() > 0) {
-      state->network = std::make_unique<ops::Network>(
-          *state->device, graph_,
-          ops::NetworkConfig{.batch = config_.batch_per_worker,
-                             .type = config_.type,
-                             .training = true,
-                             .input = config_.input,
-                             .label_smoothing = config_.label_smoothing});
-      auto* flat = state->flat = reducer_->memory(lane);
-      state->network->bind({.parameters = parameters_.as<float>(),
-                            .running = running_.as<float>(),
-                            .gradients = flat + head_floats_,
-                            .statistics = flat});
-    }
     lane_state_[static_cast<size_t>(lane)] = std::move(state);
+  });
+  ops::Device& device = *lane_state_[0]->device;
+  parameters_ = std::make_unique<ops::DeviceFloats>(device, layout_.parameter_floats);
+  running_ = std::make_unique<ops::DeviceFloats>(device, layout_.statistics_floats);
+  optimizer_ = device.make_optimizer(config_.optimizer, layout_,
+                                     [this](const std::function<void(int, int)>& body) {
+                                       lanes_.run([&](int lane) { body(lane, lanes_.count()); });
+                                     });
+  const State start = state();
+  ops::initialise(layout_, config_.seed, start.parameters.data());
+  ops::initialise_statistics(layout_, start.running.data());
+  std::ranges::copy(start.parameters.first(start.ema.size()), start.ema.begin());
+  put_state();
+  if (!config_.training || hosted().size() == 0) return;
+  lanes_.run([&](int lane) {
+    Lane& state = *lane_state_[static_cast<size_t>(lane)];
+    state.network = std::make_unique<ops::Network>(
+        *state.device, graph_,
+        ops::NetworkConfig{.batch = config_.batch_per_worker,
+                           .type = config_.type,
+                           .training = true,
+                           .input = config_.input,
+                           .label_smoothing = config_.label_smoothing});
+    auto* flat = state.flat = reducer_->memory(lane);
+    state.network->bind({.parameters = parameters_->data(),
+                         .running = running_->data(),
+                         .gradients = flat + head_floats_,
+                         .statistics = flat});
   });
 }
 
 Engine::~Engine() {
+  optimizer_.reset();
+  running_.reset();
+  parameters_.reset();
   // Ops belong to the threads that made them.
   lanes_.run([&](int lane) { lane_state_[static_cast<size_t>(lane)].reset(); });
 }
@@ -144,16 +150,16 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
     step.worker = worker;
     const Images images = source.acquire(static_cast<uint64_t>(worker));
     state.network->forward(images.pixels, step);
-    const ops::LossResult loss = state.network->loss(images.labels, 1.0 / samples);
+    float* extras = flat + extras_begin_;
+    state.network->loss(images.labels, 1.0 / samples, extras + kLoss);
+    state.device->inputs_read();
     source.release(static_cast<uint64_t>(worker));
 
     // Flags once per rank; sums of them travel, and anything above zero is a yes.
     const bool first = worker == range.begin;
-    float* extras = flat + extras_begin_;
-    extras[kLoss] = static_cast<float>(loss.loss_sum / samples);
-    extras[kCorrect] = static_cast<float>(loss.top1);
-    extras[kStop] = first && control.stop ? 1.0f : 0.0f;
-    extras[kSave] = first && control.save ? 1.0f : 0.0f;
+    const float flags[] = {first && control.stop ? 1.0f : 0.0f,
+                           first && control.save ? 1.0f : 0.0f};
+    state.device->upload(extras + kStop, flags, sizeof flags);
     reducer_->contribute(worker, 0, flat, keep);
 
     size_t next = 1;
@@ -173,13 +179,6 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   run_lanes(source, [&](int lane) { train_lane(lane, info, control, source); });
 
   const std::span<const float> head = reducer_->wait(0);
-  const float* extras = head.data() + extras_begin_;
-  Result result;
-  result.loss = static_cast<double>(extras[kLoss]);
-  result.top1 =
-      static_cast<double>(extras[kCorrect]) /
-      (static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker));
-  result.control = {.stop = extras[kStop] > 0, .save = extras[kSave] > 0};
   for (size_t p = 0; p < gradients_.size(); ++p) {
     const int bucket = bucket_of_[p];
     const size_t begin = buckets_[static_cast<size_t>(bucket)].begin;
@@ -190,27 +189,47 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   for (const auto& lane : lane_state_) backward_end = std::max(backward_end, lane->backward_end);
   if (hosted().size() > 0) exposed_seconds_ += seconds_since(backward_end);
   const auto update_start = Clock::now();
-  if (std::isfinite(result.loss))
-    result.gradient_norm =
-        optimizer_->update(parameters_.as<float>(), gradients_, learning_rate).gradient_norm;
+  optimizer_->update(parameters_->data(), gradients_, learning_rate,
+                     head.data() + extras_begin_ + kLoss);
+  // Every worker's mean and variance count alike.
+  optimizer_->update_running(running_->data(), head.data(),
+                             1.0f / static_cast<float>(config_.workers));
+
+  float extras[kExtras];
+  lane_state_[0]->device->download(extras, head.data() + extras_begin_, sizeof extras);
+  update_seconds_ += seconds_since(update_start);
+  Result result;
+  result.loss = static_cast<double>(extras[kLoss]);
+  result.top1 =
+      static_cast<double>(extras[kCorrect]) /
+      (static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker));
+  result.gradient_norm = optimizer_->result().gradient_norm;
+  result.control = {.stop = extras[kStop] > 0, .save = extras[kSave] > 0};
   if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm))
     fail(ExitCode::kFault,
          "step {}: the loss is {}, the gradient's norm {}; lower optimizer.learning_rate, lengthen "
          "the "
          "warm-up or set optimizer.clip_norm (the last checkpoint is from before)",
          step, result.loss, result.gradient_norm);
-
-  // Every worker's mean and variance count alike.
-  auto* mean = batch_statistics_.as<float>();
-  const float share = 1.0f / static_cast<float>(config_.workers);
-  for (size_t i = 0; i < layout_.statistics_floats; ++i) mean[i] = head[i] * share;
-  ops::update_running_statistics(layout_, running_.as<float>(), mean);
-  update_seconds_ += seconds_since(update_start);
   return result;
 }
 
+Engine::State Engine::state() {
+  return {.parameters = parameters_->read(),
+          .running = running_->read(),
+          .momentum = optimizer_->momentum().read(),
+          .ema = optimizer_->ema().read()};
+}
+
+void Engine::put_state() {
+  for (ops::DeviceFloats* flat :
+       {parameters_.get(), running_.get(), &optimizer_->momentum(), &optimizer_->ema()})
+    flat->write();
+}
+
 std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageInput& input,
-                                              const float* weights, const Source& source) {
+                                              Weights weights, const Source& source) {
+  const float* flat = weights == Weights::kAverage ? optimizer_->ema().data() : parameters_->data();
   std::vector<ops::LossResult> results(slices);
   if (slices == 0) return results;
   run_lanes(source, [&](int lane) {
@@ -226,8 +245,8 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
                                                                            .label_smoothing = 0.0});
       state.evaluation_shape = input.shape;
     }
-    state.evaluation->bind({.parameters = weights,
-                            .running = running_.as<float>(),
+    state.evaluation->bind({.parameters = flat,
+                            .running = running_->data(),
                             .gradients = nullptr,
                             .statistics = nullptr});
   });
@@ -238,7 +257,8 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
          n += static_cast<uint64_t>(lanes_.count())) {
       const Images images = source.acquire(n);
       state.evaluation->forward(images.pixels, {});
-      results[n] = state.evaluation->loss(images.labels, 0.0);
+      state.evaluation->loss(images.labels, 0.0);
+      results[n] = state.evaluation->loss_result();
       source.release(n);
     }
   });
@@ -265,18 +285,18 @@ ops::NetworkTimes Engine::times() const {
   return mean;
 }
 
-bool Engine::state_is_finite() const {
-  const auto finite = [](const AlignedBuffer& buffer) {
-    const std::span<const float> floats(buffer.as<float>(), buffer.size() / sizeof(float));
+bool Engine::state_is_finite() {
+  const auto finite = [](std::span<const float> floats) {
     return std::all_of(floats.begin(), floats.end(), [](float v) { return std::isfinite(v); });
   };
-  return finite(parameters_) && finite(running_);
+  return finite(parameters_->read()) && finite(running_->read());
 }
 
 size_t Engine::memory_bytes() const {
-  size_t bytes = parameters_.size() + running_.size() + batch_statistics_.size() +
-                 optimizer_->momentum().size_bytes() + optimizer_->ema().size_bytes() +
-                 reducer_->buffer_bytes();
+  size_t bytes = reducer_->buffer_bytes();
+  for (const ops::DeviceFloats* flat :
+       {parameters_.get(), running_.get(), &optimizer_->momentum(), &optimizer_->ema()})
+    bytes += flat->size() * sizeof(float);
   for (const auto& lane : lane_state_) {
     if (lane->network) bytes += lane->network->arena_bytes();
     if (lane->evaluation) bytes += lane->evaluation->arena_bytes();

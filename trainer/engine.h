@@ -2,6 +2,7 @@
 // while backward goes on, one update. Knows no files, no schedule, no clock.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -44,10 +45,18 @@ class Engine {
   const ops::ParameterLayout& layout() const { return layout_; }
   comm::WorkerRange hosted() const { return reducer_->hosted(); }
   int lanes() const { return lanes_.count(); }
-  // The state: flat, laid out as layout() says. May be changed between steps.
-  std::span<float> parameters() { return {parameters_.as<float>(), layout_.parameter_floats}; }
-  std::span<float> running() { return {running_.as<float>(), layout_.statistics_floats}; }
-  ops::Optimizer& optimizer() { return *optimizer_; }
+
+  // What a checkpoint holds: flat, laid out as layout() says; no moving average: ema is empty.
+  struct State {
+    std::span<float> parameters, running, momentum, ema;
+
+    std::array<std::span<float>, 4> all() const { return {parameters, running, momentum, ema}; }
+  };
+  // In host memory, as it is now, until the next call or step.
+  State state();
+  // What was changed in state()'s memory becomes the state.
+  void put_state();
+  bool has_ema() const { return !optimizer_->ema().empty(); }
 
   struct Images {
     const uint8_t* pixels;  // [batch_per_worker, H, W, C]
@@ -77,12 +86,13 @@ class Engine {
   // are then unchanged.
   Result step(uint64_t step, double learning_rate, const Control& control, const Source& source);
 
-  // Loss and counts of `slices` slices that this rank evaluates with the given parameters.
+  enum class Weights { kTrained, kAverage };
+  // Loss and counts of `slices` slices that this rank evaluates.
   std::vector<ops::LossResult> evaluate(uint64_t slices, const ops::ImageInput& input,
-                                        const float* weights, const Source& source);
+                                        Weights weights, const Source& source);
 
   // False where a weight or a running statistic is infinite or not a number.
-  bool state_is_finite() const;
+  bool state_is_finite();
 
   // Seconds lanes and the caller waited for the reduction, since construction.
   double reduce_wait_seconds() const { return reducer_->waited_seconds(); }
@@ -115,13 +125,14 @@ class Engine {
   size_t extras_begin_ = 0, head_floats_ = 0;  // bucket 0: statistics, then the extras
   std::vector<comm::Range> buckets_;
   std::unique_ptr<comm::GradientReducer> reducer_;
-  AlignedBuffer parameters_, running_, batch_statistics_;
-  std::unique_ptr<ops::Optimizer> optimizer_;
   std::vector<int> bucket_of_;           // of each parameter
   std::vector<const float*> gradients_;  // of each parameter, after the reduction
   double prepare_seconds_ = 0, update_seconds_ = 0;
   double exposed_seconds_ = 0;
   std::vector<std::unique_ptr<Lane>> lane_state_;
+  // On the device of lane 0.
+  std::unique_ptr<ops::DeviceFloats> parameters_, running_;
+  std::unique_ptr<ops::Optimizer> optimizer_;
   Lanes lanes_;  // last: threads stop before what they use is gone
 };
 

@@ -32,7 +32,7 @@ Evaluator::Evaluator(const data::Dataset& val, const Job& job, const Normalisati
 }
 
 Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
-                        const float* weights) const {
+                        Engine::Weights weights) const {
   const auto batch = static_cast<int>(input_.shape.n);
   const auto ranks = static_cast<uint64_t>(communicator.size());
   const uint64_t slices = data::EvalLoader::slices(val_.size(), batch);
@@ -116,10 +116,9 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
   Engine engine(communicator, graph_of(job, shape), config);
   restore(engine, state, true);
   const Evaluator evaluator(*val, job, normalisation, o.data_threads >= 0 ? o.data_threads : 1);
-  const Accuracy accuracy = evaluator.run(communicator, engine, engine.parameters().data());
+  const Accuracy accuracy = evaluator.run(communicator, engine, Engine::Weights::kTrained);
   std::optional<Accuracy> ema;
-  if (!engine.optimizer().ema().empty())
-    ema = evaluator.run(communicator, engine, engine.optimizer().ema().data());
+  if (engine.has_ema()) ema = evaluator.run(communicator, engine, Engine::Weights::kAverage);
   if (communicator.rank() != 0) return 0;
   if (o.json) {
     nlohmann::ordered_json out = {{"checkpoint", dir},

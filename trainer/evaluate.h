@@ -32,7 +32,7 @@ class Evaluator {
             int data_threads);
 
   // Collective; the same result on every rank.
-  Accuracy run(comm::Communicator& communicator, Engine& engine, const float* weights) const;
+  Accuracy run(comm::Communicator& communicator, Engine& engine, Engine::Weights weights) const;
 
  private:
   const data::Dataset& val_;

@@ -82,7 +82,8 @@ void take_parameters(Reader& reader, const ops::ParameterLayout& layout, const s
 
 TensorList model_tensors(Engine& engine, uint64_t step) {
   const ops::ParameterLayout& layout = engine.layout();
-  TensorList parameters = parameter_tensors(layout, engine.parameters(), "");
+  const Engine::State state = engine.state();
+  TensorList parameters = parameter_tensors(layout, state.parameters, "");
   TensorList list;
   list.storage = std::make_unique<std::byte[]>(sizeof(int64_t));
   const auto tracked = static_cast<int64_t>(step);
@@ -97,7 +98,7 @@ TensorList model_tensors(Engine& engine, uint64_t step) {
       if (list.tensors.back().name == last) break;
     }
     const auto channels = static_cast<size_t>(s.channels);
-    const auto running = engine.running().subspan(s.offset, 2 * channels);
+    const auto running = state.running.subspan(s.offset, 2 * channels);
     list.tensors.push_back(
         fp32_tensor(s.name + ".running_mean", {s.channels}, running.first(channels)));
     list.tensors.push_back(
@@ -112,7 +113,7 @@ TensorList model_tensors(Engine& engine, uint64_t step) {
 }
 
 TensorList optimizer_tensors(Engine& engine, const Normalisation& normalisation) {
-  TensorList list = parameter_tensors(engine.layout(), engine.optimizer().momentum(), kMomentum);
+  TensorList list = parameter_tensors(engine.layout(), engine.state().momentum, kMomentum);
   if (!normalisation.mean_image.empty())
     list.tensors.push_back(fp32_tensor(kMeanImage,
                                        {static_cast<int64_t>(normalisation.mean_image.size())},
@@ -121,36 +122,38 @@ TensorList optimizer_tensors(Engine& engine, const Normalisation& normalisation)
 }
 
 TensorList ema_tensors(Engine& engine) {
-  if (engine.optimizer().ema().empty()) return {};
-  return parameter_tensors(engine.layout(), engine.optimizer().ema(), "");
+  if (!engine.has_ema()) return {};
+  return parameter_tensors(engine.layout(), engine.state().ema, "");
 }
 
 void restore(Engine& engine, const CheckpointState& state, bool weights_only) {
+  const Engine::State flat = engine.state();
   const ops::ParameterLayout& layout = engine.layout();
   Reader model(state.model, "model");
-  take_parameters(model, layout, "", engine.parameters());
+  take_parameters(model, layout, "", flat.parameters);
   for (const auto& s : layout.statistics) {
     const auto channels = static_cast<size_t>(s.channels);
-    const auto running = engine.running().subspan(s.offset, 2 * channels);
+    const auto running = flat.running.subspan(s.offset, 2 * channels);
     model.take(s.name + ".running_mean", {s.channels}, running.first(channels));
     model.take(s.name + ".running_var", {s.channels}, running.last(channels));
     model.skip(s.name + ".num_batches_tracked");
   }
   model.finish();
-  const auto ema = engine.optimizer().ema();
-  if (!ema.empty() && state.ema.tensors.empty()) {
+  if (engine.has_ema() && state.ema.tensors.empty()) {
     log::warning("the checkpoint has no moving average; it starts at the weights");
-    std::ranges::copy(engine.parameters(), ema.begin());
-  } else if (!ema.empty()) {
+    std::ranges::copy(flat.parameters, flat.ema.begin());
+  } else if (engine.has_ema()) {
     Reader average(state.ema, "moving average");
-    take_parameters(average, layout, "", ema);
+    take_parameters(average, layout, "", flat.ema);
     average.finish();
   }
-  if (weights_only) return;
-  Reader optimizer(state.optimizer, "optimizer");
-  take_parameters(optimizer, layout, kMomentum, engine.optimizer().momentum());
-  optimizer.skip(kMeanImage);
-  optimizer.finish();
+  if (!weights_only) {
+    Reader optimizer(state.optimizer, "optimizer");
+    take_parameters(optimizer, layout, kMomentum, flat.momentum);
+    optimizer.skip(kMeanImage);
+    optimizer.finish();
+  }
+  engine.put_state();
 }
 
 Normalisation stored_normalisation(const CheckpointState& state) {

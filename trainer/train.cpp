@@ -292,14 +292,13 @@ class Run {
     if (!resume_.found) return;
     if (checkpoint_) restore(*engine_, *checkpoint_, false);
     checkpoint_.reset();
-    for (const std::span<float> flat :
-         {engine_->parameters(), engine_->running(), engine_->optimizer().momentum(),
-          engine_->optimizer().ema()}) {
+    for (const std::span<float> flat : engine_->state().all()) {
       std::vector<std::byte> bytes(is_root() ? flat.size_bytes() : 0);
       if (is_root() && !bytes.empty()) std::memcpy(bytes.data(), flat.data(), bytes.size());
       communicator_.broadcast(bytes, 0);
       if (!bytes.empty()) std::memcpy(flat.data(), bytes.data(), bytes.size());
     }
+    engine_->put_state();
     if (is_root())
       log::info("resumed at step {} of {} from {}", step_, total_steps_, printable(resume_.folder));
   }
@@ -449,10 +448,10 @@ class Run {
 
   // Returns top-1, of 0 to 1.
   double evaluate() {
-    const Accuracy a = evaluator_->run(communicator_, *engine_, engine_->parameters().data());
+    const Accuracy a = evaluator_->run(communicator_, *engine_, Engine::Weights::kTrained);
     std::optional<Accuracy> ema;
-    if (!engine_->optimizer().ema().empty())
-      ema = evaluator_->run(communicator_, *engine_, engine_->optimizer().ema().data());
+    if (engine_->has_ema())
+      ema = evaluator_->run(communicator_, *engine_, Engine::Weights::kAverage);
     result_ = a;
     if (is_root()) {
       log::info("epoch {:.2f}: {}", epoch_at(step_, length_), to_text(a));
@@ -512,10 +511,7 @@ class Run {
   void expect_equal_replicas() {
     if (communicator_.size() == 1) return;
     Sha256 digest;
-    for (const std::span<const float> flat :
-         {std::span<const float>(engine_->parameters()), std::span<const float>(engine_->running()),
-          std::span<const float>(engine_->optimizer().momentum()),
-          std::span<const float>(engine_->optimizer().ema())})
+    for (const std::span<const float> flat : engine_->state().all())
       digest.update(flat.data(), flat.size_bytes());
     comm::handshake(communicator_, {{fmt::format("state after step {}", step_), digest.hex()}});
   }

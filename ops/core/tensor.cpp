@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -39,6 +40,34 @@ const char* name_of(DType type) {
       return "int32";
   }
   return "?";
+}
+
+float to_float(Float16 value) {
+  const int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
+  float size;
+  if (exponent == 31)
+    size = fraction == 0 ? HUGE_VALF : std::nanf("");
+  else if (exponent == 0)
+    size = std::ldexp(static_cast<float>(fraction), -24);
+  else
+    size = std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+  return std::copysign(size, value.bits >> 15 ? -1.0f : 1.0f);
+}
+
+Float16 to_float16(float value) {
+  const int sign = std::signbit(value) ? 0x8000 : 0;
+  const float size = std::fabs(value);
+  int bits = 0x7e00;       // NaN
+  if (size >= 65520.0f) {  // halfway to the number behind the largest
+    bits = 0x7c00;
+  } else if (size < 0x1p-14f) {  // steps of 2^-24, zero and the smallest normal included
+    bits = static_cast<int>(std::nearbyint(size * 0x1p24f));
+  } else if (!std::isnan(size)) {
+    const int exponent = std::ilogb(size);
+    bits = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent))) +
+           ((exponent + 14) << 10);  // a carry goes up into the exponent
+  }
+  return {static_cast<uint16_t>(sign | bits)};
 }
 
 std::string to_string(const Shape& shape) {

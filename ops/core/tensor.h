@@ -62,6 +62,15 @@ inline Bfloat16 to_bfloat16(float value) {
   return {static_cast<uint16_t>((word + 0x7fffu + ((word >> 16) & 1u)) >> 16)};
 }
 
+// IEEE 754 binary16 as its bits.
+struct Float16 {
+  uint16_t bits;
+};
+
+float to_float(Float16 value);
+// Round to nearest, ties to even; too large becomes infinite, NaN stays NaN.
+Float16 to_float16(float value);
+
 // Host memory, aligned to 64 bytes and zeroed; more than 2 MiB asks for huge pages. Move only.
 // Throws Error (kFault) when memory is exhausted.
 class AlignedBuffer {

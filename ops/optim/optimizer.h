@@ -51,32 +51,33 @@ inline void one_part(const std::function<void(int, int)>& body) {
 
 // What one update did.
 struct UpdateResult {
-  double gradient_norm = 0;  // of the whole gradient, before clipping
+  double gradient_norm = 0;  // of the whole gradient, before clipping; 0 where the loss said no
 };
 
-// The state of an optimizer and its update, on the device where the flat buffers lie.
+class DeviceFloats;
+
+// The state of an optimizer and its update, on the device where the flat buffers lie
+// (Device::make_optimizer).
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
 
   // One update of the flat parameters [parameter_floats]. gradients: of each parameter, in the
-  // order of the layout. Where their norm is not finite nothing is changed.
-  virtual UpdateResult update(float* parameters, std::span<const float* const> gradients,
-                              double learning_rate) = 0;
+  // order of the layout. loss: one float, or null. Where it or the norm of the gradients is not
+  // finite nothing is changed.
+  virtual void update(float* parameters, std::span<const float* const> gradients,
+                      double learning_rate, const float* loss = nullptr) = 0;
+  // new = (1 - m) old + m batch for every running mean and variance [statistics_floats], batch =
+  // sum * share; nothing, if the last update changed nothing.
+  virtual void update_running(float* running, const float* sum, float share) = 0;
+  // Of the last update; waits.
+  virtual UpdateResult result() = 0;
 
   // [parameter_floats], laid out as the parameters; the caller may read and write them between
   // updates. Momentum starts at zero; the moving average, empty without ema_decay, must be set to
   // the weights by the caller.
-  virtual std::span<float> momentum() = 0;
-  virtual std::span<float> ema() = 0;
+  virtual DeviceFloats& momentum() = 0;
+  virtual DeviceFloats& ema() = 0;
 };
-
-// `threads`: OpenMP threads of each part.
-std::unique_ptr<Optimizer> make_cpu_optimizer(const OptimizerConfig& config,
-                                              const ParameterLayout& layout, int threads,
-                                              Parallel parallel = one_part);
-
-// new = (1 - m) old + m batch for every running mean and variance.
-void update_running_statistics(const ParameterLayout& layout, float* running, const float* batch);
 
 }  // namespace convoy::ops

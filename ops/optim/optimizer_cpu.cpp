@@ -2,8 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "ops/core/tensor.h"
-#include "ops/optim/optimizer.h"
+#include "ops/cpu_device.h"
 #include "ops/optim/optimizer_kernels.h"
 
 namespace convoy::ops {
@@ -13,14 +12,14 @@ constexpr size_t kBlock = 4096;
 
 class OptimizerCpu final : public Optimizer {
  public:
-  OptimizerCpu(const OptimizerConfig& config, const ParameterLayout& layout, int threads,
+  OptimizerCpu(CpuDevice& device, const OptimizerConfig& config, const ParameterLayout& layout,
                Parallel parallel)
       : config_(config),
         layout_(layout),
-        threads_(threads),
+        threads_(device.threads()),
         parallel_(std::move(parallel)),
-        momentum_(layout.parameter_floats * sizeof(float)) {
-    if (config_.ema_decay > 0) ema_ = AlignedBuffer(layout.parameter_floats * sizeof(float));
+        momentum_(device, layout.parameter_floats),
+        ema_(device, config.ema_decay > 0 ? layout.parameter_floats : 0) {
     for (size_t p = 0; p < layout_.parameters.size(); ++p)
       for (size_t begin = 0; begin < layout_.parameters[p].floats(); begin += kBlock)
         blocks_.push_back({p, begin, std::min(kBlock, layout_.parameters[p].floats() - begin)});
@@ -28,17 +27,21 @@ class OptimizerCpu final : public Optimizer {
     factors_.resize(layout_.parameters.size());
   }
 
-  UpdateResult update(float* w, std::span<const float* const> gradients,
-                      double learning_rate) override {
+  void update(float* w, std::span<const float* const> gradients, double learning_rate,
+              const float* loss) override {
+    result_ = {};
+    updated_ = false;
+    if (loss && !std::isfinite(*loss)) return;
     const bool lars = config_.kind == OptimizerConfig::Kind::kLars;
     const std::vector<double> gradient_squares =
         squares_per_tensor([&](const Block& b) { return gradients[b.parameter] + b.begin; });
     double total = 0;
     for (const double square : gradient_squares) total += square;
-    const UpdateResult result{.gradient_norm = std::sqrt(total)};
-    if (!std::isfinite(result.gradient_norm)) return result;
-    const double clip = config_.clip_norm > 0 && result.gradient_norm > config_.clip_norm
-                            ? config_.clip_norm / result.gradient_norm
+    result_.gradient_norm = std::sqrt(total);
+    if (!std::isfinite(result_.gradient_norm)) return;
+    updated_ = true;
+    const double clip = config_.clip_norm > 0 && result_.gradient_norm > config_.clip_norm
+                            ? config_.clip_norm / result_.gradient_norm
                             : 1.0;
     std::vector<double> weight_squares;
     if (lars) weight_squares = squares_per_tensor([&](const Block& b) { return w + offset(b); });
@@ -63,8 +66,8 @@ class OptimizerCpu final : public Optimizer {
                      .nesterov = config_.nesterov,
                      .ema = static_cast<float>(1.0 - config_.ema_decay)};
     }
-    float* v = momentum_.as<float>();
-    float* ema = ema_.size() > 0 ? ema_.as<float>() : nullptr;
+    float* v = momentum_.data();
+    float* ema = ema_.empty() ? nullptr : ema_.data();
     const OptimizerKernels& kernels = optimizer_kernels();
     for_blocks([&](size_t i) {
       const Block& b = blocks_[i];
@@ -72,13 +75,21 @@ class OptimizerCpu final : public Optimizer {
       kernels.sgd(w + at, v + at, ema ? ema + at : nullptr, gradients[b.parameter] + b.begin,
                   factors_[b.parameter], static_cast<int64_t>(b.floats));
     });
-    return result;
   }
 
-  std::span<float> momentum() override { return {momentum_.as<float>(), layout_.parameter_floats}; }
-  std::span<float> ema() override {
-    return {ema_.as<float>(), ema_.size() > 0 ? layout_.parameter_floats : 0};
+  void update_running(float* running, const float* sum, float share) override {
+    if (!updated_) return;
+    for (const ParameterLayout::Statistics& s : layout_.statistics) {
+      const auto m = static_cast<float>(s.momentum);
+      const size_t end = s.offset + 2 * static_cast<size_t>(s.channels);
+      for (size_t i = s.offset; i < end; ++i)
+        running[i] = (1.0f - m) * running[i] + m * (sum[i] * share);
+    }
   }
+
+  UpdateResult result() override { return result_; }
+  DeviceFloats& momentum() override { return momentum_; }
+  DeviceFloats& ema() override { return ema_; }
 
  private:
   // A piece of one parameter, `begin` floats behind its start.
@@ -116,7 +127,9 @@ class OptimizerCpu final : public Optimizer {
   ParameterLayout layout_;
   int threads_;
   Parallel parallel_;
-  AlignedBuffer momentum_, ema_;
+  DeviceFloats momentum_, ema_;
+  UpdateResult result_;
+  bool updated_ = false;  // by the last update()
   std::vector<Block> blocks_;
   std::vector<float> squares_;
   std::vector<SgdFactors> factors_;
@@ -124,10 +137,10 @@ class OptimizerCpu final : public Optimizer {
 
 }  // namespace
 
-std::unique_ptr<Optimizer> make_cpu_optimizer(const OptimizerConfig& config,
-                                              const ParameterLayout& layout, int threads,
-                                              Parallel parallel) {
-  return std::make_unique<OptimizerCpu>(config, layout, threads, std::move(parallel));
+std::unique_ptr<Optimizer> CpuDevice::make_optimizer(const OptimizerConfig& config,
+                                                     const ParameterLayout& layout,
+                                                     Parallel parallel) {
+  return std::make_unique<OptimizerCpu>(*this, config, layout, std::move(parallel));
 }
 
 }  // namespace convoy::ops

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "ops/network.h"
-#include "ops/optim/optimizer.h"
 #include "tests/support/golden_file.h"
 #include "trainer/models/models.h"
 
@@ -40,10 +39,10 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
             .running = running.data(),
             .gradients = gradients.data(),
             .statistics = statistics.data()});
-  const auto optimizer = ops::make_cpu_optimizer({.momentum = file.sgd.momentum,
-                                                  .weight_decay = file.sgd.weight_decay,
-                                                  .decay_batch_norm_and_bias = true},
-                                                 layout, 1);
+  const auto optimizer = device->make_optimizer({.momentum = file.sgd.momentum,
+                                                 .weight_decay = file.sgd.weight_decay,
+                                                 .decay_batch_norm_and_bias = true},
+                                                layout);
   std::vector<const float*> gradient_of;
   for (const auto& p : layout.parameters) gradient_of.push_back(gradients.data() + p.offset);
 
@@ -63,8 +62,8 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
     const std::vector<int32_t> labels = golden::make_labels(file, step);
     net.prepare();
     net.forward_activations(input.data(), {});
-    losses.push_back(net.loss(labels.data(), 1.0 / static_cast<double>(n)).loss_sum /
-                     static_cast<double>(n));
+    net.loss(labels.data(), 1.0 / static_cast<double>(n));
+    losses.push_back(net.loss_result().loss_sum / static_cast<double>(n));
     if (step == 0) {
       const TensorView logits = net.logits();
       expect_none(golden::compare_logits(
@@ -73,7 +72,7 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
     net.backward({}, [](size_t) {});
     if (step == 0) expect_none(golden::compare_tensors(file.gradients, named(gradients)));
     optimizer->update(parameters.data(), gradient_of, file.sgd.learning_rate);
-    ops::update_running_statistics(layout, running.data(), statistics.data());
+    optimizer->update_running(running.data(), statistics.data(), 1.0f);
   }
   expect_none(golden::compare_losses(file, losses));
   expect_none(golden::compare_tensors(file.parameters_after, named(parameters)));

@@ -146,7 +146,7 @@ TEST_P(OpTest, BatchNormVarianceOfAConstantIsNotNegative) {
   for (const float value : {0.0f, 0.1f, -3.3f, 12345.678f, 1e-20f, 3e18f}) {
     const OpCase c = batch_norm(kPlain, {3, 17, 9, 10});
     OpData data = make_data(c, type());
-    for (float& v : data.x[0]) v = type() == DType::kFloat32 ? value : to_float(to_bfloat16(value));
+    for (float& v : data.x[0]) v = round_to(type(), value);
     const float constant = data.x[0][0];
     const OpResult op = run(device(), type(), c, data);
     for (size_t k = 0; k < 17; ++k) {
@@ -154,8 +154,7 @@ TEST_P(OpTest, BatchNormVarianceOfAConstantIsNotNegative) {
       EXPECT_GE(op.statistics[17 + k], 0.0f);
       // Rounding of the value that the sums are taken around, squared.
       EXPECT_LE(op.statistics[17 + k], std::pow(0x1p-20f * constant, 2.0f));
-      EXPECT_EQ(op.y[k], type() == DType::kFloat32 ? data.parameters[1][k]
-                                                   : to_float(to_bfloat16(data.parameters[1][k])));
+      EXPECT_EQ(op.y[k], round_to(type(), data.parameters[1][k]));
     }
   }
 }

@@ -57,6 +57,27 @@ TEST(Bfloat16, RoundsToNearestEvenAndKeepsSpecialValues) {
   EXPECT_TRUE(std::isnan(to_float(to_bfloat16(std::numeric_limits<float>::quiet_NaN()))));
 }
 
+TEST(Float16, RoundsToNearestEven) {
+  // All of its numbers come back, and what lies between two goes to the nearer one.
+  for (uint32_t bits = 0; bits < 0x7c00; ++bits) {
+    const float v = to_float(Float16{static_cast<uint16_t>(bits)});
+    EXPECT_EQ(to_float16(v).bits, bits);
+    EXPECT_EQ(to_float16(-v).bits, bits | 0x8000);
+    const float next =
+        bits == 0x7bff ? 65536.0f : to_float(Float16{static_cast<uint16_t>(bits + 1)});
+    const float middle = v + (next - v) / 2;
+    EXPECT_EQ(to_float16(middle).bits, bits + bits % 2);
+    EXPECT_EQ(to_float16(std::nextafter(middle, 0.0f)).bits, bits);
+    EXPECT_EQ(to_float16(std::nextafter(middle, 1e9f)).bits, bits + 1);
+  }
+  EXPECT_EQ(to_float(Float16{0x3c00}), 1.0f);
+  EXPECT_EQ(to_float(Float16{0x0001}), 0x1p-24f);
+  EXPECT_EQ(to_float(Float16{0x7bff}), 65504.0f);
+  EXPECT_EQ(to_float16(std::numeric_limits<float>::infinity()).bits, 0x7c00);
+  EXPECT_EQ(to_float(Float16{0xfc00}), -std::numeric_limits<float>::infinity());
+  EXPECT_TRUE(std::isnan(to_float(to_float16(std::numeric_limits<float>::quiet_NaN()))));
+}
+
 TEST(Error, NamesFromOutsideStayOnOneLine) {
   EXPECT_EQ(printable("a\nb\x1b[31m\"\xff"), "a\\nb\\x1b[31m\\\"\\xff");
   EXPECT_EQ(printable("gr\xc3\xbc\xc3\x9f"), "gr\xc3\xbc\xc3\x9f");

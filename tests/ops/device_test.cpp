@@ -69,24 +69,6 @@ TEST(Device, MemoryIsZeroed) {
     ASSERT_EQ(static_cast<unsigned char*>(memory.data.get())[i], 0);
 }
 
-// Fills memory with values in a type, and reads it back.
-DeviceMemory upload(Device& device, const std::vector<float>& values, DType type) {
-  DeviceMemory memory = device.allocate(values.size() * size_of(type));
-  for (size_t i = 0; i < values.size(); ++i)
-    if (type == DType::kFloat32)
-      static_cast<float*>(memory.data.get())[i] = values[i];
-    else
-      static_cast<Bfloat16*>(memory.data.get())[i] = to_bfloat16(values[i]);
-  return memory;
-}
-std::vector<float> download(const DeviceMemory& memory, DType type) {
-  std::vector<float> values(memory.bytes / size_of(type));
-  for (size_t i = 0; i < values.size(); ++i)
-    values[i] = type == DType::kFloat32 ? static_cast<float*>(memory.data.get())[i]
-                                        : to_float(static_cast<Bfloat16*>(memory.data.get())[i]);
-  return values;
-}
-
 TEST_P(OpTest, AccumulateAdds) {
   for (const size_t n : {1, 15, 16, 17, 33, 1000, 70001})
     for (const int threads : {1, 2, 3, 4}) {
@@ -97,16 +79,16 @@ TEST_P(OpTest, AccumulateAdds) {
       }
       Device& d = device(threads);
       const DeviceMemory sum = upload(d, a, type()), addend = upload(d, b, type());
-      a = download(sum, type());
-      b = download(addend, type());
+      a = download(d, sum, type());
+      b = download(d, addend, type());
       d.accumulate(sum.data.get(), addend.data.get(), static_cast<int64_t>(n), type());
-      const std::vector<float> out = download(sum, type());
+      const std::vector<float> out = download(d, sum, type());
       for (size_t i = 0; i < n; ++i) {
         const float expected = a[i] + b[i];
-        ASSERT_EQ(out[i], type() == DType::kFloat32 ? expected : to_float(to_bfloat16(expected)));
+        ASSERT_EQ(out[i], round_to(type(), expected));
       }
       EXPECT_EQ(out[n], a[n]) << "written behind the end";
-      EXPECT_EQ(download(addend, type()), b);
+      EXPECT_EQ(download(d, addend, type()), b);
     }
 }
 
@@ -131,10 +113,9 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
     std::vector<float> first;
     for (const int threads : {1, 2, 3, 4}) {
       Device& d = device(threads);
-      const DeviceMemory x = d.allocate((n + 1) * size_of(type()));
-      std::memset(x.data.get(), 0xff, x.bytes);
+      const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
       d.make_input(input, x.data.get(), type(), pixels.data());
-      std::vector<float> out = download(x, type());
+      std::vector<float> out = download(d, x, type());
       EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
       out.pop_back();
       expect_close("x", out, expected, type());

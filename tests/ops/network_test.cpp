@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <set>
 
 #include "ops/core/error.h"
@@ -81,8 +82,8 @@ class Trained {
     net.forward_activations(type_ == DType::kFloat32 ? static_cast<const void*>(input_fp32_.data())
                                                      : input_bf16_.data(),
                             step);
-    return net.loss(labels_.data(), 1.0 / static_cast<double>(batch_)).loss_sum /
-           static_cast<double>(batch_);
+    net.loss(labels_.data(), 1.0 / static_cast<double>(batch_));
+    return net.loss_result().loss_sum / static_cast<double>(batch_);
   }
   void backward() {
     size_t last = 0;
@@ -535,14 +536,15 @@ class OptimizerTest : public testing::Test {
 
 TEST_F(OptimizerTest, SgdEqualsItsFormula) {
   for (const bool nesterov : {false, true}) {
-    const auto optimizer = make_cpu_optimizer({.momentum = 0.9,
-                                               .nesterov = nesterov,
-                                               .weight_decay = 0.01,
-                                               .decay_batch_norm_and_bias = false,
-                                               .ema_decay = 0.75},
-                                              layout_, 2);
+    const auto device = make_device("cpu", 2);
+    const auto optimizer = device->make_optimizer({.momentum = 0.9,
+                                                   .nesterov = nesterov,
+                                                   .weight_decay = 0.01,
+                                                   .decay_batch_norm_and_bias = false,
+                                                   .ema_decay = 0.75},
+                                                  layout_);
     std::vector<float> w = w_;
-    std::copy(w.begin(), w.end(), optimizer->ema().begin());
+    std::copy(w.begin(), w.end(), optimizer->ema().data());
     std::vector<double> expected(w.begin(), w.end()), v(w.size()), ema(w.begin(), w.end());
     for (int step = 0; step < 3; ++step) {
       optimizer->update(w.data(), pieces_, 0.1);
@@ -556,29 +558,32 @@ TEST_F(OptimizerTest, SgdEqualsItsFormula) {
     }
     for (size_t i = 0; i < w.size(); ++i) {
       ASSERT_NEAR(w[i], expected[i], 1e-6) << i;
-      ASSERT_NEAR(optimizer->momentum()[i], v[i], 1e-6) << i;
-      ASSERT_NEAR(optimizer->ema()[i], ema[i], 1e-6) << i;
+      ASSERT_NEAR(optimizer->momentum().data()[i], v[i], 1e-6) << i;
+      ASSERT_NEAR(optimizer->ema().data()[i], ema[i], 1e-6) << i;
     }
   }
 }
 
 TEST_F(OptimizerTest, ClippingScalesTheGradientToItsNorm) {
+  const auto device = make_device("cpu", 1);
   const auto optimizer =
-      make_cpu_optimizer({.momentum = 0.0, .weight_decay = 0.0, .clip_norm = 0.5}, layout_, 1);
+      device->make_optimizer({.momentum = 0.0, .weight_decay = 0.0, .clip_norm = 0.5}, layout_);
   std::vector<float> w = w_;
   const double before = norm(g_);
-  EXPECT_NEAR(optimizer->update(w.data(), pieces_, 1.0).gradient_norm, before, 1e-5 * before);
+  optimizer->update(w.data(), pieces_, 1.0);
+  EXPECT_NEAR(optimizer->result().gradient_norm, before, 1e-5 * before);
   for (size_t i = 0; i < w.size(); ++i)
     ASSERT_NEAR(w_[i] - w[i], double{g_[i]} * 0.5 / before, 1e-6) << i;
 }
 
 TEST_F(OptimizerTest, LarsScalesWeightsByTheirTrustRatio) {
-  const auto optimizer = make_cpu_optimizer({.kind = OptimizerConfig::Kind::kLars,
-                                             .momentum = 0.0,
-                                             .weight_decay = 0.01,
-                                             .decay_batch_norm_and_bias = false,
-                                             .trust_coefficient = 0.02},
-                                            layout_, 1);
+  const auto device = make_device("cpu", 1);
+  const auto optimizer = device->make_optimizer({.kind = OptimizerConfig::Kind::kLars,
+                                                 .momentum = 0.0,
+                                                 .weight_decay = 0.01,
+                                                 .decay_batch_norm_and_bias = false,
+                                                 .trust_coefficient = 0.02},
+                                                layout_);
   std::vector<float> w = w_;
   optimizer->update(w.data(), pieces_, 2.0);
   const std::vector<float> weight(w_.begin(), w_.begin() + 5000),
@@ -590,11 +595,52 @@ TEST_F(OptimizerTest, LarsScalesWeightsByTheirTrustRatio) {
   }
 }
 
+// Weights, momentum, moving average and running statistics stay as they are.
+TEST_F(OptimizerTest, AnUpdateThatIsNotFiniteChangesNothing) {
+  const auto device = make_device("cpu", 1);
+  const auto optimizer = device->make_optimizer({.ema_decay = 0.5}, layout_);
+  ParameterLayout with_statistics = layout_;
+  with_statistics.statistics.push_back(
+      {.name = "bn", .node = 0, .offset = 0, .channels = 1, .momentum = 0.1});
+  with_statistics.statistics_floats = 2;
+  const auto of_two = device->make_optimizer({}, with_statistics);
+  const float nan = std::nanf(""), fine = 1.0f;
+  for (const bool bad_loss : {true, false}) {
+    std::vector<float> w = w_, running = {1, 2};
+    const std::vector<float> sum = {8, 8};
+    if (!bad_loss) g_[17] = std::numeric_limits<float>::infinity();
+    optimizer->update(w.data(), pieces_, 0.1, bad_loss ? &nan : &fine);
+    EXPECT_EQ(w, w_);
+    for (size_t i = 0; i < w.size(); ++i) {
+      ASSERT_EQ(optimizer->momentum().data()[i], 0.0f);
+      ASSERT_EQ(optimizer->ema().data()[i], 0.0f);
+    }
+    of_two->update(w.data(), pieces_, 0.1, bad_loss ? &nan : &fine);
+    of_two->update_running(running.data(), sum.data(), 0.25f);
+    EXPECT_EQ(running, (std::vector<float>{1, 2}));
+    EXPECT_EQ(std::isfinite(optimizer->result().gradient_norm), bad_loss);
+  }
+}
+
+TEST_F(OptimizerTest, RunningStatisticsTakeTheMeanOfTheWorkers) {
+  const auto device = make_device("cpu", 1);
+  layout_.statistics.push_back(
+      {.name = "bn", .node = 0, .offset = 0, .channels = 2, .momentum = 0.25});
+  layout_.statistics_floats = 4;
+  const auto optimizer = device->make_optimizer({}, layout_);
+  std::vector<float> w = w_, running = {4, 8, 12, 16};
+  const std::vector<float> sum = {32, 0, 16, 64};
+  optimizer->update(w.data(), pieces_, 0.1);
+  optimizer->update_running(running.data(), sum.data(), 0.5f);
+  EXPECT_EQ(running, (std::vector<float>{7, 6, 11, 20}));
+}
+
 TEST_F(OptimizerTest, SameBitsOnAnyNumberOfThreads) {
   std::vector<std::vector<float>> results;
   for (const int threads : {1, 2, 3}) {
-    const auto optimizer = make_cpu_optimizer(
-        {.kind = OptimizerConfig::Kind::kLars, .clip_norm = 0.1}, layout_, threads);
+    const auto device = make_device("cpu", threads);
+    const auto optimizer =
+        device->make_optimizer({.kind = OptimizerConfig::Kind::kLars, .clip_norm = 0.1}, layout_);
     std::vector<float> w = w_;
     for (int step = 0; step < 3; ++step) optimizer->update(w.data(), pieces_, 0.1);
     results.push_back(w);

@@ -18,17 +18,21 @@ struct Loss {
 // Logits are fp32, as networks make them; dlogits in `type`.
 Loss loss_of(Device& device, DType type, const SoftmaxCrossEntropy& spec,
              const std::vector<float>& logits, const std::vector<int32_t>& labels) {
-  const size_t n = logits.size();
-  DeviceMemory x = device.allocate(n * sizeof(float));
-  DeviceMemory dx = device.allocate((n + 1) * sizeof(float));
-  std::memcpy(x.data.get(), logits.data(), n * sizeof(float));
-  std::memset(dx.data.get(), 0xff, (n + 1) * sizeof(float));
+  const DeviceMemory x = upload(device, logits, DType::kFloat32);
+  const DeviceMemory dx = upload(device, {}, type, (logits.size() + 1) * size_of(type));
+  const DeviceMemory result = device.allocate(sizeof(LossResult));
+  const DeviceMemory head = upload(device, {0, 0, -1}, DType::kFloat32);
+  device.loss(spec, dx.data.get(), type, x.data.get(), DType::kFloat32, labels.data(),
+              static_cast<LossResult*>(result.data.get()), static_cast<float*>(head.data.get()));
   Loss out;
-  out.result = device.loss(spec, dx.data.get(), type, x.data.get(), DType::kFloat32, labels.data());
-  for (size_t i = 0; i <= n; ++i)
-    out.dlogits.push_back(type == DType::kFloat32
-                              ? static_cast<float*>(dx.data.get())[i]
-                              : to_float(static_cast<Bfloat16*>(dx.data.get())[i]));
+  device.download(&out.result, result.data.get(), sizeof out.result);
+  const std::vector<float> floats = download(device, head, DType::kFloat32);
+  if (!std::isnan(out.result.loss_sum)) {
+    EXPECT_EQ(floats[0], static_cast<float>(out.result.loss_sum * spec.gradient_scale));
+  }
+  EXPECT_EQ(floats[1], static_cast<float>(out.result.top1));
+  EXPECT_EQ(floats[2], -1.0f) << "written behind the end";
+  out.dlogits = download(device, dx, type);
   EXPECT_TRUE(std::isnan(out.dlogits.back())) << "written behind the end";
   out.dlogits.pop_back();
   return out;
@@ -146,7 +150,12 @@ TEST_P(Fp32Test, LossWithoutGradientForEvaluation) {
   const SoftmaxCrossEntropy spec = {.n = 1, .classes = 3};
   const std::vector<float> logits = {1, 2, 3};
   const std::vector<int32_t> labels = {2};
-  const LossResult r = device().loss(spec, nullptr, type(), logits.data(), type(), labels.data());
+  Device& d = device();
+  const DeviceMemory x = upload(d, logits, type()), result = d.allocate(sizeof(LossResult));
+  d.loss(spec, nullptr, type(), x.data.get(), type(), labels.data(),
+         static_cast<LossResult*>(result.data.get()), nullptr);
+  LossResult r;
+  d.download(&r, result.data.get(), sizeof r);
   EXPECT_NEAR(r.loss_sum, std::log(1 + std::exp(-1.0) + std::exp(-2.0)), 1e-12);
   EXPECT_EQ(r.top1, 1);
 }

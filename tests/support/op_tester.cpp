@@ -23,9 +23,10 @@ struct Tolerance {
 // by 1.5e-3 to 2.3e-3 in the root mean square (2^-8 / sqrt(3) at the lower end of a power of two).
 // A value that is stored on its way, as the sum of two gradients is, takes that twice. Sums are
 // fp32, so they add nothing. What stays fp32 (parameter gradients, statistics, logits) is held to
-// fp32's tolerance also in bf16.
+// fp32's tolerance also in bf16. fp16 has three more bits.
 Tolerance tolerance_of(DType type, int roundings) {
   if (type == DType::kFloat32) return {.l2 = 4e-6, .max = 1e-5};
+  if (type == DType::kFloat16) return {.l2 = 3.2e-4 * roundings, .max = 0x1p-11 * roundings};
   return {.l2 = 2.5e-3 * roundings, .max = 0x1p-8 * roundings};
 }
 
@@ -43,14 +44,14 @@ constexpr size_t kGuard = 256;
 constexpr unsigned char kGuardByte = 0xA5;
 constexpr unsigned char kUnwritten = 0xFF;  // as fp32 and bf16: NaN
 
-// A buffer on the device between two guard zones, filled with kUnwritten at first. The memory of
-// all devices so far is the host's.
+// A buffer on the device between two guard zones, filled with kUnwritten at first.
 class GuardedBuffer {
  public:
   GuardedBuffer(Device& device, size_t bytes)
-      : bytes_(bytes), memory_(device.allocate(bytes + 2 * kGuard)) {
-    std::memset(memory_.data.get(), kGuardByte, bytes + 2 * kGuard);
-    std::memset(data(), kUnwritten, bytes);
+      : device_(device), bytes_(bytes), memory_(device.allocate(bytes + 2 * kGuard)) {
+    std::vector<unsigned char> all(bytes + 2 * kGuard, kGuardByte);
+    std::fill_n(all.begin() + kGuard, bytes, kUnwritten);
+    device_.upload(memory_.data.get(), all.data(), all.size());
   }
   GuardedBuffer(Device& device, const std::vector<float>& values, DType type)
       : GuardedBuffer(device, values.size() * size_of(type)) {
@@ -58,44 +59,36 @@ class GuardedBuffer {
   }
 
   void write(const std::vector<float>& values, DType type) {
-    for (size_t i = 0; i < values.size(); ++i)
-      if (type == DType::kFloat32)
-        static_cast<float*>(data())[i] = values[i];
-      else
-        static_cast<Bfloat16*>(data())[i] = to_bfloat16(values[i]);
-    written_.assign(begin(), begin() + bytes_);
+    written_ = encode(values, type);
+    device_.upload(data(), written_.data(), bytes_);
   }
-  void* data() const { return begin(); }
-  std::vector<float> read(DType type) const {
-    std::vector<float> values(bytes_ / size_of(type));
-    for (size_t i = 0; i < values.size(); ++i)
-      values[i] = type == DType::kFloat32 ? static_cast<float*>(data())[i]
-                                          : to_float(static_cast<Bfloat16*>(data())[i]);
-    return values;
-  }
+  void* data() const { return static_cast<unsigned char*>(memory_.data.get()) + kGuard; }
+  std::vector<float> read(DType type) const { return decode(bytes(kGuard, bytes_), type); }
   void expect_guards(const char* what) const {
+    const std::vector<unsigned char> before = bytes(0, kGuard),
+                                     behind = bytes(kGuard + bytes_, kGuard);
     for (size_t i = 0; i < kGuard; ++i) {
-      ASSERT_EQ((begin() - kGuard)[i], kGuardByte)
+      ASSERT_EQ(before[i], kGuardByte)
           << what << ": written " << kGuard - i << " bytes before its begin";
-      ASSERT_EQ((begin() + bytes_)[i], kGuardByte)
-          << what << ": written " << i << " bytes behind its end";
+      ASSERT_EQ(behind[i], kGuardByte) << what << ": written " << i << " bytes behind its end";
     }
   }
   void expect_unchanged(const char* what) const {
-    EXPECT_EQ(std::memcmp(data(), written_.data(), bytes_), 0) << what << " was written";
+    EXPECT_TRUE(bytes(kGuard, bytes_) == written_) << what << " was written";
   }
 
  private:
-  unsigned char* begin() const { return static_cast<unsigned char*>(memory_.data.get()) + kGuard; }
+  std::vector<unsigned char> bytes(size_t begin, size_t count) const {
+    std::vector<unsigned char> out(count);
+    device_.download(out.data(), static_cast<unsigned char*>(memory_.data.get()) + begin, count);
+    return out;
+  }
 
+  Device& device_;
   size_t bytes_;
   DeviceMemory memory_;
   std::vector<unsigned char> written_;
 };
-
-float round_to(DType type, float v) {
-  return type == DType::kFloat32 ? v : to_float(to_bfloat16(v));
-}
 
 std::vector<float> uniform(size_t n, uint64_t seed, uint64_t stream, float mean = 0) {
   std::vector<float> v(n);
@@ -195,6 +188,55 @@ void ignore_kinks(const OpCase& c, OpData& data) {
 
 }  // namespace
 
+std::vector<unsigned char> encode(const std::vector<float>& values, DType type) {
+  std::vector<unsigned char> bytes(values.size() * size_of(type));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto put = [&](auto v) { std::memcpy(bytes.data() + i * sizeof v, &v, sizeof v); };
+    if (type == DType::kFloat32)
+      put(values[i]);
+    else if (type == DType::kBfloat16)
+      put(to_bfloat16(values[i]));
+    else
+      put(to_float16(values[i]));
+  }
+  return bytes;
+}
+
+std::vector<float> decode(const std::vector<unsigned char>& bytes, DType type) {
+  std::vector<float> values(bytes.size() / size_of(type));
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto get = [&](auto v) {
+      std::memcpy(&v, bytes.data() + i * sizeof v, sizeof v);
+      return v;
+    };
+    if (type == DType::kFloat32)
+      values[i] = get(0.0f);
+    else if (type == DType::kBfloat16)
+      values[i] = to_float(get(Bfloat16{}));
+    else
+      values[i] = to_float(get(Float16{}));
+  }
+  return values;
+}
+
+float round_to(DType type, float v) {
+  return decode(encode({v}, type), type)[0];
+}
+
+DeviceMemory upload(Device& device, const std::vector<float>& values, DType type, size_t behind) {
+  std::vector<unsigned char> bytes = encode(values, type);
+  bytes.resize(bytes.size() + behind, 0xff);
+  DeviceMemory memory = device.allocate(bytes.size());
+  device.upload(memory.data.get(), bytes.data(), bytes.size());
+  return memory;
+}
+
+std::vector<float> download(Device& device, const DeviceMemory& memory, DType type) {
+  std::vector<unsigned char> bytes(memory.bytes);
+  device.download(bytes.data(), memory.data.get(), bytes.size());
+  return decode(bytes, type);
+}
+
 float random_value(uint64_t seed, uint64_t stream, uint64_t i) {
   return 2 * uniform_float(random4(seed, Purpose::kSyntheticData, stream, i)[0]) - 1;
 }
@@ -214,6 +256,7 @@ std::vector<Target> targets() {
       continue;
     }
     for (const DType type : {DType::kFloat32, DType::kBfloat16}) all.push_back({name, type});
+    if (name == std::string("cuda")) all.push_back({name, DType::kFloat16});
   }
   return all;
 }

@@ -21,7 +21,8 @@ struct Target {
   std::string device;
   DType type;
 };
-// Every device that is there, in fp32 and bf16. (device_test.cpp says which are missing.)
+// Every device that is there, in fp32 and bf16, a GPU in fp16 too. (device_test.cpp says which are
+// missing.)
 std::vector<Target> targets();
 void PrintTo(const Target& target, std::ostream* out);
 std::string target_name(const ::testing::TestParamInfo<Target>& info);
@@ -112,6 +113,15 @@ void expect_error(ExitCode code, const std::vector<std::string>& parts, Body bod
           << "no \"" << part << "\" in: " << e.what();
   }
 }
+
+// Values in an element type on a device, and back. The bytes behind `values` are 0xff: NaN.
+DeviceMemory upload(Device& device, const std::vector<float>& values, DType type,
+                    size_t behind = 0);
+std::vector<float> download(Device& device, const DeviceMemory& memory, DType type);
+// The bytes of values in an element type, and back.
+std::vector<unsigned char> encode(const std::vector<float>& values, DType type);
+std::vector<float> decode(const std::vector<unsigned char>& bytes, DType type);
+float round_to(DType type, float v);
 
 // Uniform in -1..1, number i of stream `stream`.
 float random_value(uint64_t seed, uint64_t stream, uint64_t i);

@@ -60,8 +60,9 @@ TEST_F(EngineTest, AnyNumberOfLanesGivesTheSameBits) {
     double loss = 0;
     for (uint64_t step = 0; step < 3; ++step) loss = engine->step(step, 0.1, {}, source()).loss;
     EXPECT_GT(loss, 0);
-    results.emplace_back(engine->parameters().begin(), engine->parameters().end());
-    results.back().insert(results.back().end(), engine->running().begin(), engine->running().end());
+    const Engine::State state = engine->state();
+    results.emplace_back(state.parameters.begin(), state.parameters.end());
+    results.back().insert(results.back().end(), state.running.begin(), state.running.end());
     EXPECT_EQ(results.back(), results.front()) << lanes << " lanes";
   }
 }
@@ -77,7 +78,7 @@ TEST_F(EngineTest, FlagsReachTheResult) {
 TEST_F(EngineTest, TheMovingAverageStartsAtTheWeights) {
   const auto engine = make(1, {.ema_decay = 0.999});
   engine->step(0, 0.0, {}, source());
-  const std::span<const float> weights = engine->parameters(), average = engine->optimizer().ema();
+  const std::span<const float> weights = engine->state().parameters, average = engine->state().ema;
   ASSERT_EQ(average.size(), weights.size());
   for (size_t i = 0; i < weights.size(); ++i) ASSERT_EQ(average[i], weights[i]) << i;
 }
@@ -86,9 +87,11 @@ TEST_F(EngineTest, AStepThatIsNotFiniteChangesNothing) {
   const auto engine = make(2);
   engine->step(0, 0.1, {}, source());
   EXPECT_TRUE(engine->state_is_finite());
-  engine->parameters()[17] = std::numeric_limits<float>::infinity();
+  engine->state().parameters[17] = std::numeric_limits<float>::infinity();
+  engine->put_state();
   EXPECT_FALSE(engine->state_is_finite());
-  const std::vector<float> before(engine->parameters().begin(), engine->parameters().end());
+  const Engine::State state = engine->state();
+  const std::vector<float> before(state.parameters.begin(), state.parameters.end());
   try {
     engine->step(1, 0.1, {}, source());
     FAIL() << "no error";
@@ -96,7 +99,7 @@ TEST_F(EngineTest, AStepThatIsNotFiniteChangesNothing) {
     EXPECT_EQ(e.code(), ExitCode::kFault);
     EXPECT_NE(std::string(e.what()).find("step 1: the loss is"), std::string::npos) << e.what();
   }
-  EXPECT_TRUE(std::equal(before.begin(), before.end(), engine->parameters().begin()));
+  EXPECT_TRUE(std::equal(before.begin(), before.end(), engine->state().parameters.begin()));
 }
 
 // Lane 0 fails; lane 1 waits for a batch that will never come, unless it is told.
@@ -131,7 +134,7 @@ TEST_F(EngineTest, EvaluationIsTheSameOnAnyNumberOfLanes) {
   std::vector<double> losses;
   for (const int lanes : {1, 3}) {
     const auto engine = make(lanes);
-    const auto results = engine->evaluate(kWorkers, input, engine->parameters().data(), source());
+    const auto results = engine->evaluate(kWorkers, input, Engine::Weights::kTrained, source());
     ASSERT_EQ(results.size(), size_t{kWorkers});
     for (const ops::LossResult& r : results) {
       EXPECT_EQ(r.count, kBatch);
