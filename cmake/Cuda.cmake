@@ -14,8 +14,14 @@ endif()
 enable_language(CUDA)
 find_package(CUDAToolkit 13.0 REQUIRED)
 
+if(CONVOY_CCACHE)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER "${CONVOY_CCACHE}")
+endif()
+
 # CMake 3.25 does not hand C++20 to nvcc 13.
-target_compile_options(convoy_options INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+target_compile_options(convoy_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -Xcompiler=-Wall>
+  $<$<AND:$<BOOL:${CONVOY_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)
 
 # convoy_nvidia_library(<name> <header> <so> <version header> <macro prefix> <least version>): finds it,
 # checks its version, makes convoy::<name>.
@@ -50,3 +56,16 @@ endfunction()
 
 convoy_nvidia_library(cudnn cudnn.h libcudnn.so.9 cudnn_version.h CUDNN 9.0)
 convoy_nvidia_library(nccl nccl.h libnccl.so.2 nccl.h NCCL 2.28)
+
+# What runs on a GPU. Programs link convoy::gpu; tests link convoy::emulated_gpu, which is made from the
+# same files (tests/support/emulated_gpu) and needs no GPU.
+add_library(convoy_gpu OBJECT)
+add_library(convoy::gpu ALIAS convoy_gpu)
+target_link_libraries(convoy_gpu PUBLIC convoy_options CUDA::cudart_static convoy::cudnn convoy::nccl)
+
+# convoy_gpu_code(<file> ...): .cu files of the calling folder.
+function(convoy_gpu_code)
+  list(TRANSFORM ARGN PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/")
+  target_sources(convoy_gpu PRIVATE ${ARGN})
+  set_property(GLOBAL APPEND PROPERTY CONVOY_GPU_CODE ${ARGN})
+endfunction()

@@ -23,6 +23,9 @@ target_link_libraries(convoy::dnnl INTERFACE "${DNNL_LIBRARY}")
 
 if(CONVOY_TESTS)
   find_package(GTest 1.12 REQUIRED)
+  if(CONVOY_CUDA)
+    find_package(Boost 1.74 REQUIRED COMPONENTS program_options context)  # the emulated GPU's threads
+  endif()
 endif()
 
 if(CONVOY_CUDA)

@@ -12,7 +12,7 @@ packages=(
   # to run on several ranks
   openmpi-bin
   # tests, and the demo's images
-  libgtest-dev dataset-fashion-mnist
+  libgtest-dev libboost-context-dev dataset-fashion-mnist
 )
 
 stop() {

@@ -6,6 +6,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct Add {};
 
@@ -24,5 +25,6 @@ inline size_t saved_bytes(const Add&, const Shape&) {
 }
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Add& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const Add& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

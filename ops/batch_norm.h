@@ -16,6 +16,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct BatchNorm {
   double epsilon = 1e-5;
@@ -39,5 +40,6 @@ inline BackwardNeeds backward_needs(const BatchNorm& s) {
 size_t saved_bytes(const BatchNorm& spec, const Shape& y);
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const BatchNorm& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const BatchNorm& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

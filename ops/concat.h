@@ -6,6 +6,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct Concat {};
 
@@ -24,5 +25,6 @@ inline size_t saved_bytes(const Concat&, const Shape&) {
 }
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Concat& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const Concat& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

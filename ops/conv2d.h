@@ -15,6 +15,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct Conv2d {
   int64_t out_channels = 0;
@@ -37,5 +38,6 @@ inline BackwardNeeds backward_needs(const Conv2d&) {
 }
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const Conv2d& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

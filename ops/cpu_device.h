@@ -23,7 +23,7 @@ class CpuDevice final : public Device {
   void wait() override {}
   bool shares_host_memory() const override { return true; }
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
-  void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) override;
+  std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
   void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
             DType type, const int32_t* labels, LossResult* result, float* head) override;
   void inputs_read() override {}

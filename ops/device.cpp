@@ -21,7 +21,11 @@ void DeviceFloats::write() {
 std::unique_ptr<Device> make_device(const std::string& name, int threads) {
   if (name == "cpu") return make_cpu_device(threads);
   if (name == "cuda")
+#ifdef CONVOY_CUDA
+    return make_cuda_device();
+#else
     fail(ExitCode::kUsage, "--device cuda: this build has no CUDA path; use --device cpu");
+#endif
   fail(ExitCode::kUsage, "--device {}: there are cpu and cuda", printable(name));
 }
 

@@ -47,11 +47,11 @@ class Device {
   // An op of the catalogue for fixed shapes. Throws Error (kBadJob) if the device cannot run it.
   virtual std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) = 0;
 
-  // The pieces around a graph, which are not nodes of it. Pixels and labels are the host's memory
-  // and must stay as they are until inputs_read() returns.
-  virtual void make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) = 0;
-  // result and head, on the device: what the loss is; where head is not null, loss_sum *
-  // gradient_scale and top1 as floats. dlogits may be null.
+  // The pieces around a graph, which are not nodes of it.
+  virtual std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) = 0;
+  // labels lie in host memory and stay as they are until inputs_read(). result and head, on the
+  // device: what the loss is; where head is not null, loss_sum * gradient_scale and top1 as floats.
+  // dlogits may be null.
   virtual void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
                     DType type, const int32_t* labels, LossResult* result, float* head) = 0;
   // Waits until pixels and labels of all calls so far have been read.
@@ -92,6 +92,8 @@ class DeviceFloats {
 // threads: how many OpenMP threads compute one op. A CPU device belongs to the thread that uses it:
 // make, forward and backward must be called from one thread (oneDNN's bits depend on the setting).
 std::unique_ptr<Device> make_cpu_device(int threads);
+// Of the calling thread's current GPU (cudaSetDevice). Throws Error (kUsage) where none answers.
+std::unique_ptr<Device> make_cuda_device();
 
 // "cpu"; "cuda" is refused (kUsage) where it was not built or no GPU answers.
 std::unique_ptr<Device> make_device(const std::string& name, int threads);

@@ -12,6 +12,28 @@
 #include "ops/onednn.h"
 
 namespace convoy::ops {
+namespace {
+
+class ImageInputCpu final : public ImageInputOp {
+ public:
+  ImageInputCpu(int threads, const ImageInput& spec, DType type)
+      : threads_(threads), spec_(spec), type_(type) {}
+
+  void run(void* x, const uint8_t* pixels) override {
+    with_type(type_, [&]<typename T>(T*) {
+      elementwise_kernels<T>().normalise(static_cast<T*>(x), pixels, spec_.mean.data(),
+                                         spec_.inv_std.data(), spec_.shape.n,
+                                         static_cast<int64_t>(spec_.mean.size()), threads_);
+    });
+  }
+
+ private:
+  int threads_;
+  ImageInput spec_;
+  DType type_;
+};
+
+}  // namespace
 
 CpuDevice::CpuDevice(int threads) : threads_(threads) {
   // The calling thread is the one that will compute, with its own OpenMP team.
@@ -50,12 +72,8 @@ std::unique_ptr<Op> CpuDevice::make(const OpSpec& spec, const OpConfig& config) 
   return std::visit([&](const auto& s) { return make_op(*this, s, config); }, spec);
 }
 
-void CpuDevice::make_input(const ImageInput& spec, void* x, DType type, const uint8_t* pixels) {
-  with_type(type, [&]<typename T>(T*) {
-    elementwise_kernels<T>().normalise(static_cast<T*>(x), pixels, spec.mean.data(),
-                                       spec.inv_std.data(), spec.shape.n,
-                                       static_cast<int64_t>(spec.mean.size()), threads_);
-  });
+std::unique_ptr<ImageInputOp> CpuDevice::make_input(const ImageInput& spec, DType type) {
+  return std::make_unique<ImageInputCpu>(threads_, spec, type);
 }
 
 double CpuDevice::measure_gemm(DType type, int64_t n) {

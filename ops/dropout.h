@@ -8,6 +8,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct Dropout {
   double rate = 0.5;
@@ -26,5 +27,6 @@ inline BackwardNeeds backward_needs(const Dropout&) {
 size_t saved_bytes(const Dropout& spec, const Shape& y);
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Dropout& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const Dropout& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

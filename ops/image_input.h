@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "ops/core/tensor.h"
@@ -13,6 +14,14 @@ struct ImageInput {
   Shape shape;                 // of the batch, NHWC
   std::vector<float> mean;     // [H * W * C], in units of 0..255
   std::vector<float> inv_std;  // [H * W * C], 1 / (units of 0..255)
+};
+
+// On a device, for one element type; made by Device::make_input.
+class ImageInputOp {
+ public:
+  virtual ~ImageInputOp() = default;
+  // pixels: uint8 [N, H, W, C] in host memory, which stays as it is until Device::inputs_read().
+  virtual void run(void* x, const uint8_t* pixels) = 0;
 };
 
 // Means and standard deviations per channel in units of [0, 1], as torchvision writes them.

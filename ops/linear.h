@@ -7,6 +7,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct Linear {
   int64_t out_features = 0;
@@ -22,5 +23,6 @@ inline BackwardNeeds backward_needs(const Linear&) {
 
 // y may be fp32 while x is bf16: logits keep their precision for the loss.
 std::unique_ptr<Op> make_op(CpuDevice& device, const Linear& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const Linear& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

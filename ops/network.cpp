@@ -196,6 +196,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   memory_.one_slice.push_back(true);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
+  if (config_.input) input_ = device_.make_input(*config_.input, config_.type);
   loss_result_ = device_.allocate(sizeof(LossResult));
 
   nodes_.resize(n);
@@ -301,7 +302,7 @@ void Network::share_weights(const Network& other) {
 void Network::forward(const uint8_t* pixels, const StepInfo& step) {
   {
     const Stopwatch watch(times_.input);
-    device_.make_input(*config_.input, at(memory_.value[0]), config_.type, pixels);
+    input_->run(at(memory_.value[0]), pixels);
   }
   run_forward(step);
 }

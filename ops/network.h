@@ -123,6 +123,7 @@ class Network {
   PassPlan passes_;
   NetworkMemory memory_;
   MemoryPlan plan_;
+  std::unique_ptr<ImageInputOp> input_;
   std::vector<std::unique_ptr<Op>> ops_;
   DeviceMemory arena_, loss_result_;
   std::vector<std::vector<NodeMemory>> nodes_;  // per node and slice

@@ -9,6 +9,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct MaxPool {
   int64_t kernel = 3;  // at most 15
@@ -70,7 +71,10 @@ inline size_t saved_bytes(const GlobalAvgPool&, const Shape&) {
 }
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const MaxPool& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const MaxPool& spec, const OpConfig& config);
 std::unique_ptr<Op> make_op(CpuDevice& device, const AvgPool& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const AvgPool& spec, const OpConfig& config);
 std::unique_ptr<Op> make_op(CpuDevice& device, const GlobalAvgPool& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const GlobalAvgPool& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

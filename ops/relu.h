@@ -6,6 +6,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct Relu {};
 
@@ -23,5 +24,6 @@ inline BackwardNeeds backward_needs(const Relu&) {
 size_t saved_bytes(const Relu& spec, const Shape& y);
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Relu& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const Relu& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

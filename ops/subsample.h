@@ -8,6 +8,7 @@
 namespace convoy::ops {
 
 class CpuDevice;
+class CudaDevice;
 
 struct Subsample {
   int64_t stride = 2;
@@ -29,5 +30,6 @@ inline size_t saved_bytes(const Subsample&, const Shape&) {
 }
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Subsample& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const Subsample& spec, const OpConfig& config);
 
 }  // namespace convoy::ops

@@ -114,7 +114,8 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
     for (const int threads : {1, 2, 3, 4}) {
       Device& d = device(threads);
       const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
-      d.make_input(input, x.data.get(), type(), pixels.data());
+      d.make_input(input, type())->run(x.data.get(), pixels.data());
+      d.inputs_read();
       std::vector<float> out = download(d, x, type());
       EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
       out.pop_back();

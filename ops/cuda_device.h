@@ -1,0 +1,55 @@
+// The CUDA device: cuDNN for convolutions, cuBLASLt for products, our own kernels for the rest. For
+// ops/*_cuda.*.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "ops/core/cuda_handle.h"
+#include "ops/core/error.h"
+#include "ops/device.h"
+
+namespace convoy::ops {
+
+class CudaDevice final : public Device {
+ public:
+  CudaDevice();
+
+  // What all ops enqueue their work on.
+  cudaStream_t stream() const { return stream_.get(); }
+  // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
+  void use() const { cuda::check(cudaSetDevice(index_)); }
+
+  std::string name() const override { return "cuda"; }
+  std::string instruction_set() const override;
+  std::string libraries() const override;
+  bool supports(DType type) const override;
+  // A GPU is filled by whole batches only.
+  int64_t slice_bytes() const override { return int64_t{1} << 62; }
+  DeviceMemory allocate(size_t bytes) override;
+  void upload(void* to, const void* from, size_t bytes) override;
+  void download(void* to, const void* from, size_t bytes) override;
+  void wait() override;
+  bool shares_host_memory() const override { return false; }
+  std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
+  std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
+  void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
+            DType type, const int32_t* labels, LossResult* result, float* head) override;
+  void inputs_read() override;
+  std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
+                                            const ParameterLayout& layout,
+                                            Parallel parallel) override;
+  double measure_gemm(DType type, int64_t n) override;
+  double measure_copy() override;
+  void accumulate(void* sum, const void* addend, int64_t n, DType type) override;
+
+ private:
+  int index_ = 0;
+  cuda::Stream stream_;
+  cuda::Event inputs_read_;
+  // Small uploads go through here, so that the caller has its memory back at once.
+  static constexpr size_t kStagingBytes = size_t{64} << 10;
+  cuda::PinnedBuffer staging_;
+  size_t staged_ = 0;
+};
+
+}  // namespace convoy::ops

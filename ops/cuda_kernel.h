@@ -1,0 +1,131 @@
+// How our CUDA kernels are written, for ops/*_cuda.cu: launching, numbers, vectors.
+//
+// Every .cu file is compiled twice: by nvcc, and by the host's compiler for the emulated GPU of the
+// tests (tests/support/emulated_gpu/), which runs the same kernels thread by thread. So a kernel is
+// started with launch(), knows threadIdx, blockIdx, blockDim and gridDim, shares memory with
+// __shared__ arrays of fixed size and meets at __syncthreads(). Warp intrinsics and atomics are not
+// used: sums are taken in a fixed order (law 1), which depends on shapes alone, never on the GPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "ops/core/cuda_handle.h"
+#include "ops/core/error.h"
+#include "ops/core/tensor.h"
+
+namespace convoy::ops {
+
+inline constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
+
+// kernel<<<blocks, threads, 0, stream>>>(arguments...)
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+            Arguments... arguments) {
+  if (blocks <= 0) return;
+#ifdef CONVOY_EMULATED_GPU
+  emulated_gpu::launch(blocks, threads, stream, [=] { kernel(arguments...); });
+#else
+  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream> > >(arguments...);
+  cuda::check(cudaGetLastError());
+#endif
+}
+
+// Blocks of kThreads for n threads; kernels that loop over what is left take at most this many.
+inline int64_t blocks_for(int64_t n) {
+  constexpr int64_t kMost = 132 * 16;  // enough to fill an H200
+  const int64_t blocks = (n + kThreads - 1) / kThreads;
+  return blocks < kMost ? blocks : kMost;
+}
+
+// for (i : this thread's share of [0, n)) body(i): loops over the grid.
+template <typename Body>
+__device__ void for_each(int64_t n, Body body) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
+    body(i);
+}
+
+// ---- Numbers: all arithmetic is in fp32, memory is fp32, bf16 or fp16.
+
+__device__ inline float load(const float* p) {
+  return *p;
+}
+__device__ inline void store(float* p, float v) {
+  *p = v;
+}
+#ifdef CONVOY_EMULATED_GPU
+inline float load(const Bfloat16* p) {
+  return to_float(*p);
+}
+inline void store(Bfloat16* p, float v) {
+  *p = to_bfloat16(v);
+}
+inline float load(const Float16* p) {
+  return to_float(*p);
+}
+inline void store(Float16* p, float v) {
+  *p = to_float16(v);
+}
+#else
+__device__ inline float load(const Bfloat16* p) {
+  return __uint_as_float(uint32_t{p->bits} << 16);
+}
+__device__ inline void store(Bfloat16* p, float v) {
+  p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(v));
+}
+__device__ inline float load(const Float16* p) {
+  return __half2float(__ushort_as_half(p->bits));
+}
+__device__ inline void store(Float16* p, float v) {
+  p->bits = __half_as_ushort(__float2half_rn(v));
+}
+#endif
+
+// ---- Vectors: kWide consecutive elements, 16 bytes of a 16-bit type, in one or two accesses.
+
+inline constexpr int kWide = 8;
+
+struct Floats8 {
+  float v[kWide];
+};
+
+template <typename T>
+struct alignas(16) Bits8 {
+  T v[kWide];
+};
+
+// p must be aligned to 16 bytes.
+template <typename T>
+__device__ Floats8 load8(const T* p) {
+  const Bits8<T> bits = *reinterpret_cast<const Bits8<T>*>(p);
+  Floats8 out;
+  for (int i = 0; i < kWide; ++i) out.v[i] = load(&bits.v[i]);
+  return out;
+}
+template <typename T>
+__device__ void store8(T* p, const Floats8& values) {
+  Bits8<T> bits;
+  for (int i = 0; i < kWide; ++i) store(&bits.v[i], values.v[i]);
+  *reinterpret_cast<Bits8<T>*>(p) = bits;
+}
+
+// True where n elements from each of these addresses are whole vectors; null pointers do not count.
+template <typename... Pointers>
+bool are_wide(int64_t n, const Pointers*... pointers) {
+  return n % kWide == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// Calls body with a null pointer of the element type that `type` names.
+template <typename Body>
+auto with_cuda_type(DType type, Body body) {
+  if (type == DType::kFloat32) return body(static_cast<float*>(nullptr));
+  if (type == DType::kBfloat16) return body(static_cast<Bfloat16*>(nullptr));
+  if (type == DType::kFloat16) return body(static_cast<Float16*>(nullptr));
+  fail(ExitCode::kBadJob, "a GPU computes in fp32, bf16 and fp16, not in {}", name_of(type));
+}
+
+}  // namespace convoy::ops

@@ -1,0 +1,105 @@
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "ops/cuda_device.h"
+#include "ops/cuda_kernel.h"
+
+namespace convoy::ops {
+
+CudaDevice::CudaDevice()
+    : stream_(cuda::make_stream()),
+      inputs_read_(cuda::make_event()),
+      staging_(cuda::allocate_pinned(kStagingBytes)) {
+  cuda::check(cudaGetDevice(&index_));
+  cuda::record(inputs_read_, stream());
+}
+
+std::string CudaDevice::instruction_set() const {
+  cudaDeviceProp properties;
+  cuda::check(cudaGetDeviceProperties(&properties, index_));
+  return fmt::format("{} (sm_{}{})", properties.name, properties.major, properties.minor);
+}
+
+std::string CudaDevice::libraries() const {
+  int runtime = 0;
+  cuda::check(cudaRuntimeGetVersion(&runtime));
+  return fmt::format("CUDA {}.{}", runtime / 1000, runtime % 1000 / 10);
+}
+
+bool CudaDevice::supports(DType type) const {
+  return type == DType::kFloat32 || type == DType::kBfloat16 || type == DType::kFloat16;
+}
+
+DeviceMemory CudaDevice::allocate(size_t bytes) {
+  use();
+  auto buffer = std::make_shared<cuda::DeviceBuffer>(cuda::allocate_device(bytes));
+  DeviceMemory memory;
+  memory.data = {buffer->get(), [buffer](void*) mutable { buffer.reset(); }};
+  memory.bytes = bytes;
+  return memory;
+}
+
+void CudaDevice::upload(void* to, const void* from, size_t bytes) {
+  use();
+  if (bytes > kStagingBytes) {
+    cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()));
+    return wait();
+  }
+  if (staged_ + bytes > kStagingBytes) {
+    wait();  // all that was staged has arrived
+    staged_ = 0;
+  }
+  char* place = static_cast<char*>(staging_.get()) + staged_;
+  std::memcpy(place, from, bytes);
+  cuda::check(cudaMemcpyAsync(to, place, bytes, cudaMemcpyHostToDevice, stream()));
+  staged_ += (bytes + 15) / 16 * 16;
+}
+
+void CudaDevice::download(void* to, const void* from, size_t bytes) {
+  use();
+  cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()));
+  wait();
+}
+
+void CudaDevice::wait() {
+  use();
+  cuda::synchronize(stream());
+}
+
+void CudaDevice::inputs_read() {
+  cuda::synchronize(inputs_read_);
+}
+
+std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config) {
+  use();
+  return std::visit([&](const auto& s) { return make_op(*this, s, config); }, spec);
+}
+
+double CudaDevice::measure_copy() {
+  constexpr size_t kBytes = size_t{1} << 30;
+  const DeviceMemory from = allocate(kBytes), to = allocate(kBytes);
+  double best_seconds = 1e30;
+  for (int run = 0; run < 5; ++run) {
+    wait();
+    const auto start = std::chrono::steady_clock::now();
+    cuda::check(cudaMemcpyAsync(to.data.get(), from.data.get(), kBytes, cudaMemcpyDeviceToDevice,
+                                stream()));
+    wait();
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best_seconds = std::min(best_seconds, seconds.count());
+  }
+  return 2.0 * static_cast<double>(kBytes) / best_seconds;
+}
+
+std::unique_ptr<Device> make_cuda_device() {
+  int gpus = 0;
+  const cudaError_t status = cudaGetDeviceCount(&gpus);
+  if (status != cudaSuccess || gpus == 0)
+    fail(ExitCode::kUsage, "--device cuda: no GPU answers ({}: {}); use --device cpu",
+         cudaGetErrorName(status == cudaSuccess ? cudaErrorNoDevice : status),
+         cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status));
+  return std::make_unique<CudaDevice>();
+}
+
+}  // namespace convoy::ops

@@ -1,0 +1,37 @@
+// A GPU for machines without one: stands in for the CUDA runtime and its libraries at link time,
+// and runs our kernels, compiled for the host, thread by thread. It proves results, not speed.
+//
+// It is as unkind as the real one may be: work runs only when somebody waits for it (in the order
+// of its stream, and of another's where an event says so), the host cannot touch device memory (it
+// faults), memory is not zeroed, and __shared__ memory holds what the last block left.
+//
+// The kernels' source files are compiled with this header first (-include).
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <functional>
+
+// What a kernel knows of itself.
+extern thread_local uint3 threadIdx, blockIdx;
+extern thread_local dim3 blockDim, gridDim;
+
+#undef __shared__
+#define __shared__ static thread_local
+
+// All threads of the block that still run meet here.
+void __syncthreads();
+
+namespace convoy::emulated_gpu {
+
+// Enqueues a kernel: body() once for each thread.
+void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void()> body);
+
+// Enqueues any other work, for stand-ins of libraries. Device memory can be touched in there.
+void enqueue(cudaStream_t stream, std::function<void()> work);
+
+// The next call of the runtime that enqueues or waits returns this error, once (tests of errors).
+void fail_next_call(cudaError_t error);
+
+}  // namespace convoy::emulated_gpu
