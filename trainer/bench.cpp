@@ -2,7 +2,6 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <future>
 #include <iostream>
@@ -10,6 +9,7 @@
 #include <numeric>
 
 #include "comm/launch.h"
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/fusion.h"
@@ -21,7 +21,6 @@ namespace convoy::trainer {
 namespace {
 
 namespace po = boost::program_options;
-using Clock = std::chrono::steady_clock;
 
 struct StepBench {
   std::string model, device;
@@ -33,10 +32,6 @@ struct StepBench {
   double seconds = 5;
   int warmup = 3;
 };
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // What the machine could do on `threads` threads: the best square product of three sizes, in
 // FLOP/s, and copying, in bytes/s.

@@ -2,7 +2,6 @@
 // library's own.
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <iostream>
@@ -12,6 +11,7 @@
 
 #include "comm/gradient_reducer.h"
 #include "comm/worker_map.h"
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/tensor.h"
 #include "trainer/commands.h"
@@ -21,17 +21,12 @@ namespace convoy::trainer {
 namespace {
 
 namespace po = boost::program_options;
-using Clock = std::chrono::steady_clock;
 
 struct AllReduceBench {
   size_t min_bytes = 0, max_bytes = 0;
   int factor = 0, iterations = 0, repetitions = 0;
   bool json = false;
 };
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -11,6 +10,7 @@
 #include "comm/handshake.h"
 #include "comm/launch.h"
 #include "comm/worker_map.h"
+#include "ops/core/clock.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
@@ -29,12 +29,7 @@ namespace convoy::trainer {
 namespace {
 
 namespace po = boost::program_options;
-using Clock = std::chrono::steady_clock;
 using nlohmann::json;
-
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
 
 // Averages since the last line of metrics, and the smoothed values of the progress line.
 class Meter {
@@ -229,9 +224,7 @@ class Run {
     // The CPUs of the rank with the fewest. Ranks that nobody bound share those of their host.
     const auto share = std::clamp(
         static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / communicator_.local_size(), 1, cpus);
-    uint32_t threads = 1024;
-    for (const std::string& count : communicator_.all_gather(std::to_string(share)))
-      threads = std::min(threads, static_cast<uint32_t>(std::stoul(count)));
+    auto threads = static_cast<uint32_t>(-communicator_.all_reduce_max(-std::min(share, 1024)));
     job_.workers = static_cast<uint32_t>(communicator_.size());
     if (resume_.found) {
       const Job before = parse_job(resume_.job, resume_.folder, {}, options_.device);
@@ -374,14 +367,14 @@ class Run {
     while (step_ < last_step_ && !stopped) {
       const auto start = Clock::now();
       const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
-      const double minutes = seconds_between(last_save_, start) / 60;
+      const double minutes = seconds_since(last_save_) / 60;
       const Engine::Control control{.stop = stop_requested(),
                                     .save = is_root() && job_.checkpoint.every_minutes > 0 &&
                                             minutes >= job_.checkpoint.every_minutes};
       const Engine::Result result = engine_->step(step_, rate, control, source);
       ++step_;
       stopped = result.control.stop;
-      meter_.add(result, seconds_between(start, Clock::now()));
+      meter_.add(result, seconds_since(start));
       const bool log_line = step_ % std::max(1u, job_.log.every_steps) == 0 || step_ == last_step_;
       if (is_root()) report(*progress, loader.get(), rate, result, log_line);
 
@@ -413,7 +406,7 @@ class Run {
   void report(Progress& progress, const data::Loader* loader, double rate,
               const Engine::Result& result, bool log_line) {
     const double epoch = epoch_at(step_, length_);
-    const double elapsed = std::max(1e-9, seconds_between(line_start_, Clock::now()));
+    const double elapsed = std::max(1e-9, seconds_since(line_start_));
     const double wait = loader ? loader->stats().wait_seconds - line_input_wait_ : 0;
     const double input_share = std::min(1.0, wait / lanes_ / elapsed);
     const auto batch = static_cast<double>(length_.global_batch);
