@@ -34,11 +34,11 @@ struct StepBench {
 };
 
 // What the machine could do on `threads` threads: the best square product of three sizes, in
-// FLOP/s, and copying, in bytes/s.
+// FLOP/s, and where `copying` is asked for that, in bytes/s.
 struct Limits {
   double flops = 0, bytes = 0;
 };
-Limits measure_limits(const std::string& device, DType type, int threads) {
+Limits measure_limits(const std::string& device, DType type, int threads, bool copying) {
   // In a thread of its own, because a device belongs to its thread.
   return std::async(std::launch::async,
                     [&] {
@@ -46,7 +46,8 @@ Limits measure_limits(const std::string& device, DType type, int threads) {
                       if (!d->supports(type))
                         fail(ExitCode::kUsage, "--precision {}: this {} does not have it",
                              name_of(type), d->name());
-                      Limits limits{.bytes = d->measure_copy()};
+                      Limits limits;
+                      if (copying) limits.bytes = d->measure_copy();
                       for (const int64_t n : {1024, 2048, 4096})
                         limits.flops = std::max(limits.flops, d->measure_gemm(type, n));
                       return limits;
@@ -147,7 +148,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
       ops::per_channel_input(shape, std::vector<double>(static_cast<size_t>(shape.c), 0.45),
                              std::vector<double>(static_cast<size_t>(shape.c), 0.25));
   const int limit_threads = std::min(cpus, threads * b.workers);
-  const Limits limits = b.no_peak ? Limits{} : measure_limits(b.device, b.type, limit_threads);
+  const Limits limits =
+      b.no_peak ? Limits{} : measure_limits(b.device, b.type, limit_threads, b.profile);
 
   EngineConfig config{.device = b.device,
                       .workers = b.workers * communicator.size(),
