@@ -26,6 +26,10 @@
 #include "trainer/version.h"
 
 namespace convoy::trainer {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fingerprint, device, instruction_set, libraries, build, caches)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PlateauState, drops, best_error, evaluations_since)
+
 namespace {
 
 namespace po = boost::program_options;
@@ -70,6 +74,8 @@ struct Resume {
   Fingerprint fingerprint;
   PlateauState plateau;
 };
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, job, dataset_digest,
+                                   fingerprint, plateau)
 
 class Run {
  public:
@@ -121,54 +127,39 @@ class Run {
   // Rank 0 looks for a checkpoint and loads it; the others learn what they need before they build.
   void find_resume() {
     std::string text;
-    if (is_root() && !options_.dry_run) {
-      std::optional<std::string> folder;
-      const bool has_own = !list_checkpoints(options_.out).empty();
-      if (options_.resume == "never" && has_own)
-        fail(ExitCode::kUsage,
-             "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
-             "--resume auto",
-             printable(options_.out));
-      // What --out holds comes first, so that the same command goes on after a stop.
-      if (has_own)
-        folder = find_newest(options_.out);
-      else if (options_.resume != "auto" && options_.resume != "never")
-        folder = options_.resume;
-      json out = {{"found", folder.has_value()}};
-      if (folder) {
-        LoadedCheckpoint loaded = has_own ? load_newest(*folder) : load_resume(*folder);
-        checkpoint_ = std::move(loaded.state);
-        const CheckpointFacts& f = checkpoint_->facts;
-        out.update({{"folder", loaded.folder},
-                    {"evaluated", f.top1.has_value()},
-                    {"step", f.step},
-                    {"job", f.job},
-                    {"dataset_digest", f.dataset_digest},
-                    {"drops", f.plateau.drops},
-                    {"best_error", fmt::format("{:a}", f.plateau.best_error)},
-                    {"since", f.plateau.evaluations_since},
-                    {"fingerprint",
-                     {f.fingerprint.device, f.fingerprint.instruction_set, f.fingerprint.libraries,
-                      f.fingerprint.build, f.fingerprint.caches}}});
-      }
-      text = out.dump();
+    if (is_root()) {
+      if (!options_.dry_run) load_checkpoint_to_resume();
+      json::to_cbor(resume_, text);
     }
     communicator_.broadcast(text, 0);
-    if (text.empty()) return;
-    const json in = json::parse(text);
-    resume_.found = in["found"];
-    if (!resume_.found) return;
-    resume_.step = in["step"];
-    resume_.folder = in["folder"];
-    resume_.evaluated = in["evaluated"];
-    resume_.job = in["job"];
-    resume_.dataset_digest = in["dataset_digest"];
-    resume_.plateau = {
-        .drops = in["drops"],
-        .best_error = std::strtod(in["best_error"].get<std::string>().c_str(), nullptr),
-        .evaluations_since = in["since"]};
-    const json& f = in["fingerprint"];
-    resume_.fingerprint = {f[0], f[1], f[2], f[3], f[4]};
+    resume_ = json::from_cbor(text);
+  }
+
+  void load_checkpoint_to_resume() {
+    const bool has_own = !list_checkpoints(options_.out).empty();
+    if (options_.resume == "never" && has_own)
+      fail(ExitCode::kUsage,
+           "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
+           "--resume auto",
+           printable(options_.out));
+    // What --out holds comes first, so that the same command goes on after a stop.
+    std::optional<std::string> folder;
+    if (has_own)
+      folder = find_newest(options_.out);
+    else if (options_.resume != "auto" && options_.resume != "never")
+      folder = options_.resume;
+    if (!folder) return;
+    LoadedCheckpoint loaded = has_own ? load_newest(*folder) : load_resume(*folder);
+    checkpoint_ = std::move(loaded.state);
+    const CheckpointFacts& f = checkpoint_->facts;
+    resume_ = {.found = true,
+               .step = f.step,
+               .folder = loaded.folder,
+               .evaluated = f.top1.has_value(),
+               .job = f.job,
+               .dataset_digest = f.dataset_digest,
+               .fingerprint = f.fingerprint,
+               .plateau = f.plateau};
   }
 
   // --resume DIR, whose mistakes must name it.
