@@ -292,7 +292,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   return 0;
 }
 
-int bench_step(const Arguments& arguments) {
+std::optional<StepBench> parse_step_options(const Arguments& arguments) {
   StepBench b;
   std::string precision;
   po::options_description options("Measurement");
@@ -325,7 +325,7 @@ int bench_step(const Arguments& arguments) {
       "wait beyond that\n"
       "they wait for it.\n",
       nullptr);
-  if (!values) return 0;
+  if (!values) return std::nullopt;
   if (precision == "bf16")
     b.type = DType::kBfloat16;
   else if (precision != "fp32")
@@ -336,7 +336,11 @@ int bench_step(const Arguments& arguments) {
       b.warmup < 0)
     fail(ExitCode::kUsage,
          "--batch, --workers, --threads, --image and --warmup must not be negative");
-  return run_on_ranks([&](comm::Communicator& c) { return run_step_bench(c, b); });
+  return b;
+}
+
+int bench_step(const Arguments& arguments) {
+  return run_on_ranks(arguments, parse_step_options, run_step_bench);
 }
 
 struct Benchmark {

@@ -283,9 +283,7 @@ size_t parse_bytes(const char* option, const std::string& text) {
        printable(text));
 }
 
-}  // namespace
-
-int bench_allreduce(const Arguments& arguments) {
+std::optional<AllReduceBench> parse_allreduce_options(const Arguments& arguments) {
   AllReduceBench b;
   std::string min_bytes, max_bytes;
   po::options_description options("Measurement");
@@ -313,7 +311,7 @@ int bench_allreduce(const Arguments& arguments) {
       "#wrong counts elements that differ from the exact sum on any rank; exit code 70 if there "
       "are\n"
       "any.\n");
-  if (!values) return 0;
+  if (!values) return std::nullopt;
   b.min_bytes = parse_bytes("--min-bytes", min_bytes);
   b.max_bytes = parse_bytes("--max-bytes", max_bytes);
   if (b.max_bytes < b.min_bytes)
@@ -321,7 +319,13 @@ int bench_allreduce(const Arguments& arguments) {
   if (b.factor < 2 || b.iterations < 0 || b.repetitions < 1)
     fail(ExitCode::kUsage,
          "--factor must be at least 2, --repetitions at least 1, --iterations not negative");
-  return run_on_ranks([&](comm::Communicator& c) { return run_allreduce_bench(c, b); });
+  return b;
+}
+
+}  // namespace
+
+int bench_allreduce(const Arguments& arguments) {
+  return run_on_ranks(arguments, parse_allreduce_options, run_allreduce_bench);
 }
 
 }  // namespace convoy::trainer

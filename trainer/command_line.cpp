@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <iostream>
 
-#include "ops/core/error.h"
+#include "comm/launch.h"
 
 namespace convoy::trainer {
 
@@ -45,6 +45,11 @@ int run_on_ranks(const std::function<int(comm::Communicator&)>& body) {
   } catch (const std::exception& e) {
     return communicator->finish(static_cast<int>(ExitCode::kFault), e.what());
   }
+}
+
+int refuse_on_ranks(const Error& error) {
+  if (comm::detect_launch().launcher.empty()) throw;
+  return run_on_ranks([&](comm::Communicator&) -> int { throw error; });
 }
 
 Shape parse_image(const std::string& text) {

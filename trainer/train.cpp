@@ -557,13 +557,7 @@ class Run {
   std::optional<Accuracy> result_;
 };
 
-}  // namespace
-
-int train(comm::Communicator& communicator, const TrainOptions& options) {
-  return Run(communicator, options).main();
-}
-
-int train_command(const Arguments& arguments) {
+std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   TrainOptions o;
   std::string data;
   po::options_description options("Training");
@@ -588,13 +582,23 @@ int train_command(const Arguments& arguments) {
       "is a function of the job alone: the same bits on any number of ranks. USR1, USR2, INT or "
       "TERM\n"
       "stop a run at the end of a step: it is saved, and the exit code is 75 (run me again).\n");
-  if (!values) return 0;
+  if (!values) return std::nullopt;
   if (values->count("data-threads") > 0 && o.data_threads < 0)
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   if (!data.empty()) o.sets.push_back("data.path=" + data);
+  return o;
+}
+
+}  // namespace
+
+int train(comm::Communicator& communicator, const TrainOptions& options) {
+  return Run(communicator, options).main();
+}
+
+int train_command(const Arguments& arguments) {
   // Before the ranks meet: a signal that comes early stops the run after its first step.
   install_stop_signals();
-  return run_on_ranks([&](comm::Communicator& c) { return train(c, o); });
+  return run_on_ranks(arguments, parse_train_options, train);
 }
 
 }  // namespace convoy::trainer
