@@ -15,6 +15,7 @@
 #include "ops/fusion.h"
 #include "trainer/commands.h"
 #include "trainer/engine.h"
+#include "trainer/percentile.h"
 #include "trainer/step_profile.h"
 
 namespace convoy::trainer {
@@ -78,11 +79,6 @@ double flops_per_image(const ops::Graph& graph, bool inference) {
     if (std::find(inputs.begin(), inputs.end(), ops::kImage) != inputs.end()) first += macs;
   }
   return inference ? 2 * all : 6 * all - 2 * first;
-}
-
-double percentile(std::vector<double> sorted, double share) {
-  std::sort(sorted.begin(), sorted.end());
-  return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1) + 0.5)];
 }
 
 // Seconds of `steps` steps of inference: one evaluation, so that weights are packed once, on the
@@ -326,10 +322,7 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "they wait for it.\n",
       nullptr);
   if (!values) return std::nullopt;
-  if (precision == "bf16")
-    b.type = DType::kBfloat16;
-  else if (precision != "fp32")
-    fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(precision));
+  b.type = parse_precision(precision);
   if (b.profile && b.no_peak)
     fail(ExitCode::kUsage, "--profile compares with what --no-peak leaves out: choose one");
   if (b.batch <= 0 || b.batch > 1000000 || b.workers <= 0 || b.threads < 0 || b.image < 0 ||

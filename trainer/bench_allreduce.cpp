@@ -15,7 +15,7 @@
 #include "ops/core/error.h"
 #include "ops/core/tensor.h"
 #include "trainer/commands.h"
-#include "trainer/text.h"
+#include "trainer/percentile.h"
 
 namespace convoy::trainer {
 namespace {
@@ -27,11 +27,6 @@ struct AllReduceBench {
   int factor = 0, iterations = 0, repetitions = 0;
   bool json = false;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // One way to sum a buffer over all ranks.
 class Way {
@@ -163,7 +158,7 @@ double memcpy_rate(comm::Communicator& communicator) {
     std::memcpy(to.data(), from.data(), kBytes);
     seconds.push_back(mean_of(communicator, seconds_since(start)));
   }
-  return static_cast<double>(kBytes) / median(seconds);
+  return static_cast<double>(kBytes) / percentile(seconds, 0.5);
 }
 
 struct Row {
@@ -208,7 +203,7 @@ std::vector<Row> measure(comm::Communicator& communicator, const AllReduceBench&
   const double ranks = communicator.size();
   for (size_t w = 0; w < ways.size(); ++w) {
     Row& row = rows[w];
-    const double seconds = median(times[w]);
+    const double seconds = percentile(times[w], 0.5);
     row.microseconds = 1e6 * seconds;
     row.best_microseconds = 1e6 * *std::min_element(times[w].begin(), times[w].end());
     row.worst_microseconds = 1e6 * *std::max_element(times[w].begin(), times[w].end());

@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <iostream>
 
 #include "comm/schedule.h"
 #include "comm/worker_map.h"
 #include "ops/core/clock.h"
+#include "trainer/percentile.h"
 #include "trainer/text.h"
 
 namespace convoy::trainer {
@@ -32,8 +32,7 @@ double measure_step(Engine& engine, const ops::ImageInput& input) {
     engine.step(step, 0.0, {}, source);
     if (step > 0) seconds.push_back(seconds_since(start));
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
+  return percentile(seconds, 0.5);
 }
 
 }  // namespace
