@@ -70,6 +70,8 @@ class Communicator {
   virtual std::vector<std::string> all_gather(const std::string& text) = 0;
   // In place. Sums of floating-point numbers are GradientReducer's, because their order counts.
   virtual void all_reduce_sum(std::span<int64_t> values) = 0;
+  // The largest of the ranks' numbers.
+  virtual int64_t all_reduce_max(int64_t value) = 0;
 
   // Collective.
   virtual std::vector<std::unique_ptr<Lane>> open_lanes(int count) = 0;

@@ -14,6 +14,8 @@
 #include "comm/shared_exchange.h"
 #include "comm/shared_memory.h"
 #include "comm/worker_map.h"
+#include "ops/core/cache_line.h"
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "ops/core/tensor.h"
@@ -39,18 +41,6 @@ size_t last_float(const std::vector<Range>& ranges) {
   for (const Range& range : ranges) last = std::max(last, range.end);
   return last;
 }
-
-// Collective: the largest number that a rank brings.
-size_t most_of_all_ranks(Communicator& communicator, int number) {
-  size_t most = 0;
-  for (const std::string& text : communicator.all_gather(std::to_string(number)))
-    most = std::max(most, static_cast<size_t>(std::stoul(text)));
-  return most;
-}
-
-size_t round_up(size_t floats) {
-  return (floats + 15) / 16 * 16;
-}  // to cache lines
 
 // Buffers of one size that are lent and come back; grows when none is free.
 class BufferPool {
@@ -158,12 +148,13 @@ struct GradientReducer::Impl::Bucket final : Exchange {
         for (const Transfer& transfer : each.receives)
           if (transfer.node != root()) use(transfer);
     };
-    each_received([&](const Transfer& t) { total += round_up(end_of(t) - begin_of(t)); });
+    each_received(
+        [&](const Transfer& t) { total += round_up(end_of(t) - begin_of(t), kCacheLineFloats); });
     scratch = AlignedBuffer(total * sizeof(float));
     float* at = scratch.as<float>();
     each_received([&](const Transfer& t) {
       places[static_cast<size_t>(t.node.begin)] = {at, begin_of(t)};
-      at += round_up(end_of(t) - begin_of(t));
+      at += round_up(end_of(t) - begin_of(t), kCacheLineFloats);
     });
     if (reducer.nodes.empty()) {
       own_result = AlignedBuffer(floats * sizeof(float));
@@ -382,7 +373,6 @@ Progress GradientReducer::Impl::Bucket::advance() {
 }
 
 void GradientReducer::Impl::Bucket::help() {
-  using Clock = std::chrono::steady_clock;
   constexpr std::chrono::milliseconds kLongest{100};
   constexpr int kPolls = 64;  // before others get the processor
   for (const auto start = Clock::now(); Clock::now() - start < kLongest; sched_yield())
@@ -418,8 +408,8 @@ GradientReducer::Impl::Impl(Communicator& communicator_in, int workers_in,
       hosted(map[static_cast<size_t>(communicator.rank())]),
       nodes(nodes_of(hosted, workers)),
       pool(most_floats(ranges) * sizeof(float)),
-      flat_floats(round_up(last_float(ranges))),
-      most_buffers(most_of_all_ranks(communicator, options.buffers)),
+      flat_floats(round_up(last_float(ranges), kCacheLineFloats)),
+      most_buffers(static_cast<size_t>(communicator.all_reduce_max(options.buffers))),
       shared(open_shared(ranges, options)),
       kind(options.schedule.value_or(shared ? ScheduleKind::kShared : choose_schedule(map))),
       plan(fast ? Plan{} : make_plan(map, communicator.rank(), kind)) {
@@ -509,7 +499,7 @@ std::span<const float> GradientReducer::Impl::wait(int index) {
   if (bucket.phase == Bucket::Phase::kIdle)
     fail(ExitCode::kFault, "wait for bucket {} before begin_step", index);
   if (bucket.phase != Bucket::Phase::kDone) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     if (bucket.through_memory && bucket.phase == Bucket::Phase::kExchanging) {
       lock.unlock();
       bucket.help();
@@ -520,7 +510,7 @@ std::span<const float> GradientReducer::Impl::wait(int index) {
       bucket.done.wait(lock, [&] { return bucket.phase == Bucket::Phase::kDone; });
       communicator.leave_wait();
     }
-    waited_ns += std::chrono::nanoseconds(std::chrono::steady_clock::now() - start).count();
+    waited_ns += std::chrono::nanoseconds(Clock::now() - start).count();
   }
   if (bucket.error) std::rethrow_exception(bucket.error);
   return {bucket.result, bucket.floats};

@@ -43,6 +43,7 @@ class LocalCommunicator final : public Communicator {
   void broadcast(std::vector<std::byte>&, int) override {}
   std::vector<std::string> all_gather(const std::string& text) override { return {text}; }
   void all_reduce_sum(std::span<int64_t>) override {}
+  int64_t all_reduce_max(int64_t value) override { return value; }
 
   std::vector<std::unique_ptr<Lane>> open_lanes(int count) override {
     std::vector<std::unique_ptr<Lane>> lanes;

@@ -20,6 +20,7 @@
 #include <thread>
 
 #include "comm/communicator.h"
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 
@@ -135,6 +136,14 @@ class MpiCommunicator final : public Communicator {
               "MPI_Iallreduce");
       });
     }
+  }
+
+  int64_t all_reduce_max(int64_t value) override {
+    await([&](MPI_Request& request) {
+      check(MPI_Iallreduce(MPI_IN_PLACE, &value, 1, MPI_INT64_T, MPI_MAX, calls_, &request),
+            "MPI_Iallreduce");
+    });
+    return value;
   }
 
   std::vector<std::unique_ptr<Lane>> open_lanes(int count) override;
@@ -408,7 +417,6 @@ void MpiCommunicator::run() {
   }
   if (error) return;
 
-  using Clock = std::chrono::steady_clock;
   microseconds pause = kShortestPause;
   Clock::time_point last_event = Clock::now();
   for (;;) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "ops/core/cache_line.h"
 #include "ops/core/error.h"
 
 namespace convoy::comm {
@@ -91,7 +92,7 @@ size_t chunk_begin(size_t floats, int chunks, int chunk) {
   const size_t even = floats / static_cast<size_t>(chunks) * static_cast<size_t>(chunk) +
                       floats % static_cast<size_t>(chunks) * static_cast<size_t>(chunk) /
                           static_cast<size_t>(chunks);
-  return std::min(floats, (even + 15) / 16 * 16);
+  return std::min(floats, round_up(even, kCacheLineFloats));
 }
 
 bool halving_fits(std::span<const WorkerRange> map) {

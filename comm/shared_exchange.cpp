@@ -3,13 +3,12 @@
 #include <algorithm>
 
 #include "comm/arithmetic.h"
+#include "ops/core/cache_line.h"
 
 namespace convoy::comm {
 namespace {
 
-constexpr size_t kLineFloats = 16;
-constexpr size_t kLineBytes = 64;
-constexpr size_t kLineWords = 8;
+constexpr size_t kLineWords = kCacheLineBytes / sizeof(uint64_t);
 constexpr uint64_t kSlots = 2;
 // All slots of a bucket together, as long as blocks do not become small: what goes through them
 // shall stay in the caches.
@@ -33,12 +32,12 @@ SharedExchange::Layout::Layout(std::span<const WorkerRange> map, size_t floats) 
   // A slot for every node in every chunk, its owner's unused, and one for each chunk's root.
   const size_t ranks = map.size();
   const size_t slots = kSlots * ranks * (nodes.size() + 1);
-  const size_t chunk = (floats + ranks - 1) / ranks + kLineFloats;  // at most
+  const size_t chunk = (floats + ranks - 1) / ranks + kCacheLineFloats;  // at most
   block_floats = std::min(std::max(kLeastBlockFloats, kSlotFloats / slots), chunk);
-  block_floats = (block_floats + kLineFloats - 1) / kLineFloats * kLineFloats;
+  block_floats = round_up(block_floats, kCacheLineFloats);
   blocks = (chunk + block_floats - 1) / block_floats;
   rank_lines = kCounters + (1 + most_nodes + kLineWords - 1) / kLineWords;
-  bytes = ranks * rank_lines * kLineBytes + slots * block_floats * sizeof(float);
+  bytes = ranks * rank_lines * kCacheLineBytes + slots * block_floats * sizeof(float);
 }
 
 SharedExchange::SharedExchange(std::span<const WorkerRange> map, int rank, size_t floats,
@@ -54,7 +53,7 @@ SharedExchange::SharedExchange(std::span<const WorkerRange> map, int rank, size_
 
 std::atomic<uint64_t>& SharedExchange::counter(int rank, Counter which) const {
   const size_t line = static_cast<size_t>(rank) * layout_.rank_lines + which;
-  return *reinterpret_cast<std::atomic<uint64_t>*>(piece_ + line * kLineBytes);
+  return *reinterpret_cast<std::atomic<uint64_t>*>(piece_ + line * kCacheLineBytes);
 }
 
 std::atomic<uint64_t>& SharedExchange::place(int rank, size_t which) const {
@@ -71,7 +70,7 @@ float* SharedExchange::node_slot(size_t node, int owner, uint64_t block) const {
   const size_t chunks = static_cast<size_t>(ranks());
   const size_t slot =
       ((block % kSlots) * chunks + static_cast<size_t>(owner)) * (layout_.nodes.size() + 1) + node;
-  return reinterpret_cast<float*>(piece_ + chunks * layout_.rank_lines * kLineBytes) +
+  return reinterpret_cast<float*>(piece_ + chunks * layout_.rank_lines * kCacheLineBytes) +
          slot * layout_.block_floats;
 }
 

@@ -1,18 +1,10 @@
 #include "data_loader/batch_ring.h"
 
 #include <algorithm>
-#include <chrono>
+
+#include "ops/core/clock.h"
 
 namespace convoy::data {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-}  // namespace
 
 BatchRing::BatchRing(const Config& config, BeginBatch begin, MakeImage make)
     : config_(config), begin_(std::move(begin)), make_(std::move(make)) {

@@ -10,6 +10,7 @@
 
 #include "data_loader/files.h"
 #include "data_loader/sample_maker.h"
+#include "ops/core/clock.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
@@ -99,7 +100,7 @@ class Summation {
     const std::lock_guard lock(mutex_);
     if (error_ || next_ == dataset_.size()) return false;
     i = next_++;
-    const auto now = std::chrono::steady_clock::now();
+    const auto now = Clock::now();
     if (now - said_ > std::chrono::seconds(10)) {
       said_ = now;
       log::info("image statistics: {} of {} training images", i, dataset_.size());
@@ -126,7 +127,7 @@ class Summation {
   const SampleMaker maker_;
   std::mutex mutex_;  // guards all below
   uint64_t next_ = 0;
-  std::chrono::steady_clock::time_point said_ = std::chrono::steady_clock::now();
+  Clock::time_point said_ = Clock::now();
   Sums total_;
   uint64_t left_out_ = 0, first_left_out_at_ = 0;
   std::string first_left_out_;

@@ -1,9 +1,9 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 
+#include "ops/core/clock.h"
 #include "ops/core/denormals.h"
 #include "ops/core/error.h"
 #include "ops/cpu_device.h"
@@ -86,12 +86,11 @@ double CpuDevice::measure_copy() {
   const AlignedBuffer from(threads * kBytes), to(threads * kBytes);
   double best_seconds = 1e30;
   for (int run = 0; run < 5; ++run) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
 #pragma omp parallel for num_threads(threads_) if (threads_ > 1)
     for (size_t i = 0; i < threads; ++i)
       std::memcpy(to.as<char>() + i * kBytes, from.as<char>() + i * kBytes, kBytes);
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best_seconds = std::min(best_seconds, seconds.count());
+    best_seconds = std::min(best_seconds, seconds_since(start));
   }
   return 2.0 * static_cast<double>(threads * kBytes) / best_seconds;
 }

@@ -3,14 +3,14 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ops/core/cache_line.h"
+
 namespace convoy::ops {
 
 MemoryPlan plan_memory(const std::vector<Lifetime>& buffers) {
   MemoryPlan plan;
   plan.offsets.assign(buffers.size(), 0);
-  const auto rounded = [&](size_t i) {
-    return (buffers[i].bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
-  };
+  const auto rounded = [&](size_t i) { return round_up(buffers[i].bytes, kCacheLineBytes); };
 
   std::vector<size_t> by_size(buffers.size());
   std::iota(by_size.begin(), by_size.end(), size_t{0});

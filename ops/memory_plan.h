@@ -13,12 +13,10 @@ struct Lifetime {
 };
 
 struct MemoryPlan {
-  std::vector<size_t> offsets;  // of each buffer, multiples of kArenaAlignment
+  std::vector<size_t> offsets;  // of each buffer; each begins a cache line
   size_t bytes = 0;             // of the arena
   size_t naive_bytes = 0;       // had every buffer its own place
 };
-
-inline constexpr size_t kArenaAlignment = 64;
 
 // Largest first, each at the lowest place that is free during its life. A pure function.
 MemoryPlan plan_memory(const std::vector<Lifetime>& buffers);

@@ -1,9 +1,10 @@
 #include "ops/network.h"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
+#include "ops/core/cache_line.h"
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/fusion.h"
 
@@ -23,15 +24,13 @@ size_t bytes_of(const Shape& shape, DType type) {
 class Stopwatch {
  public:
   explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() {
-    sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
+  ~Stopwatch() { sum_ += seconds_since(start_); }
   Stopwatch(const Stopwatch&) = delete;
   Stopwatch& operator=(const Stopwatch&) = delete;
 
  private:
   double& sum_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  Clock::time_point start_ = Clock::now();
 };
 
 // The moments at which each node is called; see NetworkMemory.
@@ -58,7 +57,7 @@ struct Moments {
 // What one slice of a node saves, kept apart from the next slice's by whole cache lines.
 size_t saved_stride(const OpSpec& spec, Shape y, int64_t slice) {
   y.n = slice;
-  return (saved_bytes(spec, y) + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+  return round_up(saved_bytes(spec, y), kCacheLineBytes);
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
 #include "ops/onednn.h"
 
 #include <algorithm>
-#include <chrono>
 #include <mutex>
 #include <set>
 #include <string_view>
 
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 
@@ -218,10 +218,9 @@ double measure_gemm(DType type, int64_t n) {
       c(pd.dst_desc().get_size()), scratch(kernel.scratch_bytes());
   double best_seconds = 1e30;
   for (int run = 0; run < 5; ++run) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     kernel.run({a.data(), b.data(), c.data()}, scratch.data());
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    best_seconds = std::min(best_seconds, seconds.count());
+    best_seconds = std::min(best_seconds, seconds_since(start));
   }
   return 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n) /
          best_seconds;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "ops/core/cache_line.h"
 #include "ops/elementwise_kernels.h"
 #include "ops/onednn.h"
 #include "ops/op.h"
@@ -62,7 +63,8 @@ class WeightedOpCpu final : public Op {
     float* dw = m.slice.first ? sum : scratch;
     float* own_scratch = scratch + gradient_scratch_floats();
     if (bias_floats_ > 0) {
-      float* db = m.slice.first ? m.gradients[1] : scratch + round_up(gradient_floats_);
+      float* db =
+          m.slice.first ? m.gradients[1] : scratch + round_up(gradient_floats_, kCacheLineFloats);
       backward_weights_.run({dw, db, m.x[0], m.dy[0]}, own_scratch);
       if (!m.slice.first) add(m.gradients[1], db, bias_floats_);
     } else {
@@ -81,11 +83,10 @@ class WeightedOpCpu final : public Op {
   }
 
  private:
-  // To whole cache lines.
-  static size_t round_up(size_t floats) { return (floats + 15) / 16 * 16; }
   size_t gradient_scratch_floats() const {
     if (!gradient_reorder_ && !several_slices_) return 0;
-    return round_up(gradient_floats_) + round_up(static_cast<size_t>(bias_floats_));
+    return round_up(gradient_floats_, kCacheLineFloats) +
+           round_up(static_cast<size_t>(bias_floats_), kCacheLineFloats);
   }
   void add(float* sum, const float* addend, int64_t floats) const {
     elementwise_kernels<float>().add(sum, sum, addend, floats, threads_);

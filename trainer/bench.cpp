@@ -2,7 +2,6 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <future>
 #include <iostream>
@@ -10,18 +9,19 @@
 #include <numeric>
 
 #include "comm/launch.h"
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/fusion.h"
 #include "trainer/commands.h"
 #include "trainer/engine.h"
+#include "trainer/percentile.h"
 #include "trainer/step_profile.h"
 
 namespace convoy::trainer {
 namespace {
 
 namespace po = boost::program_options;
-using Clock = std::chrono::steady_clock;
 
 struct StepBench {
   std::string model, device;
@@ -34,16 +34,12 @@ struct StepBench {
   int warmup = 3;
 };
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
 // What the machine could do on `threads` threads: the best square product of three sizes, in
-// FLOP/s, and copying, in bytes/s.
+// FLOP/s, and where `copying` is asked for that, in bytes/s.
 struct Limits {
   double flops = 0, bytes = 0;
 };
-Limits measure_limits(const std::string& device, DType type, int threads) {
+Limits measure_limits(const std::string& device, DType type, int threads, bool copying) {
   // In a thread of its own, because a device belongs to its thread.
   return std::async(std::launch::async,
                     [&] {
@@ -51,7 +47,8 @@ Limits measure_limits(const std::string& device, DType type, int threads) {
                       if (!d->supports(type))
                         fail(ExitCode::kUsage, "--precision {}: this {} does not have it",
                              name_of(type), d->name());
-                      Limits limits{.bytes = d->measure_copy()};
+                      Limits limits;
+                      if (copying) limits.bytes = d->measure_copy();
                       for (const int64_t n : {1024, 2048, 4096})
                         limits.flops = std::max(limits.flops, d->measure_gemm(type, n));
                       return limits;
@@ -82,11 +79,6 @@ double flops_per_image(const ops::Graph& graph, bool inference) {
     if (std::find(inputs.begin(), inputs.end(), ops::kImage) != inputs.end()) first += macs;
   }
   return inference ? 2 * all : 6 * all - 2 * first;
-}
-
-double percentile(std::vector<double> sorted, double share) {
-  std::sort(sorted.begin(), sorted.end());
-  return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1) + 0.5)];
 }
 
 // Seconds of `steps` steps of inference: one evaluation, so that weights are packed once, on the
@@ -152,7 +144,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
       ops::per_channel_input(shape, std::vector<double>(static_cast<size_t>(shape.c), 0.45),
                              std::vector<double>(static_cast<size_t>(shape.c), 0.25));
   const int limit_threads = std::min(cpus, threads * b.workers);
-  const Limits limits = b.no_peak ? Limits{} : measure_limits(b.device, b.type, limit_threads);
+  const Limits limits =
+      b.no_peak ? Limits{} : measure_limits(b.device, b.type, limit_threads, b.profile);
 
   EngineConfig config{.device = b.device,
                       .workers = b.workers * communicator.size(),
@@ -295,7 +288,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   return 0;
 }
 
-int bench_step(const Arguments& arguments) {
+std::optional<StepBench> parse_step_options(const Arguments& arguments) {
   StepBench b;
   std::string precision;
   po::options_description options("Measurement");
@@ -328,18 +321,19 @@ int bench_step(const Arguments& arguments) {
       "wait beyond that\n"
       "they wait for it.\n",
       nullptr);
-  if (!values) return 0;
-  if (precision == "bf16")
-    b.type = DType::kBfloat16;
-  else if (precision != "fp32")
-    fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(precision));
+  if (!values) return std::nullopt;
+  b.type = parse_precision(precision);
   if (b.profile && b.no_peak)
     fail(ExitCode::kUsage, "--profile compares with what --no-peak leaves out: choose one");
   if (b.batch <= 0 || b.batch > 1000000 || b.workers <= 0 || b.threads < 0 || b.image < 0 ||
       b.warmup < 0)
     fail(ExitCode::kUsage,
          "--batch, --workers, --threads, --image and --warmup must not be negative");
-  return run_on_ranks([&](comm::Communicator& c) { return run_step_bench(c, b); });
+  return b;
+}
+
+int bench_step(const Arguments& arguments) {
+  return run_on_ranks(arguments, parse_step_options, run_step_bench);
 }
 
 struct Benchmark {

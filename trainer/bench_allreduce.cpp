@@ -2,7 +2,6 @@
 // library's own.
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <iostream>
@@ -12,31 +11,22 @@
 
 #include "comm/gradient_reducer.h"
 #include "comm/worker_map.h"
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/tensor.h"
 #include "trainer/commands.h"
-#include "trainer/text.h"
+#include "trainer/percentile.h"
 
 namespace convoy::trainer {
 namespace {
 
 namespace po = boost::program_options;
-using Clock = std::chrono::steady_clock;
 
 struct AllReduceBench {
   size_t min_bytes = 0, max_bytes = 0;
   int factor = 0, iterations = 0, repetitions = 0;
   bool json = false;
 };
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 // One way to sum a buffer over all ranks.
 class Way {
@@ -168,7 +158,7 @@ double memcpy_rate(comm::Communicator& communicator) {
     std::memcpy(to.data(), from.data(), kBytes);
     seconds.push_back(mean_of(communicator, seconds_since(start)));
   }
-  return static_cast<double>(kBytes) / median(seconds);
+  return static_cast<double>(kBytes) / percentile(seconds, 0.5);
 }
 
 struct Row {
@@ -213,7 +203,7 @@ std::vector<Row> measure(comm::Communicator& communicator, const AllReduceBench&
   const double ranks = communicator.size();
   for (size_t w = 0; w < ways.size(); ++w) {
     Row& row = rows[w];
-    const double seconds = median(times[w]);
+    const double seconds = percentile(times[w], 0.5);
     row.microseconds = 1e6 * seconds;
     row.best_microseconds = 1e6 * *std::min_element(times[w].begin(), times[w].end());
     row.worst_microseconds = 1e6 * *std::max_element(times[w].begin(), times[w].end());
@@ -288,9 +278,7 @@ size_t parse_bytes(const char* option, const std::string& text) {
        printable(text));
 }
 
-}  // namespace
-
-int bench_allreduce(const Arguments& arguments) {
+std::optional<AllReduceBench> parse_allreduce_options(const Arguments& arguments) {
   AllReduceBench b;
   std::string min_bytes, max_bytes;
   po::options_description options("Measurement");
@@ -318,7 +306,7 @@ int bench_allreduce(const Arguments& arguments) {
       "#wrong counts elements that differ from the exact sum on any rank; exit code 70 if there "
       "are\n"
       "any.\n");
-  if (!values) return 0;
+  if (!values) return std::nullopt;
   b.min_bytes = parse_bytes("--min-bytes", min_bytes);
   b.max_bytes = parse_bytes("--max-bytes", max_bytes);
   if (b.max_bytes < b.min_bytes)
@@ -326,7 +314,13 @@ int bench_allreduce(const Arguments& arguments) {
   if (b.factor < 2 || b.iterations < 0 || b.repetitions < 1)
     fail(ExitCode::kUsage,
          "--factor must be at least 2, --repetitions at least 1, --iterations not negative");
-  return run_on_ranks([&](comm::Communicator& c) { return run_allreduce_bench(c, b); });
+  return b;
+}
+
+}  // namespace
+
+int bench_allreduce(const Arguments& arguments) {
+  return run_on_ranks(arguments, parse_allreduce_options, run_allreduce_bench);
 }
 
 }  // namespace convoy::trainer

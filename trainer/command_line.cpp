@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <iostream>
 
-#include "ops/core/error.h"
+#include "comm/launch.h"
 
 namespace convoy::trainer {
 
@@ -47,6 +47,11 @@ int run_on_ranks(const std::function<int(comm::Communicator&)>& body) {
   }
 }
 
+int refuse_on_ranks(const Error& error) {
+  if (comm::detect_launch().launcher.empty()) throw;
+  return run_on_ranks([&](comm::Communicator&) -> int { throw error; });
+}
+
 Shape parse_image(const std::string& text) {
   Shape shape = {.n = 1, .c = 0, .h = 0, .w = 0};
   int used = 0;
@@ -57,6 +62,12 @@ Shape parse_image(const std::string& text) {
          "\"{}\" is not an image size; write channels x height x width, e.g. 3x224x224",
          printable(text));
   return shape;
+}
+
+DType parse_precision(const std::string& text) {
+  if (text == "fp32") return DType::kFloat32;
+  if (text == "bf16") return DType::kBfloat16;
+  fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(text));
 }
 
 }  // namespace convoy::trainer

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "ops/core/error.h"
 #include "trainer/models/models.h"
 
 namespace convoy::trainer {
@@ -27,7 +28,28 @@ std::optional<boost::program_options::variables_map> parse_options(
 // line and its exit code. Returns what main() must return at once.
 int run_on_ranks(const std::function<int(comm::Communicator&)>& body);
 
+// Called where the options were refused, in the handler: the ranks of a launcher meet only to say
+// so once and end together; without one the error goes on.
+int refuse_on_ranks(const Error& error);
+
+// A subcommand on all ranks. `parse`: its options, or nothing after --help.
+template <typename Options>
+int run_on_ranks(const Arguments& arguments, std::optional<Options> (*parse)(const Arguments&),
+                 int (*body)(comm::Communicator&, const Options&)) {
+  std::optional<Options> options;
+  try {
+    options = parse(arguments);
+  } catch (const Error& error) {
+    return refuse_on_ranks(error);
+  }
+  if (!options) return 0;
+  return run_on_ranks([&](comm::Communicator& c) { return body(c, *options); });
+}
+
 // "CxHxW", e.g. 3x224x224. Throws Error (kUsage).
 Shape parse_image(const std::string& text);
+
+// --precision: "fp32" or "bf16". Throws Error (kUsage).
+DType parse_precision(const std::string& text);
 
 }  // namespace convoy::trainer

@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <chrono>
 #include <iostream>
 
 #include "comm/schedule.h"
 #include "comm/worker_map.h"
+#include "ops/core/clock.h"
+#include "trainer/percentile.h"
 #include "trainer/text.h"
 
 namespace convoy::trainer {
@@ -28,13 +28,11 @@ double measure_step(Engine& engine, const ops::ImageInput& input) {
                               [](uint64_t) {}};
   std::vector<double> seconds;
   for (uint64_t step = 0; step < 6; ++step) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     engine.step(step, 0.0, {}, source);
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    if (step > 0) seconds.push_back(took.count());
+    if (step > 0) seconds.push_back(seconds_since(start));
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
+  return percentile(seconds, 0.5);
 }
 
 }  // namespace

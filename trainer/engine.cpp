@@ -1,20 +1,14 @@
 #include "trainer/engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/fusion.h"
 
 namespace convoy::trainer {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // What travels behind the batch-norm statistics in bucket 0.
 enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kExtras };

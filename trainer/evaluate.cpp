@@ -140,9 +140,7 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
   return 0;
 }
 
-}  // namespace
-
-int eval_command(const Arguments& arguments) {
+std::optional<EvalOptions> parse_eval_options(const Arguments& arguments) {
   EvalOptions o;
   po::options_description options("Evaluation");
   options.add_options()("checkpoint", po::value(&o.checkpoint)->required(),
@@ -154,10 +152,16 @@ int eval_command(const Arguments& arguments) {
   const auto values =
       parse_options(arguments, options, "eval --checkpoint DIR [OPTIONS]",
                     "Every image of the validation set is counted once, on any number of ranks.\n");
-  if (!values) return 0;
+  if (!values) return std::nullopt;
   if (values->count("data-threads") > 0 && o.data_threads < 0)
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
-  return run_on_ranks([&](comm::Communicator& c) { return evaluate_checkpoint(c, o); });
+  return o;
+}
+
+}  // namespace
+
+int eval_command(const Arguments& arguments) {
+  return run_on_ranks(arguments, parse_eval_options, evaluate_checkpoint);
 }
 
 }  // namespace convoy::trainer

@@ -126,7 +126,7 @@ void Progress::update(const ProgressState& state) {
   if (finished_) return;
   last_ = state;
   last_is_printed_ = false;
-  const auto now = std::chrono::steady_clock::now();
+  const auto now = Clock::now();
   if (printed_at_ && now - *printed_at_ < (terminal_ ? kRedraw : interval_)) return;
   printed_at_ = now;
   last_is_printed_ = true;

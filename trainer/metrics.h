@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "ops/core/clock.h"
 #include "ops/core/log.h"
 
 namespace convoy::trainer {
@@ -92,7 +93,7 @@ class Progress {
   const bool terminal_;
   std::mutex mutex_;
   std::optional<ProgressState> last_;
-  std::optional<std::chrono::steady_clock::time_point> printed_at_;
+  std::optional<Clock::time_point> printed_at_;
   bool last_is_printed_ = false;
   bool finished_ = false;
 };

@@ -156,8 +156,7 @@ int model_show(const Arguments& arguments) {
     options.shortcut = Shortcut::kC;
   else if (shortcut != "default")
     fail(ExitCode::kUsage, "--shortcut {}: there are a, b, c and default", printable(shortcut));
-  if (precision != "fp32" && precision != "bf16")
-    fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(precision));
+  const DType type = parse_precision(precision);
   if (batch <= 0 || batch > 1000000 || options.classes < 0)
     fail(ExitCode::kUsage, "--batch must lie in 1 ... 1000000, --classes not be negative");
 
@@ -167,7 +166,7 @@ int model_show(const Arguments& arguments) {
   if (format == "json")
     print_json(graph, layers);
   else if (format == "table")
-    print_table(graph, layers, batch, precision == "bf16" ? DType::kBfloat16 : DType::kFloat32);
+    print_table(graph, layers, batch, type);
   else if (format == "txtpb")
     std::cout << to_text(graph) << std::flush;
   else

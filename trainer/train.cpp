@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -11,6 +10,7 @@
 #include "comm/handshake.h"
 #include "comm/launch.h"
 #include "comm/worker_map.h"
+#include "ops/core/clock.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
@@ -26,15 +26,14 @@
 #include "trainer/version.h"
 
 namespace convoy::trainer {
+
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fingerprint, device, instruction_set, libraries, build, caches)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PlateauState, drops, best_error, evaluations_since)
+
 namespace {
 
 namespace po = boost::program_options;
-using Clock = std::chrono::steady_clock;
 using nlohmann::json;
-
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
 
 // Averages since the last line of metrics, and the smoothed values of the progress line.
 class Meter {
@@ -75,6 +74,8 @@ struct Resume {
   Fingerprint fingerprint;
   PlateauState plateau;
 };
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, job, dataset_digest,
+                                   fingerprint, plateau)
 
 class Run {
  public:
@@ -126,54 +127,39 @@ class Run {
   // Rank 0 looks for a checkpoint and loads it; the others learn what they need before they build.
   void find_resume() {
     std::string text;
-    if (is_root() && !options_.dry_run) {
-      std::optional<std::string> folder;
-      const bool has_own = !list_checkpoints(options_.out).empty();
-      if (options_.resume == "never" && has_own)
-        fail(ExitCode::kUsage,
-             "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
-             "--resume auto",
-             printable(options_.out));
-      // What --out holds comes first, so that the same command goes on after a stop.
-      if (has_own)
-        folder = find_newest(options_.out);
-      else if (options_.resume != "auto" && options_.resume != "never")
-        folder = options_.resume;
-      json out = {{"found", folder.has_value()}};
-      if (folder) {
-        LoadedCheckpoint loaded = has_own ? load_newest(*folder) : load_resume(*folder);
-        checkpoint_ = std::move(loaded.state);
-        const CheckpointFacts& f = checkpoint_->facts;
-        out.update({{"folder", loaded.folder},
-                    {"evaluated", f.top1.has_value()},
-                    {"step", f.step},
-                    {"job", f.job},
-                    {"dataset_digest", f.dataset_digest},
-                    {"drops", f.plateau.drops},
-                    {"best_error", fmt::format("{:a}", f.plateau.best_error)},
-                    {"since", f.plateau.evaluations_since},
-                    {"fingerprint",
-                     {f.fingerprint.device, f.fingerprint.instruction_set, f.fingerprint.libraries,
-                      f.fingerprint.build, f.fingerprint.caches}}});
-      }
-      text = out.dump();
+    if (is_root()) {
+      if (!options_.dry_run) load_checkpoint_to_resume();
+      json::to_cbor(resume_, text);
     }
     communicator_.broadcast(text, 0);
-    if (text.empty()) return;
-    const json in = json::parse(text);
-    resume_.found = in["found"];
-    if (!resume_.found) return;
-    resume_.step = in["step"];
-    resume_.folder = in["folder"];
-    resume_.evaluated = in["evaluated"];
-    resume_.job = in["job"];
-    resume_.dataset_digest = in["dataset_digest"];
-    resume_.plateau = {
-        .drops = in["drops"],
-        .best_error = std::strtod(in["best_error"].get<std::string>().c_str(), nullptr),
-        .evaluations_since = in["since"]};
-    const json& f = in["fingerprint"];
-    resume_.fingerprint = {f[0], f[1], f[2], f[3], f[4]};
+    resume_ = json::from_cbor(text);
+  }
+
+  void load_checkpoint_to_resume() {
+    const bool has_own = !list_checkpoints(options_.out).empty();
+    if (options_.resume == "never" && has_own)
+      fail(ExitCode::kUsage,
+           "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
+           "--resume auto",
+           printable(options_.out));
+    // What --out holds comes first, so that the same command goes on after a stop.
+    std::optional<std::string> folder;
+    if (has_own)
+      folder = find_newest(options_.out);
+    else if (options_.resume != "auto" && options_.resume != "never")
+      folder = options_.resume;
+    if (!folder) return;
+    LoadedCheckpoint loaded = has_own ? load_newest(*folder) : load_resume(*folder);
+    checkpoint_ = std::move(loaded.state);
+    const CheckpointFacts& f = checkpoint_->facts;
+    resume_ = {.found = true,
+               .step = f.step,
+               .folder = loaded.folder,
+               .evaluated = f.top1.has_value(),
+               .job = f.job,
+               .dataset_digest = f.dataset_digest,
+               .fingerprint = f.fingerprint,
+               .plateau = f.plateau};
   }
 
   // --resume DIR, whose mistakes must name it.
@@ -229,9 +215,7 @@ class Run {
     // The CPUs of the rank with the fewest. Ranks that nobody bound share those of their host.
     const auto share = std::clamp(
         static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / communicator_.local_size(), 1, cpus);
-    uint32_t threads = 1024;
-    for (const std::string& count : communicator_.all_gather(std::to_string(share)))
-      threads = std::min(threads, static_cast<uint32_t>(std::stoul(count)));
+    auto threads = static_cast<uint32_t>(-communicator_.all_reduce_max(-std::min(share, 1024)));
     job_.workers = static_cast<uint32_t>(communicator_.size());
     if (resume_.found) {
       const Job before = parse_job(resume_.job, resume_.folder, {}, options_.device);
@@ -373,14 +357,14 @@ class Run {
     while (step_ < last_step_ && !stopped) {
       const auto start = Clock::now();
       const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
-      const double minutes = seconds_between(last_save_, start) / 60;
+      const double minutes = seconds_since(last_save_) / 60;
       const Engine::Control control{.stop = stop_requested(),
                                     .save = is_root() && job_.checkpoint.every_minutes > 0 &&
                                             minutes >= job_.checkpoint.every_minutes};
       const Engine::Result result = engine_->step(step_, rate, control, source);
       ++step_;
       stopped = result.control.stop;
-      meter_.add(result, seconds_between(start, Clock::now()));
+      meter_.add(result, seconds_since(start));
       const bool log_line = step_ % std::max(1u, job_.log.every_steps) == 0 || step_ == last_step_;
       if (is_root()) report(*progress, loader.get(), rate, result, log_line);
 
@@ -412,7 +396,7 @@ class Run {
   void report(Progress& progress, const data::Loader* loader, double rate,
               const Engine::Result& result, bool log_line) {
     const double epoch = epoch_at(step_, length_);
-    const double elapsed = std::max(1e-9, seconds_between(line_start_, Clock::now()));
+    const double elapsed = std::max(1e-9, seconds_since(line_start_));
     const double wait = loader ? loader->stats().wait_seconds - line_input_wait_ : 0;
     const double input_share = std::min(1.0, wait / lanes_ / elapsed);
     const auto batch = static_cast<double>(length_.global_batch);
@@ -569,13 +553,7 @@ class Run {
   std::optional<Accuracy> result_;
 };
 
-}  // namespace
-
-int train(comm::Communicator& communicator, const TrainOptions& options) {
-  return Run(communicator, options).main();
-}
-
-int train_command(const Arguments& arguments) {
+std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   TrainOptions o;
   std::string data;
   po::options_description options("Training");
@@ -600,13 +578,23 @@ int train_command(const Arguments& arguments) {
       "is a function of the job alone: the same bits on any number of ranks. USR1, USR2, INT or "
       "TERM\n"
       "stop a run at the end of a step: it is saved, and the exit code is 75 (run me again).\n");
-  if (!values) return 0;
+  if (!values) return std::nullopt;
   if (values->count("data-threads") > 0 && o.data_threads < 0)
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   if (!data.empty()) o.sets.push_back("data.path=" + data);
+  return o;
+}
+
+}  // namespace
+
+int train(comm::Communicator& communicator, const TrainOptions& options) {
+  return Run(communicator, options).main();
+}
+
+int train_command(const Arguments& arguments) {
   // Before the ranks meet: a signal that comes early stops the run after its first step.
   install_stop_signals();
-  return run_on_ranks([&](comm::Communicator& c) { return train(c, o); });
+  return run_on_ranks(arguments, parse_train_options, train);
 }
 
 }  // namespace convoy::trainer

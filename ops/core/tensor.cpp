@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "ops/core/cache_line.h"
 #include "ops/core/error.h"
 
 namespace convoy {
@@ -77,8 +78,8 @@ std::string to_string(const Shape& shape) {
 AlignedBuffer::AlignedBuffer(size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
   constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  const size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLineBytes;
+  const size_t rounded = round_up(bytes, alignment);
   void* memory = std::aligned_alloc(alignment, rounded);
   if (!memory)
     fail(ExitCode::kFault,

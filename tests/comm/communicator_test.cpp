@@ -71,6 +71,15 @@ TEST(Communicator, SumsIntegersExactly) {
   world().all_reduce_sum(std::span<int64_t>());
 }
 
+TEST(Communicator, FindsTheLargestNumber) {
+  const int64_t big = int64_t{1} << 60;
+  for (int odd = 0; odd < world().size(); ++odd) {
+    const bool is_odd = world().rank() == odd;
+    EXPECT_EQ(world().all_reduce_max(is_odd ? big + 1 : big), big + 1);
+    EXPECT_EQ(world().all_reduce_max(is_odd ? -7 : -8), -7);
+  }
+}
+
 TEST(Communicator, NobodyLeavesABarrierBeforeAllAreThere) {
   // Each rank announces itself only in the barrier's order: without one, the sums of two rounds
   // mix.

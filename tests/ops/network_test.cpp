@@ -7,6 +7,7 @@
 #include <limits>
 #include <set>
 
+#include "ops/core/cache_line.h"
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/fusion.h"
@@ -439,7 +440,7 @@ TEST(MemoryPlan, LiveBuffersNeverOverlapAndBytesAreReused) {
       alive_at_once = std::max(alive_at_once, alive);
     }
     for (size_t a = 0; a < buffers.size(); ++a) {
-      EXPECT_EQ(plan.offsets[a] % kArenaAlignment, 0u);
+      EXPECT_EQ(plan.offsets[a] % kCacheLineBytes, 0u);
       EXPECT_LE(plan.offsets[a] + buffers[a].bytes, plan.bytes);
       for (size_t b = 0; b < a; ++b) {
         const bool together =

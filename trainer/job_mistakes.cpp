@@ -1,0 +1,186 @@
+#include "trainer/job_mistakes.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+
+#include "ops/core/error.h"
+#include "trainer/job.h"
+
+namespace convoy::trainer {
+namespace {
+
+constexpr size_t kMostSaid = 50;
+
+}  // namespace
+
+std::string Mistakes::at(int line, int column) const {
+  return fmt::format("{}:{}:{}", source_, line + 1, column + 1);
+}
+
+void Mistakes::add(const std::string& where, const std::string& key, const std::string& what) {
+  if (!key.empty()) bad_.insert(key);
+  if (++count_ > kMostSaid) return;
+  const std::string_view between = where == kSet ? " " : ": ";
+  text_ += fmt::format("\n  {}{}{}: {}", where, key.empty() ? "" : between, printable(key), what);
+}
+
+void Mistakes::require(bool holds, std::initializer_list<const char*> keys,
+                       const std::string& what) {
+  if (holds || !readable_) return;
+  const std::string* where = &source_;
+  const char* named = *keys.begin();
+  for (const char* key : keys) {
+    if (bad_.contains(key)) return;
+    const auto origin = origin_.find(key);
+    if (where == &source_ && origin != origin_.end()) {
+      where = &origin->second;
+      named = key;
+    }
+  }
+  add(*where, named, what);
+}
+
+void Mistakes::throw_if_any() const {
+  if (count_ == 0) return;
+  std::string more;
+  if (count_ > kMostSaid) more = fmt::format("\n  ... and {} more", count_ - kMostSaid);
+  fail(ExitCode::kBadJob, "{}: {} mistake{} in the job:{}{}", source_, count_,
+       count_ == 1 ? "" : "s", text_, more);
+}
+
+void check(const Job& job, std::string_view device, Mistakes& mistakes) {
+  const auto whole = [&](const char* key, uint64_t value, uint64_t min, uint64_t max) {
+    mistakes.require(value >= min && value <= max, {key},
+                     fmt::format("is {}; it must be from {} to {}", value, min, max));
+  };
+  const auto number = [&](const char* key, double value, bool inside, const char* interval) {
+    mistakes.require(inside, {key}, fmt::format("is {}; it must be {}", value, interval));
+  };
+  const auto not_negative = [&](const char* key, double value) {
+    number(key, value, value >= 0, "at least 0");
+  };
+  const auto positive = [&](const char* key, double value) {
+    number(key, value, value > 0, "above 0");
+  };
+  const auto below_one = [&](const char* key, double value) {
+    number(key, value, value >= 0 && value < 1, "at least 0 and below 1");
+  };
+  const auto fraction = [&](const char* key, double value) {
+    number(key, value, value > 0 && value <= 1, "above 0 and at most 1");
+  };
+  const auto share = [&](const char* key, double value) {
+    number(key, value, value >= 0 && value <= 1, "from 0 to 1");
+  };
+  const auto ordered = [&](const char* min_key, auto min, const char* max_key, auto max) {
+    const auto word = [](std::string_view key) { return key.substr(key.rfind('.') + 1); };
+    mistakes.require(min <= max, {min_key, max_key},
+                     fmt::format("{} {} is above {} {}", word(min_key), min, word(max_key), max));
+  };
+
+  mistakes.require(!job.model.name.empty(), {"model.name"},
+                   "is missing; `convoy model list` shows the names");
+  whole("workers", job.workers, 0, 65536);
+  whole("batch_per_worker", job.batch_per_worker, 1, 65536);
+  whole("threads_per_worker", job.threads_per_worker, 0, 1024);
+  whole("epochs", job.epochs, 1, 1000000);
+  mistakes.require(device != "cpu" || (job.precision != Job::Precision::kTf32 &&
+                                       job.precision != Job::Precision::kFp16),
+                   {"precision"}, "TF32 and FP16 need --device cuda; on cpu use FP32 or BF16");
+
+  const Job::Data& data = job.data;
+  const Job::Data::Train& train = data.train;
+  using Crop = Job::Data::Train::Crop;
+  mistakes.require(!data.path.empty() || data.format == Job::Data::Format::kSynthetic,
+                   {"data.path"}, "is missing; give the dataset's folder here or with --data");
+  whole("data.classes", data.classes, 0, 1u << 20);
+  mistakes.require(train.size > 0 || data.format != Job::Data::Format::kImageFolder,
+                   {"data.train.size", "data.format"},
+                   "is 0, but the images of a folder have no common size; give one, e.g. 224");
+  whole("data.train.size", train.size, 0, 8192);
+  fraction("data.train.area_min", train.area_min);
+  fraction("data.train.area_max", train.area_max);
+  ordered("data.train.area_min", train.area_min, "data.train.area_max", train.area_max);
+  positive("data.train.ratio_min", train.ratio_min);
+  positive("data.train.ratio_max", train.ratio_max);
+  ordered("data.train.ratio_min", train.ratio_min, "data.train.ratio_max", train.ratio_max);
+  whole("data.train.scale_min", train.scale_min, 1, 8192);
+  whole("data.train.scale_max", train.scale_max, 1, 8192);
+  ordered("data.train.scale_min", train.scale_min, "data.train.scale_max", train.scale_max);
+  mistakes.require(train.crop != Crop::kScaleAndCrop || train.size <= train.scale_min,
+                   {"data.train.size", "data.train.scale_min"},
+                   fmt::format("a crop of {} pixels does not fit into a shorter side of scale_min "
+                               "{}",
+                               train.size, train.scale_min));
+  whole("data.train.pad", train.pad, 0, 8192);
+  whole("data.eval.resize", data.eval.resize, 0, 8192);
+  whole("data.eval.size", data.eval.size, 0, 8192);
+  const uint32_t eval_size = data.eval.size ? data.eval.size : train.size;
+  mistakes.require(data.eval.resize == 0 || eval_size <= data.eval.resize,
+                   {"data.eval.resize", "data.eval.size", "data.train.size"},
+                   fmt::format("evaluation crops {} pixels from a shorter side of {}; make "
+                               "data.eval.resize at least as large, or 0",
+                               eval_size, data.eval.resize));
+  mistakes.require(data.mean.size() == data.std.size(), {"data.mean", "data.std"},
+                   fmt::format("mean has {} values and std {}", data.mean.size(), data.std.size()));
+  mistakes.require(std::all_of(data.std.begin(), data.std.end(), [](double s) { return s > 0; }),
+                   {"data.std"}, "must be above 0");
+  mistakes.require(
+      data.mean_subtraction == Job::Data::MeanSubtraction::kPerChannel || data.mean.empty(),
+      {"data.mean", "data.mean_subtraction"},
+      "has no effect unless data.mean_subtraction is PER_CHANNEL; leave it out");
+  whole("data.max_pixels", data.max_pixels, 1, uint64_t{1} << 40);
+  whole("data.synthetic_samples", data.synthetic_samples, 1, uint64_t{1} << 40);
+
+  const Job::Model& model = job.model;
+  share("model.batch_norm_momentum", model.batch_norm_momentum);
+  fraction("model.batch_norm_epsilon", model.batch_norm_epsilon);
+  below_one("model.dropout", model.dropout);
+  below_one("model.label_smoothing", model.label_smoothing);
+
+  const Job::Optimizer& optimizer = job.optimizer;
+  not_negative("optimizer.learning_rate", optimizer.learning_rate);
+  whole("optimizer.base_batch", optimizer.base_batch, 1, 1u << 30);
+  below_one("optimizer.momentum", optimizer.momentum);
+  mistakes.require(!optimizer.nesterov || optimizer.momentum > 0,
+                   {"optimizer.nesterov", "optimizer.momentum"},
+                   "nesterov needs a momentum above 0");
+  not_negative("optimizer.weight_decay", optimizer.weight_decay);
+  positive("optimizer.trust_coefficient", optimizer.trust_coefficient);
+  not_negative("optimizer.lars_epsilon", optimizer.lars_epsilon);
+  not_negative("optimizer.clip_norm", optimizer.clip_norm);
+  below_one("optimizer.ema_decay", optimizer.ema_decay);
+
+  const Job::Schedule& schedule = job.schedule;
+  const auto& milestones = schedule.milestones;
+  mistakes.require(std::adjacent_find(milestones.begin(), milestones.end(),
+                                      std::greater_equal<>()) == milestones.end() &&
+                       (milestones.empty() || milestones.front() > 0),
+                   {"schedule.milestones"},
+                   fmt::format("must be above 0 and rising, not {}", fmt::join(milestones, ", ")));
+  positive("schedule.gamma", schedule.gamma);
+  not_negative("schedule.warmup_epochs", schedule.warmup_epochs);
+  mistakes.require(schedule.warmup_epochs <= job.epochs, {"schedule.warmup_epochs", "epochs"},
+                   fmt::format("a warm-up of {} epochs is longer than the run of {} (set "
+                               "schedule.warmup_epochs too)",
+                               schedule.warmup_epochs, job.epochs));
+  share("schedule.warmup_start_factor", schedule.warmup_start_factor);
+  share("schedule.end_factor", schedule.end_factor);
+  positive("schedule.power", schedule.power);
+  whole("schedule.patience", schedule.patience, 1, 1000000);
+  below_one("schedule.threshold", schedule.threshold);
+  mistakes.require(
+      schedule.kind != Job::Schedule::Kind::kPlateau || job.evaluation.every_epochs > 0,
+      {"evaluation.every_epochs", "schedule.kind"},
+      "PLATEAU needs evaluations during the run; evaluation.every_epochs must not be 0");
+
+  whole("evaluation.batch", job.evaluation.batch, 1, 65536);
+  not_negative("checkpoint.every_minutes", job.checkpoint.every_minutes);
+  whole("checkpoint.keep", job.checkpoint.keep, 1, 1000000);
+  number("reduction.bucket_mib", job.reduction.bucket_mib,
+         job.reduction.bucket_mib > 0 && job.reduction.bucket_mib <= 4096,
+         "above 0 and at most 4096");
+  whole("log.every_steps", job.log.every_steps, 1, std::numeric_limits<uint32_t>::max());
+}
+
+}  // namespace convoy::trainer
