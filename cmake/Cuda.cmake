@@ -18,9 +18,9 @@ if(CONVOY_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER "${CONVOY_CCACHE}")
 endif()
 
-# CMake 3.25 does not hand C++20 to nvcc 13.
+# CMake 3.25 does not hand C++20 to nvcc 13, and fmt 9 takes nvcc for one without constexpr.
 target_compile_options(convoy_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -Xcompiler=-Wall>
+  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -DFMT_USE_CONSTEXPR=1 -Xcompiler=-Wall>
   $<$<AND:$<BOOL:${CONVOY_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)
 
 # convoy_nvidia_library(<name> <header> <so> <version header> <macro prefix> <least version>): finds it,

@@ -1,10 +1,12 @@
 // Add on CUDA where fusion left one alone. Backward hands dy to both inputs.
 #include "ops/add.h"
+#include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
-#include "ops/cuda_kernel.h"
 
 namespace convoy::ops {
 namespace {
+
+using namespace cuda;
 
 template <typename T>
 __global__ void add_kernel(T* y, const T* a, const T* b, int64_t n) {
@@ -42,8 +44,8 @@ class AddCuda final : public Op {
   void backward(const NodeMemory& m, const StepInfo&) override {
     for (void* dx : m.dx)
       if (dx && dx != m.dy[0])
-        cuda::check(cudaMemcpyAsync(dx, m.dy[0], static_cast<size_t>(n_) * sizeof(T),
-                                    cudaMemcpyDeviceToDevice, stream_));
+        check(cudaMemcpyAsync(dx, m.dy[0], static_cast<size_t>(n_) * sizeof(T),
+                              cudaMemcpyDeviceToDevice, stream_));
   }
 
  private:

@@ -30,6 +30,7 @@ class CudaDevice final : public Device {
   void download(void* to, const void* from, size_t bytes) override;
   void wait() override;
   bool shares_host_memory() const override { return false; }
+  void* queue() const override { return stream(); }
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
   std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
   void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,

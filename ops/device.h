@@ -44,6 +44,9 @@ class Device {
   virtual void wait() = 0;
   // True where the host reads and writes this memory as its own.
   virtual bool shares_host_memory() const = 0;
+  // The CUDA stream on which everything is enqueued, for who reduces its gradients; null where the
+  // host computes.
+  virtual void* queue() const { return nullptr; }
   // An op of the catalogue for fixed shapes. Throws Error (kBadJob) if the device cannot run it.
   virtual std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) = 0;
 

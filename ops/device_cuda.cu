@@ -2,8 +2,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
-#include "ops/cuda_kernel.h"
 
 namespace convoy::ops {
 

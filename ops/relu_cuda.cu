@@ -1,10 +1,12 @@
 // ReLU on CUDA where fusion left one alone. The mask is one bit per element, in words of 16.
+#include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
-#include "ops/cuda_kernel.h"
 #include "ops/relu.h"
 
 namespace convoy::ops {
 namespace {
+
+using namespace cuda;
 
 // One thread takes a word of the mask: 16 elements, fewer at the end.
 template <typename T>

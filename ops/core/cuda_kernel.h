@@ -1,4 +1,4 @@
-// How our CUDA kernels are written, for ops/*_cuda.cu: launching, numbers, vectors.
+// How our CUDA kernels are written, for every .cu file: launching, numbers, vectors.
 //
 // Every .cu file is compiled twice: by nvcc, and by the host's compiler for the emulated GPU of the
 // tests (tests/support/emulated_gpu/), which runs the same kernels thread by thread. So a kernel is
@@ -17,11 +17,11 @@
 #include "ops/core/error.h"
 #include "ops/core/tensor.h"
 
-namespace convoy::ops {
+namespace convoy::cuda {
 
 inline constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
 
-// kernel<<<blocks, threads, 0, stream>>>(arguments...)
+// Enqueues kernel(arguments...) for a line of blocks.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
             Arguments... arguments) {
@@ -29,8 +29,13 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStre
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::launch(blocks, threads, stream, [=] { kernel(arguments...); });
 #else
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream> > >(arguments...);
-  cuda::check(cudaGetLastError());
+  const auto launch_with = [&](Parameters... parameters) {
+    void* pointers[] = {&parameters...};
+    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                           dim3(static_cast<unsigned>(blocks)),
+                           dim3(static_cast<unsigned>(threads)), pointers, 0, stream));
+  };
+  launch_with(arguments...);
 #endif
 }
 
@@ -128,4 +133,4 @@ auto with_cuda_type(DType type, Body body) {
   fail(ExitCode::kBadJob, "a GPU computes in fp32, bf16 and fp16, not in {}", name_of(type));
 }
 
-}  // namespace convoy::ops
+}  // namespace convoy::cuda
