@@ -12,7 +12,7 @@ namespace convoy::ops {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice();
+  explicit CudaDevice(int index);  // becomes the calling thread's
 
   // What all ops enqueue their work on.
   cudaStream_t stream() const { return stream_.get(); }
@@ -44,7 +44,7 @@ class CudaDevice final : public Device {
   void accumulate(void* sum, const void* addend, int64_t n, DType type) override;
 
  private:
-  int index_ = 0;
+  int index_;
   cuda::Stream stream_;
   cuda::Event inputs_read_;
   // Small uploads go through here, so that the caller has its memory back at once.

@@ -18,11 +18,12 @@ void DeviceFloats::write() {
   if (copy_.size() > 0) device_.upload(data(), copy_.data(), copy_.size());
 }
 
-std::unique_ptr<Device> make_device(const std::string& name, int threads) {
+std::unique_ptr<Device> make_device(const std::string& name, int threads,
+                                    [[maybe_unused]] int gpu) {
   if (name == "cpu") return make_cpu_device(threads);
   if (name == "cuda")
 #ifdef CONVOY_CUDA
-    return make_cuda_device();
+    return make_cuda_device(gpu);
 #else
     fail(ExitCode::kUsage, "--device cuda: this build has no CUDA path; use --device cpu");
 #endif

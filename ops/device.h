@@ -80,7 +80,7 @@ class DeviceFloats {
   float* data() const { return static_cast<float*>(memory_.data.get()); }  // on the device
   size_t size() const { return floats_; }
   bool empty() const { return floats_ == 0; }
-  // As they are now; waits. Valid until the next call.
+  // As they are now; waits. On the CPU always, else until the next read().
   std::span<float> read();
   // What was changed in the span from read() goes to the device.
   void write();
@@ -95,10 +95,11 @@ class DeviceFloats {
 // threads: how many OpenMP threads compute one op. A CPU device belongs to the thread that uses it:
 // make, forward and backward must be called from one thread (oneDNN's bits depend on the setting).
 std::unique_ptr<Device> make_cpu_device(int threads);
-// Of the calling thread's current GPU (cudaSetDevice). Throws Error (kUsage) where none answers.
-std::unique_ptr<Device> make_cuda_device();
+// gpu: which of the visible ones, counted round: ranks of one host give their local rank. Throws
+// Error (kUsage) where none answers.
+std::unique_ptr<Device> make_cuda_device(int gpu);
 
 // "cpu"; "cuda" is refused (kUsage) where it was not built or no GPU answers.
-std::unique_ptr<Device> make_device(const std::string& name, int threads);
+std::unique_ptr<Device> make_device(const std::string& name, int threads, int gpu = 0);
 
 }  // namespace convoy::ops

@@ -7,11 +7,11 @@
 
 namespace convoy::ops {
 
-CudaDevice::CudaDevice()
-    : stream_(cuda::make_stream()),
-      inputs_read_(cuda::make_event()),
-      staging_(cuda::allocate_pinned(kStagingBytes)) {
-  cuda::check(cudaGetDevice(&index_));
+CudaDevice::CudaDevice(int index) : index_(index) {
+  use();
+  stream_ = cuda::make_stream();
+  inputs_read_ = cuda::make_event();
+  staging_ = cuda::allocate_pinned(kStagingBytes);
   cuda::record(inputs_read_, stream());
 }
 
@@ -92,14 +92,14 @@ double CudaDevice::measure_copy() {
   return 2.0 * static_cast<double>(kBytes) / best_seconds;
 }
 
-std::unique_ptr<Device> make_cuda_device() {
+std::unique_ptr<Device> make_cuda_device(int gpu) {
   int gpus = 0;
   const cudaError_t status = cudaGetDeviceCount(&gpus);
   if (status != cudaSuccess || gpus == 0)
     fail(ExitCode::kUsage, "--device cuda: no GPU answers ({}: {}); use --device cpu",
          cudaGetErrorName(status == cudaSuccess ? cudaErrorNoDevice : status),
          cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status));
-  return std::make_unique<CudaDevice>();
+  return std::make_unique<CudaDevice>(gpu % gpus);
 }
 
 }  // namespace convoy::ops

@@ -148,10 +148,11 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
       b.no_peak ? Limits{} : measure_limits(b.device, b.type, limit_threads, b.profile);
 
   EngineConfig config{.device = b.device,
+                      .gpu = communicator.local_rank(),
                       .workers = b.workers * communicator.size(),
                       .batch_per_worker = shape.n,
                       .threads_per_worker = threads,
-                      .lanes = b.workers,
+                      .lanes = lanes_for(b.device, b.workers, b.workers, 1),
                       .type = b.type,
                       .input = input,
                       .optimizer = {},

@@ -40,7 +40,8 @@ struct Engine::Lane {
   Clock::time_point backward_end;
 };
 
-int lanes_for(int hosted, int cpus, int threads_per_worker) {
+int lanes_for(const std::string& device, int hosted, int cpus, int threads_per_worker) {
+  if (device != "cpu") return 1;
   return std::clamp(cpus / std::max(1, threads_per_worker), 1, std::max(1, hosted));
 }
 
@@ -68,7 +69,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
   lane_state_.resize(static_cast<size_t>(config_.lanes));
   lanes_.run([&](int lane) {
     auto state = std::make_unique<Lane>();
-    state->device = ops::make_device(config_.device, config_.threads_per_worker);
+    state->device = ops::make_device(config_.device, config_.threads_per_worker, config_.gpu);
     lane_state_[static_cast<size_t>(lane)] = std::move(state);
   });
   ops::Device& device = *lane_state_[0]->device;

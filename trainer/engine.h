@@ -19,6 +19,7 @@ namespace convoy::trainer {
 
 struct EngineConfig {
   std::string device = "cpu";
+  int gpu = 0;      // see ops::make_device
   int workers = 1;  // W of the job
   int64_t batch_per_worker = 32;
   int threads_per_worker = 1;
@@ -33,8 +34,9 @@ struct EngineConfig {
   bool training = true;  // false: evaluate() alone will be called
 };
 
-// How many workers of `hosted` run at once on this rank's CPUs: all of them if the cores suffice.
-int lanes_for(int hosted, int cpus, int threads_per_worker);
+// How many workers of `hosted` run at once on this rank: on its CPUs all of them if the cores
+// suffice, on a GPU one after the other.
+int lanes_for(const std::string& device, int hosted, int cpus, int threads_per_worker);
 
 class Engine {
  public:

@@ -108,10 +108,10 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
   job.workers = 1;
   job.threads_per_worker = std::max(1u, job.threads_per_worker);
   const int threads = static_cast<int>(job.threads_per_worker);
-  const int lanes = std::max(1, cpus / threads);
+  const int lanes = lanes_for(o.device, cpus, cpus, threads);
   const data::ImageShape shape = data::output_shape(eval_transform(job), *val);
-  EngineConfig config =
-      engine_config(job, o.device, image_input(job, normalisation, shape, 1), lanes);
+  EngineConfig config = engine_config(job, o.device, communicator.local_rank(),
+                                      image_input(job, normalisation, shape, 1), lanes);
   config.training = false;
   Engine engine(communicator, graph_of(job, shape), config);
   restore(engine, state, true);

@@ -195,10 +195,11 @@ DType precision_type(Job::Precision precision) {
   return precision == Job::Precision::kBf16 ? DType::kBfloat16 : DType::kFloat32;
 }
 
-EngineConfig engine_config(const Job& job, const std::string& device, const ops::ImageInput& input,
-                           int lanes) {
+EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
+                           const ops::ImageInput& input, int lanes) {
   const Job::Optimizer& o = job.optimizer;
   return {.device = device,
+          .gpu = gpu,
           .workers = static_cast<int>(job.workers),
           .batch_per_worker = job.batch_per_worker,
           .threads_per_worker = static_cast<int>(job.threads_per_worker),

@@ -41,8 +41,8 @@ ops::ImageInput image_input(const Job& job, const Normalisation& normalisation,
 ops::Graph graph_of(const Job& job, const data::ImageShape& shape);
 DType precision_type(Job::Precision precision);
 
-EngineConfig engine_config(const Job& job, const std::string& device, const ops::ImageInput& input,
-                           int lanes);
+EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
+                           const ops::ImageInput& input, int lanes);
 
 // The device, instruction set, libraries and build of this process.
 Fingerprint fingerprint(const std::string& device);

@@ -182,7 +182,7 @@ class Run {
     const int hosted = comm::map_workers(static_cast<int>(job_.workers), communicator_.size())
                            .at(static_cast<size_t>(communicator_.rank()))
                            .size();
-    lanes_ = lanes_for(hosted, cpus, static_cast<int>(job_.threads_per_worker));
+    lanes_ = lanes_for(options_.device, hosted, cpus, static_cast<int>(job_.threads_per_worker));
     data_threads_ = options_.data_threads >= 0
                         ? options_.data_threads
                         : std::max(1, cpus - lanes_ * static_cast<int>(job_.threads_per_worker));
@@ -261,8 +261,9 @@ class Run {
     const data::ImageShape shape = data::output_shape(train_transform(job_), *train_);
     input_ = image_input(job_, normalisation_, shape, job_.batch_per_worker);
     evaluator_.emplace(*val_, job_, normalisation_, data_threads_);
-    engine_ = std::make_unique<Engine>(communicator_, graph_of(job_, shape),
-                                       engine_config(job_, options_.device, input_, lanes_));
+    engine_ = std::make_unique<Engine>(
+        communicator_, graph_of(job_, shape),
+        engine_config(job_, options_.device, communicator_.local_rank(), input_, lanes_));
   }
 
   int dry_run() {

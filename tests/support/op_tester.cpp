@@ -247,16 +247,24 @@ std::vector<uint32_t> bits_of(const std::vector<float>& v) {
   return bits;
 }
 
-std::vector<Target> targets() {
-  std::vector<Target> all;
+std::vector<std::string> device_names() {
+  std::vector<std::string> names;
   for (const char* name : {"cpu", "cuda"}) {
     try {
       make_device(name, 1);
     } catch (const Error&) {
       continue;
     }
+    names.emplace_back(name);
+  }
+  return names;
+}
+
+std::vector<Target> targets() {
+  std::vector<Target> all;
+  for (const std::string& name : device_names()) {
     for (const DType type : {DType::kFloat32, DType::kBfloat16}) all.push_back({name, type});
-    if (name == std::string("cuda")) all.push_back({name, DType::kFloat16});
+    if (name == "cuda") all.push_back({name, DType::kFloat16});
   }
   return all;
 }

@@ -16,13 +16,15 @@
 
 namespace convoy::ops {
 
+// Every device that is there. (device_test.cpp says which are missing.)
+std::vector<std::string> device_names();
+
 // A device and the type of the activations: what every OpTest runs on.
 struct Target {
   std::string device;
   DType type;
 };
-// Every device that is there, in fp32 and bf16, a GPU in fp16 too. (device_test.cpp says which are
-// missing.)
+// device_names() in fp32 and bf16, a GPU in fp16 too.
 std::vector<Target> targets();
 void PrintTo(const Target& target, std::ostream* out);
 std::string target_name(const ::testing::TestParamInfo<Target>& info);
