@@ -302,6 +302,7 @@ void Network::forward(const uint8_t* pixels, const StepInfo& step) {
   {
     const Stopwatch watch(times_.input);
     input_->run(at(memory_.value[0]), pixels);
+    if (config_.profile) device_.wait();
   }
   run_forward(step);
 }
@@ -327,6 +328,7 @@ void Network::run(const Segment& segment, const StepInfo& step, size_t first_tim
     for (size_t c = 0; c < segment.calls.size(); ++c) {
       const Stopwatch watch(times_.calls[first_time + c].second);
       run(segment.calls[c], slice, step);
+      if (config_.profile) device_.wait();
     }
 }
 
@@ -364,6 +366,7 @@ void Network::loss(const int32_t* labels, double gradient_scale, float* head) {
                 .gradient_scale = gradient_scale},
                at(memory_.dlogits), config_.type, x.data, x.type, labels,
                static_cast<LossResult*>(loss_result_.data.get()), head);
+  if (config_.profile) device_.wait();
 }
 
 LossResult Network::loss_result() const {

@@ -31,6 +31,7 @@ struct NetworkConfig {
   std::optional<ImageInput> input;
   double label_smoothing = 0.0;
   int64_t slice_bytes = 0;  // 0: what the device says (tests)
+  bool profile = false;     // wait for the device behind each call, so that times() are its work's
 };
 
 // When buffers live, in moments: 0 the input, then each forward segment, the loss, each backward
@@ -51,7 +52,7 @@ struct NetworkMemory {
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
                              bool training);
 
-// Seconds spent since a network was made.
+// Seconds spent since a network was made; on a GPU, without `profile`, of enqueueing alone.
 struct NetworkTimes {
   double input = 0, loss = 0;
   std::vector<std::pair<Call, double>> calls;  // in the order of the step

@@ -156,7 +156,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .type = b.type,
                       .input = input,
                       .optimizer = {},
-                      .training = !b.inference};
+                      .training = !b.inference,
+                      .profile = b.profile};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));

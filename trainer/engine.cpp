@@ -93,7 +93,8 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
                            .type = config_.type,
                            .training = true,
                            .input = config_.input,
-                           .label_smoothing = config_.label_smoothing});
+                           .label_smoothing = config_.label_smoothing,
+                           .profile = config_.profile});
     auto* flat = state.flat = reducer_->memory(lane);
     state.network->bind({.parameters = parameters_->data(),
                          .running = running_->data(),
@@ -232,12 +233,14 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
     if (!(state.evaluation_shape == input.shape)) state.evaluation.reset();
     if (static_cast<uint64_t>(lane) >= slices) return;
     if (!state.evaluation) {
-      state.evaluation = std::make_unique<ops::Network>(*state.device, graph_,
-                                                        ops::NetworkConfig{.batch = input.shape.n,
-                                                                           .type = config_.type,
-                                                                           .training = false,
-                                                                           .input = input,
-                                                                           .label_smoothing = 0.0});
+      state.evaluation =
+          std::make_unique<ops::Network>(*state.device, graph_,
+                                         ops::NetworkConfig{.batch = input.shape.n,
+                                                            .type = config_.type,
+                                                            .training = false,
+                                                            .input = input,
+                                                            .label_smoothing = 0.0,
+                                                            .profile = config_.profile});
       state.evaluation_shape = input.shape;
     }
     state.evaluation->bind({.parameters = flat,

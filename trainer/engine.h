@@ -32,6 +32,7 @@ struct EngineConfig {
   double bucket_mib = 4.0;
   uint64_t seed = 1;
   bool training = true;  // false: evaluate() alone will be called
+  bool profile = false;  // see ops::NetworkConfig
 };
 
 // How many workers of `hosted` run at once on this rank: on its CPUs all of them if the cores
