@@ -127,7 +127,7 @@ class Run {
   void find_resume() {
     std::string text;
     if (is_root() && !options_.dry_run) {
-      std::optional<std::string> folder;
+      std::optional<LoadedCheckpoint> loaded;
       const bool has_own = !list_checkpoints(options_.out).empty();
       if (options_.resume == "never" && has_own)
         fail(ExitCode::kUsage,
@@ -136,15 +136,14 @@ class Run {
              printable(options_.out));
       // What --out holds comes first, so that the same command goes on after a stop.
       if (has_own)
-        folder = find_newest(options_.out);
+        loaded = find_newest(options_.out);
       else if (options_.resume != "auto" && options_.resume != "never")
-        folder = options_.resume;
-      json out = {{"found", folder.has_value()}};
-      if (folder) {
-        LoadedCheckpoint loaded = has_own ? load_newest(*folder) : load_resume(*folder);
-        checkpoint_ = std::move(loaded.state);
+        loaded = load_resume(options_.resume);
+      json out = {{"found", loaded.has_value()}};
+      if (loaded) {
+        checkpoint_ = std::move(loaded->state);
         const CheckpointFacts& f = checkpoint_->facts;
-        out.update({{"folder", loaded.folder},
+        out.update({{"folder", loaded->folder},
                     {"evaluated", f.top1.has_value()},
                     {"step", f.step},
                     {"job", f.job},

@@ -63,6 +63,14 @@ std::vector<std::string> names_in(const std::string& folder) {
   return names;
 }
 
+// The folder of what find_newest() loads, which is what lies there.
+std::optional<std::string> newest_in(const std::string& out) {
+  const std::optional<LoadedCheckpoint> loaded = find_newest(out);
+  if (!loaded) return std::nullopt;
+  EXPECT_EQ(state_digest(loaded->state), verify_checkpoint(loaded->folder).digest);
+  return loaded->folder;
+}
+
 Error error_of(const std::function<void()>& call) {
   try {
     call();
@@ -218,7 +226,7 @@ TEST(Checkpoint, EveryDamageIsNamedAndTheOneBeforeIsUsed) {
       error_of([&] { load_checkpoint(damaged); });
 
       const LogLines log;
-      EXPECT_EQ(find_newest(out.path()), checkpoint(out.path(), 100));
+      EXPECT_EQ(newest_in(out.path()), checkpoint(out.path(), 100));
       EXPECT_NE(log.text().find(name), std::string::npos) << log.text();
       EXPECT_NE(log.text().find("step-0000000200.damaged-1"), std::string::npos) << log.text();
       EXPECT_EQ(names_in(out.path("checkpoints")),
@@ -243,7 +251,7 @@ TEST(Checkpoint, AFolderUnderAnotherStepsNameIsSetAside) {
   fs::rename(path, checkpoint(out.path(), 2));
   verify_checkpoint(checkpoint(out.path(), 2));  // whole in itself
   const LogLines log;
-  EXPECT_EQ(find_newest(out.path()), std::nullopt);
+  EXPECT_EQ(newest_in(out.path()), std::nullopt);
   EXPECT_NE(log.text().find("manifest is of step 1"), std::string::npos) << log.text();
 }
 
@@ -257,8 +265,14 @@ TEST(Checkpoint, WhatIsNoCheckpointSaysSo) {
     EXPECT_EQ(error.code(), ExitCode::kBadData);
     EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
   }
-  EXPECT_EQ(find_newest(out.path()), std::nullopt);
-  EXPECT_EQ(find_newest(out.path("none")), std::nullopt);
+  for (const auto& [path, expected] : {std::pair{out.path("none"), "none: no such folder"},
+                                       {out.path(), "nor a run with checkpoints"}}) {
+    const Error error = error_of([&, dir = path] { load_newest(dir); });
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
+    EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(newest_in(out.path()), std::nullopt);
+  EXPECT_EQ(newest_in(out.path("none")), std::nullopt);
   EXPECT_TRUE(list_checkpoints(out.path()).empty());
 }
 
@@ -299,7 +313,7 @@ TEST(Checkpoint, LeftoversOfKilledSavesAreNoCheckpointsAndAreRemoved) {
   fs::copy(path, checkpoint(out.path(), 1) + ".deleting");
   out.write("checkpoints/notes.txt", "a user's own");
   EXPECT_EQ(list_checkpoints(out.path()), (std::vector<std::string>{path}));
-  EXPECT_EQ(find_newest(out.path()), path);
+  EXPECT_EQ(newest_in(out.path()), path);
   EXPECT_EQ(names_in(out.path("checkpoints")),
             (std::vector<std::string>{"notes.txt", "step-0000000005"}));
   // A save over its own leftover.
@@ -364,7 +378,7 @@ TEST(Checkpoint, AFullDiskIsAnIoErrorWithNumbersAndLeavesNoTemporary) {
     EXPECT_NE(message.find("free on this file system: "), std::string::npos) << message;
   }
   EXPECT_EQ(names_in(out.path("checkpoints")), (std::vector<std::string>{"step-0000000001"}));
-  EXPECT_EQ(find_newest(out.path()), checkpoint(out.path(), 1));
+  EXPECT_EQ(newest_in(out.path()), checkpoint(out.path(), 1));
 }
 
 TEST(Checkpoint, AFailedSaveLeavesNoTemporary) {
@@ -385,7 +399,7 @@ TEST(Checkpoint, NamesSortByStepBeyondTenDigits) {
   EXPECT_EQ(list_checkpoints(out.path()),
             (std::vector<std::string>{checkpoint(out.path(), 5), checkpoint(out.path(), 9999999999),
                                       out.path("checkpoints/step-10000000000")}));
-  EXPECT_EQ(find_newest(out.path()), out.path("checkpoints/step-10000000000"));
+  EXPECT_EQ(newest_in(out.path()), out.path("checkpoints/step-10000000000"));
 }
 
 // Kills a process that saves again and again, at many moments: what stands is always whole.
