@@ -13,6 +13,7 @@ find_package(ZLIB REQUIRED)
 find_package(PNG 1.6 REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(JPEG REQUIRED IMPORTED_TARGET "libjpeg>=2.1")  # libjpeg-turbo's libjpeg API
+pkg_check_modules(DEFLATE REQUIRED IMPORTED_TARGET "libdeflate>=1.14")
 
 # oneDNN, found without its CMake package: Debian's asks for OpenCL headers that nobody needs here.
 find_path(DNNL_INCLUDE_DIR dnnl.hpp REQUIRED)

@@ -7,8 +7,8 @@ packages=(
   # to build
   g++ cmake ninja-build ccache pkg-config protobuf-compiler
   # libraries (cmake/Dependencies.cmake)
-  libboost-program-options-dev libdnnl-dev libfmt-dev libjpeg62-turbo-dev libopenmpi-dev libpng-dev
-  libprotobuf-dev libssl-dev nlohmann-json3-dev zlib1g-dev
+  libboost-program-options-dev libdeflate-dev libdnnl-dev libfmt-dev libjpeg62-turbo-dev libopenmpi-dev
+  libpng-dev libprotobuf-dev libssl-dev nlohmann-json3-dev zlib1g-dev
   # to run on several ranks
   openmpi-bin
   # tests, and the demo's images

@@ -269,15 +269,13 @@ Loaded load(const std::string& dir) {
   return loaded;
 }
 
-// What is wrong with the checkpoint of `step` in `dir`; empty when it is whole.
-std::string damage_in(const std::string& dir, uint64_t step) {
-  try {
-    const VerifiedCheckpoint found = verify_checkpoint(dir);
-    if (found.facts.step == step) return "";
-    return fmt::format("{}: its manifest is of step {}", printable(dir), found.facts.step);
-  } catch (const NotWhole& error) {
-    return error.what();
-  }
+// The checkpoint of `step` in `dir`.
+Loaded load_step(const std::string& dir, uint64_t step) {
+  Loaded loaded = load(dir);
+  if (loaded.verified.facts.step != step)
+    throw NotWhole(ExitCode::kFault, fmt::format("{}: its manifest is of step {}", printable(dir),
+                                                 loaded.verified.facts.step));
+  return loaded;
 }
 
 // Gives a finished temporary folder its name. Of what stands there already, the same state stays
@@ -286,8 +284,13 @@ std::string damage_in(const std::string& dir, uint64_t step) {
 void publish(const fs::path& temporary, const fs::path& target, uint64_t step,
              const std::string& digest) {
   if (fs::exists(fs::symlink_status(target))) {
-    const std::string damage = damage_in(target.string(), step);
-    if (damage.empty() && verify_checkpoint(target.string()).digest == digest) {
+    std::string there, damage;
+    try {
+      there = load_step(target.string(), step).verified.digest;
+    } catch (const NotWhole& error) {
+      damage = error.what();
+    }
+    if (there == digest) {
       rename_path(temporary / kManifest, target / kManifest);
       sync_folder(target);
       remove_tree(temporary);
@@ -368,14 +371,20 @@ std::vector<std::string> list_checkpoints(const std::string& out_dir) {
   return paths;
 }
 
-LoadedCheckpoint load_newest(const std::string& path) {
+std::vector<std::string> checkpoints_at(const std::string& path) {
   std::error_code error;
-  if (fs::exists(fs::path(path) / kManifest, error)) return {path, load_checkpoint(path)};
+  if (fs::exists(fs::path(path) / kManifest, error)) return {path};
+  if (!fs::is_directory(path, error))
+    fail(ExitCode::kBadData, "{}: no such folder", printable(path));
   std::vector<std::string> folders = list_checkpoints(path);
   if (folders.empty())
     fail(ExitCode::kBadData, "{}: neither a checkpoint (no {}) nor a run with checkpoints",
          printable(path), kManifest);
-  for (;; folders.pop_back()) {
+  return folders;
+}
+
+LoadedCheckpoint load_newest(const std::string& path) {
+  for (std::vector<std::string> folders = checkpoints_at(path);; folders.pop_back()) {
     try {
       return {folders.back(), load_checkpoint(folders.back())};
     } catch (const Error& e) {
@@ -385,15 +394,18 @@ LoadedCheckpoint load_newest(const std::string& path) {
   }
 }
 
-std::optional<std::string> find_newest(const std::string& out_dir) {
+std::optional<LoadedCheckpoint> find_newest(const std::string& out_dir) {
   remove_leftovers(checkpoints_dir(out_dir));
   std::vector<std::string> paths = list_checkpoints(out_dir);
   for (; !paths.empty(); paths.pop_back()) {
     const fs::path path = paths.back();
-    const std::string damage = damage_in(path, *step_of(path.filename().string()));
-    if (damage.empty()) return path.string();
-    const std::string aside = set_aside(path, "damaged");
-    log::warning("{}; renamed to {}, the checkpoint before it is used", damage, printable(aside));
+    try {
+      return LoadedCheckpoint{path, load_step(path, *step_of(path.filename())).state};
+    } catch (const NotWhole& damage) {
+      const std::string aside = set_aside(path, "damaged");
+      log::warning("{}; renamed to {}, the checkpoint before it is used", damage.what(),
+                   printable(aside));
+    }
   }
   return std::nullopt;
 }

@@ -76,19 +76,22 @@ struct LoadedCheckpoint {
   CheckpointState state;
 };
 // The checkpoint at `path`, or the newest whole one of the run there; damaged ones before it are
-// named in the log. Changes nothing on disk. Throws as load_checkpoint, kBadData where there is
-// none.
+// named in the log. Changes nothing on disk. Throws as checkpoints_at and load_checkpoint.
 LoadedCheckpoint load_newest(const std::string& path);
 
-// The newest whole checkpoint of a run; nullopt where there is none. Newer ones that are damaged
-// are renamed step-N.damaged-<n> and named in the log. Leftovers of saves and deletions that were
-// killed are removed. Throws Error (kIo) where the system refuses, and as verify_checkpoint does
-// for a checkpoint of a newer format.
-std::optional<std::string> find_newest(const std::string& out_dir);
+// The newest whole checkpoint of the run in `out_dir`; nullopt where there is none. Newer ones that
+// are damaged are renamed step-N.damaged-<n> and named in the log. Leftovers of saves and deletions
+// that were killed are removed. Throws Error (kIo) where the system refuses, and as
+// verify_checkpoint does for a checkpoint of a newer format.
+std::optional<LoadedCheckpoint> find_newest(const std::string& out_dir);
 
 // Folders of OUT/checkpoints/ that carry a step's name, oldest first; their contents are not looked
 // at.
 std::vector<std::string> list_checkpoints(const std::string& out_dir);
+
+// `path` itself where it is a checkpoint, else those of the run there, oldest first; at least one.
+// Throws Error (kBadData) where it is neither.
+std::vector<std::string> checkpoints_at(const std::string& path);
 
 struct RetentionPolicy {
   uint32_t keep = 3;              // newest; at least 1 is kept

@@ -89,10 +89,11 @@ struct EvalOptions {
 
 int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) {
   // Rank 0 chooses, because a run that is being trained has a newer checkpoint every moment.
-  std::string dir;
-  if (communicator.rank() == 0) dir = load_newest(o.checkpoint).folder;
-  communicator.broadcast(dir, 0);
-  const CheckpointState state = load_checkpoint(dir);
+  LoadedCheckpoint loaded;
+  if (communicator.rank() == 0) loaded = load_newest(o.checkpoint);
+  communicator.broadcast(loaded.folder, 0);
+  if (communicator.rank() != 0) loaded.state = load_checkpoint(loaded.folder);
+  const auto& [dir, state] = loaded;
   Job job = parse_job(state.facts.job, dir + "/manifest.txtpb", {}, o.device);
   if (!o.data.empty()) job.data.path = o.data;
   const auto val = open_split(job, data::Split::kVal);

@@ -143,18 +143,17 @@ class Run {
            "--resume auto",
            printable(options_.out));
     // What --out holds comes first, so that the same command goes on after a stop.
-    std::optional<std::string> folder;
+    std::optional<LoadedCheckpoint> loaded;
     if (has_own)
-      folder = find_newest(options_.out);
+      loaded = find_newest(options_.out);
     else if (options_.resume != "auto" && options_.resume != "never")
-      folder = options_.resume;
-    if (!folder) return;
-    LoadedCheckpoint loaded = has_own ? load_newest(*folder) : load_resume(*folder);
-    checkpoint_ = std::move(loaded.state);
+      loaded = load_resume(options_.resume);
+    if (!loaded) return;
+    checkpoint_ = std::move(loaded->state);
     const CheckpointFacts& f = checkpoint_->facts;
     resume_ = {.found = true,
                .step = f.step,
-               .folder = loaded.folder,
+               .folder = loaded->folder,
                .evaluated = f.top1.has_value(),
                .job = f.job,
                .dataset_digest = f.dataset_digest,

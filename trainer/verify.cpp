@@ -1,5 +1,4 @@
 // convoy verify: is a checkpoint, or every checkpoint of a run, whole?
-#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -9,7 +8,6 @@
 
 namespace convoy::trainer {
 
-namespace fs = std::filesystem;
 namespace po = boost::program_options;
 
 int verify_command(const Arguments& arguments) {
@@ -27,17 +25,7 @@ int verify_command(const Arguments& arguments) {
                                     "dir");
   if (!values) return 0;
 
-  std::vector<std::string> folders = {dir};
-  std::error_code error;
-  if (!fs::exists(fs::path(dir) / "manifest.txtpb", error)) {
-    if (!fs::is_directory(dir, error))
-      fail(ExitCode::kBadData, "{}: no such folder", printable(dir));
-    folders = list_checkpoints(dir);
-    if (folders.empty())
-      fail(ExitCode::kBadData,
-           "{}: neither a checkpoint (no manifest.txtpb) nor a run with checkpoints",
-           printable(dir));
-  }
+  const std::vector<std::string> folders = checkpoints_at(dir);
   VerifiedCheckpoint newest;
   for (const std::string& folder : folders) newest = verify_checkpoint(folder);
   if (json) {

@@ -7,6 +7,7 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/convoy test XXXXXX")
 trap 'rm -rf "$work"' EXIT
 export CONVOY_CACHE=$work/cache
+export OMPI_MCA_orte_tmpdir_base=$work/session  # tests/end_to_end/program.cpp says why
 failures=0
 
 # check TEXT COMMAND...: the command must succeed.

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <string>
 
+#include "tests/support/temp_folder.h"
+
 namespace {
 
 struct Outcome {
@@ -25,7 +27,9 @@ Outcome run(const std::string& command) {
 }
 
 Outcome run_ranks(int ranks, const std::string& mode) {
-  return run("env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 '" CONVOY_MPIEXEC
+  const convoy::test::TempFolder session;  // tests/end_to_end/program.cpp says why
+  return run("env OMPI_MCA_orte_tmpdir_base='" + session.path() +
+             "' OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 '" CONVOY_MPIEXEC
              "' -n " +
              std::to_string(ranks) + " --oversubscribe --bind-to none '" CONVOY_EXIT_PROGRAM "' '" +
              mode + "'");

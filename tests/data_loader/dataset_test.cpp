@@ -141,6 +141,24 @@ TEST(Idx, BrokenFilesAreNamedWithTheirNumbers) {
   expect(damaged, labels, ".gz", {image_file, "gzip"});
 }
 
+// As gzip itself has it: members follow each other, and what comes after the last is no data.
+TEST(Idx, GzippedInPartsOrWithSomethingBehind) {
+  const std::string images = test::encode_idx_images(2, 2, 3, kTwelve);
+  const std::string labels = test::gzip(test::encode_idx_labels({4, 1}));
+  const std::string parts = test::gzip(images.substr(0, 19)) + test::gzip(images.substr(19));
+  for (const std::string& zipped : {parts, test::gzip(images) + std::string(512, '\0')}) {
+    const TempFolder root;
+    write_idx(root, "train", zipped, labels, ".gz");
+    const auto dataset = open_dataset(spec_of(root.path()), Split::kTrain);
+    EXPECT_EQ(read(*dataset, 0), (std::vector<uint8_t>{0, 1, 2, 3, 4, 5}));
+    EXPECT_EQ(read(*dataset, 1), (std::vector<uint8_t>{6, 7, 8, 9, 10, 11}));
+  }
+  const TempFolder root;
+  write_idx(root, "train", test::gzip(images) + test::gzip("x"), labels, ".gz");
+  expect_error(spec_of(root.path()), Split::kTrain, ExitCode::kBadData,
+               {"train-images-idx3-ubyte", "12 bytes", "more"});
+}
+
 TEST(Idx, LabelsOutsideTheJobsClassesAreAnError) {
   const TempFolder root;
   write_idx(root, "train", test::encode_idx_images(2, 2, 3, kTwelve),

@@ -6,8 +6,6 @@
 #include <unistd.h>
 
 #include <chrono>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <stdexcept>
 #include <thread>
@@ -92,9 +90,7 @@ Running::Running(const TempFolder& folder, const Arguments& arguments, int ranks
   ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
   // Open MPI 4.1 removes the host's session folder at the end of a run, and a run that starts at
   // that moment fails to make it: one for each.
-  const std::string session = log + ".mpi";
-  fs::create_directories(session);
-  ::setenv("OMPI_MCA_orte_tmpdir_base", session.c_str(), 1);
+  ::setenv("OMPI_MCA_orte_tmpdir_base", (log + ".session").c_str(), 1);
   pid_ = ::fork();
   if (pid_ == 0) {
     ::setpgid(0, 0);
@@ -152,11 +148,6 @@ Outcome Running::finish() {
 
 Outcome run(const TempFolder& folder, const Arguments& arguments, int ranks) {
   return Running(folder, arguments, ranks).finish();
-}
-
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
 }
 
 std::vector<std::string> lines_of(const std::string& text) {

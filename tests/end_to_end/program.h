@@ -57,7 +57,6 @@ class Running {
 
 Outcome run(const TempFolder& folder, const Arguments& arguments, int ranks = kAlone);
 
-std::string read_file(const std::string& path);
 std::vector<std::string> lines_of(const std::string& text);
 // Lines of the text that contain the words.
 int lines_with(const std::string& text, std::string_view words);

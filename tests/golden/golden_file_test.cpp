@@ -7,15 +7,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <numeric>
 
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/random.h"
+#include "tests/support/temp_folder.h"
 
 namespace convoy::golden {
 namespace {
@@ -269,16 +267,13 @@ std::string error_of(const std::string& path) {
 }
 
 TEST(ReadGolden, NamesTheFileThatIsMissingOrDamaged) {
-  std::string pattern = (std::filesystem::temp_directory_path() / "golden-XXXXXX").string();
-  const std::filesystem::path folder = mkdtemp(pattern.data());
-  const std::string missing = folder / "none.json", cut = folder / "cut.json",
-                    other = folder / "other.json";
-  std::ofstream(cut) << R"({"model": "resnet20", "seed")";
-  std::ofstream(other) << R"({"model": "resnet20"})";
+  const test::TempFolder folder;
+  const std::string missing = folder.path("none.json");
+  const std::string cut = folder.write("cut.json", R"({"model": "resnet20", "seed")");
+  const std::string other = folder.write("other.json", R"({"model": "resnet20"})");
   EXPECT_EQ(error_of(missing), "74 " + missing + ": No such file or directory");
   EXPECT_TRUE(error_of(cut).starts_with("65 " + cut + ": not a golden file")) << error_of(cut);
   EXPECT_NE(error_of(other).find("'seed' not found"), std::string::npos) << error_of(other);
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace

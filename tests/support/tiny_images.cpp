@@ -6,8 +6,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <stdexcept>
 // jpeglib.h needs <cstdio> first.
 #include <jpeglib.h>
 
@@ -15,31 +13,6 @@
 #include "ops/core/random.h"
 
 namespace convoy::test {
-
-TempFolder::TempFolder() {
-  std::string name = (std::filesystem::temp_directory_path() / "convoy-test-XXXXXX").string();
-  if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp: " + errno_text());
-  root_ = name;
-}
-
-TempFolder::~TempFolder() {
-  std::error_code ignored;
-  std::filesystem::remove_all(root_, ignored);
-}
-
-std::string TempFolder::path(std::string_view inside) const {
-  return inside.empty() ? root_.string() : (root_ / inside).string();
-}
-
-std::string TempFolder::write(std::string_view inside, std::string_view bytes) const {
-  const std::filesystem::path file = root_ / inside;
-  std::filesystem::create_directories(file.parent_path());
-  std::ofstream out(file, std::ios::binary);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.close();
-  if (!out) throw std::runtime_error("cannot write " + file.string());
-  return file.string();
-}
 
 TestImage make_image(int width, int height, int channels, uint64_t seed) {
   TestImage image{width, height, channels, {}};

@@ -1,29 +1,14 @@
-// Made-up datasets for tests: images encoded on the spot, IDX files, a folder that vanishes.
+// Made-up datasets for tests: images encoded on the spot, IDX files.
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "tests/support/temp_folder.h"
+
 namespace convoy::test {
-
-// A fresh folder, removed with all that is in it.
-class TempFolder {
- public:
-  TempFolder();
-  ~TempFolder();
-  TempFolder(const TempFolder&) = delete;
-  TempFolder& operator=(const TempFolder&) = delete;
-
-  std::string path(std::string_view inside = "") const;
-  // Writes a file, making the folders above it; returns its path.
-  std::string write(std::string_view inside, std::string_view bytes) const;
-
- private:
-  std::filesystem::path root_;
-};
 
 struct TestImage {
   int width = 0, height = 0, channels = 3;

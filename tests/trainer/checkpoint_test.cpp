@@ -14,14 +14,15 @@
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
-#include "temp_dir.h"
+#include "tests/support/temp_folder.h"
+#include "tests/trainer/file_size_limit.h"
 
 namespace convoy::trainer {
 namespace {
 
 namespace fs = std::filesystem;
 using test::read_file;
-using test::TempDir;
+using test::TempFolder;
 using test::write_file;
 
 // A state whose tensors point into its own memory.
@@ -62,6 +63,14 @@ std::vector<std::string> names_in(const std::string& folder) {
   return names;
 }
 
+// The folder of what find_newest() loads, which is what lies there.
+std::optional<std::string> newest_in(const std::string& out) {
+  const std::optional<LoadedCheckpoint> loaded = find_newest(out);
+  if (!loaded) return std::nullopt;
+  EXPECT_EQ(state_digest(loaded->state), verify_checkpoint(loaded->folder).digest);
+  return loaded->folder;
+}
+
 Error error_of(const std::function<void()>& call) {
   try {
     call();
@@ -87,7 +96,7 @@ class LogLines {
 };
 
 TEST(Checkpoint, LoadsWhatWasSaved) {
-  const TempDir out;
+  const TempFolder out;
   const TestState memory(1);
   CheckpointState state = memory.at(1234);
   state.facts.plateau = {2, 0.25, 1};
@@ -97,7 +106,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
   EXPECT_EQ(names_in(path),
             (std::vector<std::string>{"ema.safetensors", "manifest.txtpb", "model.safetensors",
                                       "optimizer.safetensors"}));
-  EXPECT_EQ(names_in(out / "checkpoints").size(), 1u);
+  EXPECT_EQ(names_in(out.path("checkpoints")).size(), 1u);
 
   const CheckpointState loaded = load_checkpoint(path);
   EXPECT_EQ(loaded.facts.step, 1234u);
@@ -125,7 +134,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
 }
 
 TEST(Checkpoint, AFreshPlateauAndNoAverageSurvive) {
-  const TempDir out;
+  const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(1, false));
   EXPECT_FALSE(fs::exists(path + "/ema.safetensors"));
   const CheckpointState loaded = load_checkpoint(path);
@@ -170,7 +179,7 @@ TEST(Checkpoint, TheDigestHasAFixedForm) {
 }
 
 TEST(Checkpoint, TheManifestCarriesItsOwnChecksum) {
-  const TempDir out;
+  const TempFolder out;
   const std::string text =
       read_file(save_checkpoint(out.path(), TestState(1).at(1)) + "/manifest.txtpb");
   const size_t last = text.rfind("# SHA-256 of the lines above: ");
@@ -181,7 +190,7 @@ TEST(Checkpoint, TheManifestCarriesItsOwnChecksum) {
 // Every file of a checkpoint: cut, one bit changed at several places, emptied, longer, gone. Each
 // is found, named, set aside, and the checkpoint before it is used.
 TEST(Checkpoint, EveryDamageIsNamedAndTheOneBeforeIsUsed) {
-  const TempDir base;
+  const TempFolder base;
   const TestState memory(1);
   const std::string first = save_checkpoint(base.path(), memory.at(100));
   const std::string second = save_checkpoint(base.path(), memory.at(200));
@@ -202,8 +211,8 @@ TEST(Checkpoint, EveryDamageIsNamedAndTheOneBeforeIsUsed) {
     for (const auto& [what, bytes] : damages) {
       SCOPED_TRACE(name + ": " + what);
       ++cases;
-      const TempDir out;
-      fs::copy(base / "checkpoints", out / "checkpoints", fs::copy_options::recursive);
+      const TempFolder out;
+      fs::copy(base.path("checkpoints"), out.path("checkpoints"), fs::copy_options::recursive);
       const std::string damaged = checkpoint(out.path(), 200);
       if (what == "missing")
         fs::remove(damaged + "/" + name);
@@ -217,10 +226,10 @@ TEST(Checkpoint, EveryDamageIsNamedAndTheOneBeforeIsUsed) {
       error_of([&] { load_checkpoint(damaged); });
 
       const LogLines log;
-      EXPECT_EQ(find_newest(out.path()), checkpoint(out.path(), 100));
+      EXPECT_EQ(newest_in(out.path()), checkpoint(out.path(), 100));
       EXPECT_NE(log.text().find(name), std::string::npos) << log.text();
       EXPECT_NE(log.text().find("step-0000000200.damaged-1"), std::string::npos) << log.text();
-      EXPECT_EQ(names_in(out / "checkpoints"),
+      EXPECT_EQ(names_in(out.path("checkpoints")),
                 (std::vector<std::string>{"step-0000000100", "step-0000000200.damaged-1"}));
     }
   }
@@ -228,7 +237,7 @@ TEST(Checkpoint, EveryDamageIsNamedAndTheOneBeforeIsUsed) {
 }
 
 TEST(Checkpoint, TwoFilesExchangedAreFound) {
-  const TempDir out;
+  const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
   fs::rename(path + "/ema.safetensors", path + "/x");
   fs::rename(path + "/optimizer.safetensors", path + "/ema.safetensors");
@@ -237,27 +246,33 @@ TEST(Checkpoint, TwoFilesExchangedAreFound) {
 }
 
 TEST(Checkpoint, AFolderUnderAnotherStepsNameIsSetAside) {
-  const TempDir out;
+  const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
   fs::rename(path, checkpoint(out.path(), 2));
   verify_checkpoint(checkpoint(out.path(), 2));  // whole in itself
   const LogLines log;
-  EXPECT_EQ(find_newest(out.path()), std::nullopt);
+  EXPECT_EQ(newest_in(out.path()), std::nullopt);
   EXPECT_NE(log.text().find("manifest is of step 1"), std::string::npos) << log.text();
 }
 
 TEST(Checkpoint, WhatIsNoCheckpointSaysSo) {
-  const TempDir out;
+  const TempFolder out;
   const std::pair<std::string, const char*> cases[] = {
-      {out / "none", "not a checkpoint: no such folder"},
+      {out.path("none"), "not a checkpoint: no such folder"},
       {out.path(), "not a checkpoint: it has no manifest.txtpb"}};
   for (const auto& [path, expected] : cases) {
     const Error error = error_of([&, dir = path] { verify_checkpoint(dir); });
     EXPECT_EQ(error.code(), ExitCode::kBadData);
     EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
   }
-  EXPECT_EQ(find_newest(out.path()), std::nullopt);
-  EXPECT_EQ(find_newest(out / "none"), std::nullopt);
+  for (const auto& [path, expected] : {std::pair{out.path("none"), "none: no such folder"},
+                                       {out.path(), "nor a run with checkpoints"}}) {
+    const Error error = error_of([&, dir = path] { load_newest(dir); });
+    EXPECT_EQ(error.code(), ExitCode::kBadData);
+    EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
+  }
+  EXPECT_EQ(newest_in(out.path()), std::nullopt);
+  EXPECT_EQ(newest_in(out.path("none")), std::nullopt);
   EXPECT_TRUE(list_checkpoints(out.path()).empty());
 }
 
@@ -271,7 +286,7 @@ void rewrite_manifest(const std::string& dir, const std::string& from, const std
 }
 
 TEST(Checkpoint, TheStatesDigestIsComparedAsWell) {
-  const TempDir out;
+  const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
   rewrite_manifest(path, state_digest(TestState(1).at(1)), state_digest(TestState(2).at(1)));
   const Error error = error_of([&] { verify_checkpoint(path); });
@@ -282,7 +297,7 @@ TEST(Checkpoint, TheStatesDigestIsComparedAsWell) {
 
 // A manifest of a later program must be refused, not treated as damaged.
 TEST(Checkpoint, ALaterFormatIsRefusedAndLeftAlone) {
-  const TempDir out;
+  const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(1));
   rewrite_manifest(path, "format: 1", "format: 2 a_field_of_the_future: 3");
   const Error error = error_of([&] { find_newest(out.path()); });
@@ -292,14 +307,14 @@ TEST(Checkpoint, ALaterFormatIsRefusedAndLeftAlone) {
 }
 
 TEST(Checkpoint, LeftoversOfKilledSavesAreNoCheckpointsAndAreRemoved) {
-  const TempDir out;
+  const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
   fs::copy(path, checkpoint(out.path(), 9) + ".tmp");
   fs::copy(path, checkpoint(out.path(), 1) + ".deleting");
-  write_file(out / "checkpoints/notes.txt", "a user's own");
+  out.write("checkpoints/notes.txt", "a user's own");
   EXPECT_EQ(list_checkpoints(out.path()), (std::vector<std::string>{path}));
-  EXPECT_EQ(find_newest(out.path()), path);
-  EXPECT_EQ(names_in(out / "checkpoints"),
+  EXPECT_EQ(newest_in(out.path()), path);
+  EXPECT_EQ(names_in(out.path("checkpoints")),
             (std::vector<std::string>{"notes.txt", "step-0000000005"}));
   // A save over its own leftover.
   fs::create_directories(checkpoint(out.path(), 6) + ".tmp/stale");
@@ -307,7 +322,7 @@ TEST(Checkpoint, LeftoversOfKilledSavesAreNoCheckpointsAndAreRemoved) {
 }
 
 TEST(Checkpoint, TheSameStateAgainKeepsTheFirst) {
-  const TempDir out;
+  const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
   const auto before = fs::last_write_time(path + "/model.safetensors");
   const ino_t unchanged = [&] {
@@ -320,11 +335,11 @@ TEST(Checkpoint, TheSameStateAgainKeepsTheFirst) {
   ::stat((path + "/model.safetensors").c_str(), &info);
   EXPECT_EQ(info.st_ino, unchanged);
   EXPECT_EQ(fs::last_write_time(path + "/model.safetensors"), before);
-  EXPECT_EQ(names_in(out / "checkpoints"), (std::vector<std::string>{"step-0000000005"}));
+  EXPECT_EQ(names_in(out.path("checkpoints")), (std::vector<std::string>{"step-0000000005"}));
 }
 
 TEST(Checkpoint, AnotherStateOrADamagedOneInItsPlaceIsSetAside) {
-  const TempDir out;
+  const TempFolder out;
   const LogLines log;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
   save_checkpoint(out.path(), TestState(2).at(5));
@@ -339,15 +354,15 @@ TEST(Checkpoint, AnotherStateOrADamagedOneInItsPlaceIsSetAside) {
 }
 
 TEST(Checkpoint, AFolderThatCannotBeWrittenIsAnIoErrorWithItsPath) {
-  const TempDir out;
-  write_file(out / "file", "");
-  const Error error = error_of([&] { save_checkpoint(out / "file/run", TestState(1).at(1)); });
+  const TempFolder out;
+  out.write("file", "");
+  const Error error = error_of([&] { save_checkpoint(out.path("file/run"), TestState(1).at(1)); });
   EXPECT_EQ(error.code(), ExitCode::kIo);
   EXPECT_NE(std::string(error.what()).find("file/run"), std::string::npos) << error.what();
 }
 
 TEST(Checkpoint, AFullDiskIsAnIoErrorWithNumbersAndLeavesNoTemporary) {
-  const TempDir out;
+  const TempFolder out;
   save_checkpoint(out.path(), TestState(1).at(1));
   // The disk is full in the first tensor file, then in the manifest.
   const std::pair<rlim_t, const char*> cases[] = {{100, "model.safetensors: wrote 100 of "},
@@ -362,34 +377,34 @@ TEST(Checkpoint, AFullDiskIsAnIoErrorWithNumbersAndLeavesNoTemporary) {
     EXPECT_NE(message.find(expected), std::string::npos) << message;
     EXPECT_NE(message.find("free on this file system: "), std::string::npos) << message;
   }
-  EXPECT_EQ(names_in(out / "checkpoints"), (std::vector<std::string>{"step-0000000001"}));
-  EXPECT_EQ(find_newest(out.path()), checkpoint(out.path(), 1));
+  EXPECT_EQ(names_in(out.path("checkpoints")), (std::vector<std::string>{"step-0000000001"}));
+  EXPECT_EQ(newest_in(out.path()), checkpoint(out.path(), 1));
 }
 
 TEST(Checkpoint, AFailedSaveLeavesNoTemporary) {
-  const TempDir out;
+  const TempFolder out;
   const TestState memory(1);
   CheckpointState state = memory.at(1);
   state.optimizer.tensors[0].shape = {3};  // the second file fails
   EXPECT_EQ(error_of([&] { save_checkpoint(out.path(), state); }).code(), ExitCode::kFault);
-  EXPECT_TRUE(names_in(out / "checkpoints").empty());
+  EXPECT_TRUE(names_in(out.path("checkpoints")).empty());
 }
 
 TEST(Checkpoint, NamesSortByStepBeyondTenDigits) {
-  const TempDir out;
+  const TempFolder out;
   const TestState memory(1);
   for (const uint64_t step : {uint64_t{9999999999}, uint64_t{10000000000}, uint64_t{5}})
     save_checkpoint(out.path(), memory.at(step));
-  fs::create_directory(out / "checkpoints/step-7");
+  fs::create_directory(out.path("checkpoints/step-7"));
   EXPECT_EQ(list_checkpoints(out.path()),
             (std::vector<std::string>{checkpoint(out.path(), 5), checkpoint(out.path(), 9999999999),
-                                      out / "checkpoints/step-10000000000"}));
-  EXPECT_EQ(find_newest(out.path()), out / "checkpoints/step-10000000000");
+                                      out.path("checkpoints/step-10000000000")}));
+  EXPECT_EQ(newest_in(out.path()), out.path("checkpoints/step-10000000000"));
 }
 
 // Kills a process that saves again and again, at many moments: what stands is always whole.
 TEST(Checkpoint, AKillAtAnyMomentLeavesWholeCheckpoints) {
-  const TempDir out;
+  const TempFolder out;
   for (int round = 0; round < 12; ++round) {
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
@@ -412,8 +427,8 @@ TEST(Checkpoint, AKillAtAnyMomentLeavesWholeCheckpoints) {
     for (const std::string& path : list_checkpoints(out.path()))
       EXPECT_NO_THROW(verify_checkpoint(path)) << path;
     find_newest(out.path());
-    if (!fs::exists(out / "checkpoints")) continue;
-    for (const std::string& name : names_in(out / "checkpoints"))
+    if (!fs::exists(out.path("checkpoints"))) continue;
+    for (const std::string& name : names_in(out.path("checkpoints")))
       EXPECT_EQ(name.find('.'), std::string::npos) << name;
   }
   EXPECT_TRUE(find_newest(out.path()).has_value());
@@ -434,7 +449,7 @@ TEST(Retention, KeepsTheNewestTheBestAndTheMilestones) {
 }
 
 TEST(Retention, DeletesFoldersAndLeavesTheUnreadable) {
-  const TempDir out;
+  const TempFolder out;
   const TestState memory(1);
   for (uint64_t step = 1; step <= 5; ++step) {
     CheckpointState state = memory.at(step);
@@ -443,13 +458,13 @@ TEST(Retention, DeletesFoldersAndLeavesTheUnreadable) {
   }
   fs::remove(checkpoint(out.path(), 1) + "/manifest.txtpb");
   apply_retention(out.path(), {2, true, 0});
-  EXPECT_EQ(names_in(out / "checkpoints"),
+  EXPECT_EQ(names_in(out.path("checkpoints")),
             (std::vector<std::string>{"step-0000000001", "step-0000000002", "step-0000000004",
                                       "step-0000000005"}));
 }
 
 TEST(CheckpointWriter, SavesACopyInTheBackgroundAndKeepsTheNewest) {
-  const TempDir out;
+  const TempFolder out;
   TestState memory(1);
   std::vector<std::string> digests;
   {
@@ -461,17 +476,17 @@ TEST(CheckpointWriter, SavesACopyInTheBackgroundAndKeepsTheNewest) {
       memory.weight.assign(4, -1.0f);  // training goes on
     }
   }
-  EXPECT_EQ(names_in(out / "checkpoints"),
+  EXPECT_EQ(names_in(out.path("checkpoints")),
             (std::vector<std::string>{"step-0000000003", "step-0000000004"}));
   EXPECT_EQ(verify_checkpoint(checkpoint(out.path(), 3)).digest, digests[2]);
   EXPECT_EQ(verify_checkpoint(checkpoint(out.path(), 4)).digest, digests[3]);
 }
 
 TEST(CheckpointWriter, FailuresAreThrownOnceAtTheNextCall) {
-  const TempDir out;
-  write_file(out / "file", "");
+  const TempFolder out;
+  out.write("file", "");
   const TestState memory(1);
-  CheckpointWriter writer(out / "file/run", {});
+  CheckpointWriter writer(out.path("file/run"), {});
   writer.save(memory.at(1));
   EXPECT_EQ(error_of([&] { writer.wait(); }).code(), ExitCode::kIo);
   EXPECT_NO_THROW(writer.wait());
@@ -480,30 +495,30 @@ TEST(CheckpointWriter, FailuresAreThrownOnceAtTheNextCall) {
   EXPECT_NO_THROW(writer.wait());  // step 3 was not started
   const LogLines log;
   {
-    CheckpointWriter forgotten(out / "file/run", {});
+    CheckpointWriter forgotten(out.path("file/run"), {});
     forgotten.save(memory.at(4));
   }
   EXPECT_NE(log.text().find("was not saved"), std::string::npos) << log.text();
 }
 
 TEST(OutputLock, KeepsAnotherOutAndNamesTheHolder) {
-  const TempDir out;
+  const TempFolder out;
   {
-    const OutputLock lock(out / "new/run");
+    const OutputLock lock(out.path("new/run"));
     // Another open file of the same process is another holder to flock.
-    const Error error = error_of([&] { OutputLock second(out / "new/run"); });
+    const Error error = error_of([&] { OutputLock second(out.path("new/run")); });
     EXPECT_EQ(error.code(), ExitCode::kIo);
     EXPECT_NE(std::string(error.what()).find(fmt::format("in use by pid {} on host ", ::getpid())),
               std::string::npos)
         << error.what();
   }
-  const OutputLock again(out / "new/run");
-  write_file(out / "file", "");
-  EXPECT_EQ(error_of([&] { OutputLock lock(out / "file/run"); }).code(), ExitCode::kIo);
+  const OutputLock again(out.path("new/run"));
+  out.write("file", "");
+  EXPECT_EQ(error_of([&] { OutputLock lock(out.path("file/run")); }).code(), ExitCode::kIo);
 }
 
 TEST(OutputLock, IsFreeWhenItsHolderWasKilled) {
-  const TempDir out;
+  const TempFolder out;
   int ready[2];
   ASSERT_EQ(::pipe(ready), 0);
   const pid_t child = ::fork();

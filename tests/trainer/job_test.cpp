@@ -8,13 +8,12 @@
 
 #include "ops/core/error.h"
 #include "proto/job.pb.h"
-#include "temp_dir.h"
+#include "tests/support/temp_folder.h"
 
 namespace convoy::trainer {
 namespace {
 
-using test::TempDir;
-using test::write_file;
+using test::TempFolder;
 using testing::Test;
 
 // The least that is a job.
@@ -437,7 +436,7 @@ TEST(JobMistakes, HostileTextsEndInAnErrorOfBoundedSize) {
 }
 
 TEST(LoadJob, FilesThatCannotBeRead) {
-  const TempDir dir;
+  const TempFolder dir;
   const auto message = [&](const std::string& path) -> std::string {
     try {
       load_job(path, {}, "cpu");
@@ -447,13 +446,13 @@ TEST(LoadJob, FilesThatCannotBeRead) {
       return error.what();
     }
   };
-  expect_contains(message(dir / "none.txtpb"), "none.txtpb: cannot open");
-  expect_contains(message(dir / "none.txtpb"), "--job");
+  expect_contains(message(dir.path("none.txtpb")), "none.txtpb: cannot open");
+  expect_contains(message(dir.path("none.txtpb")), "--job");
   EXPECT_NE(message(dir.path()), "");
-  write_file(dir / "big", kMinimal + std::string(1 << 20, '#'));
-  expect_contains(message(dir / "big"), "more than 1048576 bytes");
-  write_file(dir / "fits", std::string(kMinimal) + std::string(1000000, '#'));
-  EXPECT_EQ(message(dir / "fits"), "");
+  dir.write("big", kMinimal + std::string(1 << 20, '#'));
+  expect_contains(message(dir.path("big")), "more than 1048576 bytes");
+  dir.write("fits", std::string(kMinimal) + std::string(1000000, '#'));
+  EXPECT_EQ(message(dir.path("fits")), "");
 }
 
 TEST(LoadJob, EveryRecipeIsAValidJob) {

@@ -13,7 +13,8 @@
 #include <thread>
 
 #include "ops/core/error.h"
-#include "temp_dir.h"
+#include "tests/support/temp_folder.h"
+#include "tests/trainer/file_size_limit.h"
 
 namespace convoy::trainer {
 namespace {
@@ -23,7 +24,7 @@ using std::chrono::hours;
 using std::chrono::milliseconds;
 using test::FileSizeLimit;
 using test::read_file;
-using test::TempDir;
+using test::TempFolder;
 using test::write_file;
 
 TEST(MetricsLine, HasTheFieldsThatAreSetInTheOrderOfTheProto) {
@@ -95,23 +96,23 @@ std::string text_of(std::initializer_list<uint64_t> steps) {
 }
 
 TEST(MetricsWriter, AppendsAndStampsTheTime) {
-  const TempDir out;
+  const TempFolder out;
   {
     MetricsWriter writer(out.path(), 0);
     writer.write(at_step(1));
     writer.write(at_step(2));
-    EXPECT_EQ(read_file(out / "metrics.jsonl"), text_of({1, 2}));  // nothing is buffered
+    EXPECT_EQ(read_file(out.path("metrics.jsonl")), text_of({1, 2}));  // nothing is buffered
     MetricsLine line = at_step(3);
     line.time.reset();
     writer.write(line);
   }
-  const std::string text = read_file(out / "metrics.jsonl");
+  const std::string text = read_file(out.path("metrics.jsonl"));
   EXPECT_GT(json::parse(text.substr(text_of({1, 2}).size()))["time"].get<double>(), 1.7e9);
 }
 
 TEST(MetricsWriter, DropsWhatComesAfterTheStepItResumesAt) {
-  const TempDir out;
-  const std::string path = out / "metrics.jsonl";
+  const TempFolder out;
+  const std::string path = out.path("metrics.jsonl");
   write_file(path, text_of({0, 10, 20, 20, 30, 40}) + "{\"step\":15}\n");
   MetricsWriter(out.path(), 20).write(at_step(20));
   EXPECT_EQ(read_file(path), text_of({0, 10, 20, 20}) + "{\"step\":15}\n" + text_of({20}));
@@ -121,8 +122,8 @@ TEST(MetricsWriter, DropsWhatComesAfterTheStepItResumesAt) {
 }
 
 TEST(MetricsWriter, DropsTornAndForeignLines) {
-  const TempDir out;
-  const std::string path = out / "metrics.jsonl";
+  const TempFolder out;
+  const std::string path = out.path("metrics.jsonl");
   write_file(path, text_of({1}) + "{\"step\":2,\"lo\n\n[]\n{\"top1\":1}\n{\"step\":-1}\n" +
                        text_of({2}) + "{\"step\":3}");
   MetricsWriter(out.path(), 9).write(at_step(4));
@@ -130,10 +131,10 @@ TEST(MetricsWriter, DropsTornAndForeignLines) {
 }
 
 TEST(MetricsWriter, FoldersThatCannotBeWrittenAreIoErrors) {
-  const TempDir out;
-  write_file(out / "file", "");
+  const TempFolder out;
+  out.write("file", "");
   try {
-    MetricsWriter writer(out / "file", 0);
+    MetricsWriter writer(out.path("file"), 0);
     ADD_FAILURE();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ExitCode::kIo);
@@ -141,7 +142,7 @@ TEST(MetricsWriter, FoldersThatCannotBeWrittenAreIoErrors) {
   }
   MetricsWriter writer(out.path(), 0);
   writer.write(at_step(1));
-  const FileSizeLimit limit(read_file(out / "metrics.jsonl").size() + 5);
+  const FileSizeLimit limit(read_file(out.path("metrics.jsonl")).size() + 5);
   try {
     writer.write(at_step(2));
     ADD_FAILURE();
@@ -184,13 +185,13 @@ TEST(ProgressLine, SaysWhatIsKnown) {
 // A file that stands for a standard error which is no terminal.
 class Output {
  public:
-  Output() : fd_(::open((dir_ / "o").c_str(), O_RDWR | O_CREAT | O_APPEND, 0600)) {}
+  Output() : fd_(::open(dir_.path("o").c_str(), O_RDWR | O_CREAT | O_APPEND, 0600)) {}
   ~Output() { ::close(fd_); }
   int fd() const { return fd_; }
-  std::string text() const { return read_file(dir_ / "o"); }
+  std::string text() const { return read_file(dir_.path("o")); }
 
  private:
-  TempDir dir_;
+  TempFolder dir_;
   int fd_;
 };
 

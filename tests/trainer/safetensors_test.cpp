@@ -8,13 +8,13 @@
 
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
-#include "temp_dir.h"
+#include "tests/support/temp_folder.h"
 
 namespace convoy::trainer {
 namespace {
 
 using test::read_file;
-using test::TempDir;
+using test::TempFolder;
 using test::write_file;
 
 template <typename T>
@@ -43,7 +43,7 @@ std::string refusal(const std::string& path) {
 }
 
 TEST(Safetensors, ReadsWhatItWrote) {
-  const TempDir dir;
+  const TempFolder dir;
   const std::vector<float> weight = {1.5f, -2.0f, 0.0f, 4.0f, 5.0f, 6.0f};
   const std::vector<int64_t> tracked = {1234567890123};
   const std::vector<uint16_t> half = {0x3f80, 0x4000};
@@ -53,16 +53,17 @@ TEST(Safetensors, ReadsWhatItWrote) {
       {"a.num_batches_tracked", StoredType::kI64, {}, bytes_of(tracked)},
       {"empty \"quoted\" \xc3\xbc", StoredType::kU8, {0, 4}, bytes_of(empty)},
       {"half", StoredType::kBf16, {2}, bytes_of(half)}};
-  const FileRecord record = write_safetensors(dir / "t", tensors, {{"format", "pt"}, {"k", "v\n"}});
+  const FileRecord record =
+      write_safetensors(dir.path("t"), tensors, {{"format", "pt"}, {"k", "v\n"}});
 
-  const std::string bytes = read_file(dir / "t");
+  const std::string bytes = read_file(dir.path("t"));
   EXPECT_EQ(record.bytes, bytes.size());
   EXPECT_EQ(record.sha256, sha256_hex(bytes));
   EXPECT_EQ((bytes.size() - 24 - 8 - 4) % 8, 0u);  // the data begins at a multiple of 8
 
   Metadata metadata;
   FileRecord found;
-  const TensorList list = read_safetensors(dir / "t", &metadata, &found);
+  const TensorList list = read_safetensors(dir.path("t"), &metadata, &found);
   EXPECT_EQ(found.bytes, record.bytes);
   EXPECT_EQ(found.sha256, record.sha256);
   EXPECT_EQ(metadata, (Metadata{{"format", "pt"}, {"k", "v\n"}}));
@@ -82,16 +83,16 @@ TEST(Safetensors, ReadsWhatItWrote) {
 
 // The bytes of the format itself, written by hand.
 TEST(Safetensors, TheBytesAreThoseOfTheFormat) {
-  const TempDir dir;
+  const TempFolder dir;
   const std::vector<uint8_t> data = {7, 8};
-  write_safetensors(dir / "t",
+  write_safetensors(dir.path("t"),
                     std::vector<NamedTensor>{{"a", StoredType::kU8, {2}, bytes_of(data)}});
   EXPECT_EQ(
-      read_file(dir / "t"),
+      read_file(dir.path("t")),
       file_of("{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}   ", "\x07\x08"));
-  write_safetensors(dir / "none", {});
-  EXPECT_EQ(read_file(dir / "none"), file_of("{}      ", ""));
-  EXPECT_TRUE(read_safetensors(dir / "none").tensors.empty());
+  write_safetensors(dir.path("none"), {});
+  EXPECT_EQ(read_file(dir.path("none")), file_of("{}      ", ""));
+  EXPECT_TRUE(read_safetensors(dir.path("none")).tensors.empty());
 }
 
 TEST(Safetensors, ACopyHasItsOwnMemory) {
@@ -113,7 +114,7 @@ TEST(Safetensors, ACopyHasItsOwnMemory) {
 }
 
 TEST(Safetensors, TheWriterRefusesWhatItsReaderWould) {
-  const TempDir dir;
+  const TempFolder dir;
   const std::vector<float> two = {1, 2};
   const std::vector<std::vector<NamedTensor>> cases = {
       {{"", StoredType::kF32, {2}, bytes_of(two)}},
@@ -122,12 +123,12 @@ TEST(Safetensors, TheWriterRefusesWhatItsReaderWould) {
       {{"a", StoredType::kF32, {3}, bytes_of(two)}},
       {{"a", StoredType::kF32, {-2}, bytes_of(two)}},
       {{"\xff", StoredType::kF32, {2}, bytes_of(two)}}};
-  for (const auto& tensors : cases) EXPECT_THROW(write_safetensors(dir / "t", tensors), Error);
+  for (const auto& tensors : cases) EXPECT_THROW(write_safetensors(dir.path("t"), tensors), Error);
 }
 
 TEST(Safetensors, DamagedFilesAreRefusedByName) {
-  const TempDir dir;
-  const std::string path = dir / "t";
+  const TempFolder dir;
+  const std::string path = dir.path("t");
   const auto entry = [](const char* name, const char* dtype, const char* shape, const char* range) {
     return fmt::format("\"{}\":{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":{}}}", name, dtype,
                        shape, range);
@@ -193,8 +194,8 @@ TEST(Safetensors, DamagedFilesAreRefusedByName) {
 }
 
 TEST(Safetensors, LengthsAreCheckedBeforeMemoryIsTaken) {
-  const TempDir dir;
-  const std::string path = dir / "t";
+  const TempFolder dir;
+  const std::string path = dir.path("t");
   write_file(path, "");
   EXPECT_NE(refusal(path).find("has 0 bytes"), std::string::npos);
   write_file(path, "1234567");
@@ -211,8 +212,8 @@ TEST(Safetensors, LengthsAreCheckedBeforeMemoryIsTaken) {
 }
 
 TEST(Safetensors, FilesTheSystemRefusesAreIoErrors) {
-  const TempDir dir;
-  write_file(dir / "file", "");
+  const TempFolder dir;
+  dir.write("file", "");
   const auto code_of = [](auto call) {
     try {
       call();
@@ -221,8 +222,8 @@ TEST(Safetensors, FilesTheSystemRefusesAreIoErrors) {
       return error.code();
     }
   };
-  EXPECT_EQ(code_of([&] { read_safetensors(dir / "none"); }), ExitCode::kIo);
-  EXPECT_EQ(code_of([&] { write_safetensors(dir / "file/below", {}); }), ExitCode::kIo);
+  EXPECT_EQ(code_of([&] { read_safetensors(dir.path("none")); }), ExitCode::kIo);
+  EXPECT_EQ(code_of([&] { write_safetensors(dir.path("file/below"), {}); }), ExitCode::kIo);
   EXPECT_EQ(code_of([&] { write_safetensors("/dev/full", {}); }), ExitCode::kIo);
 }
 
