@@ -61,7 +61,8 @@ convoy_nvidia_library(nccl nccl.h libnccl.so.2 nccl.h NCCL 2.28)
 # same files (tests/support/emulated_gpu) and needs no GPU.
 add_library(convoy_gpu OBJECT)
 add_library(convoy::gpu ALIAS convoy_gpu)
-target_link_libraries(convoy_gpu PUBLIC convoy_options CUDA::cudart_static convoy::cudnn convoy::nccl)
+target_link_libraries(convoy_gpu PUBLIC
+  convoy_options CUDA::cudart_static CUDA::cublasLt convoy::cudnn convoy::nccl)
 
 # convoy_gpu_code(<file> ...): .cu files of the calling folder.
 function(convoy_gpu_code)
