@@ -243,7 +243,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t matmul, con
     return CUBLAS_STATUS_INVALID_VALUE;
   const float scale = *static_cast<const float*>(alpha), keep = *static_cast<const float*>(beta);
   enqueue(stream, [=] {
-    std::memset(workspace, 0xcd, workspace_bytes);
+    std::memset(workspace, 0xcd, workspace_bytes);  // a and b do not lie there,
     const auto factor = [&](const void* p, const Layout& l, cublasOperation_t op, int64_t row,
                             int64_t column) {
       const float v =
@@ -260,6 +260,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t matmul, con
         // As BLAS has it, what is kept zero times is not read.
         store(d, ld.type, at, keep == 0 ? scale * sum : scale * sum + keep * load(c, ld.type, at));
       }
+    std::memset(workspace, 0xcd, workspace_bytes);  // nor does d
   });
   return CUBLAS_STATUS_SUCCESS;
 }
