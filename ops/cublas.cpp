@@ -161,14 +161,13 @@ void Product::run(void* d, const void* a, const void* b, bool add, void* workspa
   if (!algorithm)
     fail(ExitCode::kFault, "{} has no algorithm for unaligned matrices of the product {}",
          version(), plan_->describe());
-  const uintptr_t aligned =
-      (address(workspace) + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+  char* aligned = nullptr;
+  if (algorithm->workspace_bytes > 0)
+    aligned = static_cast<char*>(workspace) + (0 - address(workspace)) % kWorkspaceAlignment;
   const float alpha = 1, beta = add ? 1 : 0;
   check(cublasLtMatmul(plan_->handle, plan_->matmul.get(), &alpha, b, plan_->b.get(), a,
                        plan_->a.get(), &beta, d, plan_->d.get(), d, plan_->d.get(),
-                       &algorithm->algorithm,
-                       algorithm->workspace_bytes > 0 ? reinterpret_cast<void*>(aligned) : nullptr,
-                       algorithm->workspace_bytes, stream));
+                       &algorithm->algorithm, aligned, algorithm->workspace_bytes, stream));
 }
 
 }  // namespace convoy::ops::cublas
