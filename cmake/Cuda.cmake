@@ -18,9 +18,11 @@ if(CONVOY_CCACHE)
   set(CMAKE_CUDA_COMPILER_LAUNCHER "${CONVOY_CCACHE}")
 endif()
 
-# CMake 3.25 does not hand C++20 to nvcc 13, and fmt 9 takes nvcc for one without constexpr.
+# CMake 3.25 does not hand C++20 to nvcc 13, and fmt 9 takes nvcc for one without constexpr. As on the
+# host nothing is contracted to FMA, so that the emulated GPU computes what the real one does; our kernels
+# wait for memory, not for arithmetic.
 target_compile_options(convoy_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -DFMT_USE_CONSTEXPR=1 -Xcompiler=-Wall>
+  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 -DFMT_USE_CONSTEXPR=1 -fmad=false -Xcompiler=-Wall>
   $<$<AND:$<BOOL:${CONVOY_WERROR}>,$<COMPILE_LANGUAGE:CUDA>>:-Werror=all-warnings>)
 
 # convoy_nvidia_library(<name> <header> <so> <version header> <macro prefix> <least version>): finds it,
@@ -61,7 +63,8 @@ convoy_nvidia_library(nccl nccl.h libnccl.so.2 nccl.h NCCL 2.28)
 # same files (tests/support/emulated_gpu) and needs no GPU.
 add_library(convoy_gpu OBJECT)
 add_library(convoy::gpu ALIAS convoy_gpu)
-target_link_libraries(convoy_gpu PUBLIC convoy_options CUDA::cudart_static convoy::cudnn convoy::nccl)
+target_link_libraries(convoy_gpu PUBLIC
+  convoy_options CUDA::cudart_static CUDA::cublasLt convoy::cudnn convoy::nccl)
 
 # convoy_gpu_code(<file> ...): .cu files of the calling folder.
 function(convoy_gpu_code)

@@ -6,6 +6,7 @@
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
+#include "ops/cublas.h"
 #include "ops/device.h"
 
 namespace convoy::ops {
@@ -16,6 +17,7 @@ class CudaDevice final : public Device {
 
   // What all ops enqueue their work on.
   cudaStream_t stream() const { return stream_.get(); }
+  const cublas::Handle& cublas_handle();
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
 
@@ -47,6 +49,7 @@ class CudaDevice final : public Device {
   int index_;
   cuda::Stream stream_;
   cuda::Event inputs_read_;
+  cublas::Handle cublas_;  // made when it is first asked for
   // Small uploads go through here, so that the caller has its memory back at once.
   static constexpr size_t kStagingBytes = size_t{64} << 10;
   cuda::PinnedBuffer staging_;

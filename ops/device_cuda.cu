@@ -24,7 +24,15 @@ std::string CudaDevice::instruction_set() const {
 std::string CudaDevice::libraries() const {
   int runtime = 0;
   cuda::check(cudaRuntimeGetVersion(&runtime));
-  return fmt::format("CUDA {}.{}", runtime / 1000, runtime % 1000 / 10);
+  return fmt::format("CUDA {}.{}, {}", runtime / 1000, runtime % 1000 / 10, cublas::version());
+}
+
+const cublas::Handle& CudaDevice::cublas_handle() {
+  if (!cublas_) {
+    use();
+    cublas_ = cublas::make_handle();
+  }
+  return cublas_;
 }
 
 bool CudaDevice::supports(DType type) const {

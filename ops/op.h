@@ -52,6 +52,7 @@ struct OpConfig {
   int64_t batch = 0;               // samples of all slices together
   DType type = DType::kFloat32;    // of x, dx and dy
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
+  bool tf32 = false;               // fp32 products may round their factors to tf32 (GPU)
   bool training = true;
   std::vector<bool> wants_dx;  // per input: false for images
 };

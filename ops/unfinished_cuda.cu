@@ -30,14 +30,5 @@ void CudaDevice::loss(const SoftmaxCrossEntropy&, void*, DType, const void*, DTy
 }
 // convolution
 CONVOY_UNFINISHED(Conv2d)
-// linear and optimizer
-CONVOY_UNFINISHED(Linear)
-double CudaDevice::measure_gemm(DType, int64_t) {
-  unfinished("bench");
-}
-std::unique_ptr<Optimizer> CudaDevice::make_optimizer(const OptimizerConfig&,
-                                                      const ParameterLayout&, Parallel) {
-  unfinished("the optimizer");
-}
 
 }  // namespace convoy::ops

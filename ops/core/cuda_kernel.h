@@ -103,9 +103,12 @@ struct alignas(16) Bits8 {
   T v[kWide];
 };
 
-// p must be aligned to 16 bytes.
+// p must be aligned to 16 bytes; the emulated GPU looks.
 template <typename T>
 __device__ Floats8 load8(const T* p) {
+#ifdef CONVOY_EMULATED_GPU
+  emulated_gpu::expect_aligned(p);
+#endif
   const Bits8<T> bits = *reinterpret_cast<const Bits8<T>*>(p);
   Floats8 out;
   for (int i = 0; i < kWide; ++i) out.v[i] = load(&bits.v[i]);
@@ -113,6 +116,9 @@ __device__ Floats8 load8(const T* p) {
 }
 template <typename T>
 __device__ void store8(T* p, const Floats8& values) {
+#ifdef CONVOY_EMULATED_GPU
+  emulated_gpu::expect_aligned(p);
+#endif
   Bits8<T> bits;
   for (int i = 0; i < kWide; ++i) store(&bits.v[i], values.v[i]);
   *reinterpret_cast<Bits8<T>*>(p) = bits;

@@ -3,12 +3,10 @@
 #include <cmath>
 
 #include "ops/cpu_device.h"
-#include "ops/optim/optimizer_kernels.h"
+#include "ops/optim/update_factors.h"
 
 namespace convoy::ops {
 namespace {
-
-constexpr size_t kBlock = 4096;
 
 class OptimizerCpu final : public Optimizer {
  public:
@@ -21,8 +19,8 @@ class OptimizerCpu final : public Optimizer {
         momentum_(device, layout.parameter_floats),
         ema_(device, config.ema_decay > 0 ? layout.parameter_floats : 0) {
     for (size_t p = 0; p < layout_.parameters.size(); ++p)
-      for (size_t begin = 0; begin < layout_.parameters[p].floats(); begin += kBlock)
-        blocks_.push_back({p, begin, std::min(kBlock, layout_.parameters[p].floats() - begin)});
+      for (size_t begin = 0; begin < layout_.parameters[p].floats(); begin += kNormBlock)
+        blocks_.push_back({p, begin, std::min(kNormBlock, layout_.parameters[p].floats() - begin)});
     squares_.resize(blocks_.size());
     factors_.resize(layout_.parameters.size());
   }
@@ -32,7 +30,6 @@ class OptimizerCpu final : public Optimizer {
     result_ = {};
     updated_ = false;
     if (loss && !std::isfinite(*loss)) return;
-    const bool lars = config_.kind == OptimizerConfig::Kind::kLars;
     const std::vector<double> gradient_squares =
         squares_per_tensor([&](const Block& b) { return gradients[b.parameter] + b.begin; });
     double total = 0;
@@ -40,32 +37,13 @@ class OptimizerCpu final : public Optimizer {
     result_.gradient_norm = std::sqrt(total);
     if (!std::isfinite(result_.gradient_norm)) return;
     updated_ = true;
-    const double clip = config_.clip_norm > 0 && result_.gradient_norm > config_.clip_norm
-                            ? config_.clip_norm / result_.gradient_norm
-                            : 1.0;
-    std::vector<double> weight_squares;
-    if (lars) weight_squares = squares_per_tensor([&](const Block& b) { return w + offset(b); });
-
-    for (size_t p = 0; p < layout_.parameters.size(); ++p) {
-      const bool is_weight = layout_.parameters[p].spec.is_weight;
-      const double decay =
-          is_weight || config_.decay_batch_norm_and_bias ? config_.weight_decay : 0.0;
-      double rate = learning_rate;
-      if (lars && is_weight) {
-        const double weight_norm = std::sqrt(weight_squares[p]);
-        const double gradient_norm = std::sqrt(gradient_squares[p]) * clip;
-        if (weight_norm > 0 && gradient_norm > 0)
-          rate *= config_.trust_coefficient * weight_norm /
-                  (gradient_norm + decay * weight_norm + config_.lars_epsilon);
-      }
-      // LARS keeps the local rate inside the momentum, so that v is in units of weights.
-      factors_[p] = {.gradient = static_cast<float>(lars ? clip * rate : clip),
-                     .weight_decay = static_cast<float>(lars ? decay * rate : decay),
-                     .momentum = static_cast<float>(config_.momentum),
-                     .learning_rate = lars ? 1.0f : static_cast<float>(rate),
-                     .nesterov = config_.nesterov,
-                     .ema = static_cast<float>(1.0 - config_.ema_decay)};
-    }
+    const double clip = clip_factor(config_, result_.gradient_norm);
+    std::vector<double> weight_squares(layout_.parameters.size());
+    if (config_.kind == OptimizerConfig::Kind::kLars)
+      weight_squares = squares_per_tensor([&](const Block& b) { return w + offset(b); });
+    for (size_t p = 0; p < layout_.parameters.size(); ++p)
+      factors_[p] = update_factors(config_, layout_.parameters[p].spec.is_weight, learning_rate,
+                                   clip, gradient_squares[p], weight_squares[p]);
     float* v = momentum_.data();
     float* ema = ema_.empty() ? nullptr : ema_.data();
     const OptimizerKernels& kernels = optimizer_kernels();

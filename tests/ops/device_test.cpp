@@ -92,6 +92,11 @@ TEST_P(OpTest, AccumulateAdds) {
     }
 }
 
+TEST_P(OpTest, MeasuresItsProducts) {
+  if (!device().supports(type())) return;
+  EXPECT_GT(device().measure_gemm(type(), 64), 0.0);
+}
+
 TEST_P(OpTest, ImageInputNormalisesEachPlace) {
   for (const Shape& shape : {Shape{1, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{3, 1, 28, 28},
                              Shape{2, 3, 32, 32}, Shape{1, 17, 3, 3}}) {

@@ -55,6 +55,26 @@ TEST_P(Fp32Test, LinearGradientsEqualDifferences) {
   check_gradients(device(), linear({.out_features = 4, .bias = false}, {2, 3, 3, 2}));
 }
 
+// The CPU knows no tf32: there the flag changes nothing.
+TEST_P(Fp32Test, LinearRoundsToTf32OnlyWhereItMay) {
+  OpCase c = linear({.out_features = 128}, {64, 256});
+  const OpData data = make_data(c, DType::kFloat32);
+  const OpResult exact = run(device(), DType::kFloat32, c, data);
+  c.tf32 = true;
+  const OpResult rounded = run(device(), DType::kFloat32, c, data);
+  if (device().name() == "cpu") {
+    EXPECT_TRUE(rounded == exact);
+    return;
+  }
+  EXPECT_NE(rounded.y, exact.y);
+  EXPECT_NE(rounded.dx, exact.dx);
+  EXPECT_NE(rounded.gradients[0], exact.gradients[0]);
+  EXPECT_EQ(rounded.gradients[1], exact.gradients[1]);
+  // 256 products of numbers below 1, whose factors were rounded by 2^-11 each.
+  for (size_t i = 0; i < exact.y.size(); ++i)
+    ASSERT_NEAR(rounded.y[i], exact.y[i], 16 * 0x1p-10) << i;
+}
+
 TEST(Linear, ShapesParametersAndCosts) {
   const std::vector<Shape> x = {{2, 512, 7, 7}};
   EXPECT_EQ(output_shape(Linear{.out_features = 4096}, x), (Shape{2, 4096, 1, 1}));

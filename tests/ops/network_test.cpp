@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <set>
 
 #include "ops/core/cache_line.h"
@@ -12,7 +11,6 @@
 #include "ops/core/random.h"
 #include "ops/fusion.h"
 #include "ops/isa.h"
-#include "ops/optim/optimizer.h"
 #include "tests/support/op_tester.h"
 
 namespace convoy::ops {
@@ -553,139 +551,6 @@ TEST(Graph, HeInitialisationHasItsStandardDeviation) {
   EXPECT_NE(w, other);
   // std = sqrt(2 / (128 * 9)); 73,728 draws: the estimate is good to 0.3 %.
   EXPECT_NEAR(norm(w) / std::sqrt(static_cast<double>(w.size())), std::sqrt(2.0 / 1152.0), 0.0005);
-}
-
-class OptimizerTest : public testing::Test {
- protected:
-  // One weight of 5000 elements and one bias of 100.
-  OptimizerTest() {
-    Graph g{.name = "one", .image = {.n = 1, .c = 50, .h = 1, .w = 1}, .nodes = {}};
-    g.add("fc", Linear{.out_features = 100}, {kImage});
-    layout_ = layout_of(g);
-    for (size_t i = 0; i < layout_.parameter_floats; ++i) {
-      w_.push_back(random_float(1, i) - 0.5f);
-      g_.push_back(random_float(2, i) - 0.5f);
-    }
-    for (const auto& p : layout_.parameters) pieces_.push_back(g_.data() + p.offset);
-  }
-  ParameterLayout layout_;
-  std::vector<float> w_, g_;
-  std::vector<const float*> pieces_;
-};
-
-TEST_F(OptimizerTest, SgdEqualsItsFormula) {
-  for (const bool nesterov : {false, true}) {
-    const auto device = make_device("cpu", 2);
-    const auto optimizer = device->make_optimizer({.momentum = 0.9,
-                                                   .nesterov = nesterov,
-                                                   .weight_decay = 0.01,
-                                                   .decay_batch_norm_and_bias = false,
-                                                   .ema_decay = 0.75},
-                                                  layout_);
-    std::vector<float> w = w_;
-    std::copy(w.begin(), w.end(), optimizer->ema().data());
-    std::vector<double> expected(w.begin(), w.end()), v(w.size()), ema(w.begin(), w.end());
-    for (int step = 0; step < 3; ++step) {
-      optimizer->update(w.data(), pieces_, 0.1);
-      for (size_t i = 0; i < w.size(); ++i) {
-        const double decay = i < 5000 ? 0.01 : 0.0;
-        const double g = double{g_[i]} + decay * expected[i];
-        v[i] = 0.9 * v[i] + g;
-        expected[i] -= 0.1 * (nesterov ? g + 0.9 * v[i] : v[i]);
-        ema[i] = 0.75 * ema[i] + 0.25 * expected[i];
-      }
-    }
-    for (size_t i = 0; i < w.size(); ++i) {
-      ASSERT_NEAR(w[i], expected[i], 1e-6) << i;
-      ASSERT_NEAR(optimizer->momentum().data()[i], v[i], 1e-6) << i;
-      ASSERT_NEAR(optimizer->ema().data()[i], ema[i], 1e-6) << i;
-    }
-  }
-}
-
-TEST_F(OptimizerTest, ClippingScalesTheGradientToItsNorm) {
-  const auto device = make_device("cpu", 1);
-  const auto optimizer =
-      device->make_optimizer({.momentum = 0.0, .weight_decay = 0.0, .clip_norm = 0.5}, layout_);
-  std::vector<float> w = w_;
-  const double before = norm(g_);
-  optimizer->update(w.data(), pieces_, 1.0);
-  EXPECT_NEAR(optimizer->result().gradient_norm, before, 1e-5 * before);
-  for (size_t i = 0; i < w.size(); ++i)
-    ASSERT_NEAR(w_[i] - w[i], double{g_[i]} * 0.5 / before, 1e-6) << i;
-}
-
-TEST_F(OptimizerTest, LarsScalesWeightsByTheirTrustRatio) {
-  const auto device = make_device("cpu", 1);
-  const auto optimizer = device->make_optimizer({.kind = OptimizerConfig::Kind::kLars,
-                                                 .momentum = 0.0,
-                                                 .weight_decay = 0.01,
-                                                 .decay_batch_norm_and_bias = false,
-                                                 .trust_coefficient = 0.02},
-                                                layout_);
-  std::vector<float> w = w_;
-  optimizer->update(w.data(), pieces_, 2.0);
-  const std::vector<float> weight(w_.begin(), w_.begin() + 5000),
-      gradient(g_.begin(), g_.begin() + 5000);
-  const double ratio = 0.02 * norm(weight) / (norm(gradient) + 0.01 * norm(weight) + 1e-9);
-  for (size_t i = 0; i < w.size(); ++i) {
-    const double step = i < 5000 ? ratio * (double{g_[i]} + 0.01 * double{w_[i]}) : double{g_[i]};
-    ASSERT_NEAR(w_[i] - w[i], 2.0 * step, 1e-6) << i;
-  }
-}
-
-// Weights, momentum, moving average and running statistics stay as they are.
-TEST_F(OptimizerTest, AnUpdateThatIsNotFiniteChangesNothing) {
-  const auto device = make_device("cpu", 1);
-  const auto optimizer = device->make_optimizer({.ema_decay = 0.5}, layout_);
-  ParameterLayout with_statistics = layout_;
-  with_statistics.statistics.push_back(
-      {.name = "bn", .node = 0, .offset = 0, .channels = 1, .momentum = 0.1});
-  with_statistics.statistics_floats = 2;
-  const auto of_two = device->make_optimizer({}, with_statistics);
-  const float nan = std::nanf(""), fine = 1.0f;
-  for (const bool bad_loss : {true, false}) {
-    std::vector<float> w = w_, running = {1, 2};
-    const std::vector<float> sum = {8, 8};
-    if (!bad_loss) g_[17] = std::numeric_limits<float>::infinity();
-    optimizer->update(w.data(), pieces_, 0.1, bad_loss ? &nan : &fine);
-    EXPECT_EQ(w, w_);
-    for (size_t i = 0; i < w.size(); ++i) {
-      ASSERT_EQ(optimizer->momentum().data()[i], 0.0f);
-      ASSERT_EQ(optimizer->ema().data()[i], 0.0f);
-    }
-    of_two->update(w.data(), pieces_, 0.1, bad_loss ? &nan : &fine);
-    of_two->update_running(running.data(), sum.data(), 0.25f);
-    EXPECT_EQ(running, (std::vector<float>{1, 2}));
-    EXPECT_EQ(std::isfinite(optimizer->result().gradient_norm), bad_loss);
-  }
-}
-
-TEST_F(OptimizerTest, RunningStatisticsTakeTheMeanOfTheWorkers) {
-  const auto device = make_device("cpu", 1);
-  layout_.statistics.push_back(
-      {.name = "bn", .node = 0, .offset = 0, .channels = 2, .momentum = 0.25});
-  layout_.statistics_floats = 4;
-  const auto optimizer = device->make_optimizer({}, layout_);
-  std::vector<float> w = w_, running = {4, 8, 12, 16};
-  const std::vector<float> sum = {32, 0, 16, 64};
-  optimizer->update(w.data(), pieces_, 0.1);
-  optimizer->update_running(running.data(), sum.data(), 0.5f);
-  EXPECT_EQ(running, (std::vector<float>{7, 6, 11, 20}));
-}
-
-TEST_F(OptimizerTest, SameBitsOnAnyNumberOfThreads) {
-  std::vector<std::vector<float>> results;
-  for (const int threads : {1, 2, 3}) {
-    const auto device = make_device("cpu", threads);
-    const auto optimizer =
-        device->make_optimizer({.kind = OptimizerConfig::Kind::kLars, .clip_norm = 0.1}, layout_);
-    std::vector<float> w = w_;
-    for (int step = 0; step < 3; ++step) optimizer->update(w.data(), pieces_, 0.1);
-    results.push_back(w);
-  }
-  EXPECT_EQ(results[0], results[1]);
-  EXPECT_EQ(results[0], results[2]);
 }
 
 }  // namespace

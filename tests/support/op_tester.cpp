@@ -117,6 +117,7 @@ OpConfig config_of(const OpCase& c, DType type) {
                      .batch = c.x[0].n,
                      .type = type,
                      .y_type = c.fp32_output ? DType::kFloat32 : type,
+                     .tf32 = c.tf32,
                      .training = c.training,
                      .wants_dx = {}};
   for (Shape& x : config.x) x.n /= c.slices;

@@ -56,6 +56,7 @@ struct OpCase {
   int dy_sources = 1;
   std::vector<bool> wants_dx = {};  // empty: all
   bool fp32_output = false;         // y stays fp32 whatever the type
+  bool tf32 = false;
   Draw draw = Draw::kUniform;
   float mean = 0;
   std::string node = "node";

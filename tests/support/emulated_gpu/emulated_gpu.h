@@ -31,6 +31,9 @@ void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void
 // Enqueues any other work, for stand-ins of libraries. Device memory can be touched in there.
 void enqueue(cudaStream_t stream, std::function<void()> work);
 
+// Ends the program where a vector access would fault.
+void expect_aligned(const void* p);
+
 // The next call of the runtime that enqueues or waits returns this error, once (tests of errors).
 void fail_next_call(cudaError_t error);
 

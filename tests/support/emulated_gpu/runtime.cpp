@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -136,6 +137,13 @@ void launch(int64_t blocks, int threads, cudaStream_t stream, Work body) {
       run_block(threads, static_cast<unsigned>(block), body);
     }
   });
+}
+
+void expect_aligned(const void* p) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 == 0) return;
+  std::fprintf(stderr, "emulated GPU: a vector access at %p, which is not aligned to 16 bytes\n",
+               p);
+  std::abort();
 }
 
 void fail_next_call(cudaError_t error) {
