@@ -62,6 +62,9 @@ __device__ inline float load(const float* p) {
 __device__ inline void store(float* p, float v) {
   *p = v;
 }
+__device__ inline float load(const uint8_t* p) {
+  return *p;
+}
 #ifdef CONVOY_EMULATED_GPU
 inline float load(const Bfloat16* p) {
   return to_float(*p);
@@ -99,7 +102,7 @@ struct Floats8 {
 };
 
 template <typename T>
-struct alignas(16) Bits8 {
+struct alignas(sizeof(T) == 1 ? 8 : 16) Bits8 {
   T v[kWide];
 };
 

@@ -22,8 +22,11 @@ Loss loss_of(Device& device, DType type, const SoftmaxCrossEntropy& spec,
   const DeviceMemory dx = upload(device, {}, type, (logits.size() + 1) * size_of(type));
   const DeviceMemory result = device.allocate(sizeof(LossResult));
   const DeviceMemory head = upload(device, {0, 0, -1}, DType::kFloat32);
-  device.loss(spec, dx.data.get(), type, x.data.get(), DType::kFloat32, labels.data(),
+  std::vector<int32_t> slot = labels;
+  device.loss(spec, dx.data.get(), type, x.data.get(), DType::kFloat32, slot.data(),
               static_cast<LossResult*>(result.data.get()), static_cast<float*>(head.data.get()));
+  device.inputs_read();
+  slot.assign(labels.size(), 0);  // the next batch
   Loss out;
   device.download(&out.result, result.data.get(), sizeof out.result);
   const std::vector<float> floats = download(device, head, DType::kFloat32);
