@@ -95,7 +95,7 @@ TEST_P(OpTest, AccumulateAdds) {
 
 TEST_P(OpTest, ImageInputNormalisesEachPlace) {
   for (const Shape& shape : {Shape{1, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{3, 1, 28, 28},
-                             Shape{2, 3, 32, 32}, Shape{1, 17, 3, 3}}) {
+                             Shape{2, 3, 32, 32}, Shape{1, 17, 3, 3}, Shape{19, 3, 8, 5}}) {
     ImageInput input = {.shape = shape, .mean = {}, .inv_std = {}};
     const auto plane = static_cast<size_t>(shape.elements() / shape.n);
     for (size_t i = 0; i < plane; ++i) {

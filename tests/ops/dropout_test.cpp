@@ -22,7 +22,8 @@ std::vector<bool> kept(Device& device, DType type, const OpCase& c) {
 }
 
 TEST_P(OpTest, DropoutScalesWhatItKeepsAndBackwardDropsTheSame) {
-  for (const Shape& x : {Shape{1, 1, 1, 1}, Shape{2, 17, 3, 5}, Shape{3, 64}, Shape{1, 256, 2, 2}})
+  for (const Shape& x :
+       {Shape{1, 1, 1, 1}, Shape{2, 17, 3, 5}, Shape{3, 64}, Shape{1, 24}, Shape{1, 256, 2, 2}})
     for (const double rate : {0.0, 0.2, 0.5, 0.9}) {
       const OpCase c = dropout(rate, x);
       const std::vector<bool> keeps = kept(device(), type(), c);
