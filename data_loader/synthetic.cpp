@@ -39,7 +39,7 @@ class Synthetic final : public Dataset {
     for (size_t at = 0; at < shape_.bytes(); at += sizeof(Random4)) {
       const Random4 words =
           random4(static_cast<uint64_t>(split_), Purpose::kSyntheticData, i, at / sizeof(Random4));
-      std::memcpy(out + at, words.data(), std::min(sizeof words, shape_.bytes() - at));
+      std::memcpy(out + at, &words, std::min(sizeof words, shape_.bytes() - at));
     }
     sample.bytes = sample.storage;
     sample.label = label(i);

@@ -20,6 +20,12 @@ class CudaDevice final : public Device {
   const cublas::Handle& cublas_handle();
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
+  // inputs_read() waits for what was enqueued so far.
+  void mark_inputs_read() { cuda::record(inputs_read_, stream()); }
+  // A copy of `step` on the device, always at the same address, so that kernels of a captured graph
+  // read the step it is launched for. Enqueued where it differs from the last one: before a graph
+  // is captured or launched, call this.
+  const StepInfo* device_step(const StepInfo& step);
 
   std::string name() const override { return "cuda"; }
   std::string instruction_set() const override;
@@ -54,6 +60,11 @@ class CudaDevice final : public Device {
   static constexpr size_t kStagingBytes = size_t{64} << 10;
   cuda::PinnedBuffer staging_;
   size_t staged_ = 0;
+  cuda::DeviceBuffer step_memory_;
+  StepInfo step_;  // what is there
+  // The loss: labels and what each row gives, for the largest batch so far.
+  cuda::DeviceBuffer loss_rows_;
+  int64_t loss_capacity_ = 0;
 };
 
 }  // namespace convoy::ops

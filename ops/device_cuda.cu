@@ -12,7 +12,8 @@ CudaDevice::CudaDevice(int index) : index_(index) {
   stream_ = cuda::make_stream();
   inputs_read_ = cuda::make_event();
   staging_ = cuda::allocate_pinned(kStagingBytes);
-  cuda::record(inputs_read_, stream());
+  step_memory_ = cuda::allocate_device(sizeof(StepInfo));
+  mark_inputs_read();
 }
 
 std::string CudaDevice::instruction_set() const {
@@ -77,6 +78,12 @@ void CudaDevice::wait() {
 
 void CudaDevice::inputs_read() {
   cuda::synchronize(inputs_read_);
+}
+
+const StepInfo* CudaDevice::device_step(const StepInfo& step) {
+  if (step != step_) upload(step_memory_.get(), &step, sizeof step);
+  step_ = step;
+  return static_cast<const StepInfo*>(step_memory_.get());
 }
 
 std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config) {

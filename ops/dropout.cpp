@@ -14,4 +14,11 @@ size_t saved_bytes(const Dropout&, const Shape& y) {
   return static_cast<size_t>((y.elements() + 15) / 16) * sizeof(uint16_t);
 }
 
+// FNV-1a of the name.
+uint64_t dropout_key(const std::string& node) {
+  uint32_t hash = 2166136261u;
+  for (const char c : node) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
+  return uint64_t{hash} << 32;
+}
+
 }  // namespace convoy::ops

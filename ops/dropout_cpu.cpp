@@ -1,20 +1,12 @@
 // Dropout on the CPU: a bit mask drawn from Philox, four elements a call.
 #include <cstring>
 
-#include "ops/core/random.h"
 #include "ops/cpu_device.h"
 #include "ops/dropout.h"
 #include "ops/elementwise_kernels.h"
 
 namespace convoy::ops {
 namespace {
-
-// Tells the nodes of a network apart (FNV-1a of the name): stable under fusion.
-uint64_t node_key(const std::string& name) {
-  uint32_t hash = 2166136261u;
-  for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 16777619u;
-  return uint64_t{hash} << 32;
-}
 
 template <typename T>
 class DropoutCpu final : public Op {
@@ -24,7 +16,7 @@ class DropoutCpu final : public Op {
         rate_(static_cast<float>(spec.rate)),
         n_(c.y.elements()),
         words_per_sample_((n_ / c.y.n + 15) / 16),
-        node_(node_key(c.name)),
+        key_(dropout_key(c.name)),
         saved_(c.training ? ops::saved_bytes(spec, c.y) : 0) {}
 
   void forward(const NodeMemory& m, const StepInfo& step) override {
@@ -34,18 +26,8 @@ class DropoutCpu final : public Op {
     }
     auto* mask = static_cast<uint16_t*>(m.saved);
     const auto first_word = static_cast<uint64_t>(m.slice.begin * words_per_sample_);
-    const uint64_t draw = (step.step << 16) | static_cast<uint64_t>(step.worker & 0xffff);
-    for (int64_t word = 0; word < (n_ + 15) / 16; ++word) {
-      unsigned bits = 0;
-      for (unsigned quarter = 0; quarter < 4; ++quarter) {
-        const Random4 words =
-            random4(step.seed, Purpose::kDropout, draw,
-                    node_ + (first_word + static_cast<uint64_t>(word)) * 4 + quarter);
-        for (unsigned i = 0; i < 4; ++i)
-          bits |= static_cast<unsigned>(uniform_float(words[i]) >= rate_) << (4 * quarter + i);
-      }
-      mask[word] = static_cast<uint16_t>(bits);
-    }
+    for (int64_t word = 0; word < (n_ + 15) / 16; ++word)
+      mask[word] = dropout_bits(step, key_, first_word + static_cast<uint64_t>(word), rate_);
     apply(static_cast<T*>(m.y), static_cast<const T*>(m.x[0]), mask);
   }
   void backward(const NodeMemory& m, const StepInfo&) override {
@@ -64,7 +46,7 @@ class DropoutCpu final : public Op {
   float rate_;
   int64_t n_;
   int64_t words_per_sample_;  // no slice draws another's numbers
-  uint64_t node_;
+  uint64_t key_;
   size_t saved_;
 };
 

@@ -86,6 +86,8 @@ struct StepInfo {
   uint64_t seed = 0;
   uint64_t step = 0;
   int worker = 0;
+
+  bool operator==(const StepInfo&) const = default;
 };
 
 // One node on one device. Not thread-safe; each lane of a rank has its own.

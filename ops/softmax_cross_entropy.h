@@ -5,8 +5,8 @@
 //   loss_n = - sum_k target_k log softmax(logits_n)_k
 //   dlogits_n = (softmax(logits_n) - target) * gradient_scale
 //
-// Rows with a negative label are padding: no loss, no gradient, not counted. Sums in double, in the
-// order of the batch.
+// Rows with a negative label are padding: no loss, no gradient, not counted. Sums in double, in
+// an order that the shape fixes.
 #pragma once
 
 #include <cstdint>
@@ -26,5 +26,8 @@ struct LossResult {
   int64_t top1 = 0;  // rows whose label has the largest logit (ties: the lowest class wins)
   int64_t top5 = 0;  // ... is among the five largest
 };
+
+// Throws Error (kBadData) for a label of a class that is not there.
+void check_labels(const SoftmaxCrossEntropy& spec, const int32_t* labels);
 
 }  // namespace convoy::ops

@@ -14,20 +14,6 @@ namespace {
   }
 // batch norm
 CONVOY_UNFINISHED(BatchNorm)
-// pools and what moves elements
-CONVOY_UNFINISHED(MaxPool)
-CONVOY_UNFINISHED(AvgPool)
-CONVOY_UNFINISHED(GlobalAvgPool)
-CONVOY_UNFINISHED(Concat)
-CONVOY_UNFINISHED(Dropout)
-CONVOY_UNFINISHED(Subsample)
-std::unique_ptr<ImageInputOp> CudaDevice::make_input(const ImageInput&, DType) {
-  unfinished("the input");
-}
-void CudaDevice::loss(const SoftmaxCrossEntropy&, void*, DType, const void*, DType, const int32_t*,
-                      LossResult*, float*) {
-  unfinished("the loss");
-}
 // convolution
 CONVOY_UNFINISHED(Conv2d)
 

@@ -62,6 +62,9 @@ __device__ inline float load(const float* p) {
 __device__ inline void store(float* p, float v) {
   *p = v;
 }
+__device__ inline float load(const uint8_t* p) {
+  return *p;
+}
 #ifdef CONVOY_EMULATED_GPU
 inline float load(const Bfloat16* p) {
   return to_float(*p);
@@ -99,7 +102,7 @@ struct Floats8 {
 };
 
 template <typename T>
-struct alignas(16) Bits8 {
+struct alignas(sizeof(T) == 1 ? 8 : 16) Bits8 {
   T v[kWide];
 };
 
@@ -114,14 +117,32 @@ __device__ Floats8 load8(const T* p) {
   for (int i = 0; i < kWide; ++i) out.v[i] = load(&bits.v[i]);
   return out;
 }
-template <typename T>
-__device__ void store8(T* p, const Floats8& values) {
+// Vector is uint4 or float4. Left to the compiler, a vector in an unrolled loop may become four
+// stores.
+template <typename Vector>
+__device__ void store16(void* p, Vector v) {
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::expect_aligned(p);
+  *static_cast<Vector*>(p) = v;
+#else
+  __stwb(static_cast<Vector*>(p), v);
 #endif
-  Bits8<T> bits;
-  for (int i = 0; i < kWide; ++i) store(&bits.v[i], values.v[i]);
-  *reinterpret_cast<Bits8<T>*>(p) = bits;
+}
+template <typename T>
+__device__ void store8(T* p, const Floats8& values) {
+  uint32_t words[kWide / 2];
+  for (int i = 0; i < kWide / 2; ++i) {
+    T low, high;
+    store(&low, values.v[2 * i]);
+    store(&high, values.v[2 * i + 1]);
+    words[i] = low.bits | static_cast<uint32_t>(high.bits) << 16;
+  }
+  store16(p, uint4{words[0], words[1], words[2], words[3]});
+}
+__device__ inline void store8(float* p, const Floats8& values) {
+  const float* v = values.v;
+  store16(p, float4{v[0], v[1], v[2], v[3]});
+  store16(p + 4, float4{v[4], v[5], v[6], v[7]});
 }
 
 // True where n elements from each of these addresses are whole vectors; null pointers do not count.

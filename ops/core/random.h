@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -28,7 +29,13 @@ enum class Purpose : uint32_t {
   kSyntheticData = 7,  // benchmarks and tests
 };
 
-using Random4 = std::array<uint32_t, 4>;
+// Four words. Not a std::array, whose operator[] is the host's alone.
+struct Random4 {
+  uint32_t words[4];
+
+  CONVOY_HOST_DEVICE uint32_t operator[](size_t i) const { return words[i]; }
+  bool operator==(const Random4&) const = default;
+};
 
 CONVOY_HOST_DEVICE inline Random4 philox4x32(Random4 counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {

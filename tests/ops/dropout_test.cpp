@@ -22,11 +22,13 @@ std::vector<bool> kept(Device& device, DType type, const OpCase& c) {
 }
 
 TEST_P(OpTest, DropoutScalesWhatItKeepsAndBackwardDropsTheSame) {
-  for (const Shape& x : {Shape{1, 1, 1, 1}, Shape{2, 17, 3, 5}, Shape{3, 64}, Shape{1, 256, 2, 2}})
+  for (const Shape& x :
+       {Shape{1, 1, 1, 1}, Shape{2, 17, 3, 5}, Shape{3, 64}, Shape{1, 24}, Shape{1, 256, 2, 2}})
     for (const double rate : {0.0, 0.2, 0.5, 0.9}) {
       const OpCase c = dropout(rate, x);
       const std::vector<bool> keeps = kept(device(), type(), c);
-      const OpData data = make_data(c, type());
+      // Seed 1 draws a single element that lies, divided, in the middle of two numbers of fp16.
+      const OpData data = make_data(c, type(), 2);
       const OpResult op = run(device(), type(), c, data);
       std::vector<double> y, dx;
       for (size_t i = 0; i < keeps.size(); ++i) {
@@ -62,6 +64,7 @@ TEST_P(OpTest, DropoutDependsOnSeedStepWorkerAndNodeOnly) {
   const std::vector<bool> first = kept(device(1), type(), c);
   for (const int threads : {1, 2, 3, 4}) EXPECT_EQ(kept(device(threads), type(), c), first);
   EXPECT_EQ(kept(device(), DType::kFloat32, c), first);
+  EXPECT_EQ(kept(*make_device("cpu", 1), DType::kFloat32, c), first);  // on every device
   // Of a smaller batch the same elements: an element's number decides, not the shape.
   OpCase part = c;
   part.x = {{1, 33, 37, 19}};

@@ -1,0 +1,86 @@
+// Image input on CUDA: one copy from the host, one kernel. Moves a byte in and one element out; the
+// means and deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
+#include "ops/core/cuda_kernel.h"
+#include "ops/cuda_device.h"
+#include "ops/image_input.h"
+
+namespace convoy::ops {
+namespace {
+
+using namespace cuda;
+
+constexpr int64_t kImages = 8;  // of one thread
+
+// n images of `plane` places.
+template <typename T>
+__global__ void normalise_kernel(T* x, const uint8_t* pixels, const float* mean,
+                                 const float* inv_std, int64_t n, int64_t plane) {
+  for_each(n * plane, [=](int64_t i) {
+    store(x + i, (load(pixels + i) - mean[i % plane]) * inv_std[i % plane]);
+  });
+}
+
+template <typename T>
+__global__ void normalise_wide_kernel(T* x, const uint8_t* pixels, const float* mean,
+                                      const float* inv_std, int64_t n, int64_t plane) {
+  const int64_t vectors = plane / kWide;
+  for_each((n + kImages - 1) / kImages * vectors, [=](int64_t i) {
+    const int64_t group = i / vectors, place = (i - group * vectors) * kWide;
+    const Floats8 m = load8(mean + place), s = load8(inv_std + place);
+    for (int64_t image = group * kImages; image < (group + 1) * kImages && image < n; ++image) {
+      Floats8 v = load8(pixels + image * plane + place);
+      for (int k = 0; k < kWide; ++k) v.v[k] = (v.v[k] - m.v[k]) * s.v[k];
+      store8(x + image * plane + place, v);
+    }
+  });
+}
+
+template <typename T>
+class ImageInputCuda final : public ImageInputOp {
+ public:
+  ImageInputCuda(CudaDevice& device, const ImageInput& spec)
+      : device_(device),
+        n_(spec.shape.n),
+        plane_(static_cast<int64_t>(spec.mean.size())),
+        pixels_(allocate_device(static_cast<size_t>(spec.shape.elements()))),
+        mean_(to_device(spec.mean)),
+        inv_std_(to_device(spec.inv_std)) {}
+
+  void run(void* out, const uint8_t* pixels) override {
+    auto* x = static_cast<T*>(out);
+    const auto* copy = static_cast<const uint8_t*>(pixels_.get());
+    const auto* mean = static_cast<const float*>(mean_.get());
+    const auto* inv_std = static_cast<const float*>(inv_std_.get());
+    check(cudaMemcpyAsync(pixels_.get(), pixels, static_cast<size_t>(n_ * plane_),
+                          cudaMemcpyHostToDevice, device_.stream()));
+    device_.mark_inputs_read();
+    if (are_wide(plane_, x))
+      launch(&normalise_wide_kernel<T>, blocks_for((n_ + kImages - 1) / kImages * plane_ / kWide),
+             kThreads, device_.stream(), x, copy, mean, inv_std, n_, plane_);
+    else
+      launch(&normalise_kernel<T>, blocks_for(n_ * plane_), kThreads, device_.stream(), x, copy,
+             mean, inv_std, n_, plane_);
+  }
+
+ private:
+  DeviceBuffer to_device(const std::vector<float>& values) {
+    DeviceBuffer buffer = allocate_device(values.size() * sizeof(float));
+    device_.upload(buffer.get(), values.data(), values.size() * sizeof(float));
+    return buffer;
+  }
+
+  CudaDevice& device_;
+  int64_t n_, plane_;
+  DeviceBuffer pixels_, mean_, inv_std_;
+};
+
+}  // namespace
+
+std::unique_ptr<ImageInputOp> CudaDevice::make_input(const ImageInput& spec, DType type) {
+  use();
+  return with_cuda_type(type, [&]<typename T>(T*) -> std::unique_ptr<ImageInputOp> {
+    return std::make_unique<ImageInputCuda<T>>(*this, spec);
+  });
+}
+
+}  // namespace convoy::ops

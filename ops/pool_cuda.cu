@@ -1,0 +1,258 @@
+// Pooling on CUDA. A block takes a row of pixels of what it writes, a thread some channels of one
+// pixel, which it gathers: neighbours read the same pixels again, from the cache. From and to
+// memory forward moves x, y and (MaxPool) a byte per output; backward dy, those bytes and dx.
+// Global average pooling is average pooling whose window is the image.
+#include <cmath>
+
+#include "ops/core/cuda_kernel.h"
+#include "ops/cuda_device.h"
+#include "ops/pool.h"
+
+namespace convoy::ops {
+namespace {
+
+using namespace cuda;
+
+// A window sliding over images of c channels: x [n, h, w, c] -> y [n, p, q, c].
+struct Geometry {
+  int n, c, h, w, p, q, kernel, stride, padding;
+  bool include_pad;  // AvgPool: divide by kernel^2 always, else by the pixels inside the image
+};
+
+// The pixels [begin, end) of one side that the window of output `o` covers inside the image.
+struct Span {
+  int begin, end;
+};
+__device__ Span pixels_of(int o, const Geometry& g, int size) {
+  const int start = o * g.stride - g.padding, end = start + g.kernel;
+  return {start > 0 ? start : 0, end < size ? end : size};
+}
+// n / divisor, n >= 0: almost every stride is 1 or 2, and a division costs twenty instructions.
+__device__ int quotient(int n, int divisor) {
+  return divisor == 1 ? n : divisor == 2 ? n >> 1 : n / divisor;
+}
+// The outputs [begin, end) whose windows cover pixel `i`.
+__device__ Span outputs_of(int i, const Geometry& g, int outputs) {
+  const int from = i + g.padding - g.kernel + 1, end = quotient(i + g.padding, g.stride) + 1;
+  return {from <= 0 ? 0 : quotient(from + g.stride - 1, g.stride), end < outputs ? end : outputs};
+}
+// Of the pixel (i, j) in the window of output (p, q), row by row.
+__device__ int place_of(int i, int j, int p, int q, const Geometry& g) {
+  return (i - (p * g.stride - g.padding)) * g.kernel + j - (q * g.stride - g.padding);
+}
+__device__ float inverse_area(const Geometry& g, Span rows, Span columns) {
+  const int area =
+      g.include_pad ? g.kernel * g.kernel : (rows.end - rows.begin) * (columns.end - columns.begin);
+  return 1.0f / static_cast<float>(area);
+}
+
+// kLanes elements, 8 or 1; what lies behind the first is not used then.
+template <int kLanes, typename T>
+__device__ Floats8 load_lanes(const T* p) {
+  if constexpr (kLanes == kWide)
+    return load8(p);
+  else
+    return {{load(p)}};
+}
+template <int kLanes, typename T>
+__device__ void store_lanes(T* p, const Floats8& v) {
+  if constexpr (kLanes == kWide)
+    store8(p, v);
+  else
+    store(p, v.v[0]);
+}
+
+// body(image, row, column, first channel) for this thread's share of row blockIdx.x of images with
+// `rows` rows of `columns` pixels of c channels.
+template <int kLanes, typename Body>
+__device__ void for_lanes(int rows, int columns, int c, Body body) {
+  const int block = static_cast<int>(blockIdx.x), image = block / rows, row = block - image * rows;
+  const int vectors = c / kLanes;
+  for (int t = static_cast<int>(threadIdx.x); t < columns * vectors;
+       t += static_cast<int>(blockDim.x)) {
+    const int column = t / vectors;
+    body(static_cast<int64_t>(image), row, column, (t - column * vectors) * kLanes);
+  }
+}
+
+template <int kLanes, typename T>
+__global__ void max_forward_kernel(T* y, uint8_t* places, const T* x, Geometry g) {
+  for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
+    const Span rows = pixels_of(p, g, g.h), columns = pixels_of(q, g, g.w);
+    Floats8 best;
+    Bits8<uint8_t> where;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      best.v[lane] = -INFINITY;
+      // Also where nothing is above minus infinity.
+      where.v[lane] = static_cast<uint8_t>(place_of(rows.begin, columns.begin, p, q, g));
+    }
+    for (int i = rows.begin; i < rows.end; ++i)
+      for (int j = columns.begin; j < columns.end; ++j) {
+        const Floats8 v = load_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k);
+        const auto here = static_cast<uint8_t>(place_of(i, j, p, q, g));
+        for (int lane = 0; lane < kLanes; ++lane) {
+          // NaN wins, so that it is seen.
+          const bool wins = v.v[lane] > best.v[lane] || v.v[lane] != v.v[lane];
+          best.v[lane] = wins ? v.v[lane] : best.v[lane];
+          where.v[lane] = wins ? here : where.v[lane];
+        }
+      }
+    const int64_t out = ((image * g.p + p) * g.q + q) * g.c + k;
+    store_lanes<kLanes>(y + out, best);
+    if (!places) return;
+    if constexpr (kLanes == kWide)
+      *reinterpret_cast<Bits8<uint8_t>*>(places + out) = where;
+    else
+      places[out] = where.v[0];
+  });
+}
+
+template <int kLanes, typename T>
+__global__ void max_backward_kernel(T* dx, const T* dy, const uint8_t* places, Geometry g) {
+  for_lanes<kLanes>(g.h, g.w, g.c, [=](int64_t image, int i, int j, int k) {
+    const Span rows = outputs_of(i, g, g.p), columns = outputs_of(j, g, g.q);
+    Floats8 sum = {};
+    for (int p = rows.begin; p < rows.end; ++p)
+      for (int q = columns.begin; q < columns.end; ++q) {
+        const int64_t out = ((image * g.p + p) * g.q + q) * g.c + k;
+        Bits8<uint8_t> where;
+        if constexpr (kLanes == kWide)
+          where = *reinterpret_cast<const Bits8<uint8_t>*>(places + out);
+        else
+          where.v[0] = places[out];
+        const Floats8 v = load_lanes<kLanes>(dy + out);
+        for (int lane = 0; lane < kLanes; ++lane)
+          sum.v[lane] += where.v[lane] == place_of(i, j, p, q, g) ? v.v[lane] : 0.0f;
+      }
+    store_lanes<kLanes>(dx + ((image * g.h + i) * g.w + j) * g.c + k, sum);
+  });
+}
+
+template <int kLanes, typename T>
+__global__ void avg_forward_kernel(T* y, const T* x, Geometry g) {
+  for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
+    const Span rows = pixels_of(p, g, g.h), columns = pixels_of(q, g, g.w);
+    Floats8 sum = {};
+    for (int i = rows.begin; i < rows.end; ++i)
+      for (int j = columns.begin; j < columns.end; ++j) {
+        const Floats8 v = load_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k);
+        for (int lane = 0; lane < kLanes; ++lane) sum.v[lane] += v.v[lane];
+      }
+    const float scale = inverse_area(g, rows, columns);
+    for (int lane = 0; lane < kLanes; ++lane) sum.v[lane] *= scale;
+    store_lanes<kLanes>(y + ((image * g.p + p) * g.q + q) * g.c + k, sum);
+  });
+}
+
+template <int kLanes, typename T>
+__global__ void avg_backward_kernel(T* dx, const T* dy, Geometry g) {
+  for_lanes<kLanes>(g.h, g.w, g.c, [=](int64_t image, int i, int j, int k) {
+    const Span rows = outputs_of(i, g, g.p), columns = outputs_of(j, g, g.q);
+    Floats8 sum = {};
+    for (int p = rows.begin; p < rows.end; ++p)
+      for (int q = columns.begin; q < columns.end; ++q) {
+        const Floats8 v = load_lanes<kLanes>(dy + ((image * g.p + p) * g.q + q) * g.c + k);
+        const float scale = inverse_area(g, pixels_of(p, g, g.h), pixels_of(q, g, g.w));
+        for (int lane = 0; lane < kLanes; ++lane) sum.v[lane] += v.v[lane] * scale;
+      }
+    store_lanes<kLanes>(dx + ((image * g.h + i) * g.w + j) * g.c + k, sum);
+  });
+}
+
+Geometry geometry(const OpConfig& c, int64_t kernel, int64_t stride, int64_t padding,
+                  bool include_pad) {
+  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
+  return {.n = narrow(c.x[0].n),
+          .c = narrow(c.x[0].c),
+          .h = narrow(c.x[0].h),
+          .w = narrow(c.x[0].w),
+          .p = narrow(c.y.h),
+          .q = narrow(c.y.w),
+          .kernel = narrow(kernel),
+          .stride = narrow(stride),
+          .padding = narrow(padding),
+          .include_pad = include_pad};
+}
+
+// A block for each of n * rows rows of `columns` pixels. Kernels: with 8 lanes and with 1.
+template <typename Kernel, typename... Arguments>
+void launch_rows(Kernel wide_kernel, Kernel kernel, const Geometry& g, int rows, int columns,
+                 cudaStream_t stream, Arguments... arguments) {
+  const bool wide = are_wide(g.c, arguments...);
+  const int64_t lanes = int64_t{columns} * g.c / (wide ? kWide : 1);
+  const int threads = lanes < kThreads ? static_cast<int>((lanes + 31) / 32 * 32) : kThreads;
+  launch(wide ? wide_kernel : kernel, int64_t{g.n} * rows, threads, stream, arguments..., g);
+}
+
+template <typename T>
+class MaxPoolCuda final : public Op {
+ public:
+  MaxPoolCuda(cudaStream_t stream, const MaxPool& s, const OpConfig& c)
+      : stream_(stream),
+        geometry_(geometry(c, s.kernel, s.stride, s.padding, false)),
+        saved_(c.training ? ops::saved_bytes(s, c.y) : 0) {}
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    launch_rows(&max_forward_kernel<kWide, T>, &max_forward_kernel<1, T>, geometry_, geometry_.p,
+                geometry_.q, stream_, static_cast<T*>(m.y),
+                saved_ ? static_cast<uint8_t*>(m.saved) : nullptr, static_cast<const T*>(m.x[0]));
+  }
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
+    launch_rows(&max_backward_kernel<kWide, T>, &max_backward_kernel<1, T>, geometry_, geometry_.h,
+                geometry_.w, stream_, static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
+                static_cast<const uint8_t*>(m.saved));
+  }
+  size_t saved_bytes() const override { return saved_; }
+
+ private:
+  cudaStream_t stream_;
+  Geometry geometry_;
+  size_t saved_;
+};
+
+template <typename T>
+class AvgPoolCuda final : public Op {
+ public:
+  AvgPoolCuda(cudaStream_t stream, const Geometry& g) : stream_(stream), geometry_(g) {}
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    launch_rows(&avg_forward_kernel<kWide, T>, &avg_forward_kernel<1, T>, geometry_, geometry_.p,
+                geometry_.q, stream_, static_cast<T*>(m.y), static_cast<const T*>(m.x[0]));
+  }
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
+    launch_rows(&avg_backward_kernel<kWide, T>, &avg_backward_kernel<1, T>, geometry_, geometry_.h,
+                geometry_.w, stream_, static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]));
+  }
+
+ private:
+  cudaStream_t stream_;
+  Geometry geometry_;
+};
+
+std::unique_ptr<Op> make_avg(CudaDevice& device, DType type, const Geometry& g) {
+  return with_cuda_type(type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
+    return std::make_unique<AvgPoolCuda<T>>(device.stream(), g);
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Op> make_op(CudaDevice& device, const MaxPool& spec, const OpConfig& config) {
+  return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
+    return std::make_unique<MaxPoolCuda<T>>(device.stream(), spec, config);
+  });
+}
+
+std::unique_ptr<Op> make_op(CudaDevice& device, const AvgPool& s, const OpConfig& c) {
+  return make_avg(device, c.type, geometry(c, s.kernel, s.stride, s.padding, s.count_include_pad));
+}
+
+std::unique_ptr<Op> make_op(CudaDevice& device, const GlobalAvgPool&, const OpConfig& c) {
+  // A window as large as the longer side, cut at the image's border.
+  const int64_t side = c.x[0].h > c.x[0].w ? c.x[0].h : c.x[0].w;
+  return make_avg(device, c.type, geometry(c, side, side, 0, false));
+}
+
+}  // namespace convoy::ops

@@ -1,0 +1,54 @@
+// What only the CUDA device promises: its work can be captured in a graph.
+#include "ops/cuda_device.h"
+
+#include "tests/support/op_tester.h"
+
+namespace convoy::ops {
+namespace {
+
+TEST(CudaDevice, ACapturedDropoutDrawsForTheStepItIsLaunchedFor) {
+  std::unique_ptr<Device> device;
+  try {
+    device = make_device("cuda", 1);
+  } catch (const Error& e) {
+    GTEST_SKIP() << "SKIPPED: no graph was captured: " << e.what();
+  }
+  auto& cuda = dynamic_cast<CudaDevice&>(*device);
+  const Shape shape = {2, 100};
+  const auto n = static_cast<size_t>(shape.elements());
+  const auto op = cuda.make(
+      Dropout{},
+      {.name = "drop", .x = {shape}, .y = shape, .batch = 2, .training = true, .wants_dx = {true}});
+  const DeviceMemory x = upload(cuda, std::vector<float>(n, 1.0f), DType::kFloat32);
+  const DeviceMemory y = cuda.allocate(n * sizeof(float)), saved = cuda.allocate(op->saved_bytes());
+  NodeMemory memory;
+  memory.x = {x.data.get()};
+  memory.y = y.data.get();
+  memory.saved = saved.data.get();
+
+  const StepInfo steps[] = {{.seed = 5, .step = 7, .worker = 1}, {.seed = 5, .step = 8}};
+  std::vector<std::vector<float>> expected;
+  for (const StepInfo& step : steps) {
+    op->forward(memory, step);
+    expected.push_back(download(cuda, y, DType::kFloat32));
+  }
+  EXPECT_NE(expected[0], expected[1]);
+
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t captured = nullptr;
+  cuda.device_step(steps[0]);
+  cuda::check(cudaStreamBeginCapture(cuda.stream(), cudaStreamCaptureModeThreadLocal));
+  op->forward(memory, steps[0]);
+  cuda::check(cudaStreamEndCapture(cuda.stream(), &graph));
+  cuda::check(cudaGraphInstantiate(&captured, graph, 0));
+  for (const size_t s : {1, 0}) {
+    cuda.device_step(steps[s]);
+    cuda::check(cudaGraphLaunch(captured, cuda.stream()));
+    EXPECT_EQ(download(cuda, y, DType::kFloat32), expected[s]);
+  }
+  cuda::check(cudaGraphExecDestroy(captured));
+  cuda::check(cudaGraphDestroy(graph));
+}
+
+}  // namespace
+}  // namespace convoy::ops
