@@ -357,13 +357,14 @@ void Network::add_extra_dy(size_t node, size_t slice) {
                        config_.type);
 }
 
-void Network::loss(const int32_t* labels, double gradient_scale, float* head) {
+void Network::loss(const int32_t* labels, double gradient_scale, float* head, double loss_scale) {
   const Stopwatch watch(times_.loss);
   const TensorView x = logits();
   device_.loss({.n = config_.batch,
                 .classes = x.shape.c,
                 .label_smoothing = config_.label_smoothing,
-                .gradient_scale = gradient_scale},
+                .gradient_scale = gradient_scale,
+                .loss_scale = loss_scale},
                at(memory_.dlogits), config_.type, x.data, x.type, labels,
                static_cast<LossResult*>(loss_result_.data.get()), head);
   if (config_.profile) device_.wait();

@@ -92,8 +92,9 @@ class Network {
   // x: activations of the network's type [batch, H, W, C], in host memory, copied (tests).
   void forward_activations(const void* x, const StepInfo& step);
   // labels [batch]; gradient_scale: what 1 / samples of the step is. Training: fills dlogits.
-  // head: see Device::loss.
-  void loss(const int32_t* labels, double gradient_scale, float* head = nullptr);
+  // head: see Device::loss. loss_scale: times this, too, are all gradients.
+  void loss(const int32_t* labels, double gradient_scale, float* head = nullptr,
+            double loss_scale = 1.0);
   // Of the last loss(); waits.
   LossResult loss_result() const;
   // ready(n): the first n floats of the gradients are final; called after each segment that has

@@ -3,7 +3,7 @@
 //
 //   target = (1 - s) one-hot(label) + s / K
 //   loss_n = - sum_k target_k log softmax(logits_n)_k
-//   dlogits_n = (softmax(logits_n) - target) * gradient_scale
+//   dlogits_n = (softmax(logits_n) - target) * gradient_scale * loss_scale
 //
 // Rows with a negative label are padding: no loss, no gradient, not counted. Sums in double, in
 // an order that the shape fixes.
@@ -18,6 +18,7 @@ struct SoftmaxCrossEntropy {
   int64_t classes = 0;
   double label_smoothing = 0.0;
   double gradient_scale = 1.0;
+  double loss_scale = 1.0;  // FP16: so that small gradients do not vanish
 };
 
 struct LossResult {

@@ -24,6 +24,7 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
                                  const int32_t* labels) {
   LossResult result;
   const auto k = static_cast<double>(s.classes);
+  const double gradient_scale = s.gradient_scale * s.loss_scale;
   for (int64_t row = 0; row < s.n; ++row) {
     const T* x = logits + row * s.classes;
     D* dx = dlogits ? dlogits + row * s.classes : nullptr;
@@ -55,7 +56,7 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
 
     for (int64_t i = 0; dx && i < s.classes; ++i) {
       const double target = s.label_smoothing / k + (i == label ? 1 - s.label_smoothing : 0.0);
-      put(dx[i], (std::exp(get(x[i]) - log_sum) - target) * s.gradient_scale);
+      put(dx[i], (std::exp(get(x[i]) - log_sum) - target) * gradient_scale);
     }
   }
   return result;

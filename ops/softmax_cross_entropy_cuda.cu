@@ -117,7 +117,7 @@ void CudaDevice::loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtyp
     with_cuda_type(type, [&]<typename T>(T*) {
       launch(&row_loss_kernel<D, T>, spec.n, kThreads, stream(), static_cast<D*>(dlogits), rows,
              static_cast<const T*>(logits), labels, spec.classes, spec.label_smoothing,
-             spec.gradient_scale);
+             spec.gradient_scale * spec.loss_scale);
     });
   });
   launch(&sum_loss_kernel, 1, kThreads, stream(), result, head, rows, spec.n, spec.gradient_scale);

@@ -147,7 +147,8 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
     const Images images = source.acquire(static_cast<uint64_t>(worker));
     state.network->forward(images.pixels, step);
     float* extras = flat + extras_begin_;
-    state.network->loss(images.labels, 1.0 / samples, extras + kLoss);
+    state.network->loss(images.labels, 1.0 / samples, extras + kLoss,
+                        config_.scale_loss ? loss_scale_.scale : 1.0);
     state.device->inputs_read();
     source.release(static_cast<uint64_t>(worker));
 
@@ -186,7 +187,8 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   if (hosted().size() > 0) exposed_seconds_ += seconds_since(backward_end);
   const auto update_start = Clock::now();
   optimizer_->update(parameters_->data(), gradients_, learning_rate,
-                     head.data() + extras_begin_ + kLoss);
+                     head.data() + extras_begin_ + kLoss,
+                     config_.scale_loss ? 1.0 / loss_scale_.scale : 1.0);
   // Every worker's mean and variance count alike.
   optimizer_->update_running(running_->data(), head.data(),
                              1.0f / static_cast<float>(config_.workers));
@@ -201,12 +203,14 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
       (static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker));
   result.gradient_norm = optimizer_->result().gradient_norm;
   result.control = {.stop = extras[kStop] > 0, .save = extras[kSave] > 0};
-  if (!std::isfinite(result.loss) || !std::isfinite(result.gradient_norm))
+  result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
+  const bool goes_on = config_.scale_loss ? loss_scale_.note(result.updated) : result.updated;
+  if (!goes_on)
     fail(ExitCode::kFault,
-         "step {}: the loss is {}, the gradient's norm {}; lower optimizer.learning_rate, lengthen "
-         "the "
-         "warm-up or set optimizer.clip_norm (the last checkpoint is from before)",
-         step, result.loss, result.gradient_norm);
+         "step {}: the loss is {}, the gradient's norm {}{}; lower optimizer.learning_rate, lengthen "
+         "the warm-up or set optimizer.clip_norm (the last checkpoint is from before)",
+         step, result.loss, result.gradient_norm,
+         config_.scale_loss ? " even with a loss scale of 1" : "");
   return result;
 }
 

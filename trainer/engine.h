@@ -14,6 +14,7 @@
 #include "ops/network.h"
 #include "ops/optim/optimizer.h"
 #include "trainer/lanes.h"
+#include "trainer/loss_scale.h"
 
 namespace convoy::trainer {
 
@@ -25,7 +26,9 @@ struct EngineConfig {
   int threads_per_worker = 1;
   int lanes = 1;  // workers that run at once on this rank
   DType type = DType::kFloat32;
-  ops::ImageInput input;  // for batch_per_worker images
+  bool tf32 = false;        // fp32 products may round their factors to TF32
+  bool scale_loss = false;  // FP16 (loss_scale.h)
+  ops::ImageInput input;    // for batch_per_worker images
   double label_smoothing = 0.0;
   ops::OptimizerConfig optimizer;
   comm::ReductionOrder reduction = comm::ReductionOrder::kExact;
@@ -60,6 +63,9 @@ class Engine {
   // What was changed in state()'s memory becomes the state.
   void put_state();
   bool has_ema() const { return !optimizer_->ema().empty(); }
+  // Belongs to the state where scale_loss is set.
+  bool scales_loss() const { return config_.scale_loss; }
+  LossScale& loss_scale() { return loss_scale_; }
 
   struct Images {
     const uint8_t* pixels;  // [batch_per_worker, H, W, C]
@@ -83,10 +89,11 @@ class Engine {
     double loss = 0;  // mean over the samples of the step
     double top1 = 0;  // share of them
     double gradient_norm = 0;
-    Control control;  // of all ranks
+    bool updated = true;  // false: the scaled gradients overflowed, and nothing was changed
+    Control control;      // of all ranks
   };
-  // Collective. Throws Error (kFault) where the loss or the gradient is not finite; the parameters
-  // are then unchanged.
+  // Collective. Throws Error (kFault) where the loss or the gradient is not finite, with scale_loss
+  // where no scale helps; the parameters are then unchanged.
   Result step(uint64_t step, double learning_rate, const Control& control, const Source& source);
 
   enum class Weights { kTrained, kAverage };
@@ -130,6 +137,7 @@ class Engine {
   std::unique_ptr<comm::GradientReducer> reducer_;
   std::vector<int> bucket_of_;           // of each parameter
   std::vector<const float*> gradients_;  // of each parameter, after the reduction
+  LossScale loss_scale_;
   double prepare_seconds_ = 0, update_seconds_ = 0;
   double exposed_seconds_ = 0;
   std::vector<std::unique_ptr<Lane>> lane_state_;

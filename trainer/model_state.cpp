@@ -12,6 +12,7 @@ namespace {
 
 constexpr const char* kMomentum = "momentum.";
 constexpr const char* kMeanImage = "input.mean_image";
+constexpr const char* kLossScale = "loss_scale";  // [scale, steps since it changed]
 
 NamedTensor fp32_tensor(std::string name, std::vector<int64_t> shape, std::span<const float> data) {
   return {.name = std::move(name),
@@ -118,6 +119,16 @@ TensorList optimizer_tensors(Engine& engine, const Normalisation& normalisation)
     list.tensors.push_back(fp32_tensor(kMeanImage,
                                        {static_cast<int64_t>(normalisation.mean_image.size())},
                                        normalisation.mean_image));
+  if (engine.scales_loss()) {
+    list.storage = std::make_unique<std::byte[]>(2 * sizeof(float));
+    const LossScale& s = engine.loss_scale();
+    const float values[] = {static_cast<float>(s.scale), static_cast<float>(s.good_steps)};
+    std::memcpy(list.storage.get(), values, sizeof values);
+    list.tensors.push_back({.name = kLossScale,
+                            .type = StoredType::kF32,
+                            .shape = {2},
+                            .bytes = {list.storage.get(), sizeof values}});
+  }
   return list;
 }
 
@@ -151,6 +162,12 @@ void restore(Engine& engine, const CheckpointState& state, bool weights_only) {
     Reader optimizer(state.optimizer, "optimizer");
     take_parameters(optimizer, layout, kMomentum, flat.momentum);
     optimizer.skip(kMeanImage);
+    if (engine.scales_loss()) {
+      float values[2];  // both are small whole numbers
+      optimizer.take(kLossScale, {2}, values);
+      engine.loss_scale() = {.scale = static_cast<double>(values[0]),
+                             .good_steps = static_cast<uint32_t>(values[1])};
+    }
     optimizer.finish();
   }
   engine.put_state();

@@ -10,7 +10,7 @@ namespace convoy::trainer {
 
 // Borrow the engine's memory. `step` is what num_batches_tracked says.
 TensorList model_tensors(Engine& engine, uint64_t step);
-// "momentum.<parameter>", and "input.mean_image" where there is one.
+// "momentum.<parameter>", "input.mean_image" and FP16's "loss_scale" where there is one.
 TensorList optimizer_tensors(Engine& engine, const Normalisation& normalisation);
 TensorList ema_tensors(Engine& engine);
 

@@ -192,7 +192,16 @@ ops::Graph graph_of(const Job& job, const data::ImageShape& shape) {
 }
 
 DType precision_type(Job::Precision precision) {
-  return precision == Job::Precision::kBf16 ? DType::kBfloat16 : DType::kFloat32;
+  switch (precision) {
+    case Job::Precision::kFp32:
+    case Job::Precision::kTf32:
+      return DType::kFloat32;
+    case Job::Precision::kBf16:
+      return DType::kBfloat16;
+    case Job::Precision::kFp16:
+      return DType::kFloat16;
+  }
+  return DType::kFloat32;
 }
 
 EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
@@ -205,6 +214,8 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
           .threads_per_worker = static_cast<int>(job.threads_per_worker),
           .lanes = lanes,
           .type = precision_type(job.precision),
+          .tf32 = job.precision == Job::Precision::kTf32,
+          .scale_loss = job.precision == Job::Precision::kFp16,
           .input = input,
           .label_smoothing = job.model.label_smoothing,
           .optimizer = {.kind = o.kind == Job::Optimizer::Kind::kLars

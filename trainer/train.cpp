@@ -283,6 +283,10 @@ class Run {
       if (!bytes.empty()) std::memcpy(flat.data(), bytes.data(), bytes.size());
     }
     engine_->put_state();
+    std::vector<std::byte> scale(sizeof(LossScale));
+    std::memcpy(scale.data(), &engine_->loss_scale(), scale.size());
+    communicator_.broadcast(scale, 0);
+    std::memcpy(&engine_->loss_scale(), scale.data(), scale.size());
     if (is_root())
       log::info("resumed at step {} of {} from {}", step_, total_steps_, printable(resume_.folder));
   }

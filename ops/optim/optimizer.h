@@ -63,10 +63,11 @@ class Optimizer {
   virtual ~Optimizer() = default;
 
   // One update of the flat parameters [parameter_floats]. gradients: of each parameter, in the
-  // order of the layout. loss: one float, or null. Where it or the norm of the gradients is not
-  // finite nothing is changed.
+  // order of the layout, which are first multiplied by gradient_factor (1 / loss scale). loss: one
+  // float, or null. Where it or the norm of the gradients is not finite nothing is changed.
   virtual void update(float* parameters, std::span<const float* const> gradients,
-                      double learning_rate, const float* loss = nullptr) = 0;
+                      double learning_rate, const float* loss = nullptr,
+                      double gradient_factor = 1.0) = 0;
   // new = (1 - m) old + m batch for every running mean and variance [statistics_floats], batch =
   // sum * share; nothing, if the last update changed nothing.
   virtual void update_running(float* running, const float* sum, float share) = 0;

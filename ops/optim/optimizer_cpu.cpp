@@ -26,7 +26,7 @@ class OptimizerCpu final : public Optimizer {
   }
 
   void update(float* w, std::span<const float* const> gradients, double learning_rate,
-              const float* loss) override {
+              const float* loss, double gradient_factor) override {
     result_ = {};
     updated_ = false;
     if (loss && !std::isfinite(*loss)) return;
@@ -34,10 +34,10 @@ class OptimizerCpu final : public Optimizer {
         squares_per_tensor([&](const Block& b) { return gradients[b.parameter] + b.begin; });
     double total = 0;
     for (const double square : gradient_squares) total += square;
-    result_.gradient_norm = std::sqrt(total);
+    result_.gradient_norm = std::sqrt(total) * gradient_factor;
     if (!std::isfinite(result_.gradient_norm)) return;
     updated_ = true;
-    const double clip = clip_factor(config_, result_.gradient_norm);
+    const double clip = clip_factor(config_, result_.gradient_norm) * gradient_factor;
     std::vector<double> weight_squares(layout_.parameters.size());
     if (config_.kind == OptimizerConfig::Kind::kLars)
       weight_squares = squares_per_tensor([&](const Block& b) { return w + offset(b); });

@@ -35,12 +35,18 @@ struct Outcome {
   bool updated;
 };
 
+// What changes from step to step.
+struct Rates {
+  double learning_rate, gradient_factor;
+  bool operator==(const Rates&) const = default;
+};
+
 // What all launches of an update know, on the device.
 struct State {
   const Tensor* tensors;
   const Block* blocks;
   const float* const* gradients;  // of each tensor
-  const double* learning_rate;
+  const Rates* rates;
   float* squares;    // of each block; with LARS, then of the weights'
   double* sums;      // of each tensor, likewise
   Outcome* outcome;  // of the last update
@@ -102,18 +108,19 @@ __global__ void tensor_squares_kernel(State s) {
 // One block: the norm, whether there is an update, and the factors of each tensor.
 __global__ void factors_kernel(State s, OptimizerConfig config, const float* loss) {
   __shared__ double norm;
+  const Rates rates = *s.rates;
   const double total = ordered_sum(s.sums, s.tensor_count);
   if (threadIdx.x == 0) {
     const bool good_loss = !loss || std::isfinite(*loss);
-    norm = good_loss ? std::sqrt(total) : 0.0;
+    norm = good_loss ? std::sqrt(total) * rates.gradient_factor : 0.0;
     *s.outcome = {norm, good_loss && std::isfinite(norm)};
   }
   __syncthreads();
-  const double clip = clip_factor(config, norm);
+  const double clip = clip_factor(config, norm) * rates.gradient_factor;
   const double* weight_sums = s.sums + s.tensor_count;
   const bool lars = config.kind == OptimizerConfig::Kind::kLars;
   for (int64_t t = threadIdx.x; t < s.tensor_count; t += kThreads)
-    s.factors[t] = update_factors(config, s.tensors[t].is_weight, *s.learning_rate, clip, s.sums[t],
+    s.factors[t] = update_factors(config, s.tensors[t].is_weight, rates.learning_rate, clip, s.sums[t],
                                   lars ? weight_sums[t] : 0.0);
 }
 
@@ -216,14 +223,14 @@ class OptimizerCuda final : public Optimizer {
     };
     const size_t sets = is_lars() ? 2 : 1;
     gradients_ = keep(device.allocate(tensors.size() * sizeof(float*)));
-    learning_rate_ = keep(device.allocate(sizeof(double)));
+    rates_ = keep(device.allocate(sizeof(Rates)));
     statistics_momentum_ = static_cast<const float*>(keep(copy_of(device, statistics)));
     statistics_floats_ = static_cast<int64_t>(statistics.size());
     state_ = {
         .tensors = static_cast<const Tensor*>(keep(copy_of(device, tensors))),
         .blocks = static_cast<const Block*>(keep(copy_of(device, blocks))),
         .gradients = static_cast<const float* const*>(gradients_),
-        .learning_rate = static_cast<const double*>(learning_rate_),
+        .rates = static_cast<const Rates*>(rates_),
         .squares = static_cast<float*>(keep(device.allocate(sets * blocks.size() * sizeof(float)))),
         .sums = static_cast<double*>(keep(device.allocate(sets * tensors.size() * sizeof(double)))),
         .outcome = static_cast<Outcome*>(keep(device.allocate(sizeof(Outcome)))),
@@ -234,15 +241,16 @@ class OptimizerCuda final : public Optimizer {
   }
 
   void update(float* w, std::span<const float* const> gradients, double learning_rate,
-              const float* loss) override {
+              const float* loss, double gradient_factor) override {
     device_.use();
     if (!std::ranges::equal(gradients, sent_gradients_)) {
       sent_gradients_.assign(gradients.begin(), gradients.end());
       device_.upload(gradients_, gradients.data(), gradients.size_bytes());
     }
-    if (learning_rate != sent_learning_rate_) {
-      sent_learning_rate_ = learning_rate;
-      device_.upload(learning_rate_, &learning_rate, sizeof learning_rate);
+    const Rates rates = {learning_rate, gradient_factor};
+    if (rates != sent_rates_) {
+      sent_rates_ = rates;
+      device_.upload(rates_, &rates, sizeof rates);
     }
     const int64_t sets = is_lars() ? 2 : 1, squares = sets * state_.block_count;
     constexpr int64_t kBlocksAtOnce = kThreads / kPartialSums;
@@ -276,13 +284,13 @@ class OptimizerCuda final : public Optimizer {
   OptimizerConfig config_;
   DeviceFloats momentum_, ema_;
   std::vector<DeviceMemory> memory_;  // of all that follows
-  void *gradients_ = nullptr, *learning_rate_ = nullptr;
+  void *gradients_ = nullptr, *rates_ = nullptr;
   const float* statistics_momentum_ = nullptr;  // of each float
   int64_t statistics_floats_ = 0;
   State state_{};
   // What the device has been told.
   std::vector<const float*> sent_gradients_;
-  double sent_learning_rate_ = std::numeric_limits<double>::quiet_NaN();
+  Rates sent_rates_ = {std::numeric_limits<double>::quiet_NaN(), 0};
 };
 
 }  // namespace

@@ -22,7 +22,7 @@ CONVOY_HOST_DEVICE inline double clip_factor(const OptimizerConfig& c, double gr
   return c.clip_norm > 0 && gradient_norm > c.clip_norm ? c.clip_norm / gradient_norm : 1.0;
 }
 
-// Of one tensor. weight_squares is read for LARS alone.
+// Of one tensor. clip: times the gradient factor. weight_squares is read for LARS alone.
 CONVOY_HOST_DEVICE inline SgdFactors update_factors(const OptimizerConfig& c, bool is_weight,
                                                     double learning_rate, double clip,
                                                     double gradient_squares,

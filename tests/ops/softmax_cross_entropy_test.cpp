@@ -62,7 +62,11 @@ TEST_P(OpTest, LossEqualsReference) {
         for (const double scale : {1.0, 1.0 / 256}) {
           if (n * classes > 10000) continue;  // takes long, shows nothing new
           const SoftmaxCrossEntropy spec = {
-              .n = n, .classes = classes, .label_smoothing = smoothing, .gradient_scale = scale};
+              .n = n,
+                                            .classes = classes,
+                                            .label_smoothing = smoothing,
+                                            .gradient_scale = scale,
+                                            .loss_scale = 8 * scale};
           SCOPED_TRACE(fmt::format("{} rows of {}, smoothing {}", n, classes, smoothing));
           const std::vector<float> logits = random_logits(spec);
           const std::vector<int32_t> labels = labels_with_padding(spec);

@@ -338,7 +338,7 @@ double softmax_cross_entropy(const ops::SoftmaxCrossEntropy& spec,
       if (k == static_cast<size_t>(labels[n])) target += 1 - spec.label_smoothing;
       const double probability = std::exp(x[k]) / sum;
       loss -= target * std::log(probability);
-      dlogits[n * classes + k] = (probability - target) * spec.gradient_scale;
+      dlogits[n * classes + k] = (probability - target) * spec.gradient_scale * spec.loss_scale;
     }
   }
   return loss;
