@@ -12,8 +12,6 @@ namespace {
   std::unique_ptr<Op> make_op(CudaDevice&, const Spec&, const OpConfig&) { \
     unfinished(#Spec);                                                     \
   }
-// batch norm
-CONVOY_UNFINISHED(BatchNorm)
 // pools and what moves elements
 CONVOY_UNFINISHED(MaxPool)
 CONVOY_UNFINISHED(AvgPool)

@@ -12,6 +12,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
@@ -75,6 +76,9 @@ inline float load(const Float16* p) {
 inline void store(Float16* p, float v) {
   *p = to_float16(v);
 }
+inline void store16(uint4* p, uint4 v) {
+  *p = v;
+}
 #else
 __device__ inline float load(const Bfloat16* p) {
   return __uint_as_float(uint32_t{p->bits} << 16);
@@ -87,6 +91,11 @@ __device__ inline float load(const Float16* p) {
 }
 __device__ inline void store(Float16* p, float v) {
   p->bits = __half_as_ushort(__float2half_rn(v));
+}
+// To global memory in one access: what is assigned, nvcc may take apart into words and halves.
+__device__ inline void store16(uint4* p, uint4 v) {
+  asm("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+      : "memory");
 }
 #endif
 
@@ -115,7 +124,10 @@ template <typename T>
 __device__ void store8(T* p, const Floats8& values) {
   Bits8<T> bits;
   for (int i = 0; i < kWide; ++i) store(&bits.v[i], values.v[i]);
-  *reinterpret_cast<Bits8<T>*>(p) = bits;
+  uint4 words[sizeof bits / sizeof(uint4)];
+  memcpy(words, &bits, sizeof bits);
+  for (size_t i = 0; i < sizeof bits / sizeof(uint4); ++i)
+    store16(reinterpret_cast<uint4*>(p) + i, words[i]);
 }
 
 // True where n elements from each of these addresses are whole vectors; null pointers do not count.
