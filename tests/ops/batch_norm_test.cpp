@@ -37,6 +37,11 @@ TEST_P(OpTest, BatchNormEqualsReference) {
       for (const Shape& x : shapes()) check_op(device(), type(), batch_norm(spec, x, dy_sources));
 }
 
+// 4,418 rows: more blocks than a GPU adds up at once.
+TEST_P(OpTest, BatchNormOfManyRowsEqualsReference) {
+  check_op(device(), type(), batch_norm(kBoth, {2, 128, 47, 47}, 2));
+}
+
 TEST_P(OpTest, BatchNormInferenceEqualsReference) {
   for (const BatchNorm& spec : {kPlain, kRelu, kResidual, kBoth})
     for (const Shape& x : shapes()) {
