@@ -25,4 +25,12 @@ size_t saved_bytes(const BatchNorm& s, const Shape& y) {
   return static_cast<size_t>(y.rows() * ((y.c + 15) / 16)) * sizeof(uint16_t);
 }
 
+void expect_variance(const OpConfig& c) {
+  if (c.batch * c.y.h * c.y.w < 2)
+    fail(ExitCode::kBadJob,
+         "batch_norm \"{}\": one value per channel ({}) has no variance; use a larger "
+         "batch_per_worker or image",
+         c.name, to_string(c.y));
+}
+
 }  // namespace convoy::ops

@@ -38,6 +38,8 @@ inline BackwardNeeds backward_needs(const BatchNorm& s) {
 }
 // Bytes that wait for backward: the ReLU's mask, a bit per element.
 size_t saved_bytes(const BatchNorm& spec, const Shape& y);
+// For training. Throws Error (kBadJob) where a channel has but one value.
+void expect_variance(const OpConfig& config);
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const BatchNorm& spec, const OpConfig& config);
 std::unique_ptr<Op> make_op(CudaDevice& device, const BatchNorm& spec, const OpConfig& config);

@@ -4,7 +4,6 @@
 
 #include "ops/batch_norm.h"
 #include "ops/batch_norm_kernels.h"
-#include "ops/core/error.h"
 #include "ops/cpu_device.h"
 
 namespace convoy::ops {
@@ -25,12 +24,7 @@ class BatchNormCpu final : public Op {
     const auto channels = static_cast<size_t>(c_);
     vectors_ = AlignedBuffer(kVectors * channels * sizeof(float));
     if (training_) sums_ = AlignedBuffer(2 * channels * sizeof(double));
-    if (training_ && count_ < 2)
-      fail(ExitCode::kBadJob,
-           "batch_norm \"{}\": one value per channel ({}) has no variance; use a larger "
-           "batch_per_worker "
-           "or image",
-           config.name, to_string(config.y));
+    if (training_) expect_variance(config);
   }
 
   void gather_forward(const NodeMemory& m) override {

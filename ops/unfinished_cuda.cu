@@ -12,8 +12,6 @@ namespace {
   std::unique_ptr<Op> make_op(CudaDevice&, const Spec&, const OpConfig&) { \
     unfinished(#Spec);                                                     \
   }
-// batch norm
-CONVOY_UNFINISHED(BatchNorm)
 // convolution
 CONVOY_UNFINISHED(Conv2d)
 

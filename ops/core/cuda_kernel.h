@@ -12,6 +12,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
