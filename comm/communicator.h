@@ -2,7 +2,7 @@
 // that runs on several ranks and ended by finish() or abort().
 //
 // The collective calls block their caller; every rank makes the same ones in the same order, from
-// one thread at a time. Exchanges run in the background meanwhile (GradientReducer uses them). Any
+// one thread at a time. Exchanges run in the background meanwhile (reducers use them). Any
 // call may throw Error (kRecoverable) when the library reports a lost peer.
 #pragma once
 
@@ -68,7 +68,7 @@ class Communicator {
   virtual void broadcast(std::vector<std::byte>& bytes, int root) = 0;
   // Every rank's text, in order of rank. At most 2 GiB in all.
   virtual std::vector<std::string> all_gather(const std::string& text) = 0;
-  // In place. Sums of floating-point numbers are GradientReducer's, because their order counts.
+  // In place. Sums of floating-point numbers are a Reducer's, because their order counts.
   virtual void all_reduce_sum(std::span<int64_t> values) = 0;
   // The largest of the ranks' numbers.
   virtual int64_t all_reduce_max(int64_t value) = 0;
@@ -93,7 +93,7 @@ class Communicator {
   // message this rank has failed: if all ranks come within two seconds (they found the same error,
   // or the others are done), all leave together and each distinct message is logged once; else this
   // rank's is logged and the whole job aborted. All ranks get the largest of their exit codes, so
-  // that mpirun returns it too. Destroy GradientReducers first. Never throws.
+  // that mpirun returns it too. Destroy Reducers first. Never throws.
   virtual int finish(int exit_code, const std::string& message = "") noexcept = 0;
   // Logs the message and ends all ranks of the job now, without waiting for any; mpirun returns
   // exit_code. Any thread. A communicator of several ranks that is destroyed before finish() does

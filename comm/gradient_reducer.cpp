@@ -26,22 +26,6 @@ namespace {
 // More ranks of one host would need more slots than there is cache: they send.
 constexpr int kMostRanksSharing = 8;
 
-size_t most_floats(const std::vector<Range>& ranges) {
-  size_t most = 0;
-  for (const Range& range : ranges) {
-    if (range.end <= range.begin)
-      fail(ExitCode::kFault, "gradient bucket [{}, {}) is empty", range.begin, range.end);
-    most = std::max(most, range.size());
-  }
-  return most;
-}
-
-size_t last_float(const std::vector<Range>& ranges) {
-  size_t last = 0;
-  for (const Range& range : ranges) last = std::max(last, range.end);
-  return last;
-}
-
 // Buffers of one size that are lent and come back; grows when none is free.
 class BufferPool {
  public:
@@ -90,6 +74,22 @@ struct Held {
 
 }  // namespace
 
+size_t most_floats(std::span<const Range> ranges) {
+  size_t most = 0;
+  for (const Range& range : ranges) {
+    if (range.end <= range.begin)
+      fail(ExitCode::kFault, "gradient bucket [{}, {}) is empty", range.begin, range.end);
+    most = std::max(most, range.size());
+  }
+  return most;
+}
+
+size_t last_float(std::span<const Range> ranges) {
+  size_t last = 0;
+  for (const Range& range : ranges) last = std::max(last, range.end);
+  return last;
+}
+
 struct GradientReducer::Impl {
   struct Bucket;
 
@@ -101,7 +101,7 @@ struct GradientReducer::Impl {
 
   Bucket& bucket_at(int index);
   void begin_step();
-  void contribute(int worker, int bucket, float* data, bool keep);
+  void contribute(WorkerRange node, int bucket, float* data, bool keep);
   std::span<const float> wait(int bucket);
 
   Communicator& communicator;
@@ -477,20 +477,22 @@ void GradientReducer::Impl::begin_step() {
     for (const std::unique_ptr<Bucket>& bucket : buckets) bucket->launch();
 }
 
-void GradientReducer::Impl::contribute(int worker, int index, float* data, bool keep) {
+void GradientReducer::Impl::contribute(WorkerRange node, int index, float* data, bool keep) {
   Bucket& bucket = bucket_at(index);
-  if (worker < hosted.begin || worker >= hosted.end)
+  if (node.begin < hosted.begin || node.end > hosted.end)
     fail(ExitCode::kFault, "worker {} contributes bucket {}, but this rank hosts workers [{}, {})",
-         worker, index, hosted.begin, hosted.end);
+         node.begin, index, hosted.begin, hosted.end);
   {
     const std::lock_guard lock(bucket.mutex);
-    const size_t local = static_cast<size_t>(worker - hosted.begin);
-    if (bucket.phase == Bucket::Phase::kIdle || bucket.contributed[local])
-      fail(ExitCode::kFault, "worker {} contributes bucket {} {}", worker, index,
-           bucket.contributed[local] ? "twice in a step" : "before begin_step");
-    bucket.contributed[local] = true;
+    for (int worker = node.begin; worker < node.end; ++worker) {
+      const size_t local = static_cast<size_t>(worker - hosted.begin);
+      if (bucket.phase == Bucket::Phase::kIdle || bucket.contributed[local])
+        fail(ExitCode::kFault, "worker {} contributes bucket {} {}", worker, index,
+             bucket.contributed[local] ? "twice in a step" : "before begin_step");
+      bucket.contributed[local] = true;
+    }
   }
-  if (bucket.gather({worker, worker + 1}, {data, keep, {}})) bucket.launch();
+  if (bucket.gather(node, {data, keep, {}})) bucket.launch();
 }
 
 std::span<const float> GradientReducer::Impl::wait(int index) {
@@ -531,7 +533,10 @@ void GradientReducer::begin_step() {
   impl_->begin_step();
 }
 void GradientReducer::contribute(int worker, int bucket, float* data, bool keep) {
-  impl_->contribute(worker, bucket, data, keep);
+  impl_->contribute({worker, worker + 1}, bucket, data, keep);
+}
+void GradientReducer::contribute(WorkerRange node, int bucket, float* data, bool keep) {
+  impl_->contribute(node, bucket, data, keep);
 }
 std::span<const float> GradientReducer::wait(int bucket) {
   return impl_->wait(bucket);

@@ -14,6 +14,7 @@ set(may_include_trainer ops ops/core comm data_loader proto)
 # Header -> the only files that may include it.
 set(only_cublasLt.h "ops/cublas.cpp")
 set(only_mpi.h "comm/mpi_communicator.cpp")
+set(only_nccl.h "comm/nccl_channel.cpp")
 set(only_dnnl.hpp "ops/onednn.h")
 set(only_jpeglib.h "data_loader/jpeg.cpp")
 set(only_png.h "data_loader/png.cpp")

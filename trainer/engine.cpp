@@ -54,11 +54,6 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
       extras_begin_(layout_.statistics_floats),
       head_floats_(extras_begin_ + kExtras),
       buckets_(cut_buckets(layout_, head_floats_, config.bucket_mib)),
-      reducer_(std::make_unique<comm::GradientReducer>(
-          communicator, config.workers, buckets_,
-          comm::ReducerOptions{.order = config.reduction,
-                               .schedule = {},
-                               .buffers = config.training ? config.lanes : 0})),
       gradients_(layout_.parameters.size()),
       lanes_(config.lanes) {
   for (const auto& p : layout_.parameters) {
@@ -73,6 +68,10 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
     lane_state_[static_cast<size_t>(lane)] = std::move(state);
   });
   ops::Device& device = *lane_state_[0]->device;
+  reducer_ = comm::make_reducer(
+      communicator, config.workers, buckets_,
+      {.order = config.reduction, .schedule = {}, .buffers = config.training ? config.lanes : 0},
+      device.queue());
   parameters_ = std::make_unique<ops::DeviceFloats>(device, layout_.parameter_floats);
   running_ = std::make_unique<ops::DeviceFloats>(device, layout_.statistics_floats);
   optimizer_ = device.make_optimizer(config_.optimizer, layout_,
@@ -104,6 +103,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
 }
 
 Engine::~Engine() {
+  reducer_.reset();
   optimizer_.reset();
   running_.reset();
   parameters_.reset();
@@ -195,6 +195,7 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
 
   float extras[kExtras];
   lane_state_[0]->device->download(extras, head.data() + extras_begin_, sizeof extras);
+  reducer_->confirm();
   update_seconds_ += seconds_since(update_start);
   Result result;
   result.loss = static_cast<double>(extras[kLoss]);

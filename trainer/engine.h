@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "comm/gradient_reducer.h"
+#include "comm/reducer.h"
 #include "ops/network.h"
 #include "ops/optim/optimizer.h"
 #include "trainer/lanes.h"
@@ -134,7 +134,7 @@ class Engine {
   ops::ParameterLayout layout_;
   size_t extras_begin_ = 0, head_floats_ = 0;  // bucket 0: statistics, then the extras
   std::vector<comm::Range> buckets_;
-  std::unique_ptr<comm::GradientReducer> reducer_;
+  std::unique_ptr<comm::Reducer> reducer_;
   std::vector<int> bucket_of_;           // of each parameter
   std::vector<const float*> gradients_;  // of each parameter, after the reduction
   LossScale loss_scale_;

@@ -31,10 +31,18 @@ void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void
 // Enqueues any other work, for stand-ins of libraries. Device memory can be touched in there.
 void enqueue(cudaStream_t stream, std::function<void()> work);
 
+// Enqueues work that may have to wait for other processes: it is called until it returns true, when
+// somebody waits and now and then by a thread of the emulator's, for a real GPU would go on, too.
+void enqueue_polled(cudaStream_t stream, std::function<bool()> work);
+
 // Ends the program where a vector access would fault.
 void expect_aligned(const void* p);
 
 // The next call of the runtime that enqueues or waits returns this error, once (tests of errors).
 void fail_next_call(cudaError_t error);
+bool fails_next_call();
+
+// While it is broken, NCCL reports a lost peer, and transfers stand still until they are aborted.
+void break_nccl(bool now);
 
 }  // namespace convoy::emulated_gpu

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -10,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,7 +21,7 @@
 namespace convoy::emulated_gpu {
 namespace {
 
-using Work = std::function<void()>;
+using Work = std::function<bool()>;  // true: done; false: blocked, to be called again
 
 // One lock for all: calls come from few threads. Recursive, because work runs under it.
 std::recursive_mutex mutex;
@@ -29,8 +31,9 @@ struct Graph;
 
 struct Stream {
   std::deque<Work> queue;
-  uint64_t begun = 0;  // work that has left the queue
+  uint64_t done = 0;  // work that has left the queue
   uint64_t enqueued = 0;
+  uint64_t polled = 0;       // up to here there is work that may block
   Graph* capture = nullptr;  // the graph that takes the work instead
 };
 
@@ -40,8 +43,13 @@ struct Event {
   Graph* capture = nullptr;  // recorded while capturing
 };
 
+struct Item {
+  Work work;
+  bool polled = false;
+};
+
 struct Graph {
-  std::vector<Work> work;
+  std::vector<Item> work;
   Stream* origin = nullptr;
   std::vector<Stream*> joined;  // streams that wait for captured events
 };
@@ -88,31 +96,69 @@ class OpenMemory {
 
 // ---- Running.
 
-// Runs the work of a stream up to number `count` of what was ever enqueued there.
-void run_until(Stream& stream, uint64_t count) {
-  if (stream.begun >= count) return;
+// Runs the work of a stream up to number `count` of what was ever enqueued there; false where it is
+// blocked before.
+bool try_run(Stream& stream, uint64_t count) {
+  if (stream.done >= count) return true;
   const OpenMemory open;
-  while (stream.begun < count && !stream.queue.empty()) {
-    const Work work = std::move(stream.queue.front());
+  for (; stream.done < count && !stream.queue.empty(); ++stream.done) {
+    if (!stream.queue.front()()) return false;
     stream.queue.pop_front();
-    ++stream.begun;
-    work();
   }
-}
-void run_all(Stream& stream) {
-  run_until(stream, stream.enqueued);
-}
-void run_everything() {
-  for (Stream* stream : streams()) run_all(*stream);
+  return true;
 }
 
-void put(Stream& stream, Work work) {
+// Until `run` says true; whoever else wants something has his turn between.
+template <typename Run>
+void finish(std::unique_lock<std::recursive_mutex>& lock, Run run) {
+  while (!run()) {
+    lock.unlock();
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+    lock.lock();
+  }
+}
+void run_everything(std::unique_lock<std::recursive_mutex>& lock) {
+  finish(lock, [] {
+    bool done = true;
+    for (Stream* stream : streams()) done = try_run(*stream, stream->enqueued) && done;
+    return done;
+  });
+}
+
+// Work that waits for other processes goes on by itself, as on a real GPU: a peer may wait for it
+// while the host here does something else.
+class Progress {
+ public:
+  ~Progress() { thread_.request_stop(); }
+
+ private:
+  static void run(const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      {
+        const std::lock_guard lock(mutex);
+        for (Stream* stream : streams()) try_run(*stream, stream->polled);
+      }
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  }
+  std::jthread thread_{run};
+};
+
+void put(Stream& stream, Work work, bool polled = false) {
   if (stream.capture) {
-    stream.capture->work.push_back(std::move(work));
+    stream.capture->work.push_back({std::move(work), polled});
     return;
   }
   stream.queue.push_back(std::move(work));
   ++stream.enqueued;
+  if (polled) stream.polled = stream.enqueued;
+}
+// Work that is done when it returns.
+Work once(std::function<void()> work) {
+  return [work = std::move(work)] {
+    work();
+    return true;
+  };
 }
 
 cudaError_t take_error() {
@@ -121,12 +167,20 @@ cudaError_t take_error() {
 
 }  // namespace
 
-void enqueue(cudaStream_t stream, Work work) {
+void enqueue(cudaStream_t stream, std::function<void()> work) {
   const std::lock_guard lock(mutex);
-  put(of(stream), std::move(work));
+  put(of(stream), once(std::move(work)));
 }
 
-void launch(int64_t blocks, int threads, cudaStream_t stream, Work body) {
+void enqueue_polled(cudaStream_t stream, std::function<bool()> work) {
+  streams();  // outlives the thread
+  allocations();
+  static Progress progress;
+  const std::lock_guard lock(mutex);
+  put(of(stream), std::move(work), true);
+}
+
+void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void()> body) {
   enqueue(stream, [=] {
     gridDim = {static_cast<unsigned>(blocks), 1, 1};
     blockDim = {static_cast<unsigned>(threads), 1, 1};
@@ -149,6 +203,10 @@ void expect_aligned(const void* p) {
 void fail_next_call(cudaError_t error) {
   const std::lock_guard lock(mutex);
   next_error = error;
+}
+bool fails_next_call() {
+  const std::lock_guard lock(mutex);
+  return next_error != cudaSuccess;
 }
 
 }  // namespace convoy::emulated_gpu
@@ -179,7 +237,10 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int) {
-  std::strncpy(id, "0000:00:00.0", static_cast<size_t>(length));
+  // Every process has a GPU of its own, unless it is told that all share one.
+  const bool shared = std::getenv("CONVOY_EMULATED_GPU_SHARED") != nullptr;
+  std::snprintf(id, static_cast<size_t>(length), "%08x:00:00.0",
+                shared ? 0u : static_cast<unsigned>(getpid()));
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int* version) {
@@ -196,8 +257,8 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* lowest, int* highest) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
-  const std::lock_guard lock(mutex);
-  run_everything();
+  std::unique_lock lock(mutex);
+  run_everything(lock);
   return take_error();
 }
 
@@ -250,8 +311,8 @@ cudaError_t cudaMalloc(void** out, size_t bytes) {
 }
 cudaError_t cudaFree(void* memory) {
   if (!memory) return cudaSuccess;
-  const std::lock_guard lock(mutex);
-  run_everything();
+  std::unique_lock lock(mutex);
+  run_everything(lock);
   const auto found = allocations().find(static_cast<char*>(memory));
   if (found == allocations().end()) return cudaErrorInvalidValue;
   munmap(memory, found->second);
@@ -263,8 +324,8 @@ cudaError_t cudaMallocHost(void** out, size_t bytes) {
   return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFreeHost(void* memory) {
-  const std::lock_guard lock(mutex);
-  run_everything();
+  std::unique_lock lock(mutex);
+  run_everything(lock);
   std::free(memory);
   return cudaSuccess;
 }
@@ -272,19 +333,19 @@ cudaError_t cudaHostRegister(void*, size_t, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void*) {
-  const std::lock_guard lock(mutex);
-  run_everything();
+  std::unique_lock lock(mutex);
+  run_everything(lock);
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   const std::lock_guard lock(mutex);
-  put(of(stream), [=] { std::memmove(to, from, bytes); });
+  put(of(stream), once([=] { std::memmove(to, from, bytes); }));
   return take_error();
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
-  put(of(stream), [=] { std::memset(to, value, bytes); });
+  put(of(stream), once([=] { std::memset(to, value, bytes); }));
   return take_error();
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
@@ -300,22 +361,29 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* out, unsigned, int) {
   *out = reinterpret_cast<cudaStream_t>(stream);
   return cudaSuccess;
 }
+cudaError_t cudaStreamGetDevice(cudaStream_t, int* device) {
+  return cudaGetDevice(device);
+}
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  const std::lock_guard lock(mutex);
-  run_everything();
+  std::unique_lock lock(mutex);
+  run_everything(lock);
   std::erase(streams(), &of(stream));
   static std::vector<std::unique_ptr<Stream>> gone;  // events may still name it
   gone.emplace_back(&of(stream));
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  const std::lock_guard lock(mutex);
-  if (of(stream).capture) return cudaErrorStreamCaptureUnsupported;
-  run_all(of(stream));
+  std::unique_lock lock(mutex);
+  Stream& waited = of(stream);
+  if (waited.capture) return cudaErrorStreamCaptureUnsupported;
+  finish(lock, [&, count = waited.enqueued] { return try_run(waited, count); });
   return take_error();
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  return cudaStreamSynchronize(stream);  // nothing else would ever run it
+  const std::lock_guard lock(mutex);
+  if (of(stream).capture) return cudaErrorStreamCaptureUnsupported;
+  // Nothing else would ever run it.
+  return try_run(of(stream), of(stream).enqueued) ? take_error() : cudaErrorNotReady;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* out, unsigned) {
   *out = reinterpret_cast<cudaEvent_t>(new Event);
@@ -325,8 +393,8 @@ cudaError_t cudaEventCreate(cudaEvent_t* out) {
   return cudaEventCreateWithFlags(out, 0);
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  const std::lock_guard lock(mutex);
-  run_everything();
+  std::unique_lock lock(mutex);
+  run_everything(lock);
   delete &of(event);
   return cudaSuccess;
 }
@@ -345,18 +413,23 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     joining.capture = now.capture;
     return take_error();
   }
-  put(of(stream), [now] { run_until(*now.stream, now.after); });
+  // What waits for work that may block may block itself, but only that goes on by itself.
+  put(of(stream), [now] { return try_run(*now.stream, now.after); });
   return take_error();
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  const std::lock_guard lock(mutex);
+  std::unique_lock lock(mutex);
   const Event now = of(event);
   if (now.capture) return cudaErrorStreamCaptureUnsupported;
-  if (now.stream) run_until(*now.stream, now.after);
+  if (now.stream) finish(lock, [&] { return try_run(*now.stream, now.after); });
   return take_error();
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
-  return cudaEventSynchronize(event);
+  const std::lock_guard lock(mutex);
+  const Event now = of(event);
+  if (now.capture) return cudaErrorStreamCaptureUnsupported;
+  if (!now.stream || try_run(*now.stream, now.after)) return take_error();
+  return cudaErrorNotReady;
 }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
   *milliseconds = 1.0f;
@@ -387,7 +460,8 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsign
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
-  for (const Work& work : reinterpret_cast<Graph*>(graph)->work) put(of(stream), work);
+  for (const Item& item : reinterpret_cast<Graph*>(graph)->work)
+    put(of(stream), item.work, item.polled);
   return take_error();
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
