@@ -6,6 +6,7 @@
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
+#include "ops/cudnn.h"
 #include "ops/device.h"
 
 namespace convoy::ops {
@@ -16,6 +17,8 @@ class CudaDevice final : public Device {
 
   // What all ops enqueue their work on.
   cudaStream_t stream() const { return stream_.get(); }
+  // Its handle and its plans, made when they are first asked for.
+  cudnn::Library& cudnn();
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
 
@@ -46,6 +49,7 @@ class CudaDevice final : public Device {
  private:
   int index_ = 0;
   cuda::Stream stream_;
+  std::unique_ptr<cudnn::Library> cudnn_;
   cuda::Event inputs_read_;
   // Small uploads go through here, so that the caller has its memory back at once.
   static constexpr size_t kStagingBytes = size_t{64} << 10;

@@ -24,7 +24,8 @@ std::string CudaDevice::instruction_set() const {
 std::string CudaDevice::libraries() const {
   int runtime = 0;
   cuda::check(cudaRuntimeGetVersion(&runtime));
-  return fmt::format("CUDA {}.{}", runtime / 1000, runtime % 1000 / 10);
+  return fmt::format("CUDA {}.{}, {}", runtime / 1000, runtime % 1000 / 10,
+                     cudnn::Library::version());
 }
 
 bool CudaDevice::supports(DType type) const {

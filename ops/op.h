@@ -52,6 +52,7 @@ struct OpConfig {
   int64_t batch = 0;               // samples of all slices together
   DType type = DType::kFloat32;    // of x, dx and dy
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
+  bool tf32 = false;               // CUDA: products of fp32 may be taken in TF32
   bool training = true;
   std::vector<bool> wants_dx;  // per input: false for images
 };

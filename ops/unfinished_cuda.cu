@@ -28,8 +28,6 @@ void CudaDevice::loss(const SoftmaxCrossEntropy&, void*, DType, const void*, DTy
                       LossResult*, float*) {
   unfinished("the loss");
 }
-// convolution
-CONVOY_UNFINISHED(Conv2d)
 // linear and optimizer
 CONVOY_UNFINISHED(Linear)
 double CudaDevice::measure_gemm(DType, int64_t) {

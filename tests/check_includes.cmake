@@ -14,6 +14,9 @@ set(may_include_trainer ops ops/core comm data_loader proto)
 # Header -> the only files that may include it.
 set(only_mpi.h "comm/mpi_communicator.cpp")
 set(only_dnnl.hpp "ops/onednn.h")
+set(only_cudnn.h "")
+set(only_cudnn_graph.h "")
+set(only_cudnn_backend.h "ops/cudnn.cpp")
 set(only_jpeglib.h "data_loader/jpeg.cpp")
 set(only_png.h "data_loader/png.cpp")
 
