@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "ops/core/cuda_handle.h"
 #include "ops/network.h"
 #include "tests/support/op_tester.h"
@@ -169,6 +172,21 @@ TEST_F(CudnnTest, EnginesThatNobodyMayTakeAreRefused) {
   tf32.tf32 = true;
   EXPECT_EQ(library().make(tf32, {.engine = 5, .knobs = {}})->notes(),
             std::vector<std::string>{"TENSOR_CORE"});
+}
+
+// What has gone wrong is seen, not cut off by a ReLU that cuDNN fuses.
+TEST_F(CudnnTest, FoldedReluKeepsNan) {
+  for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16}) {
+    const ops::OpCase c = {.spec = ops::Conv2d{.out_channels = 16,
+                                               .kernel = 1,
+                                               .batch_norm = ops::BatchNorm{.relu = true}},
+                           .x = {{1, 16, 2, 1}},
+                           .training = false};
+    ops::OpData data = ops::make_data(c, type);
+    data.x[0][3] = std::numeric_limits<float>::quiet_NaN();  // of the first pixel
+    const std::vector<float> y = ops::run(*device_, type, c, data).y;
+    for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(std::isnan(y[i]), i < 16) << i;
+  }
 }
 
 // A network's TF32 reaches its convolutions, and FP32 stays FP32.
