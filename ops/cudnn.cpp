@@ -330,13 +330,12 @@ std::vector<cudnnBackendNumericalNote_t> notes_of(const Descriptor& engine) {
 }
 
 // Notes that an engine may have: its sums are plain sums of products in fp32, in a fixed order.
+// (One that converts its inputs down may well mean fp16.)
 bool is_allowed(const Convolution& c, const Descriptor& engine) {
   const bool tensor_cores = c.type != DType::kFloat32 || c.tf32;
   return std::ranges::all_of(notes_of(engine), [&](cudnnBackendNumericalNote_t note) {
     return note == CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP ||
-           (note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE && tensor_cores) ||
-           (note == CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS && c.type == DType::kFloat32 &&
-            c.tf32);
+           (note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE && tensor_cores);
   });
 }
 
