@@ -7,6 +7,7 @@
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
 #include "ops/cublas.h"
+#include "ops/cudnn.h"
 #include "ops/device.h"
 
 namespace convoy::ops {
@@ -17,7 +18,9 @@ class CudaDevice final : public Device {
 
   // What all ops enqueue their work on.
   cudaStream_t stream() const { return stream_.get(); }
+  // Handles of the libraries, made when they are first asked for; cuDNN's with its plans.
   const cublas::Handle& cublas_handle();
+  cudnn::Library& cudnn();
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
   // inputs_read() waits for what was enqueued so far.
@@ -54,6 +57,7 @@ class CudaDevice final : public Device {
  private:
   int index_;
   cuda::Stream stream_;
+  std::unique_ptr<cudnn::Library> cudnn_;
   cuda::Event inputs_read_;
   cublas::Handle cublas_;  // made when it is first asked for
   // Small uploads go through here, so that the caller has its memory back at once.

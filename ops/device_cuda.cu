@@ -25,7 +25,8 @@ std::string CudaDevice::instruction_set() const {
 std::string CudaDevice::libraries() const {
   int runtime = 0;
   cuda::check(cudaRuntimeGetVersion(&runtime));
-  return fmt::format("CUDA {}.{}, {}", runtime / 1000, runtime % 1000 / 10, cublas::version());
+  return fmt::format("CUDA {}.{}, {}, {}", runtime / 1000, runtime % 1000 / 10,
+                     cudnn::Library::version(), cublas::version());
 }
 
 const cublas::Handle& CudaDevice::cublas_handle() {

@@ -181,6 +181,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
                 .batch = config_.batch,
                 .type = config_.type,
                 .y_type = output_type(graph_, i, config_.type),
+                .tf32 = config_.tf32,
                 .training = config_.training,
                 .wants_dx = {}};
     op.y.n = passes_.slice[i];

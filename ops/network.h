@@ -26,6 +26,7 @@ namespace convoy::ops {
 struct NetworkConfig {
   int64_t batch = 1;
   DType type = DType::kFloat32;  // of activations and their gradients
+  bool tf32 = false;             // see OpConfig
   bool training = true;
   // Pixels to activations; none: forward_activations() alone is used.
   std::optional<ImageInput> input;

@@ -90,6 +90,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
         *state.device, graph_,
         ops::NetworkConfig{.batch = config_.batch_per_worker,
                            .type = config_.type,
+                           .tf32 = config_.tf32,
                            .training = true,
                            .input = config_.input,
                            .label_smoothing = config_.label_smoothing,
@@ -208,7 +209,8 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   const bool goes_on = config_.scale_loss ? loss_scale_.note(result.updated) : result.updated;
   if (!goes_on)
     fail(ExitCode::kFault,
-         "step {}: the loss is {}, the gradient's norm {}{}; lower optimizer.learning_rate, lengthen "
+         "step {}: the loss is {}, the gradient's norm {}{}; lower optimizer.learning_rate, "
+         "lengthen "
          "the warm-up or set optimizer.clip_norm (the last checkpoint is from before)",
          step, result.loss, result.gradient_norm,
          config_.scale_loss ? " even with a loss scale of 1" : "");
@@ -242,6 +244,7 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
           std::make_unique<ops::Network>(*state.device, graph_,
                                          ops::NetworkConfig{.batch = input.shape.n,
                                                             .type = config_.type,
+                                                            .tf32 = config_.tf32,
                                                             .training = false,
                                                             .input = input,
                                                             .label_smoothing = 0.0,

@@ -1,7 +1,8 @@
-// FP16's loss scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2): gradients are computed
-// times a power of two, so that small ones do not vanish, and divided by it before the update. Where
-// they overflow the update is skipped (the step still counts) and the scale halved; after a while
-// without overflow it is doubled. All ranks see the same sums, so all choose the same scale.
+// FP16's loss scale (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2): gradients are
+// computed times a power of two, so that small ones do not vanish, and divided by it before the
+// update. Where they overflow the update is skipped (the step still counts) and the scale halved;
+// after a while without overflow it is doubled. All ranks see the same sums, so all choose the same
+// scale.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,365 @@
+// Convolution on CUDA: cuDNN's plans around kernels of ours that pack weights, unpack their
+// gradients, and do what cuDNN does not do in fp32. Parameters and gradients are OIHW in fp32,
+// cuDNN wants the channels last.
+#include "ops/conv2d_cuda.h"
+
+#include <cmath>
+
+#include "ops/core/cache_line.h"
+#include "ops/core/cuda_kernel.h"
+#include "ops/core/log.h"
+#include "ops/cuda_device.h"
+
+namespace convoy::ops {
+namespace {
+
+using namespace cuda;
+
+// ---- Kernels.
+
+// Per output channel: what the weights are multiplied by, and the bias, of a folded batch norm.
+__global__ void fold_kernel(double* scale, float* bias, const float* gamma, const float* beta,
+                            const float* running, const float* conv_bias, double epsilon,
+                            int64_t channels) {
+  for_each(channels, [=](int64_t k) {
+    const double s =
+        static_cast<double>(gamma[k]) / sqrt(static_cast<double>(running[channels + k]) + epsilon);
+    const double b = conv_bias ? static_cast<double>(conv_bias[k]) : 0.0;
+    scale[k] = s;
+    bias[k] = static_cast<float>(static_cast<double>(beta[k]) +
+                                 (b - static_cast<double>(running[k])) * s);
+  });
+}
+
+// w [K,R,S,C] (and the same values in fp32, if wanted) from OIHW; n elements. Moves 6 bytes per
+// weight in 16 bit.
+template <typename T>
+__global__ void pack_kernel(T* w, float* w32, const float* oihw, const double* scale, int64_t n,
+                            int64_t channels, int64_t area) {
+  for_each(n, [=](int64_t i) {
+    const int64_t c = i % channels, rs = i / channels % area, k = i / (channels * area);
+    float v = oihw[(k * channels + c) * area + rs];
+    if (scale) v = static_cast<float>(static_cast<double>(v) * scale[k]);
+    store(w + i, v);
+    if (w32) w32[i] = load(w + i);
+  });
+}
+
+// The gradient in OIHW from [K,R,S,C]; that of later slices is added.
+__global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t n, int64_t channels,
+                              int64_t area) {
+  for_each(n, [=](int64_t i) {
+    const int64_t rs = i % area, c = i / area % channels, k = i / (area * channels);
+    const float v = dw[(k * area + rs) * channels + c];
+    oihw[i] = first ? v : oihw[i] + v;
+  });
+}
+
+template <typename T>
+__global__ void convert_kernel(float* out, const T* in, int64_t n) {
+  for_each(n, [=](int64_t i) { out[i] = load(in + i); });
+}
+// n vectors of eight.
+template <typename T>
+__global__ void convert_wide_kernel(float* out, const T* in, int64_t n) {
+  for_each(n, [=](int64_t i) { store8(out + kWide * i, load8(in + kWide * i)); });
+}
+
+// y = relu(sums + bias + residual), where y may be the residual.
+template <typename T>
+__global__ void finish_kernel(T* y, const float* sums, const float* bias, const T* residual,
+                              bool relu, int64_t n, int64_t channels) {
+  for_each(n, [=](int64_t i) {
+    float v = sums[i];
+    if (bias) v += bias[i % channels];
+    if (residual) v += load(residual + i);
+    store(y + i, relu && v < 0.0f ? 0.0f : v);  // NaN stays NaN
+  });
+}
+template <typename T>
+__global__ void finish_wide_kernel(T* y, const float* sums, const float* bias, const T* residual,
+                                   bool relu, int64_t n, int64_t channels) {
+  for_each(n, [=](int64_t i) {
+    Floats8 v = load8(sums + kWide * i);
+    if (bias) {
+      const Floats8 b = load8(bias + kWide * i % channels);
+      for (int k = 0; k < kWide; ++k) v.v[k] += b.v[k];
+    }
+    if (residual) {
+      const Floats8 r = load8(residual + kWide * i);
+      for (int k = 0; k < kWide; ++k) v.v[k] += r.v[k];
+    }
+    for (int k = 0; k < kWide; ++k) v.v[k] = relu && v.v[k] < 0.0f ? 0.0f : v.v[k];
+    store8(y + kWide * i, v);
+  });
+}
+
+// The gradient of a bias is the sum of the rows of dy. First sums over chunks of rows, each by a
+// block for up to 256 channels: threads take every so many-th row of a channel, and their sums are
+// added in order. Then the sums of the chunks are added in order. Reads dy once.
+constexpr int64_t kChunkRows = 512;
+
+template <typename T>
+__global__ void bias_chunk_kernel(float* sums, const T* dy, int64_t rows, int64_t channels) {
+  __shared__ float shared[kThreads];
+  const int64_t width = channels < kThreads ? channels : kThreads;
+  const int64_t tiles = (channels + width - 1) / width, lanes = kThreads / width;
+  const int64_t chunk = blockIdx.x / tiles, lane = threadIdx.x / width;
+  const int64_t channel = blockIdx.x % tiles * width + threadIdx.x % width;
+  const bool works = lane < lanes && channel < channels;
+  const int64_t left = rows - chunk * kChunkRows, end = left < kChunkRows ? left : kChunkRows;
+  float sum = 0.0f;
+  if (works)
+    for (int64_t r = lane; r < end; r += lanes)
+      sum += load(dy + (chunk * kChunkRows + r) * channels + channel);
+  shared[threadIdx.x] = sum;
+  __syncthreads();
+  if (!works || lane > 0) return;
+  for (int64_t l = 1; l < lanes; ++l) sum += shared[l * width + threadIdx.x];
+  sums[chunk * channels + channel] = sum;
+}
+
+__global__ void bias_sum_kernel(float* db, const float* sums, bool first, int64_t chunks,
+                                int64_t channels) {
+  for_each(channels, [=](int64_t k) {
+    double sum = 0.0;
+    for (int64_t c = 0; c < chunks; ++c) sum += static_cast<double>(sums[c * channels + k]);
+    const auto v = static_cast<float>(sum);
+    db[k] = first ? v : db[k] + v;
+  });
+}
+
+// ---- The op.
+
+bool is_aligned(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
+}
+
+template <typename T>
+class Conv2dCuda final : public Op {
+ public:
+  Conv2dCuda(CudaDevice& device, const Conv2d& spec, const OpConfig& c)
+      : spec_(spec),
+        stream_(device.stream()),
+        plans_(plan_conv2d(device.cudnn(), spec, c)),
+        x_(c.x[0]),
+        y_(c.y),
+        weights_(y_.c * (x_.c / spec.groups) * spec.kernel * spec.kernel),
+        packed_(allocate_device(static_cast<size_t>(weights_) * sizeof(T))),
+        bias_(allocate_device(static_cast<size_t>(y_.c) * sizeof(float))) {
+    if (plans_.forward_in_fp32)
+      packed32_ = allocate_device(static_cast<size_t>(weights_) * sizeof(float));
+    if (spec_.batch_norm) scale_ = allocate_device(static_cast<size_t>(y_.c) * sizeof(double));
+    // Slices begin anywhere; cuDNN wants its tensors aligned.
+    const bool copies = c.batch > c.y.n;
+    const bool in_fp32 = plans_.forward_in_fp32 || plans_.weights_in_fp32;
+    const auto bytes = [](const Shape& s, size_t size) {
+      return static_cast<size_t>(s.elements()) * size;
+    };
+    x_copy_ = reserve(in_fp32 ? bytes(x_, sizeof(float)) : copies ? bytes(x_, sizeof(T)) : 0);
+    y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
+                      : copies                 ? bytes(y_, sizeof(T))
+                                               : 0);
+    residual_ = reserve(has_residual() && !plans_.finish ? bytes(y_, sizeof(T)) : 0);
+    if (c.training) gradient_ = reserve(static_cast<size_t>(weights_) * sizeof(float));
+    if (c.training && spec_.bias)
+      bias_sums_ = reserve(static_cast<size_t>(chunks() * y_.c) * sizeof(float));
+    size_t most = 0;
+    for (const auto* plan : {&plans_.forward, &plans_.backward_data, &plans_.backward_weights})
+      if (*plan) most = std::max(most, (*plan)->workspace_bytes());
+    workspace_ = reserve(most);
+  }
+
+  void prepare(const NodeMemory& m) override {
+    const bool folded = spec_.batch_norm.has_value();
+    const float* weights = m.parameters[folded ? 2 : 0];
+    const float* bias = spec_.bias ? m.parameters[folded ? 3 : 1] : nullptr;
+    if (folded)
+      launch(&fold_kernel, blocks_for(y_.c), kThreads, stream_, scale(), this->bias(),
+             m.parameters[0], m.parameters[1], m.running, bias, spec_.batch_norm->epsilon, y_.c);
+    else if (bias)
+      check(cudaMemcpyAsync(bias_.get(), bias, static_cast<size_t>(y_.c) * sizeof(float),
+                            cudaMemcpyDeviceToDevice, stream_));
+    launch(&pack_kernel<T>, blocks_for(weights_), kThreads, stream_, static_cast<T*>(packed_.get()),
+           static_cast<float*>(packed32_.get()), weights, scale(), weights_, x_.c / spec_.groups,
+           area());
+  }
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    const bool relu = spec_.batch_norm && spec_.batch_norm->relu;
+    cudnn::Arguments a = {.x = input(m.x[0], x_.elements(), plans_.forward_in_fp32, m, x_copy_),
+                          .w = plans_.forward_in_fp32 ? packed32_.get() : packed_.get(),
+                          .workspace = at(m, workspace_)};
+    if (plans_.finish) {
+      auto* sums = static_cast<float*>(at(m, y_copy_));
+      a.y = sums;
+      plans_.forward->run(a);
+      const float* bias = has_bias() ? this->bias() : nullptr;
+      const T* residual = has_residual() ? static_cast<const T*>(m.x[1]) : nullptr;
+      auto* y = static_cast<T*>(m.y);
+      const int64_t n = y_.elements();
+      if (are_wide(n, y, sums, bias, residual) && y_.c % kWide == 0)
+        launch(&finish_wide_kernel<T>, blocks_for(n / kWide), kThreads, stream_, y, sums, bias,
+               residual, relu, n / kWide, y_.c);
+      else
+        launch(&finish_kernel<T>, blocks_for(n), kThreads, stream_, y, sums, bias, residual, relu,
+               n, y_.c);
+      return;
+    }
+    if (has_bias()) a.bias = bias();
+    if (has_residual()) {  // y is written over it, which nobody promises to work in one kernel
+      a.residual = at(m, residual_);
+      copy(at(m, residual_), m.x[1], y_.elements());
+    }
+    run_to(m.y, y_.elements(), m, y_copy_, [&](void* y) {
+      a.y = y;
+      plans_.forward->run(a);
+    });
+  }
+
+  // Weights before data: dx may be written where x was, were it ever planned so.
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    auto* dw = static_cast<float*>(at(m, gradient_));
+    plans_.backward_weights->run(
+        {.x = input(m.x[0], x_.elements(), plans_.weights_in_fp32, m, x_copy_),
+         .w = dw,
+         .y = input(m.dy[0], y_.elements(), plans_.weights_in_fp32, m, y_copy_),
+         .workspace = at(m, workspace_)});
+    launch(&unpack_kernel, blocks_for(weights_), kThreads, stream_, m.gradients[0],
+           static_cast<const float*>(dw), m.slice.first, weights_, x_.c / spec_.groups, area());
+    if (spec_.bias) {
+      auto* sums = static_cast<float*>(at(m, bias_sums_));
+      const int64_t tiles = (y_.c + kThreads - 1) / kThreads;
+      launch(&bias_chunk_kernel<T>, chunks() * tiles, kThreads, stream_, sums,
+             static_cast<const T*>(m.dy[0]), y_.rows(), y_.c);
+      launch(&bias_sum_kernel, blocks_for(y_.c), kThreads, stream_, m.gradients[1],
+             static_cast<const float*>(sums), m.slice.first, chunks(), y_.c);
+    }
+    if (!plans_.backward_data) return;
+    const void* dy = input(m.dy[0], y_.elements(), false, m, y_copy_);
+    run_to(m.dx[0], x_.elements(), m, x_copy_, [&](void* dx) {
+      plans_.backward_data->run(
+          {.x = dx, .w = packed_.get(), .y = dy, .workspace = at(m, workspace_)});
+    });
+  }
+
+  size_t scratch_bytes() const override { return scratch_bytes_; }
+
+ private:
+  // A part of the scratch memory: where it begins.
+  size_t reserve(size_t bytes) {
+    const size_t begin = scratch_bytes_;
+    scratch_bytes_ += round_up(bytes, 256);
+    return begin;
+  }
+  static void* at(const NodeMemory& m, size_t begin) {
+    return static_cast<char*>(m.scratch) + begin;
+  }
+
+  bool has_bias() const { return spec_.bias || spec_.batch_norm; }
+  bool has_residual() const { return spec_.batch_norm && spec_.batch_norm->residual; }
+  int64_t area() const { return spec_.kernel * spec_.kernel; }
+  int64_t chunks() const { return (y_.rows() + kChunkRows - 1) / kChunkRows; }
+  float* bias() const { return static_cast<float*>(bias_.get()); }
+  double* scale() const { return static_cast<double*>(scale_.get()); }
+
+  void copy(void* to, const void* from, int64_t n) const {
+    check(cudaMemcpyAsync(to, from, static_cast<size_t>(n) * sizeof(T), cudaMemcpyDeviceToDevice,
+                          stream_));
+  }
+  // A tensor as a plan reads it: itself, or a copy that is fp32 or aligned.
+  const void* input(const void* p, int64_t n, bool in_fp32, const NodeMemory& m,
+                    size_t place) const {
+    const auto* in = static_cast<const T*>(p);
+    auto* out = static_cast<float*>(at(m, place));
+    if (in_fp32 && are_wide(n, in, out))
+      launch(&convert_wide_kernel<T>, blocks_for(n / kWide), kThreads, stream_, out, in, n / kWide);
+    else if (in_fp32)
+      launch(&convert_kernel<T>, blocks_for(n), kThreads, stream_, out, in, n);
+    else if (is_aligned(p))
+      return p;
+    else
+      copy(out, p, n);
+    return out;
+  }
+  // body(where it may write) fills `to`.
+  template <typename Body>
+  void run_to(void* to, int64_t n, const NodeMemory& m, size_t place, Body body) const {
+    void* out = is_aligned(to) ? to : at(m, place);
+    body(out);
+    if (out != to) copy(to, out, n);
+  }
+
+  Conv2d spec_;
+  cudaStream_t stream_;
+  Conv2dPlans plans_;
+  Shape x_, y_;
+  int64_t weights_;
+  DeviceBuffer packed_, packed32_;  // [K,R,S,C/G]
+  DeviceBuffer bias_, scale_;       // [K]: fp32, and of a folded batch norm in double
+  size_t scratch_bytes_ = 0;
+  size_t x_copy_, y_copy_, residual_, gradient_ = 0, bias_sums_ = 0, workspace_;
+};
+
+}  // namespace
+
+Conv2dPlans plan_conv2d(cudnn::Library& library, const Conv2d& s, const OpConfig& c) {
+  using cudnn::Pass;
+  cudnn::Convolution plain = {.x = c.x[0],
+                              .y = c.y,
+                              .kernel = s.kernel,
+                              .stride = s.stride,
+                              .padding = s.padding,
+                              .groups = s.groups,
+                              .type = c.type,
+                              .tf32 = c.tf32 && c.type == DType::kFloat32};
+  const auto in_fp32 = [](cudnn::Convolution convolution) {
+    convolution.type = DType::kFloat32;
+    convolution.tf32 = true;
+    return convolution;
+  };
+  const bool narrow = c.type != DType::kFloat32;
+  Conv2dPlans plans;
+
+  cudnn::Convolution fused = plain;
+  fused.bias = s.bias || s.batch_norm;
+  fused.residual = s.batch_norm && s.batch_norm->residual;
+  fused.relu = s.batch_norm && s.batch_norm->relu;
+  if (!fused.bias) {
+    plans.forward = library.plan(c.name, plain);
+  } else if (!narrow) {
+    plans.finish = true;
+    plans.forward = library.plan(c.name, plain);
+  } else if (!(plans.forward = library.find(fused))) {
+    log::info("\"{}\": cuDNN cannot fuse {}; it is computed in fp32", c.name, to_text(fused));
+    plans.finish = plans.forward_in_fp32 = true;
+    plans.forward = library.plan(c.name, in_fp32(plain));
+  }
+  if (!c.training) return plans;
+
+  plain.pass = Pass::kBackwardWeights;
+  plans.backward_weights = narrow ? library.find(plain) : library.plan(c.name, plain);
+  if (!plans.backward_weights) {
+    log::info("\"{}\": cuDNN has no fp32 gradient for {}; it is computed in fp32", c.name,
+              to_text(plain));
+    plans.weights_in_fp32 = true;
+    plans.backward_weights = library.plan(c.name, in_fp32(plain));
+  }
+  plain.pass = Pass::kBackwardData;
+  if (c.wants_dx[0]) plans.backward_data = library.plan(c.name, plain);
+  return plans;
+}
+
+std::unique_ptr<Op> make_op(CudaDevice& device, const Conv2d& spec, const OpConfig& config) {
+  return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
+    return std::make_unique<Conv2dCuda<T>>(device, spec, config);
+  });
+}
+
+cudnn::Library& CudaDevice::cudnn() {
+  use();
+  if (!cudnn_) cudnn_ = std::make_unique<cudnn::Library>(stream());
+  return *cudnn_;
+}
+
+}  // namespace convoy::ops

@@ -1,0 +1,115 @@
+// The only cuDNN plumbing: convolutions as operation graphs of cuDNN 9, which engine computes them,
+// and their plans. Engines are deterministic and sum in fp32.
+//
+// Belongs to one device and its thread.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ops/core/tensor.h"
+
+namespace convoy::cudnn {
+
+enum class Pass { kForward, kBackwardData, kBackwardWeights };
+
+// One pass of a convolution. x [N,C,H,W] and y [N,K,P,Q] are NHWC in memory, w is [K,R,S,C/G], all
+// of them aligned to 16 bytes.
+//   forward            y = conv(x, w)
+//   backward data      dx from dy and w
+//   backward weights   dw from x and dy, in fp32 whatever the type
+struct Convolution {
+  Pass pass = Pass::kForward;
+  Shape x, y;
+  int64_t kernel = 1, stride = 1, padding = 0, groups = 1;
+  DType type = DType::kFloat32;
+  bool tf32 = false;  // fp32 factors may be rounded to TF32
+  // Forward: y = relu(conv(x, w) + bias + residual), rounded once; bias [K] in fp32.
+  bool bias = false, residual = false, relu = false;
+};
+// One line, for messages and as the name of a stored choice.
+std::string to_text(const Convolution& c);
+
+// What computes a convolution: an engine of the library and how its knobs are set. The bits of a
+// result depend on it.
+struct Choice {
+  int64_t engine = kNone;
+  std::vector<std::pair<int64_t, int64_t>> knobs;  // type and value
+
+  static constexpr int64_t kNone = -1;  // the library has no engine for it
+  bool operator==(const Choice&) const = default;
+};
+// "62:2=8,13=1", "0" without knobs, "none"
+std::string to_text(const Choice& choice);
+// Throws Error (kBadData) if it is not what to_text() writes.
+Choice parse_choice(const std::string& text);
+
+// Pointers on the device; what is read and what is written is the pass's.
+struct Arguments {
+  const void* x = nullptr;
+  const void* w = nullptr;
+  const void* y = nullptr;
+  const float* bias = nullptr;
+  const void* residual = nullptr;  // not where y is
+  void* workspace = nullptr;
+};
+
+class Plan {
+ public:
+  struct Parts;
+  explicit Plan(std::unique_ptr<Parts> parts);
+  ~Plan();
+
+  const Choice& choice() const;
+  size_t workspace_bytes() const;
+  // What the library says of the engine's arithmetic, as in CUDNN_NUMERICAL_NOTE_*.
+  const std::vector<std::string>& notes() const;
+  // Enqueues it on the library's stream.
+  void run(const Arguments& arguments) const;
+
+ private:
+  std::unique_ptr<Parts> parts_;
+};
+
+class Library {
+ public:
+  // For the calling thread's current GPU.
+  explicit Library(cudaStream_t stream);
+  // For a GPU that need not be there, described by cuDNN's device properties in JSON: plans are
+  // made as they would be for it, but cannot run.
+  explicit Library(const std::string& device);
+  ~Library();
+
+  static std::string version();  // "cuDNN 9.19.0"
+
+  // The plan of the prescribed choice, else of the first that the library recommends and that
+  // works: the same one for all that ask for this convolution. Null if the library has none, or
+  // none was prescribed. Throws Error (kBadJob) if a prescribed choice does not work.
+  std::shared_ptr<const Plan> find(const Convolution& c);
+  // As find(); throws Error (kBadJob) with the node's name if there is none.
+  std::shared_ptr<const Plan> plan(const std::string& node, const Convolution& c);
+
+  // For who measures which is fastest: all choices that are allowed, the library's favourite first,
+  // and the plan of one of them, exactly. Throws Error (kBadJob) with the library's reason.
+  std::vector<Choice> choices(const Convolution& c) const;
+  std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice) const;
+
+  // What find() has decided so far, a line for each convolution: "forward x [...] ... = 62:2=8".
+  std::string decisions() const;
+  // From now on find() uses these lines. Throws Error (kBadData) for what is no such line.
+  void prescribe(const std::string& decisions);
+
+ private:
+  struct Target;
+  std::unique_ptr<Target> target_;
+  std::map<std::string, std::shared_ptr<const Plan>> plans_;  // by to_text(Convolution)
+  std::map<std::string, Choice> prescribed_;
+};
+
+}  // namespace convoy::cudnn

@@ -1,0 +1,216 @@
+// ops/cudnn.*: choices as text, one choice exactly, what engines are never taken, and TF32 on its
+// way to them.
+#include "ops/cudnn.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "ops/core/cuda_handle.h"
+#include "ops/network.h"
+#include "tests/support/op_tester.h"
+
+namespace convoy::cudnn {
+namespace {
+
+using ops::expect_error;
+
+Convolution convolution(Pass pass, DType type, int64_t groups = 1) {
+  return {.pass = pass,
+          .x = {2, 16, 6, 5},
+          .y = {2, 24, 6, 5},
+          .kernel = 3,
+          .padding = 1,
+          .groups = groups,
+          .type = type};
+}
+const Convolution kForward = convolution(Pass::kForward, DType::kFloat32);
+// Of groups, no engine has an fp32 gradient in 16 bit.
+const Convolution kNone = convolution(Pass::kBackwardWeights, DType::kFloat16, 8);
+
+TEST(CudnnChoice, IsText) {
+  for (const Choice& choice : {Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}},
+                               Choice{.engine = 0, .knobs = {}}, Choice{}})
+    EXPECT_EQ(parse_choice(to_text(choice)), choice);
+  EXPECT_EQ(to_text(Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}}), "62:2=8,13=1");
+  EXPECT_EQ(to_text(Choice{.engine = 0, .knobs = {}}), "0");
+  EXPECT_EQ(to_text(Choice{}), "none");
+  for (const char* text : {"", "x", "-3", "6 ", "62:", "62:2", "62:2=", "62:=8", "62:2=8,",
+                           "62,2=8", "62:2=8=9", "99999999999999999999"})
+    expect_error(ExitCode::kBadData, {fmt::format("\"{}\"", text), "62:2=8,13=1"},
+                 [&] { parse_choice(text); });
+}
+
+TEST(CudnnChoice, ConvolutionsThatDifferHaveOtherNames) {
+  std::vector<Convolution> all(12, kForward);
+  all[1].pass = Pass::kBackwardData;
+  all[2].pass = Pass::kBackwardWeights;
+  all[3].x.n = all[3].y.n = 3;
+  all[4].stride = 2;
+  all[5].groups = 2;
+  all[6].type = DType::kFloat16;
+  all[7].tf32 = true;
+  all[8].bias = true;
+  all[9].residual = true;
+  all[10].relu = true;
+  all[11].padding = 2;
+  for (size_t i = 0; i < all.size(); ++i)
+    for (size_t k = 0; k < i; ++k) EXPECT_NE(to_text(all[i]), to_text(all[k]));
+}
+
+// Needs a GPU, an emulated one in most programs.
+class CudnnTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      device_ = ops::make_device("cuda", 1);
+    } catch (const Error& e) {
+      GTEST_SKIP() << "SKIPPED: cuDNN was not asked: " << e.what();
+    }
+  }
+  Library library() { return Library(static_cast<cudaStream_t>(device_->queue())); }
+
+  std::unique_ptr<ops::Device> device_;
+};
+
+TEST_F(CudnnTest, OnePlanServesAllThatAskForIt) {
+  Library all = library();
+  const auto plan = all.find(kForward);
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(all.find(kForward), plan);
+  EXPECT_EQ(all.plan("conv1", kForward), plan);
+  EXPECT_NE(all.find(convolution(Pass::kBackwardData, DType::kFloat32)), plan);
+}
+
+TEST_F(CudnnTest, EnginesSumInFp32InAFixedOrder) {
+  Library all = library();
+  for (const Pass pass : {Pass::kForward, Pass::kBackwardData, Pass::kBackwardWeights})
+    for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16}) {
+      const auto plan = all.find(convolution(pass, type));
+      ASSERT_TRUE(plan);
+      for (const std::string& note : plan->notes())
+        EXPECT_TRUE(note == "STRICT_NAN_PROP" || (note == "TENSOR_CORE" && type != DType::kFloat32))
+            << note;
+    }
+}
+
+TEST_F(CudnnTest, APrescribedChoiceIsTakenExactly) {
+  const std::vector<Choice> choices = library().choices(kForward);
+  int taken = 0;
+  for (const Choice& choice : choices) {
+    Library all = library();
+    try {
+      EXPECT_EQ(all.make(kForward, choice)->choice(), choice);
+    } catch (const Error&) {
+      continue;  // recommended, but it does not work
+    }
+    ++taken;
+    all.prescribe(fmt::format("{} = {}\n", to_text(kForward), to_text(choice)));
+    EXPECT_EQ(all.find(kForward)->choice(), choice);
+  }
+  EXPECT_GT(taken, 1);
+}
+
+TEST_F(CudnnTest, DecisionsAreTakenOverByAnotherLibrary) {
+  Library first = library();
+  EXPECT_EQ(first.find(kNone), nullptr);
+  const auto plan = first.find(kForward);
+  // Another choice than the library's favourite, chosen by who has measured.
+  Choice measured;
+  for (const Choice& choice : first.choices(kForward))
+    if (choice != plan->choice()) measured = choice;
+  first.prescribe(to_text(kForward) + " = " + to_text(measured));
+  EXPECT_EQ(first.find(kForward)->choice(), measured);
+
+  Library second = library();
+  second.prescribe(first.decisions());
+  EXPECT_EQ(second.find(kForward)->choice(), measured);
+  EXPECT_EQ(second.find(kNone), nullptr);
+  EXPECT_EQ(second.decisions(), first.decisions());
+}
+
+TEST_F(CudnnTest, APrescribedChoiceThatDoesNotWorkIsAnError) {
+  for (const char* choice : {"999999", "9:2=999"}) {
+    Library all = library();
+    all.prescribe(to_text(kForward) + " = " + choice);
+    expect_error(ExitCode::kBadJob,
+                 {"\"layer1.conv1\"", "cuDNN", choice, "forward x [2, 16, 6, 5]", "fp32"},
+                 [&] { all.plan("layer1.conv1", kForward); });
+    expect_error(ExitCode::kBadJob, {choice}, [&] { all.find(kForward); });
+  }
+  // None was there when the run began: there is none now, although the library has one.
+  Library all = library();
+  all.prescribe(to_text(kForward) + " = none");
+  EXPECT_EQ(all.find(kForward), nullptr);
+
+  expect_error(ExitCode::kBadData, {"forward 62"}, [&] { all.prescribe("forward 62\n"); });
+  expect_error(ExitCode::kBadData, {"fast"}, [&] { all.prescribe("forward = fast\n"); });
+}
+
+TEST_F(CudnnTest, WithoutAnEngineTheErrorNamesTheLayer) {
+  expect_error(ExitCode::kBadJob,
+               {"\"layer1.conv1\"", "cuDNN", "deterministic", "backward weights", "[2, 16, 6, 5]",
+                "[2, 24, 6, 5]", "groups 8", "fp16"},
+               [&] { library().plan("layer1.conv1", kNone); });
+}
+
+// The emulated GPU's engines are known.
+TEST_F(CudnnTest, EnginesThatNobodyMayTakeAreRefused) {
+  if (device_->instruction_set().find("emulated") == std::string::npos)
+    GTEST_SKIP() << "SKIPPED: the real library's engines are asked in cudnn_plans_test";
+  for (const auto& [engine, why] :
+       std::initializer_list<std::pair<int64_t, const char*>>{{3, "NONDETERMINISTIC"},
+                                                              {4, "REDUCED_PRECISION_REDUCTION"},
+                                                              {12, "FFT_OR_WINOGRAD"},
+                                                              {5, "TENSOR_CORE"},
+                                                              {6, "never work"},
+                                                              {8, "workspace"}})
+    expect_error(ExitCode::kBadJob, {why},
+                 [&] { library().make(kForward, {.engine = engine, .knobs = {}}); });
+  Convolution tf32 = kForward;
+  tf32.tf32 = true;
+  EXPECT_EQ(library().make(tf32, {.engine = 5, .knobs = {}})->notes(),
+            std::vector<std::string>{"TENSOR_CORE"});
+}
+
+// What has gone wrong is seen, not cut off by a ReLU that cuDNN fuses.
+TEST_F(CudnnTest, FoldedReluKeepsNan) {
+  for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16}) {
+    const ops::OpCase c = {.spec = ops::Conv2d{.out_channels = 16,
+                                               .kernel = 1,
+                                               .batch_norm = ops::BatchNorm{.relu = true}},
+                           .x = {{1, 16, 2, 1}},
+                           .training = false};
+    ops::OpData data = ops::make_data(c, type);
+    data.x[0][3] = std::numeric_limits<float>::quiet_NaN();  // of the first pixel
+    const std::vector<float> y = ops::run(*device_, type, c, data).y;
+    for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(std::isnan(y[i]), i < 16) << i;
+  }
+}
+
+// A network's TF32 reaches its convolutions, and FP32 stays FP32.
+TEST_F(CudnnTest, Tf32IsTheNetworksChoice) {
+  ops::Graph graph{.name = "one", .image = {.n = 1, .c = 64, .h = 4, .w = 4}, .nodes = {}};
+  graph.add("conv", ops::Conv2d{.out_channels = 8, .kernel = 3, .padding = 1}, {ops::kImage});
+  const auto logits = [&](bool tf32) {
+    ops::Network net(*device_, graph, {.batch = 2, .tf32 = tf32, .training = false});
+    ops::DeviceFloats parameters(*device_, net.layout().parameter_floats);
+    ops::initialise(net.layout(), 1, parameters.read().data());
+    parameters.write();
+    net.bind({.parameters = parameters.data()});
+    net.prepare();
+    std::vector<float> x(2 * 64 * 16);
+    for (size_t i = 0; i < x.size(); ++i) x[i] = ops::random_value(1, 0, i);
+    net.forward_activations(x.data(), {});
+    std::vector<float> y(2 * 8 * 16);
+    device_->download(y.data(), net.logits().data, y.size() * sizeof(float));
+    return y;
+  };
+  const std::vector<float> fp32 = logits(false), tf32 = logits(true);
+  EXPECT_NE(tf32, fp32);
+  for (size_t i = 0; i < fp32.size(); ++i) EXPECT_NEAR(tf32[i], fp32[i], 0.01);
+}
+
+}  // namespace
+}  // namespace convoy::cudnn
