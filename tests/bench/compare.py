@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Convoy beside PyTorch and ONNX Runtime on this machine, in turns, and the table of ratios.
 
-    tests/bench/compare.py --python PYTHON_WITH_TORCH [--out FILE.json]
+    tests/bench/compare.py --python PYTHON_WITH_TORCH [--device cuda] [--out FILE.json]
     tests/bench/compare.py --quick --python PYTHON_WITH_TORCH
 
 For each case (MODEL/PASS/PRECISION/BATCH) all systems are started, then measured one after the other
@@ -27,17 +27,35 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PEER = HERE / "peer_pytorch.py"
 MPIRUN = ROOT / "cluster" / "mpirun.sh"
-CONVOY = pathlib.Path(os.environ.get("CONVOY", ROOT / "build" / "release" / "convoy"))
+CONVOY = os.environ.get("CONVOY")  # else of the build tree of the device
 
-DEFAULT_CASES = [
-    "resnet50/training/fp32/32",
-    "resnet50/training/bf16/32",
-    "cifar_resnet20/training/fp32/128",
-    "cifar_resnet20/training/bf16/128",
-    "resnet50/inference/fp32/32",
-    "resnet50/inference/bf16/32",
-]
-QUICK_CASES = ["cifar_resnet20/training/fp32/128", "cifar_resnet20/training/bf16/128"]
+BUILD = {"cpu": "release", "cuda": "cuda"}
+DEFAULT_CASES = {
+    "cpu": [
+        "resnet50/training/fp32/32",
+        "resnet50/training/bf16/32",
+        "cifar_resnet20/training/fp32/128",
+        "cifar_resnet20/training/bf16/128",
+        "resnet50/inference/fp32/32",
+        "resnet50/inference/bf16/32",
+    ],
+    "cuda": [
+        "resnet50/training/fp16/256",
+        "resnet50/training/bf16/256",
+        "resnet18/training/fp16/256",
+        "resnet18/training/bf16/256",
+        "cifar_resnet20/training/fp16/128",
+        "cifar_resnet20/training/bf16/128",
+        "resnet152/training/fp16/128",
+        "resnet152/training/bf16/128",
+    ],
+}
+QUICK_CASES = {
+    "cpu": ["cifar_resnet20/training/fp32/128", "cifar_resnet20/training/bf16/128"],
+    "cuda": ["cifar_resnet20/training/fp16/128", "cifar_resnet20/training/bf16/128"],
+}
+# What is promised on a GPU: so many times as fast as the peer, each in the faster of fp16 and bf16.
+MUSTS = {("resnet50", "training", 256): {"torch": 1.5, "torch-compile": 1.2}}
 
 # glibc gives large blocks back to the kernel at every free and faults them in again at every malloc.
 # A PyTorch user who knows this keeps them, in huge pages.
@@ -53,18 +71,28 @@ SYSTEMS = {
     "convoy-workers": "Convoy, one rank with 2 workers side by side",
     "convoy-threads": "Convoy, one rank with one worker on all threads",
     "convoy-ranks": "Convoy, two ranks",
+    "convoy": "Convoy on one GPU (--device cuda)",
     "torch": "PyTorch eager",
     "torch-tuned": "PyTorch eager, malloc keeps memory in huge pages",
-    "torch-compile": "torch.compile (inference: freezing), malloc as tuned",
+    "torch-compile": "torch.compile (inference: freezing), malloc as tuned; GPU: max-autotune",
+    "torch-graph": "PyTorch eager, each step one CUDA graph (--device cuda)",
     "torch-ddp": "PyTorch DDP over gloo, two processes, malloc as tuned (training)",
     "onnxruntime": "ONNX Runtime, malloc as tuned (inference)",
 }
 DEFAULT_SYSTEMS = {
-    "training": ["convoy-workers", "convoy-threads", "convoy-ranks",
-                 "torch", "torch-tuned", "torch-ddp"],
-    "inference": ["convoy-workers", "convoy-threads", "convoy-ranks",
-                  "torch", "torch-tuned", "torch-compile", "onnxruntime"],
+    "cpu": {
+        "training": ["convoy-workers", "convoy-threads", "convoy-ranks",
+                     "torch", "torch-tuned", "torch-ddp"],
+        "inference": ["convoy-workers", "convoy-threads", "convoy-ranks",
+                      "torch", "torch-tuned", "torch-compile", "onnxruntime"],
+    },
+    "cuda": {
+        "training": ["convoy", "torch", "torch-compile"],
+        "inference": ["convoy", "torch", "torch-compile"],
+    },
 }
+GPU_ONLY = ("convoy", "torch-graph")
+ON_A_GPU = (*GPU_ONLY, "torch", "torch-compile")
 PARTS = 2  # workers, ranks and processes where a system splits the batch
 
 
@@ -78,9 +106,9 @@ class Case:
     @classmethod
     def parse(cls, text):
         fields = text.split("/")
-        if len(fields) != 4 or fields[1] not in DEFAULT_SYSTEMS or not fields[3].isdigit():
+        if len(fields) != 4 or fields[1] not in ("training", "inference") or not fields[3].isdigit():
             sys.exit(f'compare.py: case "{text}": write MODEL/training|inference/PRECISION/BATCH, '
-                     f"for example {DEFAULT_CASES[0]}")
+                     f"for example {DEFAULT_CASES['cpu'][0]}")
         return cls(fields[0], fields[1], fields[2], int(fields[3]))
 
     def __str__(self):
@@ -154,6 +182,8 @@ class Convoy:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         answer["cpu_seconds"] = (after.ru_utime + after.ru_stime
                                  - before.ru_utime - before.ru_stime)
+        if "cuda" in self.command:
+            answer["peak_memory_bytes"] = answer["planned_memory_bytes"]  # on the GPU, as peers say
         return answer
 
     def stop(self):
@@ -175,29 +205,34 @@ def run_json(command, environment=None):
 
 
 def make_system(name, case, options):
+    if name == "convoy":
+        return Convoy([str(options.convoy), *convoy_bench(case, case.batch, options.device)], {},
+                      options.warmup)
     if name.startswith("convoy"):
         batch, workers, threads = {
             "convoy-workers": (case.batch, PARTS, options.threads // PARTS),
             "convoy-threads": (case.batch, 1, options.threads),
             "convoy-ranks": (case.batch // PARTS, 1, options.threads // PARTS),
         }[name]
-        start = [str(CONVOY)]
+        start = [str(options.convoy)]
         if name == "convoy-ranks":
             start = [str(MPIRUN), "-n", str(PARTS), "--"]
-        return Convoy([*start, *convoy_bench(case, batch), "--workers", str(workers),
-                       "--threads", str(threads)], {"CONVOY": str(CONVOY)}, options.warmup)
+        return Convoy([*start, *convoy_bench(case, batch, options.device), "--workers", str(workers),
+                       "--threads", str(threads)], {"CONVOY": str(options.convoy)}, options.warmup)
     ddp = name == "torch-ddp"
-    engine = {"torch-compile": "compile", "onnxruntime": "onnxruntime"}.get(name, "eager")
+    engine = {"torch-compile": "compile", "torch-graph": "graph",
+              "onnxruntime": "onnxruntime"}.get(name, "eager")
     return Peer([options.python, str(PEER), "--model", case.model, "--pass", case.pass_,
                  "--precision", case.precision, "--batch", str(case.batch), "--engine", engine,
+                 "--device", options.device,
                  "--processes", str(PARTS if ddp else 1),
                  "--threads", str(options.threads // (PARTS if ddp else 1))],
-                {} if name == "torch" else KEEP_MEMORY)
+                {} if name == "torch" or options.device == "cuda" else KEEP_MEMORY)
 
 
-def convoy_bench(case, batch):
-    return ["bench", "step", "--model", case.model, "--precision", case.precision,
-            "--batch", str(batch)] + (["--inference"] if case.pass_ == "inference" else [])
+def convoy_bench(case, batch, device):
+    return ["bench", "step", "--device", device, "--model", case.model,
+            "--precision", case.precision, "--batch", str(batch)] + (["--inference"] if case.pass_ == "inference" else [])
 
 
 # ---- Measurement
@@ -214,8 +249,8 @@ def measure_limit(case, options):
     """The machine's matrix-product rate and the FLOPs of an image, as `convoy bench step` counts;
     nothing where Convoy cannot run the case, which its rows will say."""
     try:
-        answer = run_json([str(CONVOY), *convoy_bench(case, 2), "--workers", "1", "--threads",
-                           str(options.threads), "--seconds", "0", "--warmup", "0", "--json"])
+        answer = run_json([str(options.convoy), *convoy_bench(case, 2, options.device), "--workers",
+                           "1", "--threads", str(options.threads), "--seconds", "0", "--warmup", "0", "--json"])
     except CannotRun as reason:
         say(f"{case}: no matrix-product rate: {reason}")
         return None
@@ -299,6 +334,30 @@ def summarise(case, results, limit):
     return rows, comparisons
 
 
+def musts(rows):
+    """Rows of what is promised, where a peer was measured in fp16 and in bf16 both."""
+    rates = {}  # (model, pass, batch), system -> precision -> images per second
+    for row in rows:
+        if "images_per_second" in row:
+            case = Case.parse(row["case"])
+            of = rates.setdefault(((case.model, case.pass_, case.batch), row["system"]), {})
+            of[case.precision] = row["images_per_second"]["median"]
+    found = []
+    for key, peers in MUSTS.items():
+        ours = rates.get((key, "convoy"))
+        for peer, least in peers.items():
+            theirs = rates.get((key, peer), {})
+            if ours and {"fp16", "bf16"} <= theirs.keys():
+                (our_precision, our_rate), (their_precision, their_rate) = (
+                    max(r.items(), key=lambda item: item[1]) for r in (ours, theirs))
+                ratio = our_rate / their_rate
+                found.append({"model": key[0], "pass": key[1], "batch": key[2], "peer": peer,
+                              "ours": f"{our_precision} {rate(our_rate)}",
+                              "theirs": f"{their_precision} {rate(their_rate)}", "ratio": ratio,
+                              "least": least, "met": ratio >= least})
+    return found
+
+
 def rate(value):
     return f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
@@ -331,6 +390,13 @@ def tables(rows, comparisons):
                  for c in comparisons]
         text += "\nTimes as fast as the peer, median of the rounds (min - max):\n\n"
         text += table(["case", "peer", *ours], cells)
+    found = musts(rows)
+    if found:
+        text += "\nThe faster of fp16 and bf16 on both sides:\n\n"
+        text += table(["case", "Convoy, images/s", "peer", "images/s", "ratio", "must", "met"],
+                      [[f"{m['model']}/{m['pass']}/{m['batch']}", m["ours"], m["peer"], m["theirs"],
+                        f"{m['ratio']:.2f}", f"{m['least']:.1f}", "yes" if m["met"] else "no"]
+                       for m in found])
     return text
 
 
@@ -361,7 +427,17 @@ def machine_facts(options):
         "flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
+        **({"gpu": gpu_facts()} if options.device == "cuda" else {}),
     }
+
+
+def gpu_facts():
+    """Name, driver, and the clock and power that it may have; None where nobody says."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(
+            ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit",
+             "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout.strip()
+    return None
 
 
 def say(text):
@@ -372,10 +448,13 @@ def parse_options(arguments):
     names = "\n".join(f"  {name:15} {what}" for name, what in SYSTEMS.items())
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter,
-        epilog="systems:\n" + names + "\n\ndefault cases:\n  " + "\n  ".join(DEFAULT_CASES))
+        epilog="systems:\n" + names + "".join(
+            f"\n\ndefault cases, --device {device}:\n  " + "\n  ".join(cases)
+            for device, cases in DEFAULT_CASES.items()))
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--cases", help="MODEL/PASS/PRECISION/BATCH, several with commas")
-    p.add_argument("--systems", help="names with commas (default: all that have the pass; training\n"
-                   "without torch-compile, which takes a minute to start)")
+    p.add_argument("--systems", help="names with commas (default: all that have the pass;\n"
+                   "training on a CPU without torch-compile, which takes a minute to start)")
     p.add_argument("--rounds", type=int, help="default: 5, --quick: 3")
     p.add_argument("--seconds", type=float, help="of one repetition (default: 5, --quick: 1)")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)),
@@ -385,7 +464,7 @@ def parse_options(arguments):
     p.add_argument("--out", help="JSON file of all repetitions and the machine")
     options = p.parse_args(arguments)
     cases = options.cases.split(",") if options.cases else (
-        QUICK_CASES if options.quick else DEFAULT_CASES)
+        (QUICK_CASES if options.quick else DEFAULT_CASES)[options.device])
     options.cases = [Case.parse(text) for text in cases]
     options.systems = options.systems.split(",") if options.systems else None
     options.rounds = options.rounds or (3 if options.quick else 5)
@@ -394,7 +473,10 @@ def parse_options(arguments):
     for name in options.systems or []:
         if name not in SYSTEMS:
             sys.exit(f'compare.py: system "{name}": there are {", ".join(SYSTEMS)}')
-    if options.threads < PARTS:
+        if name not in ON_A_GPU if options.device == "cuda" else name in GPU_ONLY:
+            sys.exit(f'compare.py: system "{name}" is not for --device {options.device}')
+    options.convoy = pathlib.Path(CONVOY or ROOT / "build" / BUILD[options.device] / "convoy")
+    if options.device == "cpu" and options.threads < PARTS:
         sys.exit(f"compare.py: --threads {options.threads}: two workers need two threads")
     return options
 
@@ -416,13 +498,15 @@ def peer_versions(options):
 
 def main(arguments=None):
     options = parse_options(arguments)
-    if not CONVOY.exists():
-        sys.exit(f"compare.py: {CONVOY}: no such program; build it (README) or name it in CONVOY")
+    if not options.convoy.exists():
+        sys.exit(f"compare.py: {options.convoy}: no such program; build it (README) or name it in "
+                 "CONVOY")
     report = {"machine": machine_facts(options), "versions": peer_versions(options), "cases": []}
     all_rows, all_comparisons = [], []
     for case in options.cases:
         limit = measure_limit(case, options)
-        results = measure_case(case, options.systems or DEFAULT_SYSTEMS[case.pass_], options)
+        results = measure_case(case, options.systems or
+                               DEFAULT_SYSTEMS[options.device][case.pass_], options)
         rows, comparisons = summarise(case, results, limit)
         all_rows += rows
         all_comparisons += comparisons

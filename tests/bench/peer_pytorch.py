@@ -9,8 +9,10 @@ Between the lines it sleeps, so several such processes can be measured in turns;
 input. Where the case cannot be built it prints {"error": "..."}. Other output goes to standard error.
 
 A step: training is zero_grad, forward, cross entropy, backward, SGD (momentum 0.9, weight decay
-1e-4); inference is forward alone. Random images in memory, channels_last; bf16 is autocast. The rate
-is the images of a step over the median time of a step, as in `convoy bench step`.
+1e-4); inference is forward alone. Random images in memory, channels_last; bf16 and fp16 are autocast,
+fp16 with a GradScaler. The rate is the images of a step over the median time of a step, as in `convoy
+bench step`. On a GPU (--device cuda) steps are timed by events, so that the host may run ahead,
+cudnn.benchmark is on, and SGD is PyTorch's fused one; peak memory is what PyTorch reserved there.
 """
 
 import argparse
@@ -32,12 +34,15 @@ WARMUP_STEPS = 3
 
 def parse_arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--model", choices=["resnet50", "resnet18", "cifar_resnet20"])
+    p.add_argument("--model", choices=["resnet18", "resnet50", "resnet152", "cifar_resnet20"])
     p.add_argument("--pass", dest="pass_", choices=["training", "inference"], default="training")
-    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    p.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--batch", type=int, default=32, help="images of a step, all processes together")
     p.add_argument("--threads", type=int, default=1, help="of one process")
-    p.add_argument("--engine", choices=["eager", "compile", "onnxruntime"], default="eager")
+    p.add_argument("--engine", choices=["eager", "compile", "graph", "onnxruntime"], default="eager",
+                   help="compile: torch.compile, on a GPU max-autotune; graph: eager, each step one\n"
+                   "CUDA graph")
     p.add_argument("--processes", type=int, default=1, help="training: DDP over gloo")
     p.add_argument("--versions", action="store_true", help="print the libraries' versions and leave")
     p.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -45,6 +50,10 @@ def parse_arguments():
     a = p.parse_args()
     if not a.versions and a.model is None:
         p.error("--model is required")
+    if a.device == "cpu" and (a.precision in ("tf32", "fp16") or a.engine == "graph"):
+        p.error("tf32, fp16 and graph are for --device cuda")
+    if a.device == "cuda" and (a.processes > 1 or a.engine == "onnxruntime"):
+        p.error("--processes and onnxruntime are for --device cpu")
     if a.batch % a.processes != 0:
         p.error(f"--batch {a.batch} does not divide into --processes {a.processes}")
     return a
@@ -105,9 +114,9 @@ def make_model(a):
 
         model, size, classes = getattr(torchvision.models, a.model)(), 224, 1000
     batch = a.batch // a.processes
-    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
-    labels = torch.arange(batch) % classes
-    return model.to(memory_format=torch.channels_last), images, labels
+    images = torch.randn(batch, 3, size, size).to(a.device, memory_format=torch.channels_last)
+    labels = (torch.arange(batch) % classes).to(a.device)
+    return model.to(a.device, memory_format=torch.channels_last), images, labels
 
 
 # ---- Steps: functions without arguments
@@ -116,9 +125,15 @@ def make_model(a):
 def autocast(a):
     import torch
 
-    if a.precision == "fp32":
+    if a.precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
-    return torch.autocast("cpu", dtype=torch.bfloat16)
+    return torch.autocast(a.device, torch.float16 if a.precision == "fp16" else torch.bfloat16)
+
+
+def compiled(a, model):
+    import torch
+
+    return torch.compile(model, mode="max-autotune" if a.device == "cuda" else None)
 
 
 def training_step(a):
@@ -129,17 +144,36 @@ def training_step(a):
     model.train()
     if a.processes > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    network = torch.compile(model) if a.engine == "compile" else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4,
+                                fused=True if a.device == "cuda" else None)
+    scaler = torch.amp.GradScaler(a.device, enabled=a.precision == "fp16")
+    network = compiled(a, model) if a.engine == "compile" else model
 
     def step():
         optimizer.zero_grad(set_to_none=True)
         with autocast(a):
             loss = F.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
-    return step
+    return as_graph(step) if a.engine == "graph" else step
+
+
+def as_graph(step):
+    """The step as one CUDA graph, as PyTorch's notes on CUDA graphs capture it."""
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARMUP_STEPS):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def inference_step(a):
@@ -151,7 +185,7 @@ def inference_step(a):
         import torch._inductor.config
 
         torch._inductor.config.freezing = True
-        model = torch.compile(model)
+        model = compiled(a, model)
     # Freezing wants no_grad; eager is a little faster in inference_mode.
     without_gradients = torch.no_grad if a.engine == "compile" else torch.inference_mode
 
@@ -159,7 +193,7 @@ def inference_step(a):
         with without_gradients(), autocast(a):
             model(images)
 
-    return step
+    return as_graph(step) if a.engine == "graph" else step
 
 
 def onnxruntime_step(a):
@@ -188,6 +222,11 @@ def make_step(a):
     import torch
 
     torch.set_num_threads(a.threads)
+    if a.device == "cuda":
+        torch.backends.cudnn.benchmark = True
+        # fp32 is fp32: PyTorch lets convolutions use TF32 unless told otherwise.
+        torch.backends.cudnn.allow_tf32 = a.precision != "fp32"
+        torch.backends.cuda.matmul.allow_tf32 = a.precision != "fp32"
     if a.pass_ == "training":
         if a.engine == "onnxruntime":
             raise ValueError("onnxruntime does not train")
@@ -254,8 +293,32 @@ def cpu_seconds():
     return usage.ru_utime + usage.ru_stime
 
 
-def timed(step, count):
+def peak_memory(a):
+    if a.device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def timed_on_gpu(step, count):
+    """The same by events: nothing waits between the steps."""
+    import torch
+
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    torch.cuda.synchronize()
+    events[0].record()
+    for event in events[1:]:
+        step()
+        event.record()
+    torch.cuda.synchronize()
+    return [a.elapsed_time(b) / 1e3 for a, b in zip(events, events[1:])]
+
+
+def timed(a, step, count):
     """Seconds of each of `count` steps."""
+    if a.device == "cuda":
+        return timed_on_gpu(step, count)
     times = []
     for _ in range(count):
         start = time.perf_counter()
@@ -266,7 +329,9 @@ def timed(step, count):
 
 def serve(a, step, ranks, say):
     """Rank 0 reads commands and says results; the others follow it."""
-    times = timed(step, WARMUP_STEPS)
+    times = timed(a, step, WARMUP_STEPS)
+    if a.device == "cuda":  # the first steps compiled, and tried algorithms
+        times = timed(a, step, WARMUP_STEPS)
     say({"ready": True})
     while True:
         line = sys.stdin.readline().strip() if a.rank == 0 else "0"
@@ -276,9 +341,9 @@ def serve(a, step, ranks, say):
         # The last repetition tells how many steps fill the time; all ranks take as many.
         count = int(ranks.broadcast(max(2, math.ceil(seconds / statistics.median(times)))))
         cpu = cpu_seconds()
-        times = timed(step, count)
+        times = timed(a, step, count)
         cpu = ranks.sum(cpu_seconds() - cpu)
-        peak = ranks.sum(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        peak = ranks.sum(peak_memory(a))
         say({"images_per_second": a.batch / statistics.median(times), "steps": count,
              "step_seconds": {"median": statistics.median(times), "min": min(times)},
              "cpu_seconds": cpu, "peak_memory_bytes": int(peak)})

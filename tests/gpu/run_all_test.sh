@@ -1,0 +1,156 @@
+#!/bin/bash
+# tests/gpu/run_all.sh on made-up programs, a made-up GPU and a made-up PyTorch: what fails, hangs or is
+# not there is a row and decides the exit code; tables and files are written.
+# shellcheck source-path=SCRIPTDIR source=../cluster/support.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cluster/support.sh"
+run_all=$repository/tests/gpu/run_all.sh
+cd "$work" || exit 1
+mkdir -p build/tests/ops build/tests/trainer bin out
+python=$(command -v python3)
+
+# A test passes, fails, is skipped, crashes or hangs as its name says; ctest's own cases are no concern.
+cat >build/tests/ops/ops_test_gpu <<'FAKE'
+#!/bin/bash
+for argument; do
+  case $argument in
+    --gtest_list_tests)
+      printf '%s\n' "Running main()" Relu. "  ${FAKE_TEST:-Passes}" Devices/OpTest. \
+        "  BatchNormPasses/cpu_fp32  # GetParam() = cpu" "  BatchNormPasses/cuda_fp16  # GetParam()" \
+        "  ConvPasses/cuda_fp16"
+      exit
+      ;;
+    --gtest_filter=*) IFS=: read -ra names <<<"${argument#*=}" ;;
+  esac
+done
+for name in "${names[@]}"; do
+  echo "[ RUN      ] $name"
+  case $name in
+    *Fails) printf 'a.cpp:1: Failure\none is not two\n[  FAILED  ] %s, where (0 ms)\n' "$name" && exit 1 ;;
+    *Skips) printf 'a.cpp:1: Skipped\nno such thing\n[  SKIPPED ] %s (0 ms)\n' "$name" ;;
+    *Crashes) kill -SEGV $$ ;;
+    *Hangs) sleep 300 ;;
+    *)
+      [[ -z ${FAKE_RACE:-} ]] || echo "========= Race reported"
+      echo "[       OK ] $name (0 ms)"
+      ;;
+  esac
+done
+echo "[==========] ${#names[@]} tests ran."
+FAKE
+
+# Its digest is that of the number of workers, or where FAKE_LAW=broken of the ranks too.
+cat >build/convoy <<'FAKE'
+#!/bin/bash
+case "$*" in
+  --version) echo "convoy 1" ;;
+  train*--device\ cuda*)
+    mkdir -p "$5"
+    [[ ${FAKE_LAW:-} != broken ]] || echo "${OMPI_COMM_WORLD_SIZE:-1}" >"$5/digest"
+    ;;&
+  train*)
+    mkdir -p "$5/checkpoints/step-20"
+    cp "$(dirname "$0")/weights" "$5/checkpoints/step-20/model.safetensors"
+    loss=2.5
+    if [[ $* == *cuda* ]]; then loss=${FAKE_LOSS:-2.50002}; fi
+    for ((step = 1; step <= 20; ++step)); do echo "{\"train_loss\": $loss}"; done >"$5/metrics.jsonl"
+    ;;
+  verify*) echo "{\"digest\": \"four workers $(cat "$2/digest" 2>/dev/null)\"}" ;;
+  *allreduce*--help) ;;
+  bench\ step*"${FAKE_BENCH:-none}"*) echo "no memory left" >&2 && exit 70 ;;
+  bench\ step*)
+    echo '{"images_per_second": 9000, "gflops": 220000, "peak_gflops": 700000, "fraction_of_peak": 0.31,
+      "planned_memory_bytes": 1073741824, "peak_memory_bytes": 1, "model": "resnet50",
+      "precision": "fp16", "batch": 256, "step_seconds": {"median": 0.03, "min": 0.02, "p90": 0.04},
+      "profile": {"nodes": [{"name": "a", "kind": "conv", "pass": "forward", "seconds": 0.01,
+      "flops": 1e12, "bytes": 1e9, "limit_seconds": 0.005}], "other_seconds": {"rest": 0.01}}}'
+    ;;
+esac
+FAKE
+printf '#!/bin/sh\necho "Made-up GPU, 580.1, 100, 1980, 3201, 90, 700, 143771, 30"\n' >bin/nvidia-smi
+printf '#!/bin/sh\nshift 6\nexec "$@"\n' >bin/compute-sanitizer
+cat >bin/torch <<FAKE
+#!/bin/bash
+case "\$*" in
+  *--versions) echo '{"torch": "2", "torchvision": "0"}' ;;
+  *peer_pytorch.py*)
+    echo '{"ready": true}'
+    while read -r _; do echo '{"images_per_second": 5000, "cpu_seconds": 0, "peak_memory_bytes": 1}'; done
+    ;;
+  *) exec "$python" "\$@" ;;
+esac
+FAKE
+chmod +x build/convoy build/tests/*/* bin/*
+
+"$python" - >build/weights <<'PY'
+import json, struct, sys
+header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+sys.stdout.buffer.write(struct.pack("<Q", len(header)) + header + struct.pack("<f", 0.5))
+PY
+
+# fields TEXT: a Python expression over the result `r` and its rows by name, `n`.
+fields() {
+  "$python" - "$1" <<'PY'
+import glob, json, sys
+(file,) = glob.glob("out/*.json")
+r = json.load(open(file))
+n = {row["name"]: row for row in r["rows"]}
+print(eval(sys.argv[1]))
+PY
+}
+# run CODE OPTION...: the exit code must be CODE.
+run() {
+  local code=$1
+  shift
+  rm -f out/*
+  PATH=$work/bin:$PATH "$run_all" --build build --out out --python "$work/bin/torch" "$@" >printed 2>&1
+  expect "exit code of $*" $? "$code"
+}
+
+run 64 environment nonsense
+check "an unknown part is named" contains printed 'part "nonsense": there are environment, unit'
+
+run 0 unit sanitizer laws cpu_gpu bench reduce peers
+expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU', '580.1')"
+expect "tests of ops_test_gpu" "$(fields '[x["name"] for x in r["rows"] if x["group"] == "ops_test_gpu"]')" \
+  "['Relu.Passes', 'Devices/OpTest.BatchNormPasses/cuda_fp16', 'Devices/OpTest.ConvPasses/cuda_fp16']"
+expect "tests under racecheck" "$(fields 'sum(x["group"] == "racecheck" for x in r["rows"])')" 1
+expect "ways with one digest" "$(fields 'sum(x["part"] == "laws" for x in r["rows"])')" 15
+expect "passed rows" "$(fields 'r["passed"] == sum(x["status"] == "passed" for x in r["rows"])')" True
+expect "skipped" "$(fields '[x["part"] for x in r["rows"] if x["status"] == "skipped"]')" "['reduce']"
+expect "cases" "$(fields 'len(r["tables"]["bench"]), len(r["tables"]["peers"]["musts"])')" "(8, 2)"
+for text in '| resnet50 | fp16      | 256   | 9000     | 30.00' '| conv | forward | 10.000' \
+  'fp16 9000        | torch         | fp16 5000 | 1.80'; do
+  check "the page has a table" contains "$(echo out/*.md)" "$text"
+done
+
+FAKE_TEST=Fails run 1 unit
+expect "failed" "$(fields 'r["failed"], n["Relu.Fails"]["detail"]')" "(1, 'a.cpp:1: Failure one is not two')"
+expect "what comes after it" "$(fields 'r["passed"]')" 2
+FAKE_TEST=Skips run 0 unit
+expect "skipped" "$(fields 'r["skipped"], n["Relu.Skips"]["detail"]')" "(1, 'no such thing')"
+FAKE_TEST=Crashes run 1 unit
+expect "crashed" "$(fields 'r["failed"], r["passed"], n["Relu.Crashes"]["status"]')" "(1, 2, 'failed')"
+FAKE_TEST=Hangs run 1 --limit 2 unit
+expect "hangs" "$(fields 'n["Relu.Hangs"]["detail"][:9], n["2 tests"]["detail"]')" \
+  "('cut after', 'no time left')"
+FAKE_RACE=1 run 1 sanitizer
+expect "found by a sanitizer" "$(fields 'r["failed"], r["passed"]')" "(5, 0)"
+FAKE_LAW=broken run 1 laws
+expect "broken law" "$(fields 'n["2 ranks x 2 workers"]["status"], r["failed"]')" "('failed', 6)"
+FAKE_LOSS=2.51 run 1 cpu_gpu
+expect "far from the CPU" "$(fields 'n["loss of the first step"]["status"]')" failed
+FAKE_BENCH=resnet152 run 1 bench
+expect "cannot run" "$(fields 'n["resnet152/fp16/128"]["detail"]')" "exit code 70: no memory left"
+
+ln -s ops_test_gpu build/tests/ops/gradient_reducer_test_gpu
+run 1 unit
+expect "ranks that say nothing" "$(fields 'n["on 4 ranks"]["status"]')" failed
+rm bin/nvidia-smi build/tests/ops/*
+run 1
+expect "without a GPU" "$(fields 'n["everything"]["detail"]')" "no GPU: nvidia-smi names none"
+check "missing programs are named" contains printed "has no tests/**/*_gpu: build or pack them"
+
+"$repository/tests/gpu/pack.sh" packed build/tests >printed 2>&1
+expect "exit code of packing what is not built" $? 64
+check "it says what to do" contains printed "build it: cmake --build --preset cuda"
+finish
