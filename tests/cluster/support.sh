@@ -27,10 +27,10 @@ expect() { check "$1: $2" test "$2" = "$3"; }
 
 contains() { grep -qF -- "$2" "$1" || { sed 's/^/  | /' "$1"; false; }; }
 
-# wait_for COMMAND...: until it succeeds, at most a minute.
+# wait_for COMMAND...: until it succeeds, at most for the limit of a run (a minute).
 wait_for() {
   local i
-  for ((i = 0; i < 600; ++i)); do
+  for ((i = 0; i < 10 * ${CONVOY_RUN_LIMIT:-60}; ++i)); do
     if "$@" 2>/dev/null; then return 0; fi
     sleep 0.1
   done

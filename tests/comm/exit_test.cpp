@@ -17,7 +17,7 @@ struct Outcome {
 // Runs under a time limit, so that a job that hangs fails (124) instead of the whole test run.
 Outcome run(const std::string& command) {
   Outcome outcome;
-  std::FILE* pipe = popen(("timeout -k 5 60 " + command + " 2>&1").c_str(), "r");
+  std::FILE* pipe = popen(("timeout -k 5 " CONVOY_RUN_LIMIT " " + command + " 2>&1").c_str(), "r");
   if (!pipe) return outcome;
   char buffer[4096];
   while (size_t n = std::fread(buffer, 1, sizeof buffer, pipe)) outcome.output.append(buffer, n);

@@ -19,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::seconds kLimit{60};
+constexpr std::chrono::seconds kLimit{CONVOY_RUN_LIMIT};
 // Between the end of mpirun and that of the processes it has killed.
 constexpr std::chrono::seconds kGrace{5};
 constexpr std::chrono::milliseconds kPoll{2};

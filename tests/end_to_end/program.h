@@ -36,13 +36,15 @@ class Running {
   Running(const Running&) = delete;
   Running& operator=(const Running&) = delete;
 
-  // Waits until `condition` holds; false where the program ends first or 60 s have passed.
+  // Waits until `condition` holds; false where the program ends first or a run's time is over
+  // (CONVOY_RUN_LIMIT in tests/CMakeLists.txt).
   bool wait_until(const std::function<bool()>& condition);
   // The process that was started: mpirun, or the program itself.
   pid_t pid() const { return pid_; }
   // The process of a rank under mpirun; 0 where there is none.
   pid_t pid_of_rank(int rank) const;
-  // Waits for the end, at most 60 s: then everything is killed and in_time is false.
+  // Waits for the end, or until a run's time is over: then everything is killed and in_time is
+  // false.
   Outcome finish();
 
  private:
