@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <sstream>
 #include <stdexcept>
 #include <thread>
@@ -61,6 +62,11 @@ std::vector<Process> processes_with(const std::string& marker) {
 
 }  // namespace
 
+std::string device() {
+  const char* name = std::getenv("CONVOY_TEST_DEVICE");
+  return name ? name : "cpu";
+}
+
 std::string Outcome::all() const {
   return fmt::format("exit code {}{}\n--- standard output\n{}--- standard error\n{}--- left\n{}",
                      exit_code, in_time ? "" : " (killed: too late)", out, err, left_running);
@@ -75,7 +81,8 @@ Running::Running(const TempFolder& folder, const Arguments& arguments, int ranks
   Arguments command;
   if (ranks != kAlone)
     command = {CONVOY_MPIEXEC, "-n", std::to_string(ranks), "--oversubscribe", "--bind-to", "none"};
-  command.push_back(CONVOY_PROGRAM);
+  const char* program = std::getenv("CONVOY_TEST_PROGRAM");
+  command.emplace_back(program ? program : CONVOY_PROGRAM);
   command.insert(command.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& argument : command) argv.push_back(argument.data());

@@ -16,6 +16,9 @@ using Arguments = std::vector<std::string>;
 
 constexpr int kAlone = 0;  // as a number of ranks: without mpirun
 
+// What computes: CONVOY_TEST_DEVICE, else "cpu". With it, CONVOY_TEST_PROGRAM is started instead.
+std::string device();
+
 struct Outcome {
   int exit_code = -1;  // 128 + n where signal n ended it
   bool in_time = true;
