@@ -107,11 +107,11 @@ struct alignas(sizeof(T) == 1 ? 8 : 16) Bits8 {
   T v[kWide];
 };
 
-// p must be aligned to 16 bytes; the emulated GPU looks.
+// p must be aligned to its bytes, 16 at most; the emulated GPU looks.
 template <typename T>
 __device__ Floats8 load8(const T* p) {
 #ifdef CONVOY_EMULATED_GPU
-  emulated_gpu::expect_aligned(p);
+  emulated_gpu::expect_aligned(p, alignof(Bits8<T>));
 #endif
   const Bits8<T> bits = *reinterpret_cast<const Bits8<T>*>(p);
   Floats8 out;
@@ -123,7 +123,7 @@ __device__ Floats8 load8(const T* p) {
 template <typename Vector>
 __device__ void store16(void* p, Vector v) {
 #ifdef CONVOY_EMULATED_GPU
-  emulated_gpu::expect_aligned(p);
+  emulated_gpu::expect_aligned(p, sizeof(Vector));
   *static_cast<Vector*>(p) = v;
 #else
   __stwb(static_cast<Vector*>(p), v);

@@ -36,7 +36,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work);
 void enqueue_polled(cudaStream_t stream, std::function<bool()> work);
 
 // Ends the program where a vector access would fault.
-void expect_aligned(const void* p);
+void expect_aligned(const void* p, size_t bytes);
 
 // The next call of the runtime that enqueues or waits returns this error, once (tests of errors).
 void fail_next_call(cudaError_t error);

@@ -193,8 +193,8 @@ void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void
   });
 }
 
-void expect_aligned(const void* p) {
-  if (reinterpret_cast<uintptr_t>(p) % 16 == 0) return;
+void expect_aligned(const void* p, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes == 0) return;
   std::fprintf(stderr, "emulated GPU: a vector access at %p, which is not aligned to 16 bytes\n",
                p);
   std::abort();
