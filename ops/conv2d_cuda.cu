@@ -3,6 +3,7 @@
 // cuDNN wants the channels last.
 #include "ops/conv2d_cuda.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/core/cache_line.h"

@@ -8,6 +8,7 @@
 #include <optional>
 #include <sstream>
 #include <string_view>
+#include <type_traits>
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
@@ -46,7 +47,7 @@ using Handle = cuda::UniqueHandle<cudnnHandle_t, &destroy_handle>;
 // ---- Descriptors.
 
 template <typename T>
-constexpr cudnnBackendAttributeType_t kTypeOf = {};
+constexpr auto kTypeOf = std::enable_if_t<sizeof(T) == 0, cudnnBackendAttributeType_t>{};
 template <>
 constexpr auto kTypeOf<cudnnHandle_t> = CUDNN_TYPE_HANDLE;
 template <>

@@ -6,14 +6,13 @@
 // beside good ones: what they compute is NaN or has TF32's precision.
 #include <cudnn_backend.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -540,8 +539,7 @@ float to_tf32(float v) {
   return v;
 }
 
-// Calls body(n, k, c, x index, w index, y index) for each product of a convolution; sums of one
-// output are in a fixed order.
+// Calls body(index in x, in w, in y) for each product of a convolution, in a fixed order.
 template <typename Body>
 void for_each_product(const Operation& op, Body body) {
   const auto &x = op.x[0].dims, &w = op.w[0].dims, &y = op.y[0].dims;
