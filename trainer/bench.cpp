@@ -49,8 +49,10 @@ Limits measure_limits(const std::string& device, DType type, int threads, bool c
                              name_of(type), d->name());
                       Limits limits;
                       if (copying) limits.bytes = d->measure_copy();
-                      for (const int64_t n : {1024, 2048, 4096})
-                        limits.flops = std::max(limits.flops, d->measure_gemm(type, n));
+                      // A GPU is not filled by less than 4096.
+                      for (const int64_t n : {1024, 2048, 4096, 8192})
+                        if (device == "cpu" ? n <= 4096 : n >= 4096)
+                          limits.flops = std::max(limits.flops, d->measure_gemm(type, n));
                       return limits;
                     })
       .get();
@@ -154,6 +156,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .threads_per_worker = threads,
                       .lanes = lanes_for(b.device, b.workers, b.workers, 1),
                       .type = b.type,
+                      .scale_loss = b.type == DType::kFloat16,
                       .input = input,
                       .optimizer = {},
                       .training = !b.inference,
@@ -295,7 +298,7 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
   std::string precision;
   po::options_description options("Measurement");
   options.add_options()("model", po::value(&b.model)->required(), "a name of convoy model list")(
-      "precision", po::value(&precision)->default_value("fp32"), "fp32 or bf16")(
+      "precision", po::value(&precision)->default_value("fp32"), "fp32, bf16; on a GPU fp16, too")(
       "batch", po::value(&b.batch)->default_value(32), "images of one step on one rank")(
       "image", po::value(&b.image)->default_value(0), "height and width; 0: the model's usual")(
       "inference", po::bool_switch(&b.inference), "forward with running statistics only")(

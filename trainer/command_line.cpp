@@ -67,7 +67,8 @@ Shape parse_image(const std::string& text) {
 DType parse_precision(const std::string& text) {
   if (text == "fp32") return DType::kFloat32;
   if (text == "bf16") return DType::kBfloat16;
-  fail(ExitCode::kUsage, "--precision {}: there are fp32 and bf16", printable(text));
+  if (text == "fp16") return DType::kFloat16;
+  fail(ExitCode::kUsage, "--precision {}: there are fp32, bf16 and fp16", printable(text));
 }
 
 }  // namespace convoy::trainer

@@ -49,7 +49,7 @@ int run_on_ranks(const Arguments& arguments, std::optional<Options> (*parse)(con
 // "CxHxW", e.g. 3x224x224. Throws Error (kUsage).
 Shape parse_image(const std::string& text);
 
-// --precision: "fp32" or "bf16". Throws Error (kUsage).
+// --precision: "fp32", "bf16" or "fp16". Throws Error (kUsage).
 DType parse_precision(const std::string& text);
 
 }  // namespace convoy::trainer

@@ -138,7 +138,8 @@ int model_show(const Arguments& arguments) {
       "input", po::value(&input), "channels x height x width, e.g. 3x224x224")(
       "classes", po::value(&options.classes)->default_value(0), "0: the model's usual")(
       "batch", po::value(&batch)->default_value(32), "for the memory plan")(
-      "precision", po::value(&precision)->default_value("fp32"), "for the memory plan: fp32, bf16")(
+      "precision", po::value(&precision)->default_value("fp32"),
+      "for the memory plan: fp32, bf16, fp16")(
       "shortcut", po::value(&shortcut)->default_value("default"), "a, b, c or default")(
       "stride-in-first-conv", po::bool_switch(&options.stride_in_first_conv),
       "bottlenecks of v1 (the paper's) instead of v1.5");
