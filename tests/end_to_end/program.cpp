@@ -62,11 +62,6 @@ std::vector<Process> processes_with(const std::string& marker) {
 
 }  // namespace
 
-std::string device() {
-  const char* name = std::getenv("CONVOY_TEST_DEVICE");
-  return name ? name : "cpu";
-}
-
 std::string Outcome::all() const {
   return fmt::format("exit code {}{}\n--- standard output\n{}--- standard error\n{}--- left\n{}",
                      exit_code, in_time ? "" : " (killed: too late)", out, err, left_running);

@@ -16,9 +16,6 @@ using Arguments = std::vector<std::string>;
 
 constexpr int kAlone = 0;  // as a number of ranks: without mpirun
 
-// What computes: CONVOY_TEST_DEVICE, else "cpu". With it, CONVOY_TEST_PROGRAM is started instead.
-std::string device();
-
 struct Outcome {
   int exit_code = -1;  // 128 + n where signal n ended it
   bool in_time = true;
@@ -33,7 +30,8 @@ struct Outcome {
 // when finish() or the destructor returns.
 class Running {
  public:
-  // `convoy ARGUMENTS` on `ranks` ranks; caches go into the folder.
+  // `convoy ARGUMENTS` (or what CONVOY_TEST_PROGRAM names) on `ranks` ranks; caches go into the
+  // folder.
   Running(const TempFolder& folder, const Arguments& arguments, int ranks);
   ~Running();
   Running(const Running&) = delete;

@@ -50,15 +50,9 @@ class SameBits : public testing::Test {
 
   // A life of the run `name`; what it printed.
   static Outcome train(const std::string& name, int ranks, const Arguments& more = {}) {
-    Arguments arguments = {"train",
-                           "--job",
-                           folder_->path("job.txtpb"),
-                           "--data",
-                           folder_->path("data"),
-                           "--out",
-                           out(name),
-                           "--device",
-                           device()};
+    Arguments arguments = {
+        "train", "--job",  folder_->path("job.txtpb"), "--data", folder_->path("data"),
+        "--out", out(name)};
     arguments.insert(arguments.end(), more.begin(), more.end());
     const Outcome outcome = run(*folder_, arguments, ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
@@ -142,8 +136,7 @@ TEST_F(SameBits, WithWorkersThatNoPowerOfTwoCounts) {
 }
 
 TEST_F(SameBits, InBfloat16) {
-  if (device() == "cpu" && !ops::cpu_supports_bf16())
-    GTEST_SKIP() << "this CPU computes no bfloat16";
+  if (!ops::cpu_supports_bf16()) GTEST_SKIP() << "this CPU computes no bfloat16";
   std::set<std::string> digests;
   for (const int ranks : {1, 3}) {
     const std::string name = fmt::format("bf16-{}", ranks);
@@ -152,18 +145,6 @@ TEST_F(SameBits, InBfloat16) {
   }
   EXPECT_EQ(digests.size(), 1u);
   EXPECT_FALSE(digests.contains(digest("reference")));
-}
-
-// With the loss scale, which a resumed run must go on with.
-TEST_F(SameBits, InFloat16) {
-  if (device() == "cpu") GTEST_SKIP() << "the CPU computes no fp16";
-  const auto train_fp16 = [](const std::string& name, int ranks, const char* steps) {
-    train(name, ranks, {"--set", "precision=fp16", "--set", steps});
-  };
-  train_fp16("fp16", 1, "stop_after_steps=30");
-  train_fp16("fp16-resumed", 3, "stop_after_steps=7");
-  train_fp16("fp16-resumed", 2, "stop_after_steps=30");
-  EXPECT_EQ(digest("fp16-resumed"), digest("fp16"));
 }
 
 TEST_F(SameBits, WithTwoThreadsForEachWorker) {
@@ -206,7 +187,7 @@ TEST_F(SameBits, ForImagesOfAFolder) {
     const std::string name = fmt::format("images-{}", ranks);
     const Outcome outcome = run(*folder_,
                                 {"train", "--job", folder_->path("images.txtpb"), "--data",
-                                 folder_->path(), "--out", out(name), "--device", device()},
+                                 folder_->path(), "--out", out(name)},
                                 ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     results.insert(digest(name, 7) + " " + outcome.out);
@@ -290,8 +271,7 @@ TEST_F(SameBits, AnEvaluationCountsTheSameOnAnyNumberOfRanks) {
   EXPECT_EQ(result["top1"].get<double>(), result["correct"].get<double>() / kValImages);
   for (const int ranks : {kAlone, 1, 2, 3}) {
     const Outcome outcome =
-        run(*folder_, {"eval", "--checkpoint", out("reference"), "--device", device(), "--json"},
-            ranks);
+        run(*folder_, {"eval", "--checkpoint", out("reference"), "--json"}, ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     const json object = json::parse(outcome.out, nullptr, false);
     ASSERT_TRUE(object.is_object()) << outcome.all();

@@ -1,0 +1,67 @@
+// Law 1 on the emulated GPU, with the whole program: the same bits on one rank and on several, over
+// NCCL's stand-in and with ranks that share a GPU, stopped and resumed on other ranks, in fp32, and
+// in fp16, whose loss scale is part of the state. Few steps, because it computes 10 images a
+// second.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+
+#include "ops/core/error.h"
+#include "tests/end_to_end/program.h"
+
+namespace convoy::test {
+namespace {
+
+constexpr const char* kJob = R"(
+data { format: SYNTHETIC classes: 10 train { size: 8 } eval { resize: 0 } }
+model { name: "cifar_resnet20" dropout: 0.2 }
+workers: 4
+batch_per_worker: 2
+optimizer { kind: LARS learning_rate: 0.5 clip_norm: 1 ema_decay: 0.9 }
+)";
+
+class EmulatedGpu : public testing::TestWithParam<const char*> {
+ protected:
+  EmulatedGpu() { folder_.write("job.txtpb", kJob); }
+
+  void train(const std::string& name, int ranks, int steps, const char* precision) {
+    const Outcome outcome =
+        run(folder_,
+            {"train", "--job", folder_.path("job.txtpb"), "--out", folder_.path(name), "--device",
+             "cuda", "--set", fmt::format("stop_after_steps={}", steps), "--set",
+             fmt::format("precision={}", precision)},
+            ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_EQ(outcome.left_running, "");
+  }
+  std::string digest(const std::string& name) {
+    const Outcome outcome = run(folder_, {"verify", folder_.path(name), "--json"});
+    const auto object = nlohmann::json::parse(outcome.out, nullptr, false);
+    return object.is_object() ? object["digest"].get<std::string>() : outcome.all();
+  }
+
+  TempFolder folder_;
+};
+
+TEST_P(EmulatedGpu, HasTheSameBitsOnAnyRanksAndAfterAStop) {
+  train("one", 1, 4, GetParam());
+  for (const bool shared : {false, true}) {
+    if (shared) ::setenv("CONVOY_EMULATED_GPU_SHARED", "1", 1);
+    const std::string name = shared ? "staged" : "nccl";
+    train(name, 2, 4, GetParam());
+    EXPECT_EQ(digest(name), digest("one")) << name;
+    train(name + "-resumed", 3, 1, GetParam());
+    train(name + "-resumed", 2, 4, GetParam());
+    EXPECT_EQ(digest(name + "-resumed"), digest("one")) << name;
+    ::unsetenv("CONVOY_EMULATED_GPU_SHARED");
+  }
+  train("less", 1, 3, GetParam());
+  EXPECT_NE(digest("less"), digest("one"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Precisions, EmulatedGpu, testing::Values("fp32", "fp16"),
+                         [](const auto& each) { return std::string(each.param); });
+
+}  // namespace
+}  // namespace convoy::test
