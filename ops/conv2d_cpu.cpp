@@ -70,11 +70,15 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& 
                                           .residual = s.batch_norm && s.batch_norm->residual,
                                           .relu = s.batch_norm && s.batch_norm->relu};
   if (s.batch_norm) return std::make_unique<FoldedConv2dCpu>(s, shape);
-  return make_weighted_op(
-      device.threads(), onednn::parameter_layout(shape), s.bias, c,
-      [&] { return make_convolution_forward(shape); },
-      [&] { return make_convolution_backward_data(shape); },
-      [&] { return make_convolution_backward_weights(shape); });
+  auto op = std::make_unique<WeightedOpCpu>(device.threads(), c, onednn::parameter_layout(shape),
+                                            s.bias, make_convolution_forward(shape));
+  if (!c.training) return op;
+  if (c.wants_dx[0]) op->add_backward_data(make_convolution_backward_data(shape));
+  if (weight_gradient_wins(s, c))
+    op->add_backward_weights(std::make_unique<WeightGradientCpu>(device.threads(), s, c));
+  else
+    op->add_backward_weights(make_convolution_backward_weights(shape));
+  return op;
 }
 
 }  // namespace convoy::ops

@@ -7,6 +7,7 @@
 #include "ops/elementwise_kernels.h"
 #include "ops/onednn.h"
 #include "ops/op.h"
+#include "ops/weight_gradient_cpu.h"
 
 namespace convoy::ops {
 
@@ -34,6 +35,10 @@ class WeightedOpCpu final : public Op {
     if (several_slices_) packed_sum_ = AlignedBuffer(gradient_floats_ * sizeof(float));
   }
 
+  void add_backward_weights(std::unique_ptr<WeightGradientCpu> own) {
+    own_gradient_ = std::move(own);
+  }
+
   void prepare(const NodeMemory& m) override {
     forward_weights_.pack(m.parameters[0]);
     if (backward_data_) backward_weights_packed_.pack(m.parameters[0]);
@@ -53,6 +58,22 @@ class WeightedOpCpu final : public Op {
 
   // Weights before data: dx may be written where x was, were it ever planned so.
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (own_gradient_)
+      own_gradient_->add(m);
+    else
+      add_gradient(m);
+    if (backward_data_)
+      backward_data_.run({m.dx[0], packed_->backward_weights_packed_.data(), m.dy[0]}, m.scratch);
+  }
+
+  size_t scratch_bytes() const override {
+    return std::max({forward_.scratch_bytes(), backward_data_.scratch_bytes(),
+                     gradient_scratch_floats() * sizeof(float) + backward_weights_.scratch_bytes(),
+                     own_gradient_ ? own_gradient_->scratch_bytes() : 0});
+  }
+
+ private:
+  void add_gradient(const NodeMemory& m) {
     // Scratch: a gradient (packed as the primitive wants it) and its bias, then the primitive's
     // own.
     auto* scratch = static_cast<float*>(m.scratch);
@@ -70,17 +91,8 @@ class WeightedOpCpu final : public Op {
     }
     if (!m.slice.first) add(sum, dw, static_cast<int64_t>(gradient_floats_));
     if (m.slice.last && gradient_reorder_) gradient_reorder_.run({sum, m.gradients[0]}, nullptr);
-    if (backward_data_)
-      backward_data_.run({m.dx[0], packed_->backward_weights_packed_.data(), m.dy[0]}, m.scratch);
   }
 
-  size_t scratch_bytes() const override {
-    return std::max(
-        {forward_.scratch_bytes(), backward_data_.scratch_bytes(),
-         gradient_scratch_floats() * sizeof(float) + backward_weights_.scratch_bytes()});
-  }
-
- private:
   // To whole cache lines.
   static size_t round_up(size_t floats) { return (floats + 15) / 16 * 16; }
   size_t gradient_scratch_floats() const {
@@ -95,23 +107,12 @@ class WeightedOpCpu final : public Op {
   int64_t bias_floats_;  // 0: no bias
   bool several_slices_;
   onednn::Kernel forward_, backward_data_, backward_weights_, gradient_reorder_;
+  std::unique_ptr<WeightGradientCpu> own_gradient_;  // in place of backward_weights_
   onednn::PackedWeights forward_weights_, backward_weights_packed_;
   const WeightedOpCpu* packed_ = this;  // whose packed weights are used
   dnnl::memory::desc parameters_;
   size_t gradient_floats_ = 0;  // as backward_weights_ writes it
   AlignedBuffer packed_sum_;    // of several slices' gradients, where they are packed
 };
-
-template <typename Forward, typename BackwardData, typename BackwardWeights>
-std::unique_ptr<Op> make_weighted_op(int threads, const dnnl::memory::desc& parameters, bool bias,
-                                     const OpConfig& c, Forward forward, BackwardData backward_data,
-                                     BackwardWeights backward_weights) {
-  auto op = std::make_unique<WeightedOpCpu>(threads, c, parameters, bias, forward());
-  if (c.training) {
-    if (c.wants_dx[0]) op->add_backward_data(backward_data());
-    op->add_backward_weights(backward_weights());
-  }
-  return op;
-}
 
 }  // namespace convoy::ops
