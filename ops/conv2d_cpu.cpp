@@ -19,7 +19,7 @@ class FoldedConv2dCpu final : public Op {
       : FoldedConv2dCpu(spec, shape, make_convolution_forward(shape)) {}
 
   void prepare(const NodeMemory& m) override {
-    folded_ = fold_batch_norm(spec_, m, filter_);
+    folded_ = fold_batch_norm(name_, spec_, m, filter_);
     weights_.pack(folded_.weights.as<float>());
     if (weights_.data() != folded_.weights.data()) folded_.weights = {};
   }
@@ -40,11 +40,13 @@ class FoldedConv2dCpu final : public Op {
  private:
   FoldedConv2dCpu(const Conv2d& spec, const onednn::ConvolutionShape& shape,
                   onednn::WeightedKernel kernel)
-      : spec_(spec),
+      : name_(shape.name),
+        spec_(spec),
         filter_(shape.kernel_h * shape.kernel_w * shape.x.c / shape.groups),
         forward_(std::move(kernel.kernel)),
         weights_(parameter_layout(shape), kernel.weights) {}
 
+  std::string name_;
   Conv2d spec_;
   int64_t filter_;
   onednn::Kernel forward_;
