@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kChannels = kWeightGradientChannels;  // of one panel
 // Pixels packed at once and, of dy, channels: a panel of x stays in the first-level cache while all
-// of dy's, in the second, are multiplied with it. Measured: half of either is 2 to 10 % slower.
+// of dy's, in the second, are multiplied with it. Measured: half of either is up to 10 % slower.
 constexpr int64_t kPixels = 784, kGroup = 512;
 // A panel: per pair of pixels the values of both, channel by channel. The gap keeps the panels that
 // are filled together out of the same set of the cache.
