@@ -19,7 +19,7 @@ class FoldedConv2dCpu final : public Op {
       : FoldedConv2dCpu(spec, shape, make_convolution_forward(shape)) {}
 
   void prepare(const NodeMemory& m) override {
-    folded_ = fold_batch_norm(spec_, m, filter_);
+    folded_ = fold_batch_norm(name_, spec_, m, filter_);
     weights_.pack(folded_.weights.as<float>());
     if (weights_.data() != folded_.weights.data()) folded_.weights = {};
   }
@@ -40,11 +40,13 @@ class FoldedConv2dCpu final : public Op {
  private:
   FoldedConv2dCpu(const Conv2d& spec, const onednn::ConvolutionShape& shape,
                   onednn::WeightedKernel kernel)
-      : spec_(spec),
+      : name_(shape.name),
+        spec_(spec),
         filter_(shape.kernel_h * shape.kernel_w * shape.x.c / shape.groups),
         forward_(std::move(kernel.kernel)),
         weights_(parameter_layout(shape), kernel.weights) {}
 
+  std::string name_;
   Conv2d spec_;
   int64_t filter_;
   onednn::Kernel forward_;
@@ -70,11 +72,15 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& 
                                           .residual = s.batch_norm && s.batch_norm->residual,
                                           .relu = s.batch_norm && s.batch_norm->relu};
   if (s.batch_norm) return std::make_unique<FoldedConv2dCpu>(s, shape);
-  return make_weighted_op(
-      device.threads(), onednn::parameter_layout(shape), s.bias, c,
-      [&] { return make_convolution_forward(shape); },
-      [&] { return make_convolution_backward_data(shape); },
-      [&] { return make_convolution_backward_weights(shape); });
+  auto op = std::make_unique<WeightedOpCpu>(device.threads(), c, onednn::parameter_layout(shape),
+                                            s.bias, make_convolution_forward(shape));
+  if (!c.training) return op;
+  if (c.wants_dx[0]) op->add_backward_data(make_convolution_backward_data(shape));
+  if (weight_gradient_wins(s, c))
+    op->add_backward_weights(std::make_unique<WeightGradientCpu>(device.threads(), s, c));
+  else
+    op->add_backward_weights(make_convolution_backward_weights(shape));
+  return op;
 }
 
 }  // namespace convoy::ops

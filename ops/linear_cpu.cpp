@@ -13,10 +13,11 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const Linear& s, const OpConfig& 
                                      .bias = s.bias,
                                      .type = c.type,
                                      .y_type = c.y_type};
-  return make_weighted_op(
-      device.threads(), onednn::parameter_layout(shape), s.bias, c,
-      [&] { return make_linear_forward(shape); }, [&] { return make_linear_backward_data(shape); },
-      [&] { return make_linear_backward_weights(shape); });
+  auto op = std::make_unique<WeightedOpCpu>(device.threads(), c, onednn::parameter_layout(shape),
+                                            s.bias, make_linear_forward(shape));
+  if (c.training && c.wants_dx[0]) op->add_backward_data(make_linear_backward_data(shape));
+  if (c.training) op->add_backward_weights(make_linear_backward_weights(shape));
+  return op;
 }
 
 }  // namespace convoy::ops

@@ -362,7 +362,7 @@ PackedWeights::PackedWeights(const memory::desc& parameters, const memory::desc&
          reorder_.scratch_bytes());
 }
 
-void PackedWeights::pack(const float* parameters) {
+void PackedWeights::pack(const void* parameters) {
   if (!reorder_) {
     direct_ = parameters;
     return;

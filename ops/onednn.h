@@ -86,21 +86,21 @@ WeightedKernel make_linear_backward_data(const LinearShape& shape);     // dx, w
 WeightedKernel make_linear_backward_weights(const LinearShape& shape);  // dw [, dbias], x, dy
 dnnl::memory::desc parameter_layout(const LinearShape& shape);
 
-// Weights as one primitive wants them, packed from the fp32 parameters. Memory is taken by the
-// first pack().
+// Weights as one primitive wants them, packed from the fp32 parameters or from what another wants.
+// Memory is taken by the first pack().
 class PackedWeights {
  public:
   PackedWeights() = default;
   PackedWeights(const dnnl::memory::desc& parameters, const dnnl::memory::desc& packed);
   // The packed weights; `parameters` themselves where no packing is needed.
-  void pack(const float* parameters);
+  void pack(const void* parameters);
   const void* data() const { return direct_ ? direct_ : memory_.data(); }
 
  private:
   Kernel reorder_;
   size_t bytes_ = 0;
   AlignedBuffer memory_;
-  const float* direct_ = nullptr;
+  const void* direct_ = nullptr;
 };
 
 }  // namespace convoy::ops::onednn

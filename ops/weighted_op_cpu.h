@@ -8,6 +8,7 @@
 #include "ops/elementwise_kernels.h"
 #include "ops/onednn.h"
 #include "ops/op.h"
+#include "ops/weight_gradient_cpu.h"
 
 namespace convoy::ops {
 
@@ -20,12 +21,18 @@ class WeightedOpCpu final : public Op {
         bias_floats_(bias ? config.y.c : 0),
         several_slices_(config.batch > config.y.n),
         forward_(std::move(forward.kernel)),
-        forward_weights_(parameters, forward.weights),
+        forward_layout_(forward.weights),
+        forward_weights_(parameters, forward_layout_),
         parameters_(parameters) {}
 
   void add_backward_data(onednn::WeightedKernel backward) {
     backward_data_ = std::move(backward.kernel);
     backward_weights_packed_ = onednn::PackedWeights(parameters_, backward.weights);
+    // In bf16 the forward weights are packed from the backward ones: measured on ResNet-50, 9 ms
+    // instead of 23 from fp32, where oneDNN reads far apart rows.
+    forward_from_backward_ = backward.weights.data_type() == dnnl::memory::data_type::bf16;
+    if (forward_from_backward_)
+      forward_weights_ = onednn::PackedWeights(backward.weights, forward_layout_);
   }
   void add_backward_weights(onednn::WeightedKernel backward) {
     backward_weights_ = std::move(backward.kernel);
@@ -35,9 +42,14 @@ class WeightedOpCpu final : public Op {
     if (several_slices_) packed_sum_ = AlignedBuffer(gradient_floats_ * sizeof(float));
   }
 
+  void add_backward_weights(std::unique_ptr<WeightGradientCpu> own) {
+    own_gradient_ = std::move(own);
+  }
+
   void prepare(const NodeMemory& m) override {
-    forward_weights_.pack(m.parameters[0]);
     if (backward_data_) backward_weights_packed_.pack(m.parameters[0]);
+    forward_weights_.pack(forward_from_backward_ ? backward_weights_packed_.data()
+                                                 : m.parameters[0]);
   }
 
   void share_weights(const Op& other) override {
@@ -54,6 +66,22 @@ class WeightedOpCpu final : public Op {
 
   // Weights before data: dx may be written where x was, were it ever planned so.
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (own_gradient_)
+      own_gradient_->add(m);
+    else
+      add_gradient(m);
+    if (backward_data_)
+      backward_data_.run({m.dx[0], packed_->backward_weights_packed_.data(), m.dy[0]}, m.scratch);
+  }
+
+  size_t scratch_bytes() const override {
+    return std::max({forward_.scratch_bytes(), backward_data_.scratch_bytes(),
+                     gradient_scratch_floats() * sizeof(float) + backward_weights_.scratch_bytes(),
+                     own_gradient_ ? own_gradient_->scratch_bytes() : 0});
+  }
+
+ private:
+  void add_gradient(const NodeMemory& m) {
     // Scratch: a gradient (packed as the primitive wants it) and its bias, then the primitive's
     // own.
     auto* scratch = static_cast<float*>(m.scratch);
@@ -72,17 +100,8 @@ class WeightedOpCpu final : public Op {
     }
     if (!m.slice.first) add(sum, dw, static_cast<int64_t>(gradient_floats_));
     if (m.slice.last && gradient_reorder_) gradient_reorder_.run({sum, m.gradients[0]}, nullptr);
-    if (backward_data_)
-      backward_data_.run({m.dx[0], packed_->backward_weights_packed_.data(), m.dy[0]}, m.scratch);
   }
 
-  size_t scratch_bytes() const override {
-    return std::max(
-        {forward_.scratch_bytes(), backward_data_.scratch_bytes(),
-         gradient_scratch_floats() * sizeof(float) + backward_weights_.scratch_bytes()});
-  }
-
- private:
   size_t gradient_scratch_floats() const {
     if (!gradient_reorder_ && !several_slices_) return 0;
     return round_up(gradient_floats_, kCacheLineFloats) +
@@ -96,23 +115,14 @@ class WeightedOpCpu final : public Op {
   int64_t bias_floats_;  // 0: no bias
   bool several_slices_;
   onednn::Kernel forward_, backward_data_, backward_weights_, gradient_reorder_;
+  std::unique_ptr<WeightGradientCpu> own_gradient_;  // in place of backward_weights_
+  dnnl::memory::desc forward_layout_;
   onednn::PackedWeights forward_weights_, backward_weights_packed_;
+  bool forward_from_backward_ = false;
   const WeightedOpCpu* packed_ = this;  // whose packed weights are used
   dnnl::memory::desc parameters_;
   size_t gradient_floats_ = 0;  // as backward_weights_ writes it
   AlignedBuffer packed_sum_;    // of several slices' gradients, where they are packed
 };
-
-template <typename Forward, typename BackwardData, typename BackwardWeights>
-std::unique_ptr<Op> make_weighted_op(int threads, const dnnl::memory::desc& parameters, bool bias,
-                                     const OpConfig& c, Forward forward, BackwardData backward_data,
-                                     BackwardWeights backward_weights) {
-  auto op = std::make_unique<WeightedOpCpu>(threads, c, parameters, bias, forward());
-  if (c.training) {
-    if (c.wants_dx[0]) op->add_backward_data(backward_data());
-    op->add_backward_weights(backward_weights());
-  }
-  return op;
-}
 
 }  // namespace convoy::ops

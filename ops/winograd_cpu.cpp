@@ -14,6 +14,7 @@ class WinogradOpCpu final : public Op {
   WinogradOpCpu(int threads, const Conv2d& spec, const OpConfig& config)
       : kernels_(winograd_kernels_fp32()),
         threads_(threads),
+        name_(config.name),
         spec_(spec),
         bias_(spec.bias),
         training_(config.training),
@@ -28,7 +29,7 @@ class WinogradOpCpu final : public Op {
     if (forward_weights_.size() == 0) forward_weights_ = AlignedBuffer(weight_bytes());
     const float* w = m.parameters[0];
     if (spec_.batch_norm) {
-      folded_ = fold_batch_norm(spec_, m, 9 * shape_.c);
+      folded_ = fold_batch_norm(name_, spec_, m, 9 * shape_.c);
       w = folded_.weights.as<float>();
     }
     kernels_.pack(forward_weights_.as<float>(), w, shape_.c, shape_.k, threads_);
@@ -83,6 +84,7 @@ class WinogradOpCpu final : public Op {
 
   const WinogradKernels& kernels_;
   int threads_;
+  std::string name_;
   Conv2d spec_;
   bool bias_, training_, wants_dx_;
   WinogradShape shape_, turned_;  // turned: from dy to dx

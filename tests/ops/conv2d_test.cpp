@@ -1,6 +1,8 @@
 // Convolution against the reference: strides, padding, groups, bias, odd shapes.
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "tests/support/op_tester.h"
 
 namespace convoy::ops {
@@ -23,6 +25,11 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 256, .kernel = 1}, {2, 64, 6, 5}),
       convolution({.out_channels = 128, .kernel = 1, .stride = 2}, {2, 64, 7, 5}),
       convolution({.out_channels = 512, .kernel = 1}, {2, 512, 3, 2}),
+      // The gradient kernel of our own in bf16: strides, small images; more than one group of
+      // channels, more pixels than are packed at once, an odd number of them.
+      convolution({.out_channels = 528, .kernel = 1, .stride = 2}, {1, 16, 5, 5}),
+      convolution({.out_channels = 64, .kernel = 3, .stride = 2, .padding = 1}, {5, 32, 25, 27}),
+      convolution({.out_channels = 64, .kernel = 3, .padding = 1}, {3, 48, 5, 7}),
       convolution({.out_channels = 257, .kernel = 3, .padding = 1}, {1, 256, 3, 3}),
       // With a bias, as in VGG, AlexNet and GoogLeNet.
       convolution({.out_channels = 24, .kernel = 5, .padding = 2, .bias = true}, {2, 16, 7, 9}),
@@ -76,6 +83,36 @@ TEST_P(OpTest, FoldedConv2dEqualsReference) {
       if (batch_norm.residual) c.x.push_back(y);
       check_op(device(), type(), c);
     }
+}
+
+// oneDNN's ReLU makes zeros of NaN: what is not finite must be said before.
+TEST_P(OpTest, FoldedConv2dRefusesWeightsThatAreNotFinite) {
+  for (OpCase c : {convolution({.out_channels = 16, .kernel = 3, .padding = 1}, {1, 16, 8, 8}),
+                   convolution({.out_channels = 16, .kernel = 1}, {1, 16, 8, 8})}) {
+    c.training = false;
+    c.node = "block.conv1";
+    std::get<Conv2d>(c.spec).batch_norm = BatchNorm{.relu = true};
+    const OpData sound = make_data(c, type());
+    const auto expect_refusal = [&](const OpData& data) {
+      expect_error(ExitCode::kBadData, {"block.conv1", "channel 3 ", "not finite"},
+                   [&] { run(device(), type(), c, data); });
+    };
+    const size_t filter = sound.parameters[2].size() / 16;
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+      for (size_t p = 0; p < 3; ++p) {  // scale and shift of the batch norm, the last weight
+        OpData data = sound;
+        data.parameters[p][p < 2 ? 3 : 4 * filter - 1] = bad;
+        expect_refusal(data);
+      }
+      OpData data = sound;
+      data.running[3] = bad;
+      expect_refusal(data);
+    }
+    OpData data = sound;
+    data.running[16 + 3] = -1.0f;  // a variance
+    expect_refusal(data);
+  }
 }
 
 TEST(Conv2d, ResidualMustHaveTheShapeOfTheOutput) {

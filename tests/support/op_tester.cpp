@@ -376,7 +376,10 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     m.scratch = scratch.data();
   }
 
-  // What prepare() packs, the next one replaces: the first finds NaN.
+  // What prepare() packs, the next one replaces: the first finds other numbers (no NaN, which a
+  // folded convolution refuses).
+  for (size_t p = 0; p < parameters.size(); ++p)
+    parameters[p].write(std::vector<float>(data.parameters[p].size(), 1000.0f), DType::kFloat32);
   op->prepare(memory[0]);
   for (size_t p = 0; p < parameters.size(); ++p)
     parameters[p].write(data.parameters[p], DType::kFloat32);
