@@ -3,14 +3,9 @@
 
 #include <cmath>
 
+#include "ops/core/host_device.h"
 #include "ops/optim/optimizer.h"
 #include "ops/optim/optimizer_kernels.h"
-
-#ifdef __CUDACC__
-#define CONVOY_HOST_DEVICE __host__ __device__
-#else
-#define CONVOY_HOST_DEVICE
-#endif
 
 namespace convoy::ops {
 
