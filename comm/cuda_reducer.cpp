@@ -512,6 +512,10 @@ CudaReducer::~CudaReducer() {
   try {
     use_gpu();
     finish_all();
+    // An error has ended the step here: the other ranks wait for sums that will never come.
+    for (const Bucket& bucket : buckets_)
+      if (bucket.phase == Phase::kGathering)
+        fail(ExitCode::kRecoverable, "a step was given up before all gradients were there");
   } catch (const std::exception& error) {
     log::debug("{}", error.what());
     exchange_->abort();

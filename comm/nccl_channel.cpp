@@ -20,7 +20,7 @@ using std::chrono::milliseconds;
 
 // How often the thread asks; how long a call may go on in the background: where two ranks first
 // talk, until both are there.
-constexpr milliseconds kWatchEvery{100}, kCallTime{300000};
+constexpr milliseconds kWatchEvery{100}, kCallTime{300000}, kGoodbyeTime{10000};
 
 }  // namespace
 
@@ -126,7 +126,7 @@ NcclChannel::~NcclChannel() {
   if (!impl_->comm) return;
   try {
     for (void* handle : impl_->registered) ncclCommDeregister(impl_->comm, handle);
-    impl_->settle(ncclCommFinalize(impl_->comm), "saying good-bye");
+    impl_->settle(ncclCommFinalize(impl_->comm), "saying good-bye", kGoodbyeTime);
     ncclCommDestroy(impl_->comm);
   } catch (const std::exception& failed) {
     log::error("{}", failed.what());

@@ -244,7 +244,7 @@ class Conv2dCuda final : public Op {
     });
   }
 
-  size_t scratch_bytes() const override { return scratch_bytes_; }
+  size_t scratch_bytes() const override { return scratch_bytes_ > 0 ? scratch_bytes_ + 256 : 0; }
 
  private:
   // A part of the scratch memory: where it begins.
@@ -253,8 +253,10 @@ class Conv2dCuda final : public Op {
     scratch_bytes_ += round_up(bytes, 256);
     return begin;
   }
+  // Scratch begins at any multiple of a cache line; cuDNN's workspace should lie on 256 bytes.
   static void* at(const NodeMemory& m, size_t begin) {
-    return static_cast<char*>(m.scratch) + begin;
+    const auto base = reinterpret_cast<uintptr_t>(m.scratch);
+    return static_cast<char*>(m.scratch) + (round_up(base, 256) - base) + begin;
   }
 
   bool has_bias() const { return spec_.bias || spec_.batch_norm; }

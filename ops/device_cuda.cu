@@ -51,6 +51,7 @@ DeviceMemory CudaDevice::allocate(size_t bytes) {
 }
 
 void CudaDevice::upload(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
   use();
   if (bytes > kStagingBytes) {
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()));
@@ -67,6 +68,7 @@ void CudaDevice::upload(void* to, const void* from, size_t bytes) {
 }
 
 void CudaDevice::download(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return wait();
   use();
   cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()));
   wait();

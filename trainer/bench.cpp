@@ -39,11 +39,11 @@ struct StepBench {
 struct Limits {
   double flops = 0, bytes = 0;
 };
-Limits measure_limits(const std::string& device, DType type, int threads, bool copying) {
+Limits measure_limits(const std::string& device, int gpu, DType type, int threads, bool copying) {
   // In a thread of its own, because a device belongs to its thread.
   return std::async(std::launch::async,
                     [&] {
-                      const auto d = ops::make_device(device, threads);
+                      const auto d = ops::make_device(device, threads, gpu);
                       if (!d->supports(type))
                         fail(ExitCode::kUsage, "--precision {}: this {} does not have it",
                              name_of(type), d->name());
@@ -131,12 +131,13 @@ ReductionWait reduction_wait(comm::Communicator& communicator, const std::vector
 }
 
 int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
-  ops::make_device(b.device, 1);  // a device that is not there is an error here, not in a thread
+  // A device that is not there is an error here, not in a thread.
+  ops::make_device(b.device, 1, communicator.local_rank());
   const int cpus = comm::cpu_set().count;
   const int threads = b.threads > 0 ? b.threads : std::max(1, cpus / b.workers);
   if (b.batch % b.workers != 0)
     fail(ExitCode::kUsage, "--batch {} does not divide into --workers {}", b.batch, b.workers);
-  comm::warn_of_too_few_cpus(communicator, threads * b.workers);
+  comm::warn_of_too_few_cpus(communicator, b.device == "cpu" ? threads * b.workers : 1);
   ModelOptions options;
   options.image = {.n = 1, .c = 0, .h = b.image, .w = b.image};
   const ops::Graph graph = make_model(b.model, options);
@@ -146,8 +147,9 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
       ops::per_channel_input(shape, std::vector<double>(static_cast<size_t>(shape.c), 0.45),
                              std::vector<double>(static_cast<size_t>(shape.c), 0.25));
   const int limit_threads = std::min(cpus, threads * b.workers);
-  const Limits limits =
-      b.no_peak ? Limits{} : measure_limits(b.device, b.type, limit_threads, b.profile);
+  const Limits limits = b.no_peak ? Limits{}
+                                  : measure_limits(b.device, communicator.local_rank(), b.type,
+                                                   limit_threads, b.profile);
 
   EngineConfig config{.device = b.device,
                       .gpu = communicator.local_rank(),
@@ -227,7 +229,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const double gflops = rate * flops_per_image(graph, b.inference) / 1e9;
   const double peak_gflops = static_cast<double>(totals[1]) / 1e9;
   const auto steps = static_cast<double>(times.size());
-  const double lanes = static_cast<double>(limit_threads) / threads;
+  const double lanes =
+      b.device == "cpu" ? static_cast<double>(limit_threads) / threads : engine.lanes();
   const ops::Graph profiled =
       b.inference ? ops::fold_batch_norms(engine.fused_graph()).graph : engine.fused_graph();
   const ProfileInput profile{

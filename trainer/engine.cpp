@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "comm/worker_map.h"
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/fusion.h"
@@ -68,9 +69,15 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
     lane_state_[static_cast<size_t>(lane)] = std::move(state);
   });
   ops::Device& device = *lane_state_[0]->device;
+  if (device.queue() && config_.lanes > 1)
+    fail(ExitCode::kFault, "{} lanes on one GPU: its workers run one after the other",
+         config_.lanes);
+  const bool trains = config_.training && comm::map_workers(config_.workers, communicator.size())
+                                                  .at(static_cast<size_t>(communicator.rank()))
+                                                  .size() > 0;
   reducer_ = comm::make_reducer(
       communicator, config.workers, buckets_,
-      {.order = config.reduction, .schedule = {}, .buffers = config.training ? config.lanes : 0},
+      {.order = config.reduction, .schedule = {}, .buffers = trains ? config.lanes : 0},
       device.queue());
   parameters_ = std::make_unique<ops::DeviceFloats>(device, layout_.parameter_floats);
   running_ = std::make_unique<ops::DeviceFloats>(device, layout_.statistics_floats);
@@ -83,7 +90,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
   ops::initialise_statistics(layout_, start.running.data());
   std::ranges::copy(start.parameters.first(start.ema.size()), start.ema.begin());
   put_state();
-  if (!config_.training || hosted().size() == 0) return;
+  if (!trains) return;
   lanes_.run([&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
     state.network = std::make_unique<ops::Network>(

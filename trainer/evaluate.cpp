@@ -94,10 +94,16 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
   communicator.broadcast(loaded.folder, 0);
   if (communicator.rank() != 0) loaded.state = load_checkpoint(loaded.folder);
   const auto& [dir, state] = loaded;
-  Job job = parse_job(state.facts.job, dir + "/manifest.txtpb", {}, o.device);
+  Job job = parse_job(state.facts.job, dir + "/manifest.txtpb", {}, "");
+  if (o.device == "cpu" &&
+      (job.precision == Job::Precision::kFp16 || job.precision == Job::Precision::kTf32)) {
+    if (communicator.rank() == 0)
+      log::info("trained in a precision that GPUs alone have; evaluated in FP32");
+    job.precision = Job::Precision::kFp32;
+  }
   if (!o.data.empty()) job.data.path = o.data;
   const auto val = open_split(job, data::Split::kVal);
-  const Fingerprint own = fingerprint(o.device);
+  const Fingerprint own = fingerprint(o.device, communicator.local_rank());
   comm::handshake(communicator, {{"version", kVersion},
                                  {"checkpoint digest", state_digest(state)},
                                  {"validation set digest", val->digest()},
@@ -116,7 +122,10 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
   config.training = false;
   Engine engine(communicator, graph_of(job, shape), config);
   restore(engine, state, true);
-  const Evaluator evaluator(*val, job, normalisation, o.data_threads >= 0 ? o.data_threads : 1);
+  const Evaluator evaluator(*val, job, normalisation,
+                            o.data_threads >= 0 ? o.data_threads
+                            : o.device == "cpu" ? 1
+                                                : std::max(1, cpus - 1));
   const Accuracy accuracy = evaluator.run(communicator, engine, Engine::Weights::kTrained);
   std::optional<Accuracy> ema;
   if (engine.has_ema()) ema = evaluator.run(communicator, engine, Engine::Weights::kAverage);

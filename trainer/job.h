@@ -136,7 +136,8 @@ struct Job {
 Job load_job(const std::string& path, const std::vector<std::string>& sets,
              std::string_view device);
 
-// The same from a text in memory, e.g. a manifest's; `source` stands for the file in messages.
+// The same from a text in memory, e.g. a manifest's; `source` stands for the file in messages. Of a
+// stored job `device` is "": another device than ours may have run it.
 Job parse_job(std::string_view text, const std::string& source,
               const std::vector<std::string>& sets, std::string_view device);
 

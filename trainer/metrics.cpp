@@ -58,6 +58,7 @@ std::string to_json(const MetricsLine& line) {
   add("input_wait_share", line.input_wait_share);
   add("reduce_wait_share", line.reduce_wait_share);
   add("gradient_norm", line.gradient_norm);
+  add("loss_scale", line.loss_scale);
   add("top1", line.top1);
   add("top5", line.top5);
   add("loss", line.loss);

@@ -21,7 +21,7 @@ struct MetricsLine {
   std::optional<uint64_t> step;
   std::optional<double> epoch;
   std::optional<double> train_loss, train_top1, learning_rate, images_per_second;
-  std::optional<double> input_wait_share, reduce_wait_share, gradient_norm;
+  std::optional<double> input_wait_share, reduce_wait_share, gradient_norm, loss_scale;
   std::optional<double> top1, top5, loss;
   std::optional<uint64_t> images, correct;
   std::optional<double> ema_top1, ema_top5;

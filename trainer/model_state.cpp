@@ -162,12 +162,14 @@ void restore(Engine& engine, const CheckpointState& state, bool weights_only) {
     Reader optimizer(state.optimizer, "optimizer");
     take_parameters(optimizer, layout, kMomentum, flat.momentum);
     optimizer.skip(kMeanImage);
-    if (engine.scales_loss()) {
+    // A run that goes on in another precision has none, or needs none.
+    if (engine.scales_loss() && state.optimizer.find(kLossScale)) {
       float values[2];  // both are small whole numbers
       optimizer.take(kLossScale, {2}, values);
       engine.loss_scale() = {.scale = static_cast<double>(values[0]),
                              .good_steps = static_cast<uint32_t>(values[1])};
     }
+    optimizer.skip(kLossScale);
     optimizer.finish();
   }
   engine.put_state();

@@ -236,8 +236,8 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
           .seed = job.seed};
 }
 
-Fingerprint fingerprint(const std::string& device) {
-  const auto d = ops::make_device(device, 1);
+Fingerprint fingerprint(const std::string& device, int gpu) {
+  const auto d = ops::make_device(device, 1, gpu);
   return {.device = d->name(),
           .instruction_set = d->instruction_set(),
           .libraries = d->libraries(),

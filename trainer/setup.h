@@ -45,6 +45,6 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
                            const ops::ImageInput& input, int lanes);
 
 // The device, instruction set, libraries and build of this process.
-Fingerprint fingerprint(const std::string& device);
+Fingerprint fingerprint(const std::string& device, int gpu);
 
 }  // namespace convoy::trainer

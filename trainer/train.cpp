@@ -39,26 +39,29 @@ using nlohmann::json;
 class Meter {
  public:
   void add(const Engine::Result& r, double seconds) {
+    ++steps_;
+    const double keep = steps_ == 1 && first_ ? 0.0 : 0.95;
+    smooth_seconds_ = keep * smooth_seconds_ + (1 - keep) * seconds;
+    if (!r.updated) return;  // FP16 has overflowed: the loss may be no number
     loss_ += r.loss;
     top1_ += r.top1;
-    ++steps_;
-    const double keep = first_ ? 0.0 : 0.95;
-    smooth_loss_ = keep * smooth_loss_ + (1 - keep) * r.loss;
-    smooth_top1_ = keep * smooth_top1_ + (1 - keep) * r.top1;
-    smooth_seconds_ = keep * smooth_seconds_ + (1 - keep) * seconds;
+    ++updates_;
+    const double keep_loss = first_ ? 0.0 : 0.95;
+    smooth_loss_ = keep_loss * smooth_loss_ + (1 - keep_loss) * r.loss;
+    smooth_top1_ = keep_loss * smooth_top1_ + (1 - keep_loss) * r.top1;
     first_ = false;
   }
-  void start_line() { loss_ = top1_ = steps_ = 0; }
+  void start_line() { loss_ = top1_ = steps_ = updates_ = 0; }
 
-  double loss() const { return loss_ / steps_; }
-  double top1() const { return top1_ / steps_; }
+  double loss() const { return loss_ / updates_; }
+  double top1() const { return top1_ / updates_; }
   double steps() const { return steps_; }
   double smooth_loss() const { return smooth_loss_; }
   double smooth_top1() const { return smooth_top1_; }
   double smooth_seconds() const { return smooth_seconds_; }
 
  private:
-  double loss_ = 0, top1_ = 0, steps_ = 0;
+  double loss_ = 0, top1_ = 0, steps_ = 0, updates_ = 0;
   double smooth_loss_ = 0, smooth_top1_ = 0, smooth_seconds_ = 0;
   bool first_ = true;
 };
@@ -83,7 +86,7 @@ class Run {
       : communicator_(communicator),
         options_(options),
         job_(load_job(options.job_file, options.sets, options.device)),
-        fingerprint_(fingerprint(options.device)) {}
+        fingerprint_(fingerprint(options.device, communicator.local_rank())) {}
 
   int main() {
     meet();
@@ -182,11 +185,12 @@ class Run {
                            .at(static_cast<size_t>(communicator_.rank()))
                            .size();
     lanes_ = lanes_for(options_.device, hosted, cpus, static_cast<int>(job_.threads_per_worker));
-    data_threads_ = options_.data_threads >= 0
-                        ? options_.data_threads
-                        : std::max(1, cpus - lanes_ * static_cast<int>(job_.threads_per_worker));
-    comm::warn_of_too_few_cpus(communicator_,
-                               hosted > 0 ? lanes_ * static_cast<int>(job_.threads_per_worker) : 0);
+    // On a GPU the host computes nothing: one thread enqueues.
+    const int computing =
+        options_.device == "cpu" ? lanes_ * static_cast<int>(job_.threads_per_worker) : 1;
+    data_threads_ =
+        options_.data_threads >= 0 ? options_.data_threads : std::max(1, cpus - computing);
+    comm::warn_of_too_few_cpus(communicator_, hosted > 0 ? computing : 0);
     normalisation_ = resolve(job_, *train_, communicator_, std::max(1, cpus));
     length_ = {.dataset_size = train_->size(),
                .global_batch = uint64_t{job_.workers} * job_.batch_per_worker,
@@ -217,7 +221,7 @@ class Run {
     auto threads = static_cast<uint32_t>(-communicator_.all_reduce_max(-std::min(share, 1024)));
     job_.workers = static_cast<uint32_t>(communicator_.size());
     if (resume_.found) {
-      const Job before = parse_job(resume_.job, resume_.folder, {}, options_.device);
+      const Job before = parse_job(resume_.job, resume_.folder, {}, "");
       job_.workers = before.workers;
       threads = before.threads_per_worker;
     }
@@ -424,7 +428,9 @@ class Run {
          .images_per_second = meter_.steps() * batch / elapsed,
          .input_wait_share = input_share,
          .reduce_wait_share = (engine_->reduce_wait_seconds() - line_reduce_wait_) / elapsed,
-         .gradient_norm = result.gradient_norm});
+         .gradient_norm = result.gradient_norm,
+         .loss_scale =
+             engine_->scales_loss() ? std::optional(engine_->loss_scale().scale) : std::nullopt});
     start_line(loader);
   }
 

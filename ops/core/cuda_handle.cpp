@@ -1,5 +1,6 @@
 #include "ops/core/cuda_handle.h"
 
+#include <atomic>
 #include <cstring>
 
 #include "ops/core/error.h"
@@ -15,6 +16,9 @@ void check(cudaError_t status, std::source_location where) {
 
 void destroy(cudaError_t status, const char* what) noexcept {
   if (status == cudaSuccess || status == cudaErrorCudartUnloading) return;
+  // After a fault every call returns it, and check() has thrown it: once is enough.
+  static std::atomic<bool> said = false;
+  if (said.exchange(true)) return;
   log::error("CUDA: {} while freeing {}", cudaGetErrorName(status), what);
 }
 

@@ -56,6 +56,10 @@ TEST_P(EmulatedGpu, HasTheSameBitsOnAnyRanksAndAfterAStop) {
     EXPECT_EQ(digest(name + "-resumed"), digest("one")) << name;
     ::unsetenv("CONVOY_EMULATED_GPU_SHARED");
   }
+  // A CPU evaluates it, whatever it was trained in.
+  const Outcome eval =
+      run(folder_, {"eval", "--checkpoint", folder_.path("one"), "--device", "cpu", "--json"});
+  EXPECT_EQ(eval.exit_code, 0) << eval.all();
   train("less", 1, 3, GetParam());
   EXPECT_NE(digest("less"), digest("one"));
 }

@@ -52,6 +52,7 @@ TEST(MetricsLine, EveryFieldIsWrittenUnderItsName) {
   line.input_wait_share = 8;
   line.reduce_wait_share = 9;
   line.gradient_norm = 10;
+  line.loss_scale = 11;
   line.top1 = 20;
   line.top5 = 21;
   line.loss = 22;
@@ -64,7 +65,7 @@ TEST(MetricsLine, EveryFieldIsWrittenUnderItsName) {
   EXPECT_EQ(json::parse(to_json(line)),
             json::parse(R"({"time":1.0,"step":2,"epoch":3.0,"train_loss":4.0,"train_top1":5.0,
               "learning_rate":6.0,"images_per_second":7.0,"input_wait_share":8.0,
-              "reduce_wait_share":9.0,"gradient_norm":10.0,"top1":20.0,"top5":21.0,"loss":22.0,
+              "reduce_wait_share":9.0,"gradient_norm":10.0,"loss_scale":11.0,"top1":20.0,"top5":21.0,"loss":22.0,
               "images":23,"correct":24,"ema_top1":25.0,"ema_top5":26.0,"event":"30",
               "detail":"31"})"));
 }
