@@ -120,8 +120,8 @@ __global__ void factors_kernel(State s, OptimizerConfig config, const float* los
   const double* weight_sums = s.sums + s.tensor_count;
   const bool lars = config.kind == OptimizerConfig::Kind::kLars;
   for (int64_t t = threadIdx.x; t < s.tensor_count; t += kThreads)
-    s.factors[t] = update_factors(config, s.tensors[t].is_weight, rates.learning_rate, clip, s.sums[t],
-                                  lars ? weight_sums[t] : 0.0);
+    s.factors[t] = update_factors(config, s.tensors[t].is_weight, rates.learning_rate, clip,
+                                  s.sums[t], lars ? weight_sums[t] : 0.0);
 }
 
 struct alignas(16) Four {
