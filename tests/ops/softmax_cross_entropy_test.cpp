@@ -61,8 +61,7 @@ TEST_P(OpTest, LossEqualsReference) {
       for (const double smoothing : {0.0, 0.1})
         for (const double scale : {1.0, 1.0 / 256}) {
           if (n * classes > 10000) continue;  // takes long, shows nothing new
-          const SoftmaxCrossEntropy spec = {
-              .n = n,
+          const SoftmaxCrossEntropy spec = {.n = n,
                                             .classes = classes,
                                             .label_smoothing = smoothing,
                                             .gradient_scale = scale,
