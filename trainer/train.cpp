@@ -35,35 +35,42 @@ namespace {
 namespace po = boost::program_options;
 using nlohmann::json;
 
+// A running mean that forgets: 5 % of each new value.
+class Smoothed {
+ public:
+  void add(double value) { value_ = value_ ? 0.95 * *value_ + 0.05 * value : value; }
+  std::optional<double> value() const { return value_; }
+
+ private:
+  std::optional<double> value_;
+};
+
 // Averages since the last line of metrics, and the smoothed values of the progress line.
 class Meter {
  public:
   void add(const Engine::Result& r, double seconds) {
     ++steps_;
-    const double keep = steps_ == 1 && first_ ? 0.0 : 0.95;
-    smooth_seconds_ = keep * smooth_seconds_ + (1 - keep) * seconds;
+    smooth_seconds_.add(seconds);
     if (!r.updated) return;  // FP16 has overflowed: the loss may be no number
     loss_ += r.loss;
     top1_ += r.top1;
     ++updates_;
-    const double keep_loss = first_ ? 0.0 : 0.95;
-    smooth_loss_ = keep_loss * smooth_loss_ + (1 - keep_loss) * r.loss;
-    smooth_top1_ = keep_loss * smooth_top1_ + (1 - keep_loss) * r.top1;
-    first_ = false;
+    smooth_loss_.add(r.loss);
+    smooth_top1_.add(r.top1);
   }
   void start_line() { loss_ = top1_ = steps_ = updates_ = 0; }
 
   double loss() const { return loss_ / updates_; }
   double top1() const { return top1_ / updates_; }
   double steps() const { return steps_; }
-  double smooth_loss() const { return smooth_loss_; }
-  double smooth_top1() const { return smooth_top1_; }
-  double smooth_seconds() const { return smooth_seconds_; }
+  // None before the first update.
+  std::optional<double> smooth_loss() const { return smooth_loss_.value(); }
+  std::optional<double> smooth_top1() const { return smooth_top1_.value(); }
+  double smooth_seconds() const { return smooth_seconds_.value().value_or(0); }
 
  private:
   double loss_ = 0, top1_ = 0, steps_ = 0, updates_ = 0;
-  double smooth_loss_ = 0, smooth_top1_ = 0, smooth_seconds_ = 0;
-  bool first_ = true;
+  Smoothed smooth_loss_, smooth_top1_, smooth_seconds_;
 };
 
 // What rank 0 found in the output folder, as all ranks learn it.
