@@ -18,6 +18,7 @@
 #include "trainer/commands.h"
 #include "trainer/dry_run.h"
 #include "trainer/evaluate.h"
+#include "trainer/fault.h"
 #include "trainer/file.h"
 #include "trainer/metrics.h"
 #include "trainer/model_state.h"
@@ -93,10 +94,14 @@ class Run {
       : communicator_(communicator),
         options_(options),
         job_(load_job(options.job_file, options.sets, options.device)),
-        fingerprint_(fingerprint(options.device, communicator.local_rank())) {}
+        fingerprint_(fingerprint(options.device, communicator.local_rank())),
+        faults_(options.faults) {
+    faults_.set_rank(communicator.rank());
+  }
 
   int main() {
     meet();
+    faults_.at(FaultPoint::kStart, 0);
     if (is_root() && !options_.dry_run) claim_folder();
     find_resume();
     open_data();
@@ -353,10 +358,12 @@ class Run {
                                       .max_pixels = job_.data.max_pixels});
     std::vector<const data::Batch*> held(job_.workers);
     const Engine::Source source{[&](uint64_t worker) {
+                                  faults_.at(FaultPoint::kInput, step_);
                                   const data::Batch& batch =
                                       loader->acquire(step_, static_cast<int>(worker));
                                   held[worker] = &batch;
                                   if (samples_) samples_->write(batch);
+                                  faults_.at(FaultPoint::kCompute, step_);
                                   return Engine::Images{batch.pixels, batch.labels.data()};
                                 },
                                 [&](uint64_t worker) { loader->release(*held[worker]); },
@@ -449,6 +456,7 @@ class Run {
 
   // Returns top-1, of 0 to 1.
   double evaluate() {
+    faults_.at(FaultPoint::kEvaluate, step_);
     const Accuracy a = evaluator_->run(communicator_, *engine_, Engine::Weights::kTrained);
     std::optional<Accuracy> ema;
     if (engine_->has_ema())
@@ -483,6 +491,7 @@ class Run {
           "optimizer.learning_rate or set optimizer.clip_norm (the last checkpoint is from before)",
           step_);
     expect_equal_replicas();
+    faults_.at(FaultPoint::kSave, step_);
     if (!is_root()) return;
     CheckpointState state;
     state.facts = {.step = step_,
@@ -547,6 +556,7 @@ class Run {
   const TrainOptions options_;
   Job job_;
   Fingerprint fingerprint_;
+  Faults faults_;
   std::optional<OutputLock> lock_;  // rank 0
   Resume resume_;
   std::optional<CheckpointState> checkpoint_;  // rank 0, until it is restored
@@ -587,7 +597,9 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
       "auto: go on where --out stands, or start; never: start; DIR: from that checkpoint or run")(
       "allow-change", po::bool_switch(&o.allow_change),
       "resume although the job changed in a way that changes the result")(
-      "dry-run", po::bool_switch(&o.dry_run), "print the plan and leave");
+      "dry-run", po::bool_switch(&o.dry_run), "print the plan and leave")(
+      "fault", po::value(&o.faults)->composing(),
+      "break this run on purpose, e.g. \"rank=2 step=40 kind=kill\" (docs/faults.md)");
   const auto values = parse_options(
       arguments, options, "train --job FILE --out DIR [OPTIONS]",
       "One process is one rank; several are started by mpirun or srun (cluster/README.md). The "
@@ -599,6 +611,7 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   if (values->count("data-threads") > 0 && o.data_threads < 0)
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   if (!data.empty()) o.sets.push_back("data.path=" + data);
+  Faults{o.faults};  // what is wrong with them is said now
   return o;
 }
 

@@ -11,7 +11,7 @@ namespace convoy::trainer {
 
 struct TrainOptions {
   std::string job_file, out, device = "cpu";
-  std::vector<std::string> sets;
+  std::vector<std::string> sets, faults;
   std::string resume = "auto";  // auto, never, or a folder with a checkpoint
   int data_threads = -1;        // -1: the CPUs that computing leaves, at least one
   bool dry_run = false;
