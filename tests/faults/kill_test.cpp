@@ -1,0 +1,176 @@
+// R1, R2, R6: ranks are killed at any moment until a run is done all the same, with the bits of an
+// unbroken one. A few runs here; more by hand:
+//   CONVOY_SOAK_RUNS=200 CONVOY_SOAK_SEED=7 build/release/tests/faults/kill_test
+// A run that fails is repeated alone by its own seed, which is printed.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "tests/end_to_end/program.h"
+
+namespace convoy::test {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+using nlohmann::json;
+
+constexpr int kSteps = 36;  // 3 epochs of 96 samples, 8 at a step
+constexpr const char* kJob = R"(
+data {
+  format: IDX
+  train { crop: PAD_AND_CROP size: 12 pad: 2 }
+  eval { resize: 0 }
+}
+model { name: "cifar_resnet20" }
+workers: 4
+batch_per_worker: 2
+epochs: 3
+optimizer { learning_rate: 0.01 ema_decay: 0.9 }
+schedule { kind: PLATEAU patience: 1 }
+checkpoint { every_steps: 4 keep: 2 }
+log { every_steps: 1 samples: true }
+)";
+
+uint64_t number_of(const char* variable, uint64_t otherwise) {
+  const char* text = std::getenv(variable);
+  return text ? std::strtoull(text, nullptr, 10) : otherwise;
+}
+
+class Kill : public testing::Test {
+ protected:
+  void SetUp() override {
+    ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
+    folder_.write("job.txtpb", kJob);
+    make_idx(folder_, "data", {.train = 96, .val = 30, .classes = 3});
+  }
+
+  std::string out(const std::string& name) const { return folder_.path("run-" + name); }
+  Arguments train(const std::string& name, const Arguments& more = {}) const {
+    Arguments arguments = {
+        "train", "--job",  folder_.path("job.txtpb"), "--data", folder_.path("data"),
+        "--out", out(name)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+
+  // What `convoy verify RUN` says: everything whole, and the digest of the end.
+  std::string digest(const std::string& name) {
+    const Outcome outcome = run(folder_, {"verify", out(name), "--json"});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    const json object = json::parse(outcome.out, nullptr, false);
+    if (!object.is_object()) return outcome.all();
+    EXPECT_EQ(object["step"], kSteps);
+    return object["digest"];
+  }
+
+  std::string unbroken_digest() {
+    if (!unbroken_.empty()) return unbroken_;
+    const Outcome outcome = run(folder_, train("unbroken"), 2);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    return unbroken_ = digest("unbroken");
+  }
+
+  // One life of a run. The random numbers say on how many ranks, what dies, and when: at a moment
+  // of the clock, or at a named point of a step. Returns its exit code.
+  int live(const std::string& name, std::mt19937_64& random) {
+    const auto below = [&](uint64_t n) { return static_cast<int>(random() % n); };
+    const int ranks = 2 + below(3);
+    const int victim = below(static_cast<uint64_t>(ranks));
+    const int how = below(10);
+    std::string plan = fmt::format("{} ranks, ", ranks);
+    Arguments arguments = train(name);
+    std::chrono::milliseconds moment{0};
+    if (how < 5) {
+      constexpr const char* kPoints[] = {"start", "input", "compute", "reduce", "save", "evaluate"};
+      const char* point = kPoints[below(6)];
+      // Saves are at multiples of 4, evaluations of 12; the step counter has moved on by then.
+      const int step = std::string_view(point) == "start"      ? 0
+                       : std::string_view(point) == "save"     ? 4 * (1 + below(9))
+                       : std::string_view(point) == "evaluate" ? 12 * (1 + below(3))
+                                                               : below(kSteps);
+      const std::string fault = fmt::format("kind=kill rank={} step={} at={}", victim, step, point);
+      arguments.insert(arguments.end(), {"--fault", fault});
+      plan += fault;
+    } else {
+      moment = std::chrono::milliseconds(below(2500));
+      plan += fmt::format("{} at {} ms",
+                          how < 8    ? fmt::format("rank {}", victim)
+                          : how == 8 ? fmt::format("ranks {} and {}", victim, (victim + 1) % ranks)
+                                     : "mpirun",
+                          moment.count());
+    }
+    SCOPED_TRACE(plan);
+    Running running(folder_, arguments, ranks);
+    if (how >= 5) {
+      const auto end = Clock::now() + moment;
+      running.wait_until([&] { return Clock::now() >= end; });
+      // The ranks may not be there yet, or no longer.
+      const pid_t first = running.pid_of_rank(victim);
+      const pid_t second = how == 8 ? running.pid_of_rank((victim + 1) % ranks) : 0;
+      for (const pid_t pid : {how == 9 ? running.pid() : first, second})
+        if (pid > 0) ::kill(pid, SIGKILL);
+    }
+    const Outcome outcome = running.finish();
+    EXPECT_TRUE(outcome.in_time) << outcome.all();
+    EXPECT_EQ(outcome.left_running, "");
+    EXPECT_TRUE(outcome.exit_code == 0 || outcome.exit_code == 75 || outcome.exit_code == 137)
+        << outcome.all();
+    ++lives_;
+    return outcome.exit_code;
+  }
+
+  TempFolder folder_;
+  std::string unbroken_;
+  uint64_t lives_ = 0;
+};
+
+TEST_F(Kill, AnyRankAtAnyMomentAndTheRunEndsWithTheSameBits) {
+  const uint64_t runs = number_of("CONVOY_SOAK_RUNS", 4);
+  const uint64_t seed = number_of("CONVOY_SOAK_SEED", 1);
+  for (uint64_t r = 0; r < runs; ++r) {
+    SCOPED_TRACE(fmt::format("to repeat: CONVOY_SOAK_RUNS=1 CONVOY_SOAK_SEED={}", seed + r));
+    std::mt19937_64 random(seed + r);
+    const std::string name = fmt::format("seed-{}", seed + r);
+    int lives = 0, code = -1;
+    // Faults stop after some lives, so that every run comes to its end.
+    for (; code != 0 && lives < 6; ++lives) code = live(name, random);
+    if (code != 0) {
+      const Outcome last = run(folder_, train(name), 2 + static_cast<int>(random() % 3));
+      ASSERT_EQ(last.exit_code, 0) << last.all();
+    }
+    ASSERT_EQ(digest(name), unbroken_digest());
+    ASSERT_FALSE(HasFailure());
+    fs::remove_all(out(name));
+  }
+  std::cout << runs << " runs, " << lives_ << " lives that something was killed in, seeds " << seed
+            << " to " << seed + runs - 1 << std::endl;
+}
+
+// R6: the message of the rank that failed is there once and whole.
+TEST_F(Kill, AnExceptionOnOneRankEndsAllAndIsSaidOnce) {
+  const Outcome outcome = run(folder_, train("thrown", {"--fault", "kind=throw rank=1 step=6"}), 3);
+  EXPECT_TRUE(outcome.in_time);
+  EXPECT_EQ(outcome.exit_code, 70) << outcome.all();
+  EXPECT_EQ(outcome.left_running, "");
+  EXPECT_EQ(lines_with(outcome.err, "a fault was asked for at step 6"), 1) << outcome.all();
+  EXPECT_EQ(run(folder_, train("thrown"), 2).exit_code, 0);
+  EXPECT_EQ(digest("thrown"), unbroken_digest());
+}
+
+TEST_F(Kill, FaultsMustBeAllowed) {
+  ::unsetenv("CONVOY_ALLOW_FAULTS");
+  const Outcome outcome = run(folder_, train("refused", {"--fault", "kind=kill step=0"}), 2);
+  EXPECT_EQ(outcome.exit_code, 64) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "CONVOY_ALLOW_FAULTS=1"), 1) << outcome.all();
+}
+
+}  // namespace
+}  // namespace convoy::test
