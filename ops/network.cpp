@@ -151,6 +151,14 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
   return m;
 }
 
+MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
+                         int64_t slice_bytes) {
+  Graph runs = fuse(graph);
+  if (!training) runs = fold_batch_norms(runs).graph;
+  const PassPlan passes = plan_passes(runs, batch, type, training, slice_bytes);
+  return plan_memory(network_memory(runs, passes, batch, type, training).buffers);
+}
+
 Network::Network(Device& device, const Graph& graph, const NetworkConfig& config)
     : device_(device),
       config_(config),

@@ -52,6 +52,9 @@ struct NetworkMemory {
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
                              bool training);
+// The arena of a network of this graph (not fused yet), before there is one. A pure function.
+MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
+                         int64_t slice_bytes);
 
 // Seconds spent since a network was made; on a GPU, without `profile`, of enqueueing alone.
 struct NetworkTimes {

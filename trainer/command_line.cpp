@@ -1,9 +1,11 @@
 #include "trainer/command_line.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 
 #include "comm/launch.h"
+#include "trainer/limits.h"
 
 namespace convoy::trainer {
 
@@ -37,13 +39,13 @@ std::optional<po::variables_map> parse_options(const Arguments& arguments,
 }
 
 int run_on_ranks(const std::function<int(comm::Communicator&)>& body) {
+  expect_limits(std::max(1, comm::detect_launch().ranks));
   const std::unique_ptr<comm::Communicator> communicator = comm::make_communicator();
   try {
     return communicator->finish(body(*communicator));
-  } catch (const Error& e) {
-    return communicator->finish(static_cast<int>(e.code()), e.what());
   } catch (const std::exception& e) {
-    return communicator->finish(static_cast<int>(ExitCode::kFault), e.what());
+    const Error error = as_error(e);
+    return communicator->finish(static_cast<int>(error.code()), error.what());
   }
 }
 

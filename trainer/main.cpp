@@ -4,6 +4,7 @@
 
 #include "ops/core/error.h"
 #include "trainer/commands.h"
+#include "trainer/limits.h"
 #include "trainer/text.h"
 #include "trainer/version.h"
 
@@ -58,11 +59,9 @@ int run(const Arguments& arguments) {
 int main(int argc, char** argv) {
   try {
     return run({argv + 1, argv + argc});
-  } catch (const Error& e) {
-    std::fprintf(stderr, "convoy: %s\n", e.what());
-    return static_cast<int>(e.code());
   } catch (const std::exception& e) {
-    std::fprintf(stderr, "convoy: %s\n", e.what());
-    return static_cast<int>(ExitCode::kFault);
+    const Error error = as_error(e);
+    std::fprintf(stderr, "convoy: %s\n", error.what());
+    return static_cast<int>(error.code());
   }
 }

@@ -80,11 +80,8 @@ void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int6
                            width, "", "", grouped(t.parameters), grouped(t.macs), grouped(t.bytes));
 
   const auto plan = [&](bool training) {
-    ops::Graph runs = ops::fuse(graph);
-    if (!training) runs = ops::fold_batch_norms(runs).graph;
-    const ops::PassPlan passes =
-        ops::plan_passes(runs, batch, type, training, ops::make_device("cpu", 1)->slice_bytes());
-    return ops::plan_memory(ops::network_memory(runs, passes, batch, type, training).buffers);
+    return ops::planned_arena(graph, batch, type, training,
+                              ops::make_device("cpu", 1)->slice_bytes());
   };
   const ops::MemoryPlan train = plan(true), infer = plan(false);
   std::cout << fmt::format(

@@ -20,6 +20,7 @@
 #include "trainer/evaluate.h"
 #include "trainer/fault.h"
 #include "trainer/file.h"
+#include "trainer/limits.h"
 #include "trainer/metrics.h"
 #include "trainer/model_state.h"
 #include "trainer/sample_log.h"
@@ -276,9 +277,24 @@ class Run {
     const data::ImageShape shape = data::output_shape(train_transform(job_), *train_);
     input_ = image_input(job_, normalisation_, shape, job_.batch_per_worker);
     evaluator_.emplace(*val_, job_, normalisation_, data_threads_);
-    engine_ = std::make_unique<Engine>(
-        communicator_, graph_of(job_, shape),
-        engine_config(job_, options_.device, communicator_.local_rank(), input_, lanes_));
+    const ops::Graph graph = graph_of(job_, shape);
+    const EngineConfig config =
+        engine_config(job_, options_.device, communicator_.local_rank(), input_, lanes_);
+    if (options_.device == "cpu") warn_of_too_little_memory(graph, config);
+    engine_ = std::make_unique<Engine>(communicator_, graph, config);
+  }
+
+  // Before the system kills us for it.
+  void warn_of_too_little_memory(const ops::Graph& graph, const EngineConfig& config) {
+    const auto lanes = static_cast<uint64_t>(config.lanes);
+    const uint64_t floats = ops::layout_of(ops::fuse(graph)).parameter_floats;
+    const uint64_t arena =
+        ops::planned_arena(graph, config.batch_per_worker, config.type, true,
+                           ops::make_device("cpu", config.threads_per_worker)->slice_bytes())
+            .bytes;
+    const std::string warning = memory_warning(lanes * arena + (2 + lanes) * floats * sizeof(float),
+                                               communicator_.local_size(), memory_limit());
+    if (communicator_.local_rank() == 0 && !warning.empty()) log::warning("{}", warning);
   }
 
   int dry_run() {

@@ -82,8 +82,9 @@ AlignedBuffer::AlignedBuffer(size_t bytes) : bytes_(bytes) {
   const size_t rounded = round_up(bytes, alignment);
   void* memory = std::aligned_alloc(alignment, rounded);
   if (!memory)
-    fail(ExitCode::kFault,
-         "out of memory: {} bytes refused; use a smaller batch or fewer workers at once", bytes);
+    fail(ExitCode::kIo,
+         "out of memory: {} bytes refused; lower batch_per_worker or run fewer workers at once",
+         bytes);
   if (bytes >= kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
   std::memset(memory, 0, rounded);
   data_.reset(memory);

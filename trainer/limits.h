@@ -1,0 +1,30 @@
+// The system's limits on this process: asked for before they are met, named where they are.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <string>
+
+#include "ops/core/error.h"
+
+namespace convoy::trainer {
+
+// Raises the limit of open files as far as may be. Throws Error (kIo) where open files, stack or
+// address space are too few for a rank among `ranks`: the limit, its value, what is needed.
+void expect_limits(int ranks);
+
+struct MemoryLimit {
+  uint64_t bytes = 0;
+  std::string what;  // "this machine has", "the control group (cgroup) allows"
+};
+// The machine's memory, or what this process's cgroup (v1 or v2) leaves of it.
+MemoryLimit memory_limit();
+
+// "" where `bytes` on each of the `ranks` of this host fit; else one line with the numbers.
+std::string memory_warning(uint64_t bytes, int ranks, const MemoryLimit& limit);
+
+// What stopped the program as an Error: one of ours as it is; memory or threads that the system
+// refused with the numbers (kIo); anything else as a fault.
+Error as_error(const std::exception& exception);
+
+}  // namespace convoy::trainer
