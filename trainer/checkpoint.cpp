@@ -1,24 +1,20 @@
 #include "trainer/checkpoint.h"
 
-#include <fcntl.h>
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
-#include <sys/file.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <map>
-#include <set>
 
+#include "ops/core/clock.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "proto/checkpoint.pb.h"
 #include "trainer/file.h"
+#include "trainer/file_calls.h"
 
 namespace convoy::trainer {
 namespace {
@@ -30,6 +26,7 @@ constexpr const char* kManifest = "manifest.txtpb";
 constexpr size_t kMaxManifestBytes = size_t{8} << 20;
 constexpr std::string_view kTrailer = "# SHA-256 of the lines above: ";
 constexpr std::string_view kTemporary = ".tmp", kDeleting = ".deleting";
+constexpr std::string_view kBad = "bad-", kTrial = "trial";
 
 // The lists of a state by the name of their file.
 struct ListRow {
@@ -73,21 +70,6 @@ std::optional<uint64_t> step_of(const std::string& name) {
   return step;
 }
 
-void create_folder(const fs::path& path) {
-  std::error_code error;
-  fs::create_directories(path, error);
-  if (error)
-    fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out",
-         printable(path.string()), error.message());
-}
-
-void remove_tree(const fs::path& path) {
-  std::error_code error;
-  fs::remove_all(path, error);
-  if (error)
-    fail(ExitCode::kIo, "{}: cannot remove: {}", printable(path.string()), error.message());
-}
-
 // Names in OUT/checkpoints/, sorted; none where there is no such folder.
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> names;
@@ -104,9 +86,26 @@ std::vector<std::string> names_in(const fs::path& folder) {
 
 // What a save or a deletion left when it was killed.
 void remove_leftovers(const fs::path& folder) {
-  for (const std::string& name : names_in(folder))
-    if (name.starts_with("step-") && (name.ends_with(kTemporary) || name.ends_with(kDeleting)))
+  for (const std::string& name : names_in(folder)) {
+    const bool ours = name.starts_with("step-") || name.starts_with(kBad) || name.starts_with(kTrial);
+    if (ours && (name.ends_with(kTemporary) || name.ends_with(kDeleting)))
       remove_tree(folder / name);
+  }
+}
+
+// Renames a folder, so that its name is free on the disk as well, and removes it.
+void remove_checkpoint(const fs::path& folder) {
+  const std::string deleting = folder.string() + std::string(kDeleting);
+  remove_tree(deleting);
+  rename_path(folder, deleting);
+  sync_folder(folder.parent_path());  // else the removal could come to the disk first
+  remove_tree(deleting);
+}
+
+// A folder in one that is there; its name is not on the disk yet.
+void new_folder(const fs::path& path) {
+  if (sys::mkdir(path) != 0)
+    fail(ExitCode::kIo, "{}: cannot create the folder: {}", printable(path.string()), errno_text());
 }
 
 // Renames a folder to the first free NAME.<word>-<n> and returns that.
@@ -147,6 +146,7 @@ std::string manifest_text(const CheckpointFacts& facts, const std::string& diges
   manifest.set_plateau_best_error(facts.plateau.best_error);
   manifest.set_plateau_evaluations_since(facts.plateau.evaluations_since);
   if (facts.top1) manifest.set_top1(*facts.top1);
+  if (facts.confirmed_by_ranks > 0) manifest.set_confirmed_by_ranks(facts.confirmed_by_ranks);
   std::string text;
   if (!google::protobuf::TextFormat::PrintToString(manifest, &text))
     fail(ExitCode::kFault, "the manifest cannot be written as text");
@@ -212,6 +212,7 @@ ManifestContents read_manifest(const fs::path& dir) {
   facts.plateau = {manifest.plateau_drops(), manifest.plateau_best_error(),
                    manifest.plateau_evaluations_since()};
   if (manifest.has_top1()) facts.top1 = manifest.top1();
+  facts.confirmed_by_ranks = manifest.confirmed_by_ranks();
   contents.state_digest = manifest.state_digest();
   for (const proto::File& file : manifest.file())
     contents.files[file.name()] = {file.bytes(), file.sha256()};
@@ -247,6 +248,7 @@ TensorList read_list(const std::string& path, const FileRecord& expected) {
 struct Loaded {
   CheckpointState state;
   VerifiedCheckpoint verified;
+  std::map<std::string, FileRecord> files;
 };
 
 Loaded load(const std::string& dir) {
@@ -260,6 +262,7 @@ Loaded load(const std::string& dir) {
     loaded.state.*row.list = read_list((fs::path(dir) / record->first).string(), record->second);
     loaded.verified.bytes += record->second.bytes;
   }
+  loaded.files = manifest.files;
   loaded.verified.digest = state_digest(loaded.state);
   if (loaded.verified.digest != manifest.state_digest)
     throw NotWhole(
@@ -278,33 +281,68 @@ Loaded load_step(const std::string& dir, uint64_t step) {
   return loaded;
 }
 
-// Gives a finished temporary folder its name. Of what stands there already, the same state stays
-// and takes the new manifest (an evaluation may have come since); another or damaged one is set
-// aside.
-void publish(const fs::path& temporary, const fs::path& target, uint64_t step,
-             const std::string& digest) {
-  if (fs::exists(fs::symlink_status(target))) {
-    std::string there, damage;
-    try {
-      there = load_step(target.string(), step).verified.digest;
-    } catch (const NotWhole& error) {
-      damage = error.what();
-    }
-    if (there == digest) {
-      rename_path(temporary / kManifest, target / kManifest);
-      sync_folder(target);
-      remove_tree(temporary);
-      return;
-    }
-    const std::string aside = set_aside(target, damage.empty() ? "replaced" : "damaged");
-    log::warning("{}; renamed to {}",
-                 damage.empty() ? fmt::format("{}: holds another state of this step",
-                                              printable(target.string()))
-                                : damage,
-                 printable(aside));
+// Makes `folder` and writes a whole checkpoint into it, the manifest last; all of it is on the disk
+// but the folder's own name.
+void write_folder(const fs::path& folder, const CheckpointState& state, const std::string& digest) {
+  new_folder(folder);
+  std::map<std::string, FileRecord> files;
+  for (const ListRow& row : kLists)
+    if (present(row, state))
+      files[file_name(row)] = write_safetensors((folder / file_name(row)).string(),
+                                                (state.*row.list).tensors, {{"format", "pt"}});
+  write_text((folder / kManifest).string(), manifest_text(state.facts, digest, files));
+  sync_folder(folder);
+}
+
+// The files of the checkpoint that stands there already, if it is whole and of this very state; one
+// that is damaged or of another state is set aside.
+std::optional<std::map<std::string, FileRecord>> same_state_at(const fs::path& target,
+                                                               uint64_t step,
+                                                               const std::string& digest) {
+  if (!fs::exists(fs::symlink_status(target))) return std::nullopt;
+  std::string damage;
+  try {
+    Loaded there = load_step(target.string(), step);
+    if (there.verified.digest == digest) return std::move(there.files);
+  } catch (const NotWhole& error) {
+    damage = error.what();
   }
+  const std::string aside = set_aside(target, damage.empty() ? "replaced" : "damaged");
+  log::warning("{}; renamed to {}",
+               damage.empty()
+                   ? fmt::format("{}: holds another state of this step", printable(target.string()))
+                   : damage,
+               printable(aside));
+  return std::nullopt;
+}
+
+// Gives a finished temporary folder its name.
+void publish(const fs::path& temporary, const fs::path& target) {
   rename_path(temporary, target);
-  sync_folder(target.parent_path());
+  try {
+    sync_folder(target.parent_path());
+  } catch (...) {
+    // Whether the name is on the disk is unknown: a save that fails leaves none.
+    sys::rename(target, temporary);
+    throw;
+  }
+}
+
+// `write(temporary)` writes and publishes by way of a temporary folder, which is gone afterwards.
+template <typename Write>
+void by_way_of(const fs::path& temporary, const Write& write) {
+  try {
+    remove_tree(temporary);
+    write(temporary);
+    remove_tree(temporary);
+  } catch (...) {
+    try {
+      remove_tree(temporary);
+    } catch (const Error& error) {
+      log::warning("{}", error.what());
+    }
+    throw;
+  }
 }
 
 }  // namespace
@@ -327,30 +365,64 @@ std::string state_digest(const CheckpointState& state) {
   return sha.hex();
 }
 
-std::string save_checkpoint(const std::string& out_dir, const CheckpointState& state) {
+std::string save_checkpoint(const std::string& out_dir, const CheckpointState& state,
+                            const std::function<void()>& expect_ours) {
   const fs::path folder = checkpoints_dir(out_dir);
-  create_folder(folder);
-  sync_folder(out_dir);
+  make_folder(folder);
   const fs::path target = folder / folder_name(state.facts.step);
-  const fs::path temporary = target.string() + std::string(kTemporary);
-  remove_tree(temporary);
-  try {
-    create_folder(temporary);
-    std::map<std::string, FileRecord> files;
-    for (const ListRow& row : kLists)
-      if (present(row, state))
-        files[file_name(row)] = write_safetensors((temporary / file_name(row)).string(),
-                                                  (state.*row.list).tensors, {{"format", "pt"}});
-    const std::string digest = state_digest(state);
-    write_text((temporary / kManifest).string(), manifest_text(state.facts, digest, files));
-    sync_folder(temporary);
-    publish(temporary, target, state.facts.step, digest);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temporary, ignored);
-    throw;
-  }
+  const std::string digest = state_digest(state);
+  by_way_of(target.string() + std::string(kTemporary), [&](const fs::path& temporary) {
+    if (const auto files = same_state_at(target, state.facts.step, digest)) {
+      new_folder(temporary);
+      write_text((temporary / kManifest).string(), manifest_text(state.facts, digest, *files));
+      expect_ours();
+      rename_path(temporary / kManifest, target / kManifest);
+      sync_folder(target);
+      sync_folder(folder);  // of the save before nobody knows whether it came so far
+    } else {
+      write_folder(temporary, state, digest);
+      expect_ours();
+      publish(temporary, target);
+    }
+  });
   return target.string();
+}
+
+std::string save_apart(const std::string& out_dir, const CheckpointState& state) {
+  const fs::path folder = checkpoints_dir(out_dir);
+  make_folder(folder);
+  for (const std::string& name : names_in(folder))
+    if (name.starts_with(kBad)) remove_checkpoint(folder / name);
+  const fs::path target = folder / (std::string(kBad) + folder_name(state.facts.step));
+  by_way_of(target.string() + std::string(kTemporary), [&](const fs::path& temporary) {
+    write_folder(temporary, state, state_digest(state));
+    publish(temporary, target);
+  });
+  return target.string();
+}
+
+TrialSave trial_save(const std::string& out_dir, const CheckpointState& state) {
+  const fs::path folder = checkpoints_dir(out_dir);
+  make_folder(folder);
+  TrialSave trial;
+  const fs::path target = (folder / kTrial).string() + std::string(kDeleting);
+  by_way_of(target, [&](const fs::path&) {
+    const auto start = Clock::now();
+    const std::string digest = state_digest(state);
+    by_way_of((folder / kTrial).string() + std::string(kTemporary),
+              [&](const fs::path& temporary) {
+                write_folder(temporary, state, digest);
+                publish(temporary, target);
+              });
+    trial.save_seconds = seconds_since(start);
+    const VerifiedCheckpoint read = verify_checkpoint(target);
+    trial.load_seconds = seconds_since(start) - trial.save_seconds;
+    trial.bytes = read.bytes;
+    if (read.digest != digest)
+      fail(ExitCode::kFault, "{}: a trial save reads back as {}, but {} was written",
+           printable(target.string()), read.digest, digest);
+  });
+  return trial;
 }
 
 VerifiedCheckpoint verify_checkpoint(const std::string& dir) {
@@ -429,6 +501,10 @@ std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,
 }
 
 void apply_retention(const std::string& out_dir, const RetentionPolicy& policy) {
+  // What an earlier deletion could not remove.
+  for (const std::string& name : names_in(checkpoints_dir(out_dir)))
+    if (name.starts_with("step-") && name.ends_with(kDeleting))
+      remove_tree(checkpoints_dir(out_dir) / name);
   std::vector<CheckpointEntry> entries;
   for (const std::string& path : list_checkpoints(out_dir)) {
     try {
@@ -438,71 +514,8 @@ void apply_retention(const std::string& out_dir, const RetentionPolicy& policy) 
     } catch (const NotWhole&) {  // find_newest deals with it
     }
   }
-  for (const uint64_t step : which_to_delete(entries, policy)) {
-    const fs::path path = checkpoints_dir(out_dir) / folder_name(step);
-    const std::string deleting = path.string() + std::string(kDeleting);
-    remove_tree(deleting);
-    rename_path(path, deleting);
-    remove_tree(deleting);
-  }
-}
-
-CheckpointWriter::CheckpointWriter(std::string out_dir, RetentionPolicy policy)
-    : out_dir_(std::move(out_dir)), policy_(policy) {}
-
-CheckpointWriter::~CheckpointWriter() {
-  try {
-    wait();
-  } catch (const std::exception& error) {
-    log::error("the last checkpoint was not saved: {}", error.what());
-  }
-}
-
-void CheckpointWriter::save(const CheckpointState& state) {
-  wait();
-  CheckpointState copy{state.facts, copy_of(state.model), copy_of(state.optimizer),
-                       copy_of(state.ema)};
-  in_flight_ = std::async(std::launch::async, [this, copy = std::move(copy)] {
-    save_checkpoint(out_dir_, copy);
-    apply_retention(out_dir_, policy_);
-  });
-}
-
-void CheckpointWriter::wait() {
-  if (in_flight_.valid()) in_flight_.get();
-}
-
-OutputLock::OutputLock(const std::string& out_dir) {
-  create_folder(out_dir);
-  const std::string path = (fs::path(out_dir) / "lock").string();
-  fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (fd_ < 0)
-    fail(ExitCode::kIo, "{}: cannot open for writing: {}; choose another --out", printable(path),
-         errno_text());
-  const auto give_up = [&](const std::string& message) {
-    ::close(fd_);
-    throw Error(ExitCode::kIo, message);
-  };
-  if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK)
-      give_up(
-          fmt::format("{}: cannot lock: {}; choose another --out", printable(path), errno_text()));
-    std::string holder = read_text(path, 4096);
-    if (holder.ends_with('\n')) holder.pop_back();
-    give_up(fmt::format("{}: in use by {}; wait for it, stop it, or choose another --out",
-                        printable(out_dir), printable(holder)));
-  }
-  char host[256] = "unknown";
-  ::gethostname(host, sizeof host - 1);
-  const std::string text = fmt::format("pid {} on host {}\n", ::getpid(), host);
-  if (::ftruncate(fd_, 0) != 0 ||
-      ::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    give_up(
-        fmt::format("{}: cannot write: {}; choose another --out", printable(path), errno_text()));
-}
-
-OutputLock::~OutputLock() {
-  ::close(fd_);
+  for (const uint64_t step : which_to_delete(entries, policy))
+    remove_checkpoint(checkpoints_dir(out_dir) / folder_name(step));
 }
 
 }  // namespace convoy::trainer

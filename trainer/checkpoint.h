@@ -3,13 +3,13 @@
 // A folder of that name is whole: it is written under a temporary name, every file is synced, the
 // manifest is last, and a rename makes it appear. Nothing in it is per rank.
 //
-// All of it is called on one rank and, but for CheckpointWriter's own thread, on one thread at a
-// time, by the holder of the OutputLock. Only load_checkpoint and verify_checkpoint change nothing
+// All of it is called on one rank and on one thread at a time, by the holder of the OutputLock; to
+// save in the background there is trainer/checkpoint_writer.h. Only load_checkpoint and verify_checkpoint change nothing
 // on disk and may run anywhere.
 #pragma once
 
 #include <cstdint>
-#include <future>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -37,6 +37,8 @@ struct CheckpointFacts {
   uint64_t global_batch = 0;
   PlateauState plateau;
   std::optional<double> top1;  // of an evaluation made at this very step, 0 to 1
+  // Ranks whose replicas had the same digest when this was saved, at this very step; 0: not known.
+  uint32_t confirmed_by_ranks = 0;
 };
 
 struct CheckpointState {
@@ -51,11 +53,29 @@ struct CheckpointState {
 // not part of it. This is what `convoy verify` prints.
 std::string state_digest(const CheckpointState& state);
 
-// Writes OUT/checkpoints/step-<step>/ and returns its path. A whole folder of the same digest that
-// is already there stays and takes our manifest; one that differs is set aside as
-// step-N.replaced-<n>, a damaged one as step-N.damaged-<n>. Throws Error (kIo) with path and
-// numbers when the system refuses (no space, no permission); the temporary folder is removed then.
-std::string save_checkpoint(const std::string& out_dir, const CheckpointState& state);
+// Writes OUT/checkpoints/step-<step>/ and returns its path. When it returns, that checkpoint loads
+// after any crash; when it throws, nothing of it is left (as far as the system lets us) and what
+// stood before stands. A whole folder of the same digest that is already there stays and takes our
+// manifest; one that differs is set aside as step-N.replaced-<n>, a damaged one as
+// step-N.damaged-<n> (n counts up from 1). `expect_ours` is called before a name is given and
+// throws where another job has taken the folder over. Throws Error (kIo) with path and numbers when
+// the system refuses (no space, no permission).
+std::string save_checkpoint(
+    const std::string& out_dir, const CheckpointState& state,
+    const std::function<void()>& expect_ours = [] {});
+
+// The same for a state that must not be used, e.g. one that is not finite: OUT/checkpoints/
+// bad-step-<step>/, which no resume looks at, one at a time (an earlier one is removed first). The
+// path can be given to load_checkpoint and `convoy verify`.
+std::string save_apart(const std::string& out_dir, const CheckpointState& state);
+
+struct TrialSave {
+  uint64_t bytes = 0;  // of all tensor files
+  double save_seconds = 0, load_seconds = 0;
+};
+// Writes a checkpoint under a name that nothing loads, reads it back, compares the digests and
+// removes it. Throws as save_checkpoint; kFault where another state is read than was written.
+TrialSave trial_save(const std::string& out_dir, const CheckpointState& state);
 
 struct VerifiedCheckpoint {
   CheckpointFacts facts;
@@ -111,40 +131,5 @@ std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,
 // Deletes what the policy does not keep (rename, then remove). A folder whose manifest cannot be
 // read is neither counted nor touched. Throws Error (kIo).
 void apply_retention(const std::string& out_dir, const RetentionPolicy& policy);
-
-// Saves in the background, one at a time, and applies the policy after each.
-class CheckpointWriter {
- public:
-  CheckpointWriter(std::string out_dir, RetentionPolicy policy);
-  // Waits for the save in flight; a failure nobody asked for is logged.
-  ~CheckpointWriter();
-  CheckpointWriter(const CheckpointWriter&) = delete;
-  CheckpointWriter& operator=(const CheckpointWriter&) = delete;
-
-  // Waits for the save in flight, copies the state and returns; the caller may change its memory at
-  // once. Throws the failure of the save before (ours is then not started).
-  void save(const CheckpointState& state);
-  // Returns when nothing is in flight. Throws the failure of the last save, once.
-  void wait();
-
- private:
-  std::string out_dir_;
-  RetentionPolicy policy_;
-  std::future<void> in_flight_;
-};
-
-// Keeps two jobs out of one output folder, which it creates: flock on OUT/lock, released by the
-// system whenever the process ends. The file names host and pid of the holder. Throws Error (kIo)
-// when another process holds it, naming that one, or when the folder cannot be written.
-class OutputLock {
- public:
-  explicit OutputLock(const std::string& out_dir);
-  ~OutputLock();
-  OutputLock(const OutputLock&) = delete;
-  OutputLock& operator=(const OutputLock&) = delete;
-
- private:
-  int fd_ = -1;
-};
 
 }  // namespace convoy::trainer

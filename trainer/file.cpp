@@ -1,5 +1,6 @@
 #include "trainer/file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -7,11 +8,17 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdio>
+#include <filesystem>
+#include <utility>
+#include <vector>
 
 #include "ops/core/error.h"
+#include "trainer/file_calls.h"
 
 namespace convoy::trainer {
+
+namespace fs = std::filesystem;
+
 namespace {
 
 // Linux moves at most 2 GiB per call.
@@ -26,14 +33,14 @@ std::string free_space(int fd) {
 }  // namespace
 
 File::File(const std::string& path, int flags)
-    : path_(path), fd_(::open(path.c_str(), flags | O_CLOEXEC, 0666)) {
+    : path_(path), fd_(sys::open(path, flags)) {
   if (fd_ < 0)
     fail(ExitCode::kIo, "{}: cannot {}: {}", printable(path),
          (flags & O_ACCMODE) == O_RDONLY ? "open" : "open for writing", errno_text());
 }
 
 File::~File() {
-  ::close(fd_);
+  if (fd_ >= 0) sys::close(fd_, path_);
 }
 
 uint64_t File::size() const {
@@ -43,13 +50,17 @@ uint64_t File::size() const {
   return static_cast<uint64_t>(info.st_size);
 }
 
+bool File::removed() const {
+  struct stat info {};
+  return fstat(fd_, &info) == 0 && info.st_nlink == 0;
+}
+
 size_t File::read(void* data, size_t bytes) {
   size_t done = 0;
   while (done < bytes) {
     const ssize_t got =
-        ::read(fd_, static_cast<char*>(data) + done, std::min(bytes - done, kMaxTransfer));
+        sys::read(fd_, path_, static_cast<char*>(data) + done, std::min(bytes - done, kMaxTransfer));
     if (got == 0) break;
-    if (got < 0 && errno == EINTR) continue;
     if (got < 0)
       fail(ExitCode::kIo, "{}: read {} of {} bytes: {}", printable(path_), done, bytes,
            errno_text());
@@ -61,9 +72,8 @@ size_t File::read(void* data, size_t bytes) {
 void File::write(const void* data, size_t bytes) {
   size_t done = 0;
   while (done < bytes) {
-    const ssize_t put =
-        ::write(fd_, static_cast<const char*>(data) + done, std::min(bytes - done, kMaxTransfer));
-    if (put < 0 && errno == EINTR) continue;
+    const ssize_t put = sys::write(fd_, path_, static_cast<const char*>(data) + done,
+                                   std::min(bytes - done, kMaxTransfer));
     if (put < 0) {
       const std::string reason = errno_text();
       fail(ExitCode::kIo, "{}: wrote {} of {} bytes: {} (free on this file system: {})",
@@ -73,10 +83,21 @@ void File::write(const void* data, size_t bytes) {
   }
 }
 
+void File::truncate(uint64_t bytes) {
+  if (sys::truncate(fd_, path_, bytes) != 0)
+    fail(ExitCode::kIo, "{}: cannot cut to {} bytes: {}", printable(path_), bytes, errno_text());
+}
+
 void File::sync() {
-  if (::fsync(fd_) != 0)
+  if (sys::sync(fd_, path_) != 0)
     fail(ExitCode::kIo, "{}: cannot sync to disk: {} (free on this file system: {})",
          printable(path_), errno_text(), free_space(fd_));
+}
+
+void File::close() {
+  const int fd = std::exchange(fd_, -1);
+  if (sys::close(fd, path_) != 0)
+    fail(ExitCode::kIo, "{}: the file system did not keep it: {}", printable(path_), errno_text());
 }
 
 std::string read_text(const std::string& path, size_t max_bytes) {
@@ -100,16 +121,64 @@ void write_text(const std::string& path, const std::string& text) {
   File file(path, O_WRONLY | O_CREAT | O_TRUNC);
   file.write(text.data(), text.size());
   file.sync();
+  file.close();
 }
 
 void sync_folder(const std::string& path) {
-  File(path, O_RDONLY | O_DIRECTORY).sync();
+  const File folder(path, O_RDONLY | O_DIRECTORY);
+  if (sys::sync(folder.descriptor(), path) != 0 && errno != EINVAL && errno != ENOTSUP)
+    fail(ExitCode::kIo, "{}: cannot sync the folder to disk: {}", printable(path), errno_text());
 }
 
 void rename_path(const std::string& from, const std::string& to) {
-  if (std::rename(from.c_str(), to.c_str()) != 0)
+  if (sys::rename(from, to) != 0)
     fail(ExitCode::kIo, "{}: cannot rename to {}: {}", printable(from), printable(to),
          errno_text());
+}
+
+void make_folder(const std::string& path) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) return;
+  std::string name = path;
+  while (name.size() > 1 && name.ends_with('/')) name.pop_back();
+  std::string parent = fs::path(name).parent_path();
+  if (parent.empty()) parent = ".";
+  if (parent != name) make_folder(parent);
+  if (sys::mkdir(name) != 0 && !(errno == EEXIST && fs::is_directory(name)))
+    fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out", printable(path),
+         errno_text());
+  // A folder that we may use but not read cannot be synced.
+  if (::access(parent.c_str(), R_OK) == 0) sync_folder(parent);
+}
+
+void remove_tree(const std::string& path) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0 && errno == ENOENT) return;
+  const auto refused = [](const std::string& what) {
+    fail(ExitCode::kIo, "{}: cannot remove: {}", printable(what), errno_text());
+  };
+  if (!S_ISDIR(info.st_mode)) {
+    if (sys::unlink(path) != 0 && errno != ENOENT) refused(path);
+    return;
+  }
+  std::vector<std::string> names;
+  if (DIR* folder = ::opendir(path.c_str())) {
+    while (const dirent* entry = ::readdir(folder)) names.emplace_back(entry->d_name);
+    ::closedir(folder);
+  } else {
+    refused(path);
+  }
+  std::sort(names.begin(), names.end());
+  for (const std::string& name : names)
+    if (name != "." && name != "..") remove_tree(path + "/" + name);
+  if (sys::rmdir(path) != 0 && errno != ENOENT) refused(path);
+}
+
+uint64_t free_bytes(const std::string& path) {
+  struct statvfs info {};
+  if (::statvfs(path.c_str(), &info) != 0)
+    fail(ExitCode::kIo, "{}: its free space is unknown: {}", printable(path), errno_text());
+  return uint64_t{info.f_bavail} * info.f_frsize;
 }
 
 }  // namespace convoy::trainer

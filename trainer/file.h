@@ -1,5 +1,5 @@
-// Files as this folder needs them: whole reads and writes whose errors name path and numbers, and
-// the syncs that make a rename safe.
+// Files and folders as this folder needs them: whole reads and writes whose errors name path and
+// numbers, and the syncs that make a rename safe. All of it goes through trainer/file_calls.h.
 #pragma once
 
 #include <cstddef>
@@ -18,10 +18,19 @@ class File {
   File& operator=(const File&) = delete;
 
   uint64_t size() const;
+  int descriptor() const { return fd_; }
+  // No name leads to it any more.
+  bool removed() const;
   // Reads until `bytes` are there or the file ends; returns how many.
   size_t read(void* data, size_t bytes);
   void write(const void* data, size_t bytes);
-  void sync();  // fsync: data and length are on the disk
+  void truncate(uint64_t bytes);
+  // fsync: data and length are on the disk. Where it fails nobody knows what is, and a second one
+  // would report success all the same: what was written must be written anew, into a new file.
+  void sync();
+  // For what was written: some file systems report only here that they could not keep it. The
+  // destructor closes without a word.
+  void close();
 
  private:
   std::string path_;
@@ -34,10 +43,21 @@ std::string read_text(const std::string& path, size_t max_bytes);
 // Writes a file anew and syncs it.
 void write_text(const std::string& path, const std::string& text);
 
-// fsync of a folder: what was created or renamed in it is on the disk.
+// fsync of a folder: what was created, renamed or removed in it is on the disk. Nothing on a file
+// system that has no such thing.
 void sync_folder(const std::string& path);
 
 // rename(2).
 void rename_path(const std::string& from, const std::string& to);
+
+// Makes a folder and those above it that are missing; each is on the disk when this returns.
+void make_folder(const std::string& path);
+
+// Removes a file, a link (never what it leads to) or a folder with all that is in it; nothing where
+// there is none.
+void remove_tree(const std::string& path);
+
+// Bytes that this process may still write on the file system of `path`.
+uint64_t free_bytes(const std::string& path);
 
 }  // namespace convoy::trainer

@@ -106,6 +106,7 @@ void fields(Job::Checkpoint& c, auto&& visit) {
   visit("keep", c.keep);
   visit("keep_best", c.keep_best);
   visit("keep_every_steps", c.keep_every_steps);
+  visit("lease_seconds", c.lease_seconds);
 }
 
 void fields(Job::Reduction& r, auto&& visit) {

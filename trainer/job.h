@@ -96,6 +96,7 @@ struct Job {
     uint32_t keep = 3;
     bool keep_best = true;
     uint64_t keep_every_steps = 0;  // 0: none
+    double lease_seconds = 30.0;
   };
 
   struct Reduction {

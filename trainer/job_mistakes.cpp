@@ -177,6 +177,9 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   whole("evaluation.batch", job.evaluation.batch, 1, 65536);
   not_negative("checkpoint.every_minutes", job.checkpoint.every_minutes);
   whole("checkpoint.keep", job.checkpoint.keep, 1, 1000000);
+  number("checkpoint.lease_seconds", job.checkpoint.lease_seconds,
+         job.checkpoint.lease_seconds >= 1 && job.checkpoint.lease_seconds <= 3600,
+         "from 1 to 3600");
   number("reduction.bucket_mib", job.reduction.bucket_mib,
          job.reduction.bucket_mib > 0 && job.reduction.bucket_mib <= 4096,
          "above 0 and at most 4096");

@@ -5,6 +5,7 @@
 #include "ops/core/error.h"
 #include "trainer/commands.h"
 #include "trainer/limits.h"
+#include "trainer/signals.h"
 #include "trainer/text.h"
 #include "trainer/version.h"
 
@@ -57,6 +58,7 @@ int run(const Arguments& arguments) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  prepare_process();
   try {
     return run({argv + 1, argv + argc});
   } catch (const std::exception& e) {

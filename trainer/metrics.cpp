@@ -1,6 +1,5 @@
 #include "trainer/metrics.h"
 
-#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 
 #include "ops/core/error.h"
 #include "trainer/file.h"
+#include "trainer/line_log.h"
 #include "trainer/text.h"
 
 namespace convoy::trainer {
@@ -83,7 +83,7 @@ MetricsWriter::MetricsWriter(const std::string& out_dir, uint64_t step) {
       rename_path(path + ".tmp", path);
     }
   }
-  file_ = std::make_unique<File>(path, O_WRONLY | O_CREAT | O_APPEND);
+  log_ = std::make_unique<LineLog>(path);
 }
 
 MetricsWriter::~MetricsWriter() = default;
@@ -93,8 +93,7 @@ void MetricsWriter::write(MetricsLine line) {
     const auto now = std::chrono::system_clock::now().time_since_epoch();
     line.time = std::chrono::duration<double>(now).count();
   }
-  const std::string text = to_json(line) + "\n";
-  file_->write(text.data(), text.size());
+  log_->write(to_json(line));
 }
 
 std::string to_line(const ProgressState& state) {

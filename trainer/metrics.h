@@ -13,7 +13,7 @@
 
 namespace convoy::trainer {
 
-class File;
+class LineLog;
 
 // One line of metrics.jsonl; units as in proto/metrics.proto. What is not set is left out.
 struct MetricsLine {
@@ -32,8 +32,8 @@ struct MetricsLine {
 // is not finite becomes null: JSON has no word for it.
 std::string to_json(const MetricsLine& line);
 
-// Appends lines, each by one write(2) with O_APPEND (more only where the disk is full): a reader
-// never sees half a line of a run that goes on. One thread at a time.
+// Appends lines as trainer/line_log.h does: a reader never sees half a line of a run that goes on,
+// and a line that cannot be written is lost, not the run. Any thread.
 class MetricsWriter {
  public:
   // Opens OUT/metrics.jsonl (`out_dir` must exist) for a run that goes on after `step` steps: lines
@@ -44,10 +44,10 @@ class MetricsWriter {
   MetricsWriter(const MetricsWriter&) = delete;
   MetricsWriter& operator=(const MetricsWriter&) = delete;
 
-  void write(MetricsLine line);  // throws Error (kIo)
+  void write(MetricsLine line);
 
  private:
-  std::unique_ptr<File> file_;
+  std::unique_ptr<LineLog> log_;
 };
 
 struct ProgressState {

@@ -285,6 +285,7 @@ FileRecord write_safetensors(const std::string& path, std::span<const NamedTenso
   write(header.data(), header.size());
   for (const NamedTensor& tensor : tensors) write(tensor.bytes.data(), tensor.bytes.size());
   file.sync();
+  file.close();
   record.sha256 = sha.hex();
   return record;
 }

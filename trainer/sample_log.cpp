@@ -1,8 +1,6 @@
 #include "trainer/sample_log.h"
 
-#include <fcntl.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -15,23 +13,12 @@ namespace convoy::trainer {
 namespace fs = std::filesystem;
 
 SampleLog::SampleLog(const std::string& out_dir, int rank)
-    : path_(fmt::format("{}/samples.rank{}.jsonl", out_dir, rank)),
-      fd_(::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {
-  if (fd_ < 0) fail(ExitCode::kIo, "{}: {}", printable(path_), errno_text());
-}
-
-SampleLog::~SampleLog() {
-  ::close(fd_);
-}
+    : log_(fmt::format("{}/samples.rank{}.jsonl", out_dir, rank)) {}
 
 void SampleLog::write(const data::Batch& batch) {
-  const std::string line =
-      fmt::format("{{\"step\":{},\"worker\":{},\"epochs\":[{}],\"samples\":[{}]}}\n", batch.step,
-                  batch.worker, fmt::join(batch.epochs, ","), fmt::join(batch.sample_ids, ","));
-  const std::lock_guard lock(mutex_);
-  if (::write(fd_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
-    fail(ExitCode::kIo, "{}: cannot write {} bytes: {}", printable(path_), line.size(),
-         errno_text());
+  log_.write(fmt::format("{{\"step\":{},\"worker\":{},\"epochs\":[{}],\"samples\":[{}]}}",
+                         batch.step, batch.worker, fmt::join(batch.epochs, ","),
+                         fmt::join(batch.sample_ids, ",")));
 }
 
 void SampleLog::rewind(const std::string& out_dir, uint64_t step) {

@@ -3,21 +3,19 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <string>
 
 #include "data_loader/loader.h"
+#include "trainer/line_log.h"
 
 namespace convoy::trainer {
 
 class SampleLog {
  public:
+  // Throws Error (kIo).
   SampleLog(const std::string& out_dir, int rank);
-  ~SampleLog();
-  SampleLog(const SampleLog&) = delete;
-  SampleLog& operator=(const SampleLog&) = delete;
 
-  // Thread-safe. Throws Error (kIo).
+  // Any thread. What cannot be written is lost, not the run (trainer/line_log.h).
   void write(const data::Batch& batch);
 
   // Drops what all ranks' files say of steps from `step` on: a life that died had gone further than
@@ -25,9 +23,7 @@ class SampleLog {
   static void rewind(const std::string& out_dir, uint64_t step);
 
  private:
-  std::mutex mutex_;
-  std::string path_;
-  int fd_;
+  LineLog log_;
 };
 
 }  // namespace convoy::trainer

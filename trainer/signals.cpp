@@ -1,5 +1,8 @@
 #include "trainer/signals.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <csignal>
 #include <initializer_list>
 
@@ -13,6 +16,15 @@ extern "C" void raise_stop_flag(int) {
 }
 
 }  // namespace
+
+void prepare_process() {
+  for (const int signal : {SIGPIPE, SIGXFSZ}) ::signal(signal, SIG_IGN);
+  int fd = 0;
+  do {
+    fd = ::open("/dev/null", O_RDWR);  // the lowest number that is free
+  } while (fd >= 0 && fd <= 2);
+  if (fd > 2) ::close(fd);
+}
 
 void install_stop_signals() {
   struct sigaction action = {};
