@@ -87,7 +87,8 @@ std::vector<std::string> names_in(const fs::path& folder) {
 // What a save or a deletion left when it was killed.
 void remove_leftovers(const fs::path& folder) {
   for (const std::string& name : names_in(folder)) {
-    const bool ours = name.starts_with("step-") || name.starts_with(kBad) || name.starts_with(kTrial);
+    const bool ours =
+        name.starts_with("step-") || name.starts_with(kBad) || name.starts_with(kTrial);
     if (ours && (name.ends_with(kTemporary) || name.ends_with(kDeleting)))
       remove_tree(folder / name);
   }
@@ -409,11 +410,10 @@ TrialSave trial_save(const std::string& out_dir, const CheckpointState& state) {
   by_way_of(target, [&](const fs::path&) {
     const auto start = Clock::now();
     const std::string digest = state_digest(state);
-    by_way_of((folder / kTrial).string() + std::string(kTemporary),
-              [&](const fs::path& temporary) {
-                write_folder(temporary, state, digest);
-                publish(temporary, target);
-              });
+    by_way_of((folder / kTrial).string() + std::string(kTemporary), [&](const fs::path& temporary) {
+      write_folder(temporary, state, digest);
+      publish(temporary, target);
+    });
     trial.save_seconds = seconds_since(start);
     const VerifiedCheckpoint read = verify_checkpoint(target);
     trial.load_seconds = seconds_since(start) - trial.save_seconds;

@@ -4,8 +4,8 @@
 // manifest is last, and a rename makes it appear. Nothing in it is per rank.
 //
 // All of it is called on one rank and on one thread at a time, by the holder of the OutputLock; to
-// save in the background there is trainer/checkpoint_writer.h. Only load_checkpoint and verify_checkpoint change nothing
-// on disk and may run anywhere.
+// save in the background there is trainer/checkpoint_writer.h. Only load_checkpoint and
+// verify_checkpoint change nothing on disk and may run anywhere.
 #pragma once
 
 #include <cstdint>

@@ -80,8 +80,7 @@ void CheckpointWriter::save(const CheckpointState& state) {
   try {
     CheckpointState copy{state.facts, copy_of(state.model), copy_of(state.optimizer),
                          copy_of(state.ema)};
-    in_flight_ = std::async(std::launch::async,
-                            [this, copy = std::move(copy)] { attempt(copy); });
+    in_flight_ = std::async(std::launch::async, [this, copy = std::move(copy)] { attempt(copy); });
   } catch (const std::exception& e) {  // no memory, no thread
     note_failure(state.facts.step, e.what());
   }

@@ -18,8 +18,8 @@
 namespace convoy::trainer {
 
 // Is there room for what the policy keeps, when a checkpoint takes `bytes`, `standing` of them lie
-// there already and `free` bytes are left? Returns a warning with the numbers, "" where all is well;
-// throws Error (kIo) where the next one does not fit beside one that stands.
+// there already and `free` bytes are left? Returns a warning with the numbers, "" where all is
+// well; throws Error (kIo) where the next one does not fit beside one that stands.
 std::string check_space(const std::string& out_dir, uint64_t bytes, uint64_t free, size_t standing,
                         const RetentionPolicy& policy);
 
@@ -45,8 +45,8 @@ class CheckpointWriter {
   // The last save failed and it is time for another: after 1 s, then twice as long each time, at
   // most 5 minutes.
   bool retry_due();
-  // At the end: waits for the save in flight; where it failed, saves what `state` returns twice more
-  // without a copy. Throws Error (kIo) saying what stands, where all failed.
+  // At the end: waits for the save in flight; where it failed, saves what `state` returns twice
+  // more without a copy. Throws Error (kIo) saying what stands, where all failed.
   void finish(const std::function<CheckpointState()>& state);
 
   // The text of a failure that has not been asked for yet.

@@ -32,8 +32,7 @@ std::string free_space(int fd) {
 
 }  // namespace
 
-File::File(const std::string& path, int flags)
-    : path_(path), fd_(sys::open(path, flags)) {
+File::File(const std::string& path, int flags) : path_(path), fd_(sys::open(path, flags)) {
   if (fd_ < 0)
     fail(ExitCode::kIo, "{}: cannot {}: {}", printable(path),
          (flags & O_ACCMODE) == O_RDONLY ? "open" : "open for writing", errno_text());
@@ -58,8 +57,8 @@ bool File::removed() const {
 size_t File::read(void* data, size_t bytes) {
   size_t done = 0;
   while (done < bytes) {
-    const ssize_t got =
-        sys::read(fd_, path_, static_cast<char*>(data) + done, std::min(bytes - done, kMaxTransfer));
+    const ssize_t got = sys::read(fd_, path_, static_cast<char*>(data) + done,
+                                  std::min(bytes - done, kMaxTransfer));
     if (got == 0) break;
     if (got < 0)
       fail(ExitCode::kIo, "{}: read {} of {} bytes: {}", printable(path_), done, bytes,
@@ -141,8 +140,8 @@ void make_folder(const std::string& path) {
   if (::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) return;
   std::string name = path;
   while (name.size() > 1 && name.ends_with('/')) name.pop_back();
-  std::string parent = fs::path(name).parent_path();
-  if (parent.empty()) parent = ".";
+  const std::string above = fs::path(name).parent_path();
+  const std::string parent = above.empty() ? std::string(".") : above;
   if (parent != name) make_folder(parent);
   if (sys::mkdir(name) != 0 && !(errno == EEXIST && fs::is_directory(name)))
     fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out", printable(path),

@@ -1,7 +1,7 @@
 // The system calls that open, read, change and remove the files of a run, in one thin place: here a
-// test or `--fault` makes the n-th of them fail, be short, or be recorded. Each function is the call
-// of its name (result -1 and errno where it fails), except that an interrupted call (EINTR) is made
-// again.
+// test or `--fault` makes the n-th of them fail, be short, or be recorded. Each function is the
+// call of its name (result -1 and errno where it fails), except that an interrupted call (EINTR) is
+// made again.
 #pragma once
 
 #include <sys/types.h>
@@ -56,8 +56,9 @@ class FileHook {
 // a branch more. The hook must outlive every call that may be under way.
 void set_file_hook(FileHook* hook);
 
-// A fault in the calls whose path contains `path_has`: the call-th from now (1 is the first) and the
-// count - 1 after it fail with `error`; with error 0 they are short: half of the bytes are moved.
+// A fault in the calls whose path contains `path_has`: the call-th from now (1 is the first) and
+// the count - 1 after it fail with `error`; with error 0 they are short: half of the bytes are
+// moved.
 struct FileFault {
   int error = 0;
   uint64_t call = 1;

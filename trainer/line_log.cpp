@@ -26,8 +26,7 @@ void LineLog::write(const std::string& line) {
   const std::lock_guard lock(mutex_);
   try {
     append(line + "\n");
-    if (lost_ > 0)
-      log::warning("{}: written again; {} line(s) were lost", printable(path_), lost_);
+    if (lost_ > 0) log::warning("{}: written again; {} line(s) were lost", printable(path_), lost_);
     lost_ = 0;
   } catch (const Error& e) {
     if (lost_++ == 0) log::error("{}; the run goes on without this line", e.what());

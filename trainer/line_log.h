@@ -1,5 +1,5 @@
-// A file of lines that a run appends to: metrics, samples. A run outlives it: a full disk, a removed
-// folder or an I/O error costs lines, never the run.
+// A file of lines that a run appends to: metrics, samples. A run outlives it: a full disk, a
+// removed folder or an I/O error costs lines, never the run.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ class LineLog {
   LineLog& operator=(const LineLog&) = delete;
 
   // Appends the line and a newline by one write(2): whole or not at all. Where that fails, the line
-  // is lost; the log names the first failure, and the number of lines lost once writing works again.
-  // A file that was removed is made again. Any thread; never throws on I/O.
+  // is lost; the log names the first failure, and the number of lines lost once writing works
+  // again. A file that was removed is made again. Any thread; never throws on I/O.
   void write(const std::string& line);
   // Lines lost since the last one that was written.
   uint64_t lost() const;

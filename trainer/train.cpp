@@ -15,6 +15,7 @@
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "ops/fusion.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/commands.h"
 #include "trainer/dry_run.h"
 #include "trainer/evaluate.h"
@@ -23,6 +24,7 @@
 #include "trainer/limits.h"
 #include "trainer/metrics.h"
 #include "trainer/model_state.h"
+#include "trainer/output_lock.h"
 #include "trainer/sample_log.h"
 #include "trainer/signals.h"
 #include "trainer/version.h"
@@ -137,7 +139,11 @@ class Run {
   void claim_folder() {
     if (options_.out.empty())
       fail(ExitCode::kUsage, "convoy train needs --out DIR, the folder of the run");
-    lock_.emplace(options_.out);
+    const std::chrono::duration<double> lease(job_.checkpoint.lease_seconds);
+    lock_.emplace(
+        options_.out,
+        LeaseOptions{.lease = std::chrono::duration_cast<std::chrono::milliseconds>(lease),
+                     .give_up = stop_requested});
   }
 
   // Rank 0 looks for a checkpoint and loads it; the others learn what they need before they build.
@@ -332,9 +338,12 @@ class Run {
            .event = resume_.found ? "resume" : "start",
            .detail = fmt::format("{} ranks, {} workers", communicator_.size(), job_.workers)});
       writer_ = std::make_unique<CheckpointWriter>(
-          options_.out, RetentionPolicy{.keep = job_.checkpoint.keep,
-                                        .keep_best = job_.checkpoint.keep_best,
-                                        .keep_every_steps = job_.checkpoint.keep_every_steps});
+          options_.out,
+          RetentionPolicy{.keep = job_.checkpoint.keep,
+                          .keep_best = job_.checkpoint.keep_best,
+                          .keep_every_steps = job_.checkpoint.keep_every_steps},
+          [this] { lock_->expect_held(); });
+      writer_->prove(checkpoint_state(std::nullopt));
       if (job_.log.samples) SampleLog::rewind(options_.out, step_);
       log::info("{} on {}: {} parameters, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
                 job_.model.name, printable(job_.data.path), engine_->layout().parameter_floats,
@@ -397,8 +406,7 @@ class Run {
       const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
       const double minutes = seconds_since(last_save_) / 60;
       const Engine::Control control{.stop = stop_requested(),
-                                    .save = is_root() && job_.checkpoint.every_minutes > 0 &&
-                                            minutes >= job_.checkpoint.every_minutes};
+                                    .save = is_root() && save_due(minutes)};
       const Engine::Result result = engine_->step(step_, rate, control, source);
       ++step_;
       stopped = result.control.stop;
@@ -497,6 +505,14 @@ class Run {
     return a.top1_share();
   }
 
+  // Rank 0: by time, or because the last save failed.
+  bool save_due(double minutes) {
+    if (lock_->lost()) lock_->expect_held();
+    const bool by_time =
+        job_.checkpoint.every_minutes > 0 && minutes >= job_.checkpoint.every_minutes;
+    return by_time || writer_->retry_due();
+  }
+
   void save(std::optional<double> top1) {
     last_save_ = Clock::now();
     if (!engine_->state_is_finite())
@@ -509,6 +525,15 @@ class Run {
     expect_equal_replicas();
     faults_.at(FaultPoint::kSave, step_);
     if (!is_root()) return;
+    writer_->save(checkpoint_state(top1));
+    if (const auto failure = writer_->take_failure())
+      metrics_->write({.step = step_, .event = "save failed", .detail = *failure});
+    if (!top1) metrics_->write({.step = step_, .event = "save"});
+  }
+
+  // Borrows the engine's memory.
+  CheckpointState checkpoint_state(std::optional<double> top1) {
+    saved_top1_ = top1;
     CheckpointState state;
     state.facts = {.step = step_,
                    .job_digest = job_digest_,
@@ -518,18 +543,12 @@ class Run {
                    .dataset_size = length_.dataset_size,
                    .global_batch = length_.global_batch,
                    .plateau = plateau_,
-                   .top1 = top1};
+                   .top1 = top1,
+                   .confirmed_by_ranks = static_cast<uint32_t>(communicator_.size())};
     state.model = model_tensors(*engine_, step_);
     state.optimizer = optimizer_tensors(*engine_, normalisation_);
     state.ema = ema_tensors(*engine_);
-    try {
-      writer_->save(state);
-    } catch (const std::exception& e) {
-      // The run goes on: the checkpoints before stand, and this state is saved now.
-      log::error("a checkpoint failed: {}; trying again", e.what());
-      writer_->save(state);
-    }
-    if (!top1) metrics_->write({.step = step_, .event = "save"});
+    return state;
   }
 
   // All ranks hold the same bits, or one of them has been corrupted: then nothing is saved, and the
@@ -553,7 +572,7 @@ class Run {
   // Everything is on the disk when this returns.
   int leave(bool stopped) {
     if (is_root()) {
-      writer_->wait();
+      writer_->finish([this] { return checkpoint_state(saved_top1_); });
       metrics_->write({.step = step_, .event = stopped ? "stop" : "end"});
       if (stopped)
         log::info("stopped at step {} of {}, saved; run the same command again to go on", step_,
@@ -587,6 +606,7 @@ class Run {
   std::unique_ptr<Engine> engine_;
   uint64_t step_ = 0;  // optimizer steps done
   PlateauState plateau_;
+  std::optional<double> saved_top1_;          // as in the last save
   std::unique_ptr<MetricsWriter> metrics_;    // rank 0
   std::unique_ptr<CheckpointWriter> writer_;  // rank 0
   std::unique_ptr<SampleLog> samples_;
