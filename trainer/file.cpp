@@ -24,6 +24,15 @@ namespace {
 // Linux moves at most 2 GiB per call.
 constexpr size_t kMaxTransfer = size_t{1} << 30;
 
+bool is_folder(const std::string& path) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) == 0) {
+    if (S_ISDIR(info.st_mode)) return true;
+    errno = ENOTDIR;
+  }
+  return false;
+}
+
 std::string free_space(int fd) {
   struct statvfs info {};
   if (fstatvfs(fd, &info) != 0) return "unknown";
@@ -136,14 +145,18 @@ void rename_path(const std::string& from, const std::string& to) {
 }
 
 void make_folder(const std::string& path) {
-  struct stat info {};
-  if (::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) return;
+  if (is_folder(path)) return;
   std::string name = path;
   while (name.size() > 1 && name.ends_with('/')) name.pop_back();
   const std::string above = fs::path(name).parent_path();
   const std::string parent = above.empty() ? std::string(".") : above;
-  if (parent != name) make_folder(parent);
-  if (sys::mkdir(name) != 0 && !(errno == EEXIST && fs::is_directory(name)))
+  if (parent != name && !is_folder(parent)) {
+    if (errno != ENOENT)
+      fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out", printable(path),
+           errno_text());
+    make_folder(parent);
+  }
+  if (sys::mkdir(name) != 0 && !(errno == EEXIST && is_folder(name)))
     fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out", printable(path),
          errno_text());
   // A folder that we may use but not read cannot be synced.

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 #include <functional>
+#include <limits>
 
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
@@ -101,6 +102,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
   CheckpointState state = memory.at(1234);
   state.facts.plateau = {2, 0.25, 1};
   state.facts.top1 = 0.875;
+  state.facts.confirmed_by_ranks = 3;
   const std::string path = save_checkpoint(out.path(), state);
   EXPECT_EQ(path, checkpoint(out.path(), 1234));
   EXPECT_EQ(names_in(path),
@@ -118,6 +120,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
   EXPECT_EQ(loaded.facts.global_batch, 128u);
   EXPECT_EQ(loaded.facts.plateau, state.facts.plateau);
   EXPECT_EQ(loaded.facts.top1, 0.875);
+  EXPECT_EQ(loaded.facts.confirmed_by_ranks, 3u);
   ASSERT_EQ(loaded.model.tensors.size(), 3u);
   EXPECT_EQ(loaded.model.tensors[0].name, "conv.weight");
   EXPECT_EQ(loaded.model.tensors[0].shape, (std::vector<int64_t>{2, 2}));
@@ -243,6 +246,124 @@ TEST(Checkpoint, TwoFilesExchangedAreFound) {
   fs::rename(path + "/optimizer.safetensors", path + "/ema.safetensors");
   fs::rename(path + "/x", path + "/optimizer.safetensors");
   EXPECT_EQ(error_of([&] { verify_checkpoint(path); }).code(), ExitCode::kFault);
+}
+
+// R26, on a checkpoint of some size: each file in place, and back.
+TEST(Checkpoint, R26ABitAtEvery1000thByteAndInEveryByteOfTheManifest) {
+  const TempFolder out(TempFolder::memory());
+  TestState memory(1);
+  memory.weight.assign(20000, 0.5f);
+  const auto large = [&](uint64_t step) {
+    CheckpointState state = memory.at(step);
+    state.model.tensors[0].shape = {20000};
+    state.model.tensors[0].bytes = std::as_bytes(std::span(memory.weight));
+    return state;
+  };
+  const std::string first = save_checkpoint(out.path(), large(100));
+  memory.weight[0] = 1;
+  const std::string second = save_checkpoint(out.path(), large(200));
+  size_t cases = 0;
+  for (const std::string& name : names_in(second)) {
+    std::string bytes = read_file(second + "/" + name);
+    const size_t apart = name == "manifest.txtpb" ? 1 : 1000;
+    for (size_t at = 0; at < bytes.size(); at += apart) {
+      SCOPED_TRACE(fmt::format("{}: bit at byte {}", name, at));
+      ++cases;
+      const char before = bytes[at];
+      bytes[at] = static_cast<char>(before ^ (1 << at % 8));
+      write_file(second + "/" + name, bytes);
+      const Error error = error_of([&] { verify_checkpoint(second); });
+      EXPECT_EQ(error.code(), ExitCode::kFault);
+      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+      const LogLines log;
+      EXPECT_EQ(load_newest(out.path()).folder, first);
+      bytes[at] = before;
+    }
+    write_file(second + "/" + name, bytes);
+    verify_checkpoint(second);
+  }
+  EXPECT_GT(cases, 900u);
+}
+
+TEST(Checkpoint, R26AFileOfAnotherRunIsFound) {
+  const TempFolder ours, theirs;
+  save_checkpoint(ours.path(), TestState(1).at(1));
+  const std::string path = save_checkpoint(ours.path(), TestState(1).at(2));
+  const std::string other = save_checkpoint(theirs.path(), TestState(3).at(2));
+  for (const std::string& name : names_in(path)) {
+    SCOPED_TRACE(name);
+    const std::string before = read_file(path + "/" + name);
+    fs::copy_file(other + "/" + name, path + "/" + name, fs::copy_options::overwrite_existing);
+    // The average is the same in both.
+    if (read_file(path + "/" + name) == before) continue;
+    const LogLines log;
+    EXPECT_EQ(error_of([&] { verify_checkpoint(path); }).code(), ExitCode::kFault);
+    EXPECT_EQ(load_newest(ours.path()).folder, checkpoint(ours.path(), 1));
+    write_file(path + "/" + name, before);
+  }
+  verify_checkpoint(path);
+}
+
+// R28: nothing is written that says which is the newest, and nothing that says so is believed.
+TEST(Checkpoint, R28AStrayLatestIsNotLookedAtAndLinksNeverLeadADeletionOutside) {
+  const TempFolder out, elsewhere;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
+  save_checkpoint(elsewhere.path(), TestState(2).at(9));
+  for (const std::string& folder : {out.path(), out.path("checkpoints")}) {
+    fs::create_symlink("nowhere", folder + "/latest");
+    fs::create_symlink("newest", folder + "/newest");
+    fs::create_symlink(checkpoint(elsewhere.path(), 9), folder + "/last");
+  }
+  EXPECT_EQ(newest_in(out.path()), path);
+
+  // Links under a step's name: one to nothing, one to itself; both are set aside.
+  fs::create_symlink("nowhere", checkpoint(out.path(), 7));
+  fs::create_symlink("step-0000000008", checkpoint(out.path(), 8));
+  const LogLines log;
+  EXPECT_EQ(newest_in(out.path()), path);
+  EXPECT_NE(log.text().find("step-0000000007.damaged-1"), std::string::npos) << log.text();
+  EXPECT_NE(log.text().find("step-0000000008.damaged-1"), std::string::npos) << log.text();
+
+  // One to a whole checkpoint is one, and deleting it deletes the link.
+  fs::create_symlink(checkpoint(elsewhere.path(), 9), checkpoint(out.path(), 9));
+  EXPECT_EQ(newest_in(out.path()), checkpoint(out.path(), 9));
+  save_checkpoint(out.path(), TestState(1).at(10));
+  apply_retention(out.path(), {1, false, 0});
+  EXPECT_FALSE(fs::exists(fs::symlink_status(checkpoint(out.path(), 9))));
+  verify_checkpoint(checkpoint(elsewhere.path(), 9));
+}
+
+// R31: kept for a look, never for a resume.
+TEST(Checkpoint, R31ABadStateIsKeptApartOneAtATime) {
+  const TempFolder out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
+  for (const uint64_t step : {uint64_t{7}, uint64_t{8}}) {
+    TestState bad(std::numeric_limits<float>::quiet_NaN());
+    const std::string apart = save_apart(out.path(), bad.at(step));
+    EXPECT_EQ(apart, fmt::format("{}/checkpoints/bad-step-{:010d}", out.path(), step));
+    EXPECT_EQ(verify_checkpoint(apart).digest, state_digest(bad.at(step)));
+    EXPECT_EQ(newest_in(out.path()), path);
+    EXPECT_EQ(load_newest(out.path()).folder, path);
+    EXPECT_EQ(checkpoints_at(out.path()), std::vector<std::string>{path});
+    apply_retention(out.path(), {1, false, 0});
+    EXPECT_EQ(names_in(out.path("checkpoints")),
+              (std::vector<std::string>{fs::path(apart).filename(), "step-0000000005"}));
+  }
+}
+
+TEST(Checkpoint, ATrialSaveLeavesNothing) {
+  const TempFolder out;
+  const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
+  const TrialSave trial = trial_save(out.path(), TestState(2).at(6));
+  EXPECT_GT(trial.bytes, 0u);
+  EXPECT_GT(trial.save_seconds, 0);
+  EXPECT_GT(trial.load_seconds, 0);
+  EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
+  // One that was killed is removed by the next life.
+  fs::copy(path, out.path("checkpoints/trial.tmp"));
+  fs::copy(path, out.path("checkpoints/trial.deleting"));
+  EXPECT_EQ(newest_in(out.path()), path);
+  EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
 }
 
 TEST(Checkpoint, AFolderUnderAnotherStepsNameIsSetAside) {
@@ -464,83 +585,6 @@ TEST(Retention, DeletesFoldersAndLeavesTheUnreadable) {
   EXPECT_EQ(names_in(out.path("checkpoints")),
             (std::vector<std::string>{"step-0000000001", "step-0000000002", "step-0000000004",
                                       "step-0000000005"}));
-}
-
-TEST(CheckpointWriter, SavesACopyInTheBackgroundAndKeepsTheNewest) {
-  const TempFolder out;
-  TestState memory(1);
-  std::vector<std::string> digests;
-  {
-    CheckpointWriter writer(out.path(), {2, false, 0});
-    for (uint64_t step = 1; step <= 4; ++step) {
-      memory.weight[0] = static_cast<float>(step);
-      digests.push_back(state_digest(memory.at(step)));
-      writer.save(memory.at(step));
-      memory.weight.assign(4, -1.0f);  // training goes on
-    }
-  }
-  EXPECT_EQ(names_in(out.path("checkpoints")),
-            (std::vector<std::string>{"step-0000000003", "step-0000000004"}));
-  EXPECT_EQ(verify_checkpoint(checkpoint(out.path(), 3)).digest, digests[2]);
-  EXPECT_EQ(verify_checkpoint(checkpoint(out.path(), 4)).digest, digests[3]);
-}
-
-TEST(CheckpointWriter, FailuresAreThrownOnceAtTheNextCall) {
-  const TempFolder out;
-  out.write("file", "");
-  const TestState memory(1);
-  CheckpointWriter writer(out.path("file/run"), {});
-  writer.save(memory.at(1));
-  EXPECT_EQ(error_of([&] { writer.wait(); }).code(), ExitCode::kIo);
-  EXPECT_NO_THROW(writer.wait());
-  writer.save(memory.at(2));
-  EXPECT_EQ(error_of([&] { writer.save(memory.at(3)); }).code(), ExitCode::kIo);
-  EXPECT_NO_THROW(writer.wait());  // step 3 was not started
-  const LogLines log;
-  {
-    CheckpointWriter forgotten(out.path("file/run"), {});
-    forgotten.save(memory.at(4));
-  }
-  EXPECT_NE(log.text().find("was not saved"), std::string::npos) << log.text();
-}
-
-TEST(OutputLock, KeepsAnotherOutAndNamesTheHolder) {
-  const TempFolder out;
-  {
-    const OutputLock lock(out.path("new/run"));
-    // Another open file of the same process is another holder to flock.
-    const Error error = error_of([&] { OutputLock second(out.path("new/run")); });
-    EXPECT_EQ(error.code(), ExitCode::kIo);
-    EXPECT_NE(std::string(error.what()).find(fmt::format("in use by pid {} on host ", ::getpid())),
-              std::string::npos)
-        << error.what();
-  }
-  const OutputLock again(out.path("new/run"));
-  out.write("file", "");
-  EXPECT_EQ(error_of([&] { OutputLock lock(out.path("file/run")); }).code(), ExitCode::kIo);
-}
-
-TEST(OutputLock, IsFreeWhenItsHolderWasKilled) {
-  const TempFolder out;
-  int ready[2];
-  ASSERT_EQ(::pipe(ready), 0);
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    const OutputLock lock(out.path());
-    [[maybe_unused]] const ssize_t sent = ::write(ready[1], "x", 1);
-    for (;;) ::pause();
-  }
-  char byte;
-  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
-  const Error error = error_of([&] { OutputLock lock(out.path()); });
-  EXPECT_NE(std::string(error.what()).find(fmt::format("pid {} ", child)), std::string::npos)
-      << error.what();
-  ::kill(child, SIGKILL);
-  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
-  EXPECT_NO_THROW(OutputLock{out.path()});
-  ::close(ready[0]);
-  ::close(ready[1]);
 }
 
 }  // namespace

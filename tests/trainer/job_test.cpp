@@ -493,6 +493,7 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "checkpoint.keep=7",
                                             "checkpoint.keep_best=false",
                                             "checkpoint.keep_every_steps=3",
+                                            "checkpoint.lease_seconds=3",
                                             "reduction.bucket_mib=1",
                                             "log.every_steps=3",
                                             "log.samples=true"};
