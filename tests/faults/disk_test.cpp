@@ -169,18 +169,27 @@ TEST_F(Disk, R29AReadOnlyFolderIsRefusedAndOneThatBecomesSoIsOutlived) {
     EXPECT_EQ(lines_with(refused.err, "trial.tmp"), 1) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "step 1/"), 0) << refused.all();
   }
-  Running running(folder_, train(out), 2);
-  ASSERT_TRUE(running.wait_until([&] { return newest_in(out) >= 5; })) << running.finish().all();
+  // A failed save does not wait for the next one that is due: here 50 slowed steps, 1.5 s, away.
+  constexpr int kApart = 50;
+  ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
+  Running running(folder_,
+                  train(out, {"--set", fmt::format("checkpoint.every_steps={}", kApart), "--fault",
+                              "rank=0 step=1 kind=slow seconds=0.03 count=100000"}),
+                  2);
+  ASSERT_TRUE(running.wait_until([&] { return lines_with(said(), "step 1/") > 0; }))
+      << running.finish().all();
   {
     const Mount read_only(out + "/checkpoints");
-    ASSERT_TRUE(running.wait_until([&] { return lines_with(said(), "(2 in a row)") > 0; }))
+    ASSERT_TRUE(running.wait_until([&] { return lines_with(said(), "step 50: not saved") > 0; }))
         << running.finish().all();
   }
-  const int stood = newest_in(out);
-  EXPECT_TRUE(running.wait_until([&] { return newest_in(out) > stood; }));
+  EXPECT_TRUE(running.wait_until([&] { return newest_in(out) > kApart; }));
+  EXPECT_NE(steps_in(out).front() % kApart, 0);
   ::kill(running.pid(), SIGUSR1);
   const Outcome stopped = running.finish();
   EXPECT_EQ(stopped.exit_code, 75) << stopped.all();
+  EXPECT_GE(lines_with(stopped.err, "saved, after 1 save(s) that failed"), 1) << stopped.all();
+  EXPECT_EQ(lines_with(read_file(out + "/metrics.jsonl"), "\"save failed\""), 1);
 }
 
 TEST_F(Disk, R29AFolderThatIsRemovedIsMadeAgain) {

@@ -58,6 +58,10 @@ struct Way {
   bool always_succeeds;
 };
 
+void PrintTo(const Way& way, std::ostream* out) {
+  *out << way.name;
+}
+
 class EveryCall : public testing::TestWithParam<Way> {};
 
 TEST_P(EveryCall, FailsOnceAndNothingIsLost) {
