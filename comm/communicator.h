@@ -86,6 +86,9 @@ class Communicator {
   // pausing between polls. Any thread; calls nest.
   virtual void enter_wait() = 0;
   virtual void leave_wait() = 0;
+  // 0 while no thread of this process waits for other ranks, in a collective call or between the
+  // two above; else a number that every new wait changes. Any thread, never blocks.
+  virtual uint64_t waiting() const = 0;
 
   // Ends this process's part in the job. Every rank calls it. Return the result from main() at
   // once, with all output flushed before: mpirun kills the others as soon as one has left with

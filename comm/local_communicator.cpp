@@ -57,6 +57,7 @@ class LocalCommunicator final : public Communicator {
   void drop(Exchange&) override {}
   void enter_wait() override {}
   void leave_wait() override {}
+  uint64_t waiting() const override { return 0; }
 
   int finish(int exit_code, const std::string& message) noexcept override {
     if (!message.empty()) log::error("{}", message);

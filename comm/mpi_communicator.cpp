@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <climits>
 #include <condition_variable>
@@ -161,13 +162,15 @@ class MpiCommunicator final : public Communicator {
   }
   void enter_wait() override {
     const std::lock_guard lock(mutex_);
-    ++waiting_;
+    begin_wait();
     wake_.notify_one();
   }
   void leave_wait() override {
     const std::lock_guard lock(mutex_);
     --waiting_;
   }
+
+  uint64_t waiting() const override { return waiting_ > 0 ? waits_.load() : 0; }
 
   int finish(int exit_code, const std::string& message) noexcept override;
   void abort(int exit_code, const std::string& message) noexcept override;
@@ -182,10 +185,15 @@ class MpiCommunicator final : public Communicator {
     call.even_when_broken = even_when_broken;
     hand_over(call);
     std::unique_lock lock(mutex_);
-    ++waiting_;
+    begin_wait();
     call.over.wait(lock, [&] { return call.done; });
     --waiting_;
     if (call.error) std::rethrow_exception(call.error);
+  }
+
+  void begin_wait() {
+    ++waits_;
+    ++waiting_;
   }
 
   void hand_over(Call& call) {
@@ -230,7 +238,8 @@ class MpiCommunicator final : public Communicator {
   std::condition_variable wake_, started_;
   std::vector<Call*> new_calls_;
   std::vector<Exchange*> new_exchanges_;
-  int waiting_ = 0;
+  std::atomic<int> waiting_ = 0;     // written under the mutex, as the next
+  std::atomic<uint64_t> waits_ = 0;  // so far
   bool running_ = false, stop_ = false;
   bool asleep_ = false;  // the communication thread, until somebody wakes it
   std::exception_ptr start_error_;
@@ -471,7 +480,7 @@ int MpiCommunicator::finish(int exit_code, const std::string& message) noexcept 
   hand_over(call);
   {
     std::unique_lock lock(mutex_);
-    ++waiting_;
+    begin_wait();
     const auto done = [&] { return call.done; };
     if (message.empty()) {
       call.over.wait(lock, done);

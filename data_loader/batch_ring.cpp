@@ -86,6 +86,24 @@ LoaderStats BatchRing::stats() const {
   return stats_;
 }
 
+std::optional<InProgress> BatchRing::in_progress(const Dataset& dataset) const {
+  uint64_t sample = SampleScratch::kNone;
+  Clock::time_point since;
+  {
+    const Lock lock(mutex_);
+    for (const SampleScratch* scratch : scratches_) {
+      const uint64_t making = scratch->now_making.load(std::memory_order_relaxed);
+      const Clock::time_point begun = scratch->since.load(std::memory_order_relaxed);
+      if (making == SampleScratch::kNone || (sample != SampleScratch::kNone && begun >= since))
+        continue;
+      sample = making;
+      since = begun;
+    }
+  }
+  if (sample == SampleScratch::kNone) return std::nullopt;
+  return InProgress{dataset.name(sample), seconds_since(since)};
+}
+
 void BatchRing::begin(Slot& slot) {
   slot.state = State::kFilling;
   slot.left = config_.batch_size;
@@ -119,8 +137,11 @@ void BatchRing::work(std::stop_token stop) {
 
 void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& scratch) {
   const uint64_t number = slot.number;
-  lock.unlock();
   const Clock::time_point start = Clock::now();
+  scratch.now_making.store(SampleScratch::kNone, std::memory_order_relaxed);
+  scratch.since.store(start, std::memory_order_relaxed);
+  scratches_.push_back(&scratch);
+  lock.unlock();
   std::exception_ptr error;
   int error_at = 0;
   for (int i = first; i < first + n && !error; ++i) {
@@ -134,6 +155,7 @@ void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& sc
   }
   const double seconds = seconds_since(start);
   lock.lock();
+  std::erase(scratches_, &scratch);
   stats_.work_seconds += seconds;
   stats_.samples += static_cast<uint64_t>(n);
   if (error && (!slot.error || error_at < slot.error_at)) {

@@ -6,6 +6,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -47,6 +48,7 @@ class BatchRing {
 
   const Config& config() const { return config_; }
   LoaderStats stats() const;  // all but `substituted`
+  std::optional<InProgress> in_progress(const Dataset& dataset) const;
 
  private:
   enum class State { kFree, kFilling, kReady, kHeld };
@@ -78,6 +80,7 @@ class BatchRing {
   uint64_t next_batch_ = 0;  // the next image that a thread takes
   int next_image_ = 0;
   LoaderStats stats_;
+  std::vector<const SampleScratch*> scratches_;  // of the threads that are filling
   std::exception_ptr stopped_;
   std::vector<std::jthread> threads_;  // last: they stop before what they use is gone
 };

@@ -52,6 +52,8 @@ class Loader::Impl {
     return stats;
   }
 
+  std::optional<InProgress> in_progress() const { return ring_.in_progress(maker_.dataset()); }
+
   std::vector<Substitution> substitutions() const {
     std::vector<Substitution> all;
     {
@@ -172,6 +174,9 @@ ImageShape Loader::shape() const {
 LoaderStats Loader::stats() const {
   return impl_->stats();
 }
+std::optional<InProgress> Loader::in_progress() const {
+  return impl_->in_progress();
+}
 std::vector<Substitution> Loader::substitutions() const {
   return impl_->substitutions();
 }
@@ -190,6 +195,7 @@ class EvalLoader::Impl {
 
   BatchRing& ring() { return ring_; }
   ImageShape shape() const { return maker_.output(); }
+  std::optional<InProgress> in_progress() const { return ring_.in_progress(maker_.dataset()); }
 
  private:
   static BatchRing::Config ring_config(const EvalLoaderConfig& config, const SampleMaker& maker) {
@@ -255,6 +261,9 @@ ImageShape EvalLoader::shape() const {
 }
 LoaderStats EvalLoader::stats() const {
   return impl_->ring().stats();
+}
+std::optional<InProgress> EvalLoader::in_progress() const {
+  return impl_->in_progress();
 }
 
 }  // namespace convoy::data

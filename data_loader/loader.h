@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,12 @@ struct LoaderStats {
   uint64_t substituted = 0;
 };
 
+// What a thread of the loader is reading or decoding at this moment.
+struct InProgress {
+  std::string name;    // as Dataset::name
+  double seconds = 0;  // so far, with the few samples that it took at once
+};
+
 struct LoaderConfig {
   TrainTransform transform;
   uint64_t seed = 1;
@@ -83,6 +90,8 @@ class Loader {
 
   ImageShape shape() const;  // of one sample
   LoaderStats stats() const;
+  // The one that has taken longest; nullopt where no thread makes a sample. Any thread.
+  std::optional<InProgress> in_progress() const;
   // All so far, in order of the stream.
   std::vector<Substitution> substitutions() const;
 
@@ -117,6 +126,7 @@ class EvalLoader {
 
   ImageShape shape() const;
   LoaderStats stats() const;
+  std::optional<InProgress> in_progress() const;
 
  private:
   class Impl;

@@ -1,11 +1,13 @@
 // One sample from the dataset to the network's input: read, decode what the crop needs, transform.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "data_loader/dataset.h"
 #include "data_loader/image.h"
 #include "data_loader/transforms.h"
+#include "ops/core/clock.h"
 
 namespace convoy::data {
 
@@ -15,6 +17,12 @@ struct SampleScratch {
   ImageDecoder decoder;
   Image image;
   ResizeScratch resize;
+
+  // What the thread is at, for others to look at: the sample, and since when it works on it or on
+  // others taken with it.
+  static constexpr uint64_t kNone = UINT64_MAX;
+  std::atomic<uint64_t> now_making = kNone;
+  std::atomic<Clock::time_point> since;
 };
 
 // Borrows the dataset. Immutable: threads share one and bring their own scratch.
@@ -28,6 +36,7 @@ class SampleMaker {
   template <typename MakeGeometry>
   int32_t make(uint8_t* out, uint64_t i, const MakeGeometry& geometry,
                SampleScratch& scratch) const {
+    scratch.now_making.store(i, std::memory_order_relaxed);
     dataset_.read(i, scratch.sample);
     const std::string name = dataset_.name(i);
     if (const std::optional<ImageShape> raw = dataset_.raw_shape()) {

@@ -178,14 +178,18 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
 
 Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& control,
                             const Source& source) {
+  say_reduce(0);  // the last step's sums may still be on their way to others
   reducer_->begin_step();
+  say_compute();
   if (hosted().size() > 0) prepare(&Lane::network);
   const ops::StepInfo info{.seed = config_.seed, .step = step, .worker = 0};
   run_lanes(source, [&](int lane) { train_lane(lane, info, control, source); });
 
+  say_reduce(0);
   const std::span<const float> head = reducer_->wait(0);
   for (size_t p = 0; p < gradients_.size(); ++p) {
     const int bucket = bucket_of_[p];
+    if (p == 0 || bucket != bucket_of_[p - 1]) say_reduce(bucket);
     const size_t begin = buckets_[static_cast<size_t>(bucket)].begin;
     gradients_[p] =
         reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
@@ -193,6 +197,8 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   Clock::time_point backward_end;
   for (const auto& lane : lane_state_) backward_end = std::max(backward_end, lane->backward_end);
   if (hosted().size() > 0) exposed_seconds_ += seconds_since(backward_end);
+  // A GPU's queue only knows of the sums so far: the host waits for them at the end of the update.
+  if (!lane_state_[0]->device->queue()) say_compute();
   const auto update_start = Clock::now();
   optimizer_->update(parameters_->data(), gradients_, learning_rate,
                      head.data() + extras_begin_ + kLoss,
@@ -204,6 +210,7 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   float extras[kExtras];
   lane_state_[0]->device->download(extras, head.data() + extras_begin_, sizeof extras);
   reducer_->confirm();
+  say_compute();
   update_seconds_ += seconds_since(update_start);
   Result result;
   result.loss = static_cast<double>(extras[kLoss]);

@@ -18,6 +18,12 @@
 
 namespace convoy::trainer {
 
+// Told by a step where it is, on the thread that calls it; empty functions are not called.
+struct StepHooks {
+  std::function<void()> compute;            // works, and waits for no other rank
+  std::function<void(int bucket)> reduce;  // waits for the sum of this bucket
+};
+
 struct EngineConfig {
   std::string device = "cpu";
   int gpu = 0;      // see ops::make_device
@@ -36,6 +42,7 @@ struct EngineConfig {
   uint64_t seed = 1;
   bool training = true;  // false: evaluate() alone will be called
   bool profile = false;  // see ops::NetworkConfig
+  StepHooks hooks;
 };
 
 // How many workers of `hosted` run at once on this rank: on its CPUs all of them if the cores
@@ -123,6 +130,12 @@ class Engine {
  private:
   struct Lane;
 
+  void say_compute() const {
+    if (config_.hooks.compute) config_.hooks.compute();
+  }
+  void say_reduce(int bucket) const {
+    if (config_.hooks.reduce) config_.hooks.reduce(bucket);
+  }
   // Packs the weights of a network of lane 0, which those of the other lanes share.
   void prepare(std::unique_ptr<ops::Network> Lane::*network);
   void run_lanes(const Source& source, const std::function<void(int)>& body);

@@ -119,6 +119,19 @@ void fields(Job::Logging& l, auto&& visit) {
   visit("samples", l.samples);
 }
 
+void fields(Job::Watchdog& w, auto&& visit) {
+  visit("start_seconds", w.start_seconds);
+  visit("input_seconds", w.input_seconds);
+  visit("compute_seconds", w.compute_seconds);
+  visit("reduce_seconds", w.reduce_seconds);
+  visit("save_seconds", w.save_seconds);
+  visit("silence_seconds", w.silence_seconds);
+  visit("heartbeat_seconds", w.heartbeat_seconds);
+  visit("interface", w.interface);
+  visit("straggler_factor", w.straggler_factor);
+  visit("straggler_seconds", w.straggler_seconds);
+}
+
 void fields(Job& j, auto&& visit) {
   visit("name", j.name);
   visit("data", j.data);
@@ -136,6 +149,7 @@ void fields(Job& j, auto&& visit) {
   visit("checkpoint", j.checkpoint);
   visit("reduction", j.reduction);
   visit("log", j.log);
+  visit("watchdog", j.watchdog);
 }
 
 template <typename T>
@@ -212,8 +226,9 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 6> kNotIdentity = {
-    "name", "data.path", "stop_after_steps", "checkpoint.", "reduction.bucket_mib", "log."};
+constexpr std::array<std::string_view, 7> kNotIdentity = {
+    "name", "data.path", "stop_after_steps", "checkpoint.", "reduction.bucket_mib", "log.",
+    "watchdog."};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {

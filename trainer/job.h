@@ -110,6 +110,14 @@ struct Job {
     bool samples = false;
   };
 
+  struct Watchdog {  // seconds; 0: never
+    double start_seconds = 3600, input_seconds = 600, compute_seconds = 600;
+    double reduce_seconds = 300, save_seconds = 1800, silence_seconds = 60;
+    double heartbeat_seconds = 1;
+    std::string interface;  // "": any
+    double straggler_factor = 1.3, straggler_seconds = 60;
+  };
+
   std::string name = "job";
   Data data;
   Model model;
@@ -126,6 +134,7 @@ struct Job {
   Checkpoint checkpoint;
   Reduction reduction;
   Logging log;
+  Watchdog watchdog;
 };
 
 // Reads the job file at `path` (protobuf text format, at most 1 MiB), then applies each

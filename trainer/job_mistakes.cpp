@@ -183,6 +183,24 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   number("reduction.bucket_mib", job.reduction.bucket_mib,
          job.reduction.bucket_mib > 0 && job.reduction.bucket_mib <= 4096,
          "above 0 and at most 4096");
+  const Job::Watchdog& watchdog = job.watchdog;
+  not_negative("watchdog.start_seconds", watchdog.start_seconds);
+  not_negative("watchdog.input_seconds", watchdog.input_seconds);
+  not_negative("watchdog.compute_seconds", watchdog.compute_seconds);
+  not_negative("watchdog.reduce_seconds", watchdog.reduce_seconds);
+  not_negative("watchdog.save_seconds", watchdog.save_seconds);
+  number("watchdog.heartbeat_seconds", watchdog.heartbeat_seconds,
+         watchdog.heartbeat_seconds >= 0.05 && watchdog.heartbeat_seconds <= 60,
+         "from 0.05 to 60");
+  mistakes.require(
+      watchdog.silence_seconds == 0 ||
+          watchdog.silence_seconds >= 3 * watchdog.heartbeat_seconds,
+      {"watchdog.silence_seconds", "watchdog.heartbeat_seconds"},
+      fmt::format("is {}; it must be 0 (never) or at least three heartbeats, {}",
+                  watchdog.silence_seconds, 3 * watchdog.heartbeat_seconds));
+  number("watchdog.straggler_factor", watchdog.straggler_factor,
+         watchdog.straggler_factor == 0 || watchdog.straggler_factor > 1, "0 (off) or above 1");
+  positive("watchdog.straggler_seconds", watchdog.straggler_seconds);
   whole("log.every_steps", job.log.every_steps, 1, std::numeric_limits<uint32_t>::max());
 }
 

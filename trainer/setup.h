@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/watchdog.h"
 #include "data_loader/dataset.h"
 #include "data_loader/loader.h"
 #include "ops/graph.h"
@@ -25,6 +26,7 @@ std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split);
 data::TrainTransform train_transform(const Job& job);
 data::EvalTransform eval_transform(const Job& job);
 data::BadSample bad_sample_policy(const Job& job);
+comm::WatchdogConfig watchdog_config(const Job& job);
 
 // What is subtracted and divided by before the first layer.
 struct Normalisation {
