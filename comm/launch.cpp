@@ -1,10 +1,16 @@
 #include "comm/launch.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <charconv>
 #include <cstdlib>
+#include <fstream>
 #include <set>
 #include <sstream>
 #include <string_view>
@@ -29,7 +35,17 @@ int first_number(const Environment& environment, std::initializer_list<const cha
   return 0;
 }
 
-constexpr const char* kSlurm = "Slurm";
+constexpr std::string_view kSlurm = "Slurm", kMpirun = "mpirun";
+
+// The process that started this one, before anything could happen to it.
+pid_t the_launcher = 0;
+
+extern "C" void leave_if_launcher_is_gone(int) {
+  if (getppid() == the_launcher) return;
+  constexpr std::string_view kLine = "convoy: the launcher has died, this rank leaves\n";
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, kLine.data(), kLine.size());
+  _exit(static_cast<int>(ExitCode::kRecoverable));
+}
 
 // {0, 1, 2, 3, 8} -> "0-3,8".
 std::string list_of(const std::set<int>& cpus) {
@@ -71,14 +87,14 @@ Launch detect_launch(const Environment& environment) {
   };
   // The nearest launcher knows best: mpirun -n 1 inside an allocation of four tasks means one rank.
   if (any({"OMPI_COMM_WORLD_SIZE"}))
-    return {"mpirun", first_number(environment, {"OMPI_COMM_WORLD_SIZE"})};
+    return {std::string(kMpirun), first_number(environment, {"OMPI_COMM_WORLD_SIZE"})};
   const int slurm = first_number(environment, {"SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"});
   if (any({"PMIX_RANK", "PMIX_NAMESPACE"})) return {"PMIx", slurm};
   if (any({"PMI_RANK", "PMI_SIZE"})) {
     const int ranks = first_number(environment, {"PMI_SIZE"});
     return {"PMI", ranks > 0 ? ranks : slurm};
   }
-  if (slurm > 0) return {kSlurm, slurm};
+  if (slurm > 0) return {std::string(kSlurm), slurm};
   return {};
 }
 
@@ -96,6 +112,44 @@ void check_world(const Launch& launch, int world_size) {
        "the "
        "mpirun of the MPI that convoy was built with",
        launch.launcher, launch.ranks);
+}
+
+void leave_with_launcher(const Launch& launch) {
+  if (launch.launcher.empty()) return;
+  the_launcher = getppid();
+  // Not SIGKILL: the system also sends it when only the launcher's thread that started us ends, as
+  // Open MPI's do where it starts many ranks on a host; so the handler looks whose child we are. (A
+  // rank that is stopped then is woken and killed by the system, its process group being orphaned.)
+  struct sigaction action = {};
+  action.sa_handler = leave_if_launcher_is_gone;
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGRTMIN, &action, nullptr);
+  prctl(PR_SET_PDEATHSIG, SIGRTMIN);
+  // It may have died before we asked.
+  leave_if_launcher_is_gone(0);
+}
+
+void end_launcher_if_it_hangs(const Launch& launch, int seconds) {
+  if (launch.launcher != kMpirun) return;
+  std::string name;
+  std::ifstream("/proc/" + std::to_string(getppid()) + "/comm") >> name;
+  // A daemon's end is mpirun's business; anything else we do not know.
+  if (name != "mpirun" && name != "orterun" && name != "mpiexec") return;
+  const auto process = static_cast<int>(syscall(SYS_pidfd_open, getppid(), 0));
+  if (process < 0) return;
+  // From here on, in the new process, only what may be called there in a program with threads. It
+  // holds no end of a pipe, because mpirun waits until those of its ranks are closed.
+  if (_Fork() != 0) {
+    close(process);
+    return;
+  }
+  setsid();
+  if (process > 0) close_range(0, static_cast<unsigned>(process) - 1, 0);
+  close_range(static_cast<unsigned>(process) + 1, ~0U, 0);
+  pollfd end{process, POLLIN, 0};
+  if (poll(&end, 1, 1000 * seconds) == 0)
+    syscall(SYS_pidfd_send_signal, process, SIGKILL, nullptr, 0);
+  _exit(0);
 }
 
 CpuSet cpu_set() {

@@ -31,6 +31,16 @@ std::string communicator_for(const Launch& launch);
 // Throws Error (kUsage) where several ranks were started and each is alone in its world.
 void check_world(const Launch& launch, int world_size);
 
+// Where a launcher started this process: end at once (75) when the process that started it ends, so
+// that killing mpirun or a daemon of it leaves no rank behind. Call it once, early, on the main
+// thread.
+void leave_with_launcher(const Launch& launch);
+
+// Called when this process is about to leave because others are lost: mpirun waits for ever for the
+// daemon of a host that it can no longer reach. Where mpirun itself started this process and does not
+// end within `seconds`, it is killed, by a process that is left behind for that and ends with it.
+void end_launcher_if_it_hangs(const Launch& launch, int seconds);
+
 // The CPUs this process may run on (sched_getaffinity).
 struct CpuSet {
   int count = 1;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace convoy::comm {
 namespace {
@@ -73,9 +74,9 @@ void Presence::end_saving() {
   --saves_;
 }
 
-void Presence::set_words(Phase phase, Words words) {
+Presence::Words Presence::set_words(Phase phase, Words words) {
   const std::lock_guard lock(words_mutex_);
-  words_.at(static_cast<size_t>(phase)) = std::move(words);
+  return std::exchange(words_.at(static_cast<size_t>(phase)), std::move(words));
 }
 
 std::string Presence::words_of(Phase phase, double seconds) {

@@ -28,8 +28,8 @@ class Presence {
   void end_input(Wait wait);
   void begin_saving();
   void end_saving();
-  // Empty words: none. When it returns, earlier ones of the phase are no longer asked.
-  void set_words(Phase phase, Words words);
+  // Empty words: none. When it returns, the earlier ones, which it returns, are no longer asked.
+  Words set_words(Phase phase, Words words);
 
   // `waiting`: Communicator::waiting(). For one thread.
   RankState sample(uint64_t waiting);

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "comm/heartbeat.h"
+#include "comm/launch.h"
 #include "comm/network_address.h"
 #include "comm/presence.h"
 #include "ops/core/clock.h"
@@ -44,6 +45,8 @@ constexpr int kRounds = 2;
 constexpr double kFlushSeconds = 0.5;
 constexpr std::chrono::milliseconds kHeadStart{300};
 constexpr std::chrono::seconds kLastWords{3}, kAnswer{10};
+// How long mpirun may take to end when we have left.
+constexpr int kLauncherSeconds = 6;
 
 double seconds_between(Time from, Time to) {
   return std::chrono::duration<double>(to - from).count();
@@ -671,12 +674,11 @@ class Watchdog::Impl {
     leave(verdict, true);
   }
 
-  // One line for each host, and one from the culprit if it can still write.
+  // One line for each host.
   void pass_on(const Verdict& verdict) {
     for (auto& [rank, link] : children_) send_verdict(link, verdict);
     flush_all();
-    const bool culprit = !verdict.culprits.empty() && verdict.culprits.front() == rank_;
-    leave(verdict, culprit || (host(rank_) != host(0) && is_first_on_host(0)));
+    leave(verdict, host(rank_) != host(0) && is_first_on_host(0));
   }
 
   void leave(const Verdict& verdict, bool aloud) {
@@ -695,6 +697,7 @@ class Watchdog::Impl {
       log::error("{}", verdict.text);
     else
       log::debug("{}", verdict.text);
+    if (size_ > 1) end_launcher_if_it_hangs(detect_launch(), kLauncherSeconds);
     if (is_root() && size_ > 1) std::this_thread::sleep_for(kHeadStart);
     _exit(verdict.exit_code);
   }
@@ -762,8 +765,10 @@ Watchdog::Scope Watchdog::saving() {
 }
 Watchdog::Scope Watchdog::describe(Phase phase, std::function<std::string()> words) {
   Presence& presence = impl_->presence();
-  presence.set_words(phase, std::move(words));
-  return Scope([&presence, phase] { presence.set_words(phase, {}); });
+  return Scope(
+      [&presence, phase, earlier = presence.set_words(phase, std::move(words))]() mutable {
+        presence.set_words(phase, std::move(earlier));
+      });
 }
 void Watchdog::verdict(ExitCode code, const std::string& text) {
   impl_->ask(code, text);

@@ -79,9 +79,8 @@ class Watchdog {
   [[nodiscard]] Scope input();
   // A checkpoint is being written in the background.
   [[nodiscard]] Scope saving();
-  // Asked on the watchdog's thread, not often, for a few words about the phase: must not block, nor
-  // throw. When the scope is gone it is not running. One for each phase; kEvaluate's is asked in
-  // kInput too, where there is no other.
+  // Asked on the watchdog's thread, not often, for a few words about the phase: must neither block
+  // nor throw. When the scope is gone they are not running, and what was asked before is again.
   [[nodiscard]] Scope describe(Phase phase, std::function<std::string()> words);
 
   // Ends the job: all ranks leave with this code, rank 0 says the text.

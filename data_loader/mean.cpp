@@ -100,6 +100,7 @@ class Summation {
     const std::lock_guard lock(mutex_);
     if (error_ || next_ == dataset_.size()) return false;
     i = next_++;
+    if (i % 64 == 0) config_.progress();
     const auto now = Clock::now();
     if (now - said_ > std::chrono::seconds(10)) {
       said_ = now;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,8 @@ struct StatisticsConfig {
   BadSample bad_sample = BadSample::kFail;  // kSubstitute: bad images are left out, with a warning
   uint64_t max_pixels = 178956970;
   std::string cache_folder;  // existing folder; empty: nothing is kept
+  // Called now and then while it gets on, by any thread.
+  std::function<void()> progress = [] {};
 };
 
 // Sums are integers, so the result does not depend on the number of threads. Cached as a text file

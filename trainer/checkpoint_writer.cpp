@@ -126,6 +126,11 @@ double CheckpointWriter::save_seconds() const {
 }
 
 bool CheckpointWriter::attempt(const CheckpointState& state) {
+  struct Telling {
+    explicit Telling(const std::function<void(bool)>& t) : tell(t) { tell(true); }
+    ~Telling() { tell(false); }
+    const std::function<void(bool)>& tell;
+  } const telling(tell_);
   const auto start = Clock::now();
   try {
     save_checkpoint(out_dir_, state, expect_ours_);

@@ -37,6 +37,8 @@ class CheckpointWriter {
   // reads back. Throws as check_space and trial_save.
   void prove(const CheckpointState& state);
 
+  // Called when a save begins to write (true) and has ended (false), on the thread that writes.
+  void on_writing(std::function<void(bool)> tell) { tell_ = std::move(tell); }
   // Waits for the save in flight, copies the state, starts to save the copy and returns; the caller
   // may change its memory at once. Does not throw for what went wrong.
   void save(const CheckpointState& state);
@@ -64,6 +66,7 @@ class CheckpointWriter {
   const std::string out_dir_;
   const RetentionPolicy policy_;
   const std::function<void()> expect_ours_;
+  std::function<void(bool)> tell_ = [](bool) {};
   std::future<void> in_flight_;
   mutable std::mutex mutex_;  // of all that follows
   uint64_t failures_ = 0, failures_in_a_row_ = 0;

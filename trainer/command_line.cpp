@@ -38,20 +38,28 @@ std::optional<po::variables_map> parse_options(const Arguments& arguments,
   return values;
 }
 
-int run_on_ranks(const std::function<int(comm::Communicator&)>& body) {
-  expect_limits(std::max(1, comm::detect_launch().ranks));
+int run_on_ranks(const std::function<int(comm::Communicator&, OwnedWatchdog&)>& body) {
+  const comm::Launch launch = comm::detect_launch();
+  comm::leave_with_launcher(launch);
+  expect_limits(std::max(1, launch.ranks));
   const std::unique_ptr<comm::Communicator> communicator = comm::make_communicator();
+  OwnedWatchdog watchdog;  // until all have met at the end
+  int exit_code = 0;
+  std::string message;
   try {
-    return communicator->finish(body(*communicator));
+    exit_code = body(*communicator, watchdog);
   } catch (const std::exception& e) {
     const Error error = as_error(e);
-    return communicator->finish(static_cast<int>(error.code()), error.what());
+    exit_code = static_cast<int>(error.code());
+    message = error.what();
   }
+  if (watchdog) watchdog->enter(comm::Phase::kLeave, 0);
+  return communicator->finish(exit_code, message);
 }
 
 int refuse_on_ranks(const Error& error) {
   if (comm::detect_launch().launcher.empty()) throw;
-  return run_on_ranks([&](comm::Communicator&) -> int { throw error; });
+  return run_on_ranks([&](comm::Communicator&, OwnedWatchdog&) -> int { throw error; });
 }
 
 Shape parse_image(const std::string& text) {

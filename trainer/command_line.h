@@ -7,9 +7,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/watchdog.h"
 #include "ops/core/error.h"
 #include "trainer/models/models.h"
 
@@ -26,16 +28,19 @@ std::optional<boost::program_options::variables_map> parse_options(
 
 // Runs body on all ranks of this process's job and ends them together: an Error of body becomes one
 // line and its exit code. Returns what main() must return at once.
-int run_on_ranks(const std::function<int(comm::Communicator&)>& body);
+// A watchdog that body makes watches over the end as well.
+using OwnedWatchdog = std::unique_ptr<comm::Watchdog>;
+int run_on_ranks(const std::function<int(comm::Communicator&, OwnedWatchdog&)>& body);
 
 // Called where the options were refused, in the handler: the ranks of a launcher meet only to say
 // so once and end together; without one the error goes on.
 int refuse_on_ranks(const Error& error);
 
-// A subcommand on all ranks. `parse`: its options, or nothing after --help.
-template <typename Options>
+// A subcommand on all ranks. `parse`: its options, or nothing after --help. `body`: int of a
+// communicator, a place for a watchdog if it makes one, and the options.
+template <typename Options, typename Body>
 int run_on_ranks(const Arguments& arguments, std::optional<Options> (*parse)(const Arguments&),
-                 int (*body)(comm::Communicator&, const Options&)) {
+                 const Body& body) {
   std::optional<Options> options;
   try {
     options = parse(arguments);
@@ -43,7 +48,12 @@ int run_on_ranks(const Arguments& arguments, std::optional<Options> (*parse)(con
     return refuse_on_ranks(error);
   }
   if (!options) return 0;
-  return run_on_ranks([&](comm::Communicator& c) { return body(c, *options); });
+  return run_on_ranks([&](comm::Communicator& communicator, OwnedWatchdog& watchdog) {
+    if constexpr (std::is_invocable_v<Body, comm::Communicator&, OwnedWatchdog&, const Options&>)
+      return body(communicator, watchdog, *options);
+    else
+      return body(communicator, *options);
+  });
 }
 
 // "CxHxW", e.g. 3x224x224. Throws Error (kUsage).

@@ -32,7 +32,9 @@ Evaluator::Evaluator(const data::Dataset& val, const Job& job, const Normalisati
 }
 
 Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
-                        Engine::Weights weights) const {
+                        Engine::Weights weights, comm::Watchdog& watchdog,
+                        uint64_t step) const {
+  watchdog.enter(comm::Phase::kEvaluate, step);
   const auto batch = static_cast<int>(input_.shape.n);
   const auto ranks = static_cast<uint64_t>(communicator.size());
   const uint64_t slices = data::EvalLoader::slices(val_.size(), batch);
@@ -50,7 +52,10 @@ Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
                                    .threads = data_threads_,
                                    .max_pixels = max_pixels_});
     std::vector<const data::Batch*> held(mine.size());
+    const auto words = watchdog.describe(
+        comm::Phase::kInput, [&] { return file_in_progress(loader.in_progress()); });
     const Engine::Source source{[&](uint64_t n) {
+                                  const auto wait = watchdog.input();
                                   held[n] = &loader.acquire(n);
                                   return Engine::Images{held[n]->pixels, held[n]->labels.data()};
                                 },
@@ -87,7 +92,8 @@ struct EvalOptions {
   bool json = false;
 };
 
-int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) {
+int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdog,
+                        const EvalOptions& o) {
   // Rank 0 chooses, because a run that is being trained has a newer checkpoint every moment.
   LoadedCheckpoint loaded;
   if (communicator.rank() == 0) loaded = load_newest(o.checkpoint);
@@ -102,6 +108,7 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
     job.precision = Job::Precision::kFp32;
   }
   if (!o.data.empty()) job.data.path = o.data;
+  watchdog = std::make_unique<comm::Watchdog>(communicator, watchdog_config(job));
   const auto val = open_split(job, data::Split::kVal);
   const Fingerprint own = fingerprint(o.device, communicator.local_rank());
   comm::handshake(communicator, {{"version", kVersion},
@@ -126,9 +133,12 @@ int evaluate_checkpoint(comm::Communicator& communicator, const EvalOptions& o) 
                             o.data_threads >= 0 ? o.data_threads
                             : o.device == "cpu" ? 1
                                                 : std::max(1, cpus - 1));
-  const Accuracy accuracy = evaluator.run(communicator, engine, Engine::Weights::kTrained);
+  const auto accuracy_of = [&](Engine::Weights weights) {
+    return evaluator.run(communicator, engine, weights, *watchdog, state.facts.step);
+  };
+  const Accuracy accuracy = accuracy_of(Engine::Weights::kTrained);
   std::optional<Accuracy> ema;
-  if (engine.has_ema()) ema = evaluator.run(communicator, engine, Engine::Weights::kAverage);
+  if (engine.has_ema()) ema = accuracy_of(Engine::Weights::kAverage);
   if (communicator.rank() != 0) return 0;
   if (o.json) {
     nlohmann::ordered_json out = {{"checkpoint", dir},

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "comm/communicator.h"
+#include "comm/watchdog.h"
 #include "data_loader/loader.h"
 #include "trainer/engine.h"
 #include "trainer/setup.h"
@@ -31,8 +32,10 @@ class Evaluator {
   Evaluator(const data::Dataset& val, const Job& job, const Normalisation& normalisation,
             int data_threads);
 
-  // Collective; the same result on every rank.
-  Accuracy run(comm::Communicator& communicator, Engine& engine, Engine::Weights weights) const;
+  // Collective; the same result on every rank. The watchdog hears of each slice; the step is what
+  // its lines say.
+  Accuracy run(comm::Communicator& communicator, Engine& engine, Engine::Weights weights,
+               comm::Watchdog& watchdog, uint64_t step) const;
 
  private:
   const data::Dataset& val_;

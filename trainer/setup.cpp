@@ -100,8 +100,28 @@ data::BadSample bad_sample_policy(const Job& job) {
                                                             : data::BadSample::kSubstitute;
 }
 
+comm::WatchdogConfig watchdog_config(const Job& job) {
+  const Job::Watchdog& w = job.watchdog;
+  comm::WatchdogConfig config;
+  config.deadlines = {.start = w.start_seconds,
+                      .input = w.input_seconds,
+                      .compute = w.compute_seconds,
+                      .reduce = w.reduce_seconds,
+                      .save = w.save_seconds,
+                      .silence = w.silence_seconds};
+  config.heartbeat = w.heartbeat_seconds;
+  config.interface = w.interface;
+  config.straggler_factor = w.straggler_factor;
+  config.straggler_window = w.straggler_seconds;
+  return config;
+}
+
+std::string file_in_progress(const std::optional<data::InProgress>& progress) {
+  return progress ? fmt::format("file {}", printable(progress->name)) : "";
+}
+
 Normalisation resolve(Job& job, const data::Dataset& train, comm::Communicator& communicator,
-                      int data_threads) {
+                      int data_threads, const std::function<void()>& progress) {
   using Mean = Job::Data::MeanSubtraction;
   const data::ImageShape shape = data::output_shape(train_transform(job), train);
   if (job.data.train.size == 0 && shape.height == shape.width)
@@ -123,7 +143,8 @@ Normalisation resolve(Job& job, const data::Dataset& train, comm::Communicator& 
                                          .threads = data_threads,
                                          .bad_sample = bad_sample_policy(job),
                                          .max_pixels = job.data.max_pixels,
-                                         .cache_folder = cache_folder()});
+                                         .cache_folder = cache_folder(),
+                                         .progress = progress});
       if (per_pixel) {
         numbers = s.mean_image;
         numbers.push_back(s.mean_image_std);

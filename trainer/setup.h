@@ -2,7 +2,9 @@
 // The one place where the job's words are turned into those of ops, comm and data_loader.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,16 +29,18 @@ data::TrainTransform train_transform(const Job& job);
 data::EvalTransform eval_transform(const Job& job);
 data::BadSample bad_sample_policy(const Job& job);
 comm::WatchdogConfig watchdog_config(const Job& job);
+// "file /x/y.JPEG" for the watchdog's line; "" where nothing is in progress.
+std::string file_in_progress(const std::optional<data::InProgress>& progress);
 
 // What is subtracted and divided by before the first layer.
 struct Normalisation {
   std::vector<float> mean_image;  // PER_PIXEL: [H, W, C] in units of [0, 1]; else empty
 };
 // Fills in what the job leaves to the dataset (classes, sizes, means), so that the job's text says
-// everything that evaluation will need. Rank 0 computes means, all get them. `data_threads`: for
-// that.
+// everything that evaluation will need. Rank 0 computes means, all get them. `data_threads`,
+// `progress`: for that, see data::StatisticsConfig.
 Normalisation resolve(Job& job, const data::Dataset& train, comm::Communicator& communicator,
-                      int data_threads);
+                      int data_threads, const std::function<void()>& progress);
 
 ops::ImageInput image_input(const Job& job, const Normalisation& normalisation,
                             const data::ImageShape& shape, int64_t batch);

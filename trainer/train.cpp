@@ -93,8 +93,10 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, job, 
 
 class Run {
  public:
-  Run(comm::Communicator& communicator, const TrainOptions& options)
+  Run(comm::Communicator& communicator, std::unique_ptr<comm::Watchdog>& watchdog,
+      const TrainOptions& options)
       : communicator_(communicator),
+        watchdog_(watchdog),
         options_(options),
         job_(load_job(options.job_file, options.sets, options.device)),
         fingerprint_(fingerprint(options.device, communicator.local_rank())),
@@ -104,6 +106,7 @@ class Run {
 
   int main() {
     meet();
+    watchdog_ = std::make_unique<comm::Watchdog>(communicator_, watchdog_config(job_));
     faults_.at(FaultPoint::kStart, 0);
     if (is_root() && !options_.dry_run) claim_folder();
     find_resume();
@@ -210,7 +213,9 @@ class Run {
     data_threads_ =
         options_.data_threads >= 0 ? options_.data_threads : std::max(1, cpus - computing);
     comm::warn_of_too_few_cpus(communicator_, hosted > 0 ? computing : 0);
-    normalisation_ = resolve(job_, *train_, communicator_, std::max(1, cpus));
+    watchdog_->set_rounds(static_cast<uint32_t>((hosted + lanes_ - 1) / lanes_));
+    normalisation_ = resolve(job_, *train_, communicator_, std::max(1, cpus),
+                             [this] { watchdog_->progress(); });
     length_ = {.dataset_size = train_->size(),
                .global_batch = uint64_t{job_.workers} * job_.batch_per_worker,
                .epochs = job_.epochs};
@@ -284,8 +289,14 @@ class Run {
     input_ = image_input(job_, normalisation_, shape, job_.batch_per_worker);
     evaluator_.emplace(*val_, job_, normalisation_, data_threads_);
     const ops::Graph graph = graph_of(job_, shape);
-    const EngineConfig config =
+    EngineConfig config =
         engine_config(job_, options_.device, communicator_.local_rank(), input_, lanes_);
+    config.hooks = {.compute = [this] { watchdog_->enter(comm::Phase::kCompute, step_); },
+                    .reduce =
+                        [this](int bucket) {
+                          watchdog_->enter(comm::Phase::kReduce, step_, bucket);
+                          faults_.at(FaultPoint::kReduce, step_);
+                        }};
     if (options_.device == "cpu") warn_of_too_little_memory(graph, config);
     engine_ = std::make_unique<Engine>(communicator_, graph, config);
   }
@@ -343,6 +354,9 @@ class Run {
                           .keep_best = job_.checkpoint.keep_best,
                           .keep_every_steps = job_.checkpoint.keep_every_steps},
           [this] { lock_->expect_held(); });
+      writer_->on_writing([this](bool begins) {
+        writing_ = begins ? watchdog_->saving() : comm::Watchdog::Scope();
+      });
       writer_->prove(checkpoint_state(std::nullopt));
       if (job_.log.samples) SampleLog::rewind(options_.out, step_);
       log::info("{} on {}: {} parameters, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
@@ -383,9 +397,7 @@ class Run {
                                       .max_pixels = job_.data.max_pixels});
     std::vector<const data::Batch*> held(job_.workers);
     const Engine::Source source{[&](uint64_t worker) {
-                                  faults_.at(FaultPoint::kInput, step_);
-                                  const data::Batch& batch =
-                                      loader->acquire(step_, static_cast<int>(worker));
+                                  const data::Batch& batch = acquire(*loader, worker);
                                   held[worker] = &batch;
                                   if (samples_) samples_->write(batch);
                                   faults_.at(FaultPoint::kCompute, step_);
@@ -394,6 +406,9 @@ class Run {
                                 [&](uint64_t worker) { loader->release(*held[worker]); },
                                 [&](const std::exception_ptr& error) { loader->stop(error); }};
 
+    const auto words = watchdog_->describe(comm::Phase::kInput, [&] {
+      return loader ? file_in_progress(loader->in_progress()) : std::string();
+    });
     // A life that stopped when an evaluation was due left it to us.
     if (resume_.found && step_ > 0 && evaluation_due() && !resume_.evaluated) evaluate_and_save();
     std::optional<Progress> progress;
@@ -430,6 +445,12 @@ class Run {
     if (progress) progress->finish();
     report_substitutions(loader.get());
     return leave(stopped && step_ < last_step_);
+  }
+
+  const data::Batch& acquire(data::Loader& loader, uint64_t worker) {
+    const auto wait = watchdog_->input();
+    faults_.at(FaultPoint::kInput, step_);
+    return loader.acquire(step_, static_cast<int>(worker));
   }
 
   void start_line(const data::Loader* loader) {
@@ -480,11 +501,15 @@ class Run {
 
   // Returns top-1, of 0 to 1.
   double evaluate() {
+    watchdog_->enter(comm::Phase::kEvaluate, step_);
     faults_.at(FaultPoint::kEvaluate, step_);
-    const Accuracy a = evaluator_->run(communicator_, *engine_, Engine::Weights::kTrained);
+    const auto accuracy_of = [&](Engine::Weights weights) {
+      return evaluator_->run(communicator_, *engine_, weights, *watchdog_, step_);
+    };
+    const Accuracy a = accuracy_of(Engine::Weights::kTrained);
     std::optional<Accuracy> ema;
     if (engine_->has_ema())
-      ema = evaluator_->run(communicator_, *engine_, Engine::Weights::kAverage);
+      ema = accuracy_of(Engine::Weights::kAverage);
     result_ = a;
     if (is_root()) {
       log::info("epoch {:.2f}: {}", epoch_at(step_, length_), to_text(a));
@@ -514,6 +539,7 @@ class Run {
   }
 
   void save(std::optional<double> top1) {
+    watchdog_->enter(comm::Phase::kSave, step_);
     last_save_ = Clock::now();
     if (!engine_->state_is_finite())
       fail(
@@ -571,6 +597,7 @@ class Run {
 
   // Everything is on the disk when this returns.
   int leave(bool stopped) {
+    watchdog_->enter(comm::Phase::kLeave, step_);
     if (is_root()) {
       writer_->finish([this] { return checkpoint_state(saved_top1_); });
       metrics_->write({.step = step_, .event = stopped ? "stop" : "end"});
@@ -588,6 +615,7 @@ class Run {
   }
 
   comm::Communicator& communicator_;
+  std::unique_ptr<comm::Watchdog>& watchdog_;  // once the ranks have met
   const TrainOptions options_;
   Job job_;
   Fingerprint fingerprint_;
@@ -608,6 +636,7 @@ class Run {
   PlateauState plateau_;
   std::optional<double> saved_top1_;          // as in the last save
   std::unique_ptr<MetricsWriter> metrics_;    // rank 0
+  comm::Watchdog::Scope writing_;             // of the writer's thread
   std::unique_ptr<CheckpointWriter> writer_;  // rank 0
   std::unique_ptr<SampleLog> samples_;
   Meter meter_;
@@ -653,8 +682,9 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
 
 }  // namespace
 
-int train(comm::Communicator& communicator, const TrainOptions& options) {
-  return Run(communicator, options).main();
+int train(comm::Communicator& communicator, std::unique_ptr<comm::Watchdog>& watchdog,
+          const TrainOptions& options) {
+  return Run(communicator, watchdog, options).main();
 }
 
 int train_command(const Arguments& arguments) {
