@@ -129,7 +129,6 @@ class Watchdog::Impl {
     heard_parent_ = now;
     if (rank_ > 0) begin_attempt(0);
     thread_ = std::thread([this] { run(); });
-    if (size_ > 1) expect_all_connected();
   }
 
   ~Impl() {
@@ -142,6 +141,26 @@ class Watchdog::Impl {
   }
 
   Presence& presence() { return presence_; }
+
+  // Collective: all ranks are connected, or all throw.
+  void expect_all_connected() {
+    if (size_ == 1) return;
+    std::string failure;
+    {
+      std::unique_lock lock(mutex_);
+      connected_.wait(lock, [this] { return is_root() || is_connected_ || gave_up_; });
+      failure = failure_;
+    }
+    const std::vector<std::string> failures = communicator_.all_gather(failure);
+    const auto is_failure = [](const std::string& text) { return !text.empty(); };
+    const auto first = std::ranges::find_if(failures, is_failure);
+    if (first == failures.end()) return;
+    const auto others = std::ranges::count_if(failures, is_failure) - 1;
+    fail(ExitCode::kIo,
+         "{}{}; name a network that connects these hosts in watchdog.interface, or let the firewall "
+         "pass TCP between them",
+         *first, others > 0 ? fmt::format(" (and {} ranks more cannot)", others) : "");
+  }
 
   [[noreturn]] void ask(ExitCode code, const std::string& text) {
     {
@@ -226,24 +245,6 @@ class Watchdog::Impl {
     std::string offer = std::to_string(port_of(listener_));
     for (const NetworkAddress& address : chosen) offer += " " + address.text;
     return offer;
-  }
-
-  void expect_all_connected() {
-    std::string failure;
-    {
-      std::unique_lock lock(mutex_);
-      connected_.wait(lock, [this] { return is_root() || is_connected_ || gave_up_; });
-      failure = failure_;
-    }
-    const std::vector<std::string> failures = communicator_.all_gather(failure);
-    const auto is_failure = [](const std::string& text) { return !text.empty(); };
-    const auto first = std::ranges::find_if(failures, is_failure);
-    if (first == failures.end()) return;
-    const auto others = std::ranges::count_if(failures, is_failure) - 1;
-    fail(ExitCode::kIo,
-         "{}{}; name a network that connects these hosts in watchdog.interface, or let the firewall "
-         "pass TCP between them",
-         *first, others > 0 ? fmt::format(" (and {} ranks more cannot)", others) : "");
   }
 
   // ---- All below: the watchdog's thread ----
@@ -742,7 +743,9 @@ class Watchdog::Impl {
 };
 
 Watchdog::Watchdog(Communicator& communicator, const WatchdogConfig& config)
-    : impl_(std::make_unique<Impl>(communicator, config)) {}
+    : impl_(std::make_unique<Impl>(communicator, config)) {
+  impl_->expect_all_connected();
+}
 Watchdog::~Watchdog() = default;
 
 void Watchdog::enter(Phase phase, uint64_t step, int bucket) {

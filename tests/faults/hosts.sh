@@ -6,6 +6,7 @@
 #   CONVOY=build/release/convoy tests/faults/hosts.sh
 set -uo pipefail
 : "${CONVOY:?the program to test}"
+CONVOY=$(realpath "$CONVOY")
 export CONVOY
 if [[ ${1:-} != --inner ]]; then
   if ! unshare -n -m -u true 2>/dev/null || ! command -v ip nsenter >/dev/null; then
@@ -18,10 +19,14 @@ fi
 readonly hosts=3
 work=$(mktemp -d "${TMPDIR:-/tmp}/convoy-hosts-XXXXXX")
 failures=0
-pids=()  # of the processes that hold the namespaces
+holders=() pids=()  # the processes that keep the namespaces: unshare, and its child inside
+# A monotonic clock two days ahead, where the system can do that.
+ahead=()
+if unshare -T --monotonic 172800 true 2>/dev/null; then ahead=(-T --monotonic 172800); fi
 
 cleanup() {
   kill -KILL "${pids[@]}" 2>/dev/null
+  wait "${holders[@]}" 2>/dev/null
   rm -rf "$work"
 }
 trap cleanup EXIT
@@ -49,9 +54,14 @@ make_hosts() {
     for ((i = 1; i <= hosts; ++i)); do echo "10.99.0.$i h$i"; done
   } >"$work/hosts"
   for ((i = 1; i <= hosts; ++i)); do
-    unshare -n -u -m bash -c "hostname h$i; mount --bind '$work/hosts' /etc/hosts; touch '$work/up$i'; exec sleep 600" &
-    pids+=($!)
-    while [[ ! -e $work/up$i ]]; do sleep 0.05; done
+    # The clock of the last one, monotonic as it is, has nothing to do with the others'.
+    local clock=()
+    if ((i == hosts)); then clock=("${ahead[@]}"); fi
+    unshare -n -u -m "${clock[@]}" --fork --kill-child bash -c \
+      "hostname h$i; mount --bind '$work/hosts' /etc/hosts; echo \$\$ >'$work/up$i'; exec sleep 600" 2>/dev/null &
+    holders+=($!)
+    while [[ ! -s $work/up$i ]]; do sleep 0.05; done
+    pids+=("$(<"$work/up$i")")
     ip link add "v$i" type veth peer name e0 netns "${pids[i - 1]}"
     ip link set "v$i" master br0 up
     nsenter -t "${pids[i - 1]}" -n sh -c "ip link set lo up; ip addr add 10.99.0.$i/24 dev e0; ip link set e0 up"
@@ -63,7 +73,7 @@ make_hosts() {
     echo '#!/bin/bash'
     echo "declare -A pid=([h1]=${pids[0]} [h2]=${pids[1]} [h3]=${pids[2]})"
     # shellcheck disable=SC2016  # for the agent
-    echo 'h=$1; shift; exec nsenter -t "${pid[$h]}" -n -u -m sh -c "$*"'
+    echo 'h=$1; shift; exec nsenter -t "${pid[$h]}" -n -u -m '"${ahead:+-T}"' sh -c "$*"'
   } >"$work/agent"
   chmod +x "$work/agent"
 }
@@ -96,23 +106,70 @@ train() {
     "$CONVOY" train --job "$work/job.txtpb" --out "$work/$name" "$@" >"$work/$name.out" 2>&1 &
   mpirun=$!
 }
-steps_done() { cat "$work/$1/metrics.jsonl" 2>/dev/null | grep -c '"train_loss"'; }
+steps_done() { grep -sc '"train_loss"' "$work/$1/metrics.jsonl" || true; }
 # at_step NAME N: waits for it.
 at_step() {
-  local i
+  local i steps
   for ((i = 0; i < 600; ++i)); do
-    if (($(steps_done "$1") >= $2)); then return 0; fi
+    steps=$(steps_done "$1")
+    if ((${steps:-0} >= $2)); then return 0; fi
+    kill -0 "$mpirun" 2>/dev/null || return 1
     sleep 0.1
   done
   return 1
 }
-# Ranks of a run that are there.
-ranks_of() { grep -lzxF -- "$work/$1" /proc/[0-9]*/cmdline 2>/dev/null | wc -l; }
-# gone_within NAME SECONDS
+# Ranks of a run that are there, on any host.
+ranks_of() {
+  local pid count=0
+  for pid in $(pgrep -x convoy); do
+    if tr '\0' '\n' 2>/dev/null <"/proc/$pid/cmdline" | grep -qxF -- "$work/$1"; then count=$((count + 1)); fi
+  done
+  echo "$count"
+}
+# gone_within NAME SECONDS: the ranks and mpirun.
 gone_within() {
-  local i
-  for ((i = 0; i < 10 * $2; ++i)); do
-    if ps -eo args | grep -v "mpirun\|grep\|nsenter" | grep -qF -- "--out $work/$1 "; then sleep 0.1; else return 0; fi
+  local end=$((SECONDS + $2))
+  while ((SECONDS <= end)); do
+    if [[ $(ranks_of "$1") == 0 ]] && ! kill -0 "$mpirun" 2>/dev/null; then return 0; fi
+    sleep 0.2
   done
   return 1
 }
+
+# ==== cases
+make_hosts
+
+# R15. The deadline is 10 s; the clock of h3 is days ahead (R20).
+train cut
+check "it trains on three hosts" at_step cut 5
+check "one rank on each" test "$(ranks_of cut)" = 3
+ip link set v3 down
+sleep 6
+ip link set v3 up
+check "a link that was down for 6 s ends nothing" at_step cut $(($(steps_done cut) + 20))
+check "it is noted" contains "$work/cut.out" "rank 0: warning: rank 2 on h3: no heartbeat for [0-9.]+ s, now it is back"
+ip link set v3 down
+check "a link that stays down ends the job on both sides" gone_within cut 20
+check "the verdict names rank and host" contains "$work/cut.out" \
+  "rank 0: error: rank 2 on h3: no heartbeat for 1[0-9] s .*ranks 0-1 waiting in reduce of bucket [0-9]+, step [0-9]+"
+check "the other host has it, too" contains "$work/cut.out" "rank 1: error: rank 2 on h3: no heartbeat"
+ip link set v3 up
+
+# R17
+train nowhere --set watchdog.interface=ib7
+wait "$mpirun"
+check "an interface that is not there is refused" test $? = 78
+check "it says which there are" contains "$work/nowhere.out" 'watchdog.interface is "ib7", but h1 has no such .* e0 10.99.0.1/24'
+train apart --set watchdog.interface=e1
+wait "$mpirun"
+check "a network that others do not reach is refused" test $? = 74
+check "it names the pair, the address and the setting" contains "$work/apart.out" \
+  'rank 1 on h2 cannot reach rank 0 on h1 on TCP port [0-9]+: 10.98.0.1: .*watchdog.interface'
+train chosen --set watchdog.interface=10.99.0.0/16 --set stop_after_steps=3
+wait "$mpirun"
+check "a network that they reach is taken" test $? = 0
+
+if ((failures > 0)); then
+  echo "$failures checks failed"
+  exit 1
+fi
