@@ -134,7 +134,7 @@ Verdict everybody_waits(std::span<const RankState> ranks, double seconds) {
   const std::string suspicion =
       silent.empty()
           ? "the network between them (or on a GPU its work) hangs"
-          : fmt::format("{} sent{} no heartbeat", rank_list(silent), silent.size() == 1 ? "s" : "");
+          : fmt::format("{} send{} no heartbeat", rank_list(silent), silent.size() == 1 ? "s" : "");
   return {.exit_code = static_cast<int>(ExitCode::kRecoverable),
           .culprits = silent,
           .text = fmt::format("all ranks have waited for each other for {:.0f} s: {}{}; {}",

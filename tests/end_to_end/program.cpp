@@ -135,6 +135,10 @@ pid_t Running::pid_of_rank(int rank) const {
   return 0;
 }
 
+std::string Running::err_so_far() const {
+  return read_file(err_path_);
+}
+
 Outcome Running::finish() {
   Outcome outcome;
   outcome.in_time = wait_for(kLimit, [this] { return ended(); });

@@ -44,6 +44,8 @@ class Running {
   pid_t pid() const { return pid_; }
   // The process of a rank under mpirun; 0 where there is none.
   pid_t pid_of_rank(int rank) const;
+  // Standard error up to now.
+  std::string err_so_far() const;
   // Waits for the end, or until a run's time is over: then everything is killed and in_time is
   // false.
   Outcome finish();

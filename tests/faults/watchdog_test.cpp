@@ -1,0 +1,232 @@
+// R3, R4, R5, R16: nobody waits for the dead. Ranks that are stopped, stuck or slow, a launcher that
+// dies: the job ends in time with a line that names the culprit, or goes on.
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/stat.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tests/end_to_end/program.h"
+
+namespace convoy::test {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using nlohmann::json;
+
+constexpr const char* kJob = R"(
+data {
+  train { crop: PAD_AND_CROP size: 12 pad: 2 }
+  eval { resize: 0 }
+  mean_subtraction: NONE
+}
+model { name: "cifar_resnet20" }
+workers: 3
+batch_per_worker: 2
+epochs: 100000
+evaluation { every_epochs: 0 }
+checkpoint { every_steps: 5 keep: 2 }
+log { every_steps: 1 }
+watchdog { heartbeat_seconds: 0.2 }
+)";
+#ifdef CONVOY_SANITIZED
+constexpr int kDeadline = 15;
+#else
+constexpr int kDeadline = 3;
+#endif
+// What may pass from a deadline to the end of everything, in seconds.
+constexpr double kEnd = 10;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+class Watchdog : public testing::Test {
+ protected:
+  void SetUp() override {
+    ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
+    folder_.write("job.txtpb", kJob);
+    make_idx(folder_, "data", {.train = 96, .val = 30, .classes = 3});
+  }
+
+  std::string out() const { return folder_.path("run"); }
+  Arguments train(const Arguments& more = {}, const std::string& data = "data") const {
+    Arguments arguments = {
+        "train", "--job",  folder_.path("job.txtpb"), "--data", folder_.path(data),
+        "--out", out()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+  static Arguments deadline(const std::string& name) {
+    return {"--set", fmt::format("watchdog.{}_seconds={}", name, kDeadline)};
+  }
+  int step() const {
+    int step = 0;
+    for (const std::string& line : lines_of(read_file(out() + "/metrics.jsonl")))
+      if (const json object = json::parse(line, nullptr, false); object.contains("train_loss"))
+        step = object["step"];
+    return step;
+  }
+
+  // The job must end by a verdict: one line, 75, nothing left, in time.
+  static Outcome expect_verdict(Running& running, const std::string& words) {
+    const Outcome outcome = running.finish();
+    EXPECT_TRUE(outcome.in_time);
+    EXPECT_EQ(outcome.exit_code, 75) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, words), 1) << words << "\n" << outcome.all();
+    EXPECT_EQ(outcome.left_running, "");
+    return outcome;
+  }
+
+  // Stops a rank of three for ever, whose loss must be noticed in time.
+  Outcome expect_end_when_stopped(int rank, const std::string& words) {
+    Running running(folder_, train(deadline("silence")), 3);
+    EXPECT_TRUE(running.wait_until([&] { return step() >= 3; }));
+    const auto start = Clock::now();
+    ::kill(running.pid_of_rank(rank), SIGSTOP);
+    const Outcome outcome = expect_verdict(running, words);
+    EXPECT_LT(seconds_since(start), kDeadline + kEnd) << outcome.all();
+    return outcome;
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(Watchdog, R3ARankThatIsStoppedForEverIsNamed) {
+  const Outcome outcome = expect_end_when_stopped(2, "rank 0: error: rank 2 on ");
+  EXPECT_EQ(lines_with(outcome.err, ": no heartbeat for "), 1) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "; ranks 0-1 waiting in reduce of bucket "), 1)
+      << outcome.all();
+}
+
+TEST_F(Watchdog, R3WhereRank0IsStoppedTheOthersLeaveByThemselves) {
+  expect_end_when_stopped(0, "rank 1: error: rank 0 on ");
+}
+
+TEST_F(Watchdog, R3ARankThatIsStoppedForAWhileIsNotedAndTheRunGoesOn) {
+  Running running(folder_, train({"--set", "watchdog.silence_seconds=40"}), 2);
+  ASSERT_TRUE(running.wait_until([&] { return step() >= 3; })) << running.finish().all();
+  for (const int rank : {1, 0}) {
+    const pid_t pid = running.pid_of_rank(rank);
+    ::kill(pid, SIGSTOP);
+    const auto start = Clock::now();
+    running.wait_until([&] { return seconds_since(start) > (rank == 1 ? 6 : 3); });
+    ::kill(pid, SIGCONT);
+    const int before = step();
+    ASSERT_TRUE(running.wait_until([&] { return step() > before + 2; })) << running.finish().all();
+  }
+  ::kill(running.pid(), SIGUSR1);
+  const Outcome outcome = running.finish();
+  EXPECT_EQ(outcome.exit_code, 75) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "stopped at step"), 1) << outcome.all();
+  EXPECT_GE(lines_with(outcome.err, "rank 0: warning: rank 1 on "), 1) << outcome.all();
+  EXPECT_GE(lines_with(outcome.err, "rank 0: warning: this rank stood still for "), 1)
+      << outcome.all();
+}
+
+// Sanitizers want their own library to be the first.
+#ifndef CONVOY_SANITIZED
+TEST_F(Watchdog, R4AFileThatCannotBeReadIsNamed) {
+  make_image_folder(folder_, 3, 8, 2);
+  const std::string file = folder_.path("train/class_1/image_3.jpg");
+  ASSERT_TRUE(std::filesystem::exists(file));
+  ::setenv("CONVOY_TEST_STUCK", std::filesystem::canonical(file).c_str(), 1);
+  ::setenv("LD_PRELOAD", CONVOY_STUCK_FILE, 1);
+  Arguments arguments = deadline("input");
+  arguments.insert(arguments.end(), {"--set", "data.eval.resize=16"});
+  Running running(folder_, train(arguments, ""), 3);
+  ::unsetenv("LD_PRELOAD");
+  const bool begun = running.wait_until([&] { return step() >= 1; });
+  const Outcome outcome = expect_verdict(running, "rank 1 on ");
+  EXPECT_TRUE(begun) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, ": waiting for input "), 1) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "train/class_1/image_3.jpg, step "), 1) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "; ranks 0, 2 waiting in reduce of bucket 0, step"), 1)
+      << outcome.all();
+}
+#endif
+
+TEST_F(Watchdog, R4AFifoInPlaceOfAnImageIsRefused) {
+  make_image_folder(folder_, 3, 8, 2);
+  const Arguments arguments = train({"--set", "data.eval.resize=16"}, "");
+  ASSERT_EQ(run(folder_, train({"--set", "data.eval.resize=16", "--dry-run"}, "")).exit_code, 0);
+  // In the index, which is kept in the cache, it is still a file.
+  Running running(folder_, arguments, 2);
+  ASSERT_TRUE(running.wait_until([&] { return step() >= 1; })) << running.finish().all();
+  const std::string file = folder_.path("train/class_1/image_3.jpg");
+  ASSERT_EQ(std::remove(file.c_str()), 0);
+  ASSERT_EQ(::mkfifo(file.c_str(), 0666), 0);
+  const Outcome outcome = running.finish();
+  EXPECT_TRUE(outcome.in_time);
+  EXPECT_EQ(outcome.exit_code, 65) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "image_3.jpg: not a regular file"), 1) << outcome.all();
+}
+
+// A rank that hangs, wherever it does, is told from those that wait for it.
+TEST_F(Watchdog, ARankThatHangsIsNamedWithItsPhase) {
+  const struct {
+    const char* at;
+    int step;
+    const char *deadline, *first, *second;
+  } cases[] = {
+      {"input", 7, "input", "rank 0: error: rank 1 on ", ": waiting for input "},
+      {"compute", 7, "compute", "rank 0: error: rank 1 on ", ": computing "},
+      {"save", 5, "save", "rank 0: error: rank 1 on ", ": saving "},
+      {"start", 0, "start", "rank 0: error: rank 1 on ", ": starting "},
+      // It contributes nothing and says that it waits: nobody can tell it from the others.
+      {"reduce", 7, "reduce", "rank 0: error: all ranks have waited for each other for ",
+       "; ranks 0-2 waiting in reduce of bucket 0, step 7"},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.at);
+    std::filesystem::remove_all(out());
+    Arguments arguments = deadline(c.deadline);
+    arguments.insert(arguments.end(),
+                     {"--fault", fmt::format("kind=hang rank=1 step={} at={}", c.step, c.at)});
+    Running running(folder_, train(arguments), 3);
+    const Outcome outcome = expect_verdict(running, c.first);
+    EXPECT_EQ(lines_with(outcome.err, c.second), 1) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "error:"), 1) << outcome.all();
+  }
+}
+
+TEST_F(Watchdog, OneRankAloneWatchesItself) {
+  Arguments arguments = deadline("input");
+  arguments.insert(arguments.end(), {"--fault", "kind=hang rank=0 step=2 at=input"});
+  Running running(folder_, train(arguments), kAlone);
+  expect_verdict(running, "rank 0 on ");
+}
+
+TEST_F(Watchdog, R5RanksLeaveWithTheirLauncher) {
+  for (const bool one_is_stopped : {false, true}) {
+    std::filesystem::remove_all(out());
+    Running running(folder_, train({"--set", "watchdog.silence_seconds=600"}), 3);
+    ASSERT_TRUE(running.wait_until([&] { return step() >= 3; })) << running.finish().all();
+    if (one_is_stopped) ::kill(running.pid_of_rank(1), SIGSTOP);
+    ::kill(running.pid(), SIGKILL);
+    const Outcome outcome = running.finish();
+    EXPECT_EQ(outcome.exit_code, 137);
+    EXPECT_EQ(outcome.left_running, "") << outcome.all();
+  }
+}
+
+TEST_F(Watchdog, R16ASlowRankIsNamedWithItsOwnTime) {
+  Running running(
+      folder_,
+      train({"--fault", "kind=slow rank=1 step=0 at=compute seconds=0.15 count=1000000", "--set",
+             "watchdog.straggler_seconds=2", "--set", "watchdog.straggler_factor=1.6"}),
+      2);
+  EXPECT_TRUE(running.wait_until(
+      [&] { return lines_with(running.err_so_far(), "is slow and the others wait") > 0; }));
+  ::kill(running.pid(), SIGUSR1);
+  const Outcome outcome = running.finish();
+  EXPECT_EQ(outcome.exit_code, 75) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "rank 0: warning: rank 1 on "), 1) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, " is slow and the others wait for it: "), 1) << outcome.all();
+}
+
+}  // namespace
+}  // namespace convoy::test
