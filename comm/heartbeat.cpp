@@ -192,8 +192,7 @@ Read take_frame(std::string& bytes, int ranks, Frame& frame) {
     }
     case FrameType::kVerdict: {
       frame.verdict.exit_code = in.take<int32_t>();
-      if (const auto culprit = in.take<int32_t>(); culprit >= 0)
-        frame.verdict.culprits = {culprit};
+      if (const auto culprit = in.take<int32_t>(); culprit >= 0) frame.verdict.culprits = {culprit};
       frame.verdict.text = in.take_text(kTextBytes);
       in.good = in.good && frame.verdict.exit_code > 0 && frame.verdict.exit_code < 256;
       break;

@@ -1,6 +1,6 @@
-// What the watchdogs of a job say to each other over TCP, as bytes. Both sides first prove that they
-// belong to the job (a Greeting each way), then send frames. Everything read is bounded and checked:
-// it may come from anybody.
+// What the watchdogs of a job say to each other over TCP, as bytes. Both sides first prove that
+// they belong to the job (a Greeting each way), then send frames. Everything read is bounded and
+// checked: it may come from anybody.
 #pragma once
 
 #include <array>

@@ -37,8 +37,9 @@ void check_world(const Launch& launch, int world_size);
 void leave_with_launcher(const Launch& launch);
 
 // Called when this process is about to leave because others are lost: mpirun waits for ever for the
-// daemon of a host that it can no longer reach. Where mpirun itself started this process and does not
-// end within `seconds`, it is killed, by a process that is left behind for that and ends with it.
+// daemon of a host that it can no longer reach. Where mpirun itself started this process and does
+// not end within `seconds`, it is killed, by a process that is left behind for that and ends with
+// it.
 void end_launcher_if_it_hangs(const Launch& launch, int seconds);
 
 // The CPUs this process may run on (sched_getaffinity).

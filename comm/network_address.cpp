@@ -148,8 +148,8 @@ std::vector<NetworkAddress> choose_addresses(const std::vector<NetworkAddress>& 
   if (!chosen.empty() || wanted.empty()) return chosen;
   std::string there;
   for (const NetworkAddress& a : own)
-    there += fmt::format("{}{} {}/{}", there.empty() ? "" : ", ", a.interface, a.text,
-                         a.prefix_bits);
+    there +=
+        fmt::format("{}{} {}/{}", there.empty() ? "" : ", ", a.interface, a.text, a.prefix_bits);
   fail(ExitCode::kBadJob,
        "watchdog.interface is \"{}\", but {} has no such interface, address or network; it has: {}",
        printable(wanted), printable(host), there.empty() ? "none" : there);
@@ -157,7 +157,7 @@ std::vector<NetworkAddress> choose_addresses(const std::vector<NetworkAddress>& 
 
 std::vector<std::string> order_addresses(std::vector<std::string> offered,
                                          std::span<const NetworkAddress> own) {
-  std::ranges::stable_partition(offered, [&](const std::string& address) {
+  std::stable_partition(offered.begin(), offered.end(), [&](const std::string& address) {
     return std::ranges::any_of(own, [&](const NetworkAddress& a) {
       return !a.loopback && in_network(address, a.text, a.prefix_bits);
     });

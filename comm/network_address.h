@@ -1,5 +1,5 @@
-// The addresses by which processes of other hosts can reach this one, and plain TCP sockets on them.
-// Nothing here blocks.
+// The addresses by which processes of other hosts can reach this one, and plain TCP sockets on
+// them. Nothing here blocks.
 #pragma once
 
 #include <cstdint>
@@ -19,9 +19,9 @@ struct NetworkAddress {
 // Those of all interfaces that are up, without link-local ones. Throws Error (kIo).
 std::vector<NetworkAddress> own_addresses();
 
-// Those that `wanted` names: an interface ("eth0"), an address, a network ("10.0.0.0/8"), or several
-// of them with commas; "": all but loopback. Throws Error (kBadJob) where none fits, naming what
-// there is on `host`.
+// Those that `wanted` names: an interface ("eth0"), an address, a network ("10.0.0.0/8"), or
+// several of them with commas; "": all but loopback. Throws Error (kBadJob) where none fits, naming
+// what there is on `host`.
 std::vector<NetworkAddress> choose_addresses(const std::vector<NetworkAddress>& own,
                                              const std::string& wanted, const std::string& host);
 

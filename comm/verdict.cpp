@@ -86,8 +86,8 @@ const char* doing(Phase phase) {
 std::string accusation(const RankState& s, Kind kind) {
   switch (kind) {
     case Kind::kClosed:
-      return fmt::format("its connection broke and it did not come back (the process died), last {}",
-                         activity(s));
+      return fmt::format(
+          "its connection broke and it did not come back (the process died), last {}", activity(s));
     case Kind::kSilent:
       return fmt::format(
           "no heartbeat for {:.0f} s (stopped, or its host or network is down), last {}", s.silence,
@@ -165,7 +165,9 @@ std::string rank_list(std::span<const int> ranks) {
 std::optional<Verdict> judge(std::span<const RankState> ranks, std::span<const std::string> hosts,
                              const Deadlines& deadlines, int fan_out) {
   const auto state = [&](int rank) -> const RankState& { return ranks[static_cast<size_t>(rank)]; };
-  const auto host = [&](int rank) -> const std::string& { return hosts[static_cast<size_t>(rank)]; };
+  const auto host = [&](int rank) -> const std::string& {
+    return hosts[static_cast<size_t>(rank)];
+  };
   const int size = static_cast<int>(ranks.size());
 
   // The gravest kind decides; of its ranks those on the first one's host are named together.
@@ -188,10 +190,9 @@ std::optional<Verdict> judge(std::span<const RankState> ranks, std::span<const s
     return Verdict{
         .exit_code = static_cast<int>(ExitCode::kRecoverable),
         .culprits = culprits,
-        .text = fmt::format(
-            "{} on {}{}: {}{}; {}", rank_list(named), printable(host(first)),
-            others > 0 ? fmt::format(" and {} on other hosts", others) : "",
-            accusation(state(first), kind), bystanders(ranks, culprits), kRemedy)};
+        .text = fmt::format("{} on {}{}: {}{}; {}", rank_list(named), printable(host(first)),
+                            others > 0 ? fmt::format(" and {} on other hosts", others) : "",
+                            accusation(state(first), kind), bystanders(ranks, culprits), kRemedy)};
   }
 
   double least = -1;
@@ -229,7 +230,8 @@ std::string straggler(std::span<const OwnTime> ranks, std::span<const std::strin
   const OwnTime& t = ranks[slowest];
   if (*middle <= 0 || of_round(t) <= factor * *middle) return "";
   return fmt::format(
-      "rank {} on {} is slow and the others wait for it: {:.0f} ms of its own a step (input {:.0f}, "
+      "rank {} on {} is slow and the others wait for it: {:.0f} ms of its own a step (input "
+      "{:.0f}, "
       "compute {:.0f}), {:.1f} times the median of the ranks",
       slowest, printable(hosts[slowest]), 1e3 * (t.input + t.compute), 1e3 * t.input,
       1e3 * t.compute, of_round(t) / *middle);

@@ -30,15 +30,15 @@ constexpr double kClosedGrace = 5;
 struct RankState {
   Phase phase = Phase::kStart;
   uint64_t step = 0;
-  double seconds = 0;   // in this phase, since it last got on; if it waits, since it does
-  bool waits = false;   // for other ranks
-  double saving = -1;   // seconds that a checkpoint has been written beside all else; < 0: none is
-  double silence = 0;   // seconds since its last heartbeat
-  double closed = -1;   // seconds since its connection ended without a goodbye; < 0: it did not
-  bool left = false;    // it has said goodbye
-  std::string detail;   // "file /x/y.JPEG", "bucket 4"; one line, may be empty
+  double seconds = 0;  // in this phase, since it last got on; if it waits, since it does
+  bool waits = false;  // for other ranks
+  double saving = -1;  // seconds that a checkpoint has been written beside all else; < 0: none is
+  double silence = 0;  // seconds since its last heartbeat
+  double closed = -1;  // seconds since its connection ended without a goodbye; < 0: it did not
+  bool left = false;   // it has said goodbye
+  std::string detail;  // "file /x/y.JPEG", "bucket 4"; one line, may be empty
   double working[2] = {0, 0};  // its own time since the start in input and compute, seconds
-  uint32_t rounds = 0;         // batches that one lane of it computes in a step; 0: it trains nothing
+  uint32_t rounds = 0;  // batches that one lane of it computes in a step; 0: it trains nothing
 };
 
 struct Verdict {

@@ -35,13 +35,15 @@ using Time = Clock::time_point;
 constexpr double kGreetingSeconds = 5;
 constexpr size_t kMostStrangers = 1024, kMostAddresses = 16;
 constexpr int kStrangersSaidAloud = 5;
-// What waits to be sent on a connection; a peer that takes nothing is silent, and its memory bounded.
+// What waits to be sent on a connection; a peer that takes nothing is silent, and its memory
+// bounded.
 constexpr size_t kMostUnsent = size_t{4} << 20;
 // An attempt to connect again is given up after this time, because TCP's own waits grow too long.
 constexpr double kReconnectSeconds = 1;
 // Rounds over all addresses when the ranks first connect.
 constexpr int kRounds = 2;
-// How long the last words may take: goodbyes and verdicts on the wire, and a line on standard error.
+// How long the last words may take: goodbyes and verdicts on the wire, and a line on standard
+// error.
 constexpr double kFlushSeconds = 0.5;
 constexpr std::chrono::milliseconds kHeadStart{300};
 constexpr std::chrono::seconds kLastWords{3}, kAnswer{10};
@@ -93,7 +95,8 @@ struct Link {
   }
 };
 
-// What a rank with others below it offers them: "PORT ADDRESS ADDRESS ..."; "!CODE TEXT": its error.
+// What a rank with others below it offers them: "PORT ADDRESS ADDRESS ..."; "!CODE TEXT": its
+// error.
 struct Offer {
   uint16_t port = 0;
   std::vector<std::string> addresses;
@@ -105,6 +108,19 @@ struct Offer {
     for (std::string address; in >> address;) offer.addresses.push_back(address);
     return offer;
   }
+};
+
+struct Known {
+  RankState state;  // as it was when it was received
+  Time received;
+};
+
+// To connect to the rank above.
+struct Attempt {
+  Link link;
+  size_t candidate = 0;
+  bool connected = false;
+  std::string why;  // the last failure of each address
 };
 
 }  // namespace
@@ -156,10 +172,11 @@ class Watchdog::Impl {
     const auto first = std::ranges::find_if(failures, is_failure);
     if (first == failures.end()) return;
     const auto others = std::ranges::count_if(failures, is_failure) - 1;
-    fail(ExitCode::kIo,
-         "{}{}; name a network that connects these hosts in watchdog.interface, or let the firewall "
-         "pass TCP between them",
-         *first, others > 0 ? fmt::format(" (and {} ranks more cannot)", others) : "");
+    fail(
+        ExitCode::kIo,
+        "{}{}; name a network that connects these hosts in watchdog.interface, or let the firewall "
+        "pass TCP between them",
+        *first, others > 0 ? fmt::format(" (and {} ranks more cannot)", others) : "");
   }
 
   [[noreturn]] void ask(ExitCode code, const std::string& text) {
@@ -175,17 +192,6 @@ class Watchdog::Impl {
   }
 
  private:
-  struct Known {
-    RankState state;  // as it was when it was received
-    Time received;
-  };
-  struct Attempt {
-    Link link;
-    size_t candidate = 0;
-    bool connected = false;
-    std::string why;  // the last failure of each address
-  };
-
   bool is_root() const { return rank_ == 0; }
   int parent() const { return tree_parent(rank_, config_.fan_out); }
   const std::string& host(int rank) const { return hosts_[static_cast<size_t>(rank)]; }
@@ -194,7 +200,9 @@ class Watchdog::Impl {
     while (rank > ancestor) rank = tree_parent(rank, config_.fan_out);
     return rank == ancestor;
   }
-  std::string name(int rank) const { return fmt::format("rank {} on {}", rank, printable(host(rank))); }
+  std::string name(int rank) const {
+    return fmt::format("rank {} on {}", rank, printable(host(rank)));
+  }
   // Seconds of silence after which something is done about it, long before a verdict.
   double notable() const { return std::max(2.0, 3 * config_.heartbeat); }
 
@@ -230,7 +238,8 @@ class Watchdog::Impl {
     const Offer theirs = Offer::from(offers[static_cast<size_t>(parent())]);
     port_ = theirs.port;
     candidates_ = order_addresses(theirs.addresses, own);
-    if (host(parent()) == host(rank_)) candidates_.insert(candidates_.begin(), {"127.0.0.1", "::1"});
+    if (host(parent()) == host(rank_))
+      candidates_.insert(candidates_.begin(), {"127.0.0.1", "::1"});
   }
 
   std::string own_offer(const std::vector<NetworkAddress>& own) {
@@ -283,8 +292,10 @@ class Watchdog::Impl {
     polled_.push_back({wake_.fd(), POLLIN, 0});
     if (listener_) polled_.push_back({listener_.fd(), POLLIN, 0});
     for_each_link([&](Link& link) {
-      const bool writes = !link.out.empty() || (attempt_ && &link == &attempt_->link && !attempt_->connected);
-      polled_.push_back({link.socket.fd(), static_cast<short>(writes ? POLLIN | POLLOUT : POLLIN), 0});
+      const bool writes =
+          !link.out.empty() || (attempt_ && &link == &attempt_->link && !attempt_->connected);
+      polled_.push_back(
+          {link.socket.fd(), static_cast<short>(writes ? POLLIN | POLLOUT : POLLIN), 0});
     });
     const double seconds = std::clamp(seconds_between(Clock::now(), until), 0.0, 1.0);
     ::poll(polled_.data(), polled_.size(), static_cast<int>(seconds * 1e3) + 1);
@@ -305,9 +316,10 @@ class Watchdog::Impl {
     window_start_ = now;
     window_.clear();
     if (is_root())
-      log::warning("this rank stood still for {:.1f} s (stopped, or its host is overloaded), now it "
-                   "is back",
-                   seconds);
+      log::warning(
+          "this rank stood still for {:.1f} s (stopped, or its host is overloaded), now it "
+          "is back",
+          seconds);
   }
 
   // Sockets say "not ready" for themselves, so all of them are asked.
@@ -486,7 +498,8 @@ class Watchdog::Impl {
     const bool first = !is_connected_;
     Link& link = attempt_->link;
     if (seconds_since(link.since) > (first ? config_.connect : kReconnectSeconds))
-      return next_attempt(fmt::format("no answer in {} s", first ? config_.connect : kReconnectSeconds));
+      return next_attempt(
+          fmt::format("no answer in {} s", first ? config_.connect : kReconnectSeconds));
     if (!attempt_->connected) {
       pollfd writable{link.socket.fd(), POLLOUT, 0};
       if (::poll(&writable, 1, 0) <= 0) return;
@@ -509,10 +522,10 @@ class Watchdog::Impl {
 
   void be_connected() {
     // The address that worked comes first from now on.
-    std::rotate(candidates_.begin(),
-                candidates_.begin() +
-                    static_cast<std::ptrdiff_t>(attempt_->candidate % candidates_.size()),
-                candidates_.end());
+    std::rotate(
+        candidates_.begin(),
+        candidates_.begin() + static_cast<std::ptrdiff_t>(attempt_->candidate % candidates_.size()),
+        candidates_.end());
     parent_link_ = std::move(attempt_->link);
     attempt_.reset();
     heard_parent_ = Clock::now();
@@ -577,7 +590,8 @@ class Watchdog::Impl {
   }
 
   void look_for_stragglers(const std::vector<RankState>& states, Time now) {
-    if (config_.straggler_factor <= 0 || seconds_between(window_start_, now) < config_.straggler_window)
+    if (config_.straggler_factor <= 0 ||
+        seconds_between(window_start_, now) < config_.straggler_window)
       return;
     window_start_ = now;
     constexpr uint64_t kFewestSteps = 5;
@@ -768,10 +782,9 @@ Watchdog::Scope Watchdog::saving() {
 }
 Watchdog::Scope Watchdog::describe(Phase phase, std::function<std::string()> words) {
   Presence& presence = impl_->presence();
-  return Scope(
-      [&presence, phase, earlier = presence.set_words(phase, std::move(words))]() mutable {
-        presence.set_words(phase, std::move(earlier));
-      });
+  return Scope([&presence, phase, earlier = presence.set_words(phase, std::move(words))]() mutable {
+    presence.set_words(phase, std::move(earlier));
+  });
 }
 void Watchdog::verdict(ExitCode code, const std::string& text) {
   impl_->ask(code, text);

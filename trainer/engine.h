@@ -20,7 +20,7 @@ namespace convoy::trainer {
 
 // Told by a step where it is, on the thread that calls it; empty functions are not called.
 struct StepHooks {
-  std::function<void()> compute;            // works, and waits for no other rank
+  std::function<void()> compute;           // works, and waits for no other rank
   std::function<void(int bucket)> reduce;  // waits for the sum of this bucket
 };
 

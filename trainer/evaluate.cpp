@@ -31,9 +31,8 @@ Evaluator::Evaluator(const data::Dataset& val, const Job& job, const Normalisati
   if (val_.size() == 0) fail(ExitCode::kBadData, "the validation set has no images");
 }
 
-Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
-                        Engine::Weights weights, comm::Watchdog& watchdog,
-                        uint64_t step) const {
+Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine, Engine::Weights weights,
+                        comm::Watchdog& watchdog, uint64_t step) const {
   watchdog.enter(comm::Phase::kEvaluate, step);
   const auto batch = static_cast<int>(input_.shape.n);
   const auto ranks = static_cast<uint64_t>(communicator.size());
@@ -52,8 +51,8 @@ Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine,
                                    .threads = data_threads_,
                                    .max_pixels = max_pixels_});
     std::vector<const data::Batch*> held(mine.size());
-    const auto words = watchdog.describe(
-        comm::Phase::kInput, [&] { return file_in_progress(loader.in_progress()); });
+    const auto words = watchdog.describe(comm::Phase::kInput,
+                                         [&] { return file_in_progress(loader.in_progress()); });
     const Engine::Source source{[&](uint64_t n) {
                                   const auto wait = watchdog.input();
                                   held[n] = &loader.acquire(n);

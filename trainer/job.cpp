@@ -227,8 +227,8 @@ proto::Job to_proto(Job job) {
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
 constexpr std::array<std::string_view, 7> kNotIdentity = {
-    "name", "data.path", "stop_after_steps", "checkpoint.", "reduction.bucket_mib", "log.",
-    "watchdog."};
+    "name", "data.path", "stop_after_steps", "checkpoint.", "reduction.bucket_mib",
+    "log.", "watchdog."};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {

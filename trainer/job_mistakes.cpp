@@ -190,11 +190,9 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   not_negative("watchdog.reduce_seconds", watchdog.reduce_seconds);
   not_negative("watchdog.save_seconds", watchdog.save_seconds);
   number("watchdog.heartbeat_seconds", watchdog.heartbeat_seconds,
-         watchdog.heartbeat_seconds >= 0.05 && watchdog.heartbeat_seconds <= 60,
-         "from 0.05 to 60");
+         watchdog.heartbeat_seconds >= 0.05 && watchdog.heartbeat_seconds <= 60, "from 0.05 to 60");
   mistakes.require(
-      watchdog.silence_seconds == 0 ||
-          watchdog.silence_seconds >= 3 * watchdog.heartbeat_seconds,
+      watchdog.silence_seconds == 0 || watchdog.silence_seconds >= 3 * watchdog.heartbeat_seconds,
       {"watchdog.silence_seconds", "watchdog.heartbeat_seconds"},
       fmt::format("is {}; it must be 0 (never) or at least three heartbeats, {}",
                   watchdog.silence_seconds, 3 * watchdog.heartbeat_seconds));

@@ -214,8 +214,8 @@ class Run {
         options_.data_threads >= 0 ? options_.data_threads : std::max(1, cpus - computing);
     comm::warn_of_too_few_cpus(communicator_, hosted > 0 ? computing : 0);
     watchdog_->set_rounds(static_cast<uint32_t>((hosted + lanes_ - 1) / lanes_));
-    normalisation_ = resolve(job_, *train_, communicator_, std::max(1, cpus),
-                             [this] { watchdog_->progress(); });
+    normalisation_ =
+        resolve(job_, *train_, communicator_, std::max(1, cpus), [this] { watchdog_->progress(); });
     length_ = {.dataset_size = train_->size(),
                .global_batch = uint64_t{job_.workers} * job_.batch_per_worker,
                .epochs = job_.epochs};
@@ -508,8 +508,7 @@ class Run {
     };
     const Accuracy a = accuracy_of(Engine::Weights::kTrained);
     std::optional<Accuracy> ema;
-    if (engine_->has_ema())
-      ema = accuracy_of(Engine::Weights::kAverage);
+    if (engine_->has_ema()) ema = accuracy_of(Engine::Weights::kAverage);
     result_ = a;
     if (is_root()) {
       log::info("epoch {:.2f}: {}", epoch_at(step_, length_), to_text(a));

@@ -20,7 +20,8 @@ struct TrainOptions {
   bool allow_change = false;
 };
 
-// Collective. Makes the watchdog, whose life goes on to the end of the communicator. Returns 0 (done, or stop_after_steps reached) or 75 (stopped by a signal, saved).
+// Collective. Makes the watchdog, whose life goes on to the end of the communicator. Returns 0
+// (done, or stop_after_steps reached) or 75 (stopped by a signal, saved).
 int train(comm::Communicator& communicator, std::unique_ptr<comm::Watchdog>& watchdog,
           const TrainOptions& options);
 

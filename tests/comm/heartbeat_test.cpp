@@ -80,8 +80,7 @@ TEST(Heartbeat, RubbishIsRefusedOrIncompleteButNeverTaken) {
   for (int i = 0; i < 20000; ++i) {
     std::string bytes = good;
     const int changes = 1 + static_cast<int>(random() % 4);
-    for (int c = 0; c < changes; ++c)
-      bytes[random() % bytes.size()] = static_cast<char>(random());
+    for (int c = 0; c < changes; ++c) bytes[random() % bytes.size()] = static_cast<char>(random());
     bytes.resize(random() % (bytes.size() + 1));
     Frame frame;
     const Read read = take_frame(bytes, 8, frame);

@@ -6,12 +6,8 @@
 namespace convoy::comm {
 namespace {
 
-constexpr Deadlines kDeadlines{.start = 100,
-                               .input = 30,
-                               .compute = 40,
-                               .reduce = 60,
-                               .save = 50,
-                               .silence = 20};
+constexpr Deadlines kDeadlines{
+    .start = 100, .input = 30, .compute = 40, .reduce = 60, .save = 50, .silence = 20};
 
 RankState in_reduce(double seconds) {
   RankState s;
@@ -51,15 +47,19 @@ TEST(Verdict, NothingIsWrongBelowTheDeadlines) {
 TEST(Verdict, TheRankThatWaitsForNobodyIsTheCulprit) {
   RankState culprit = in(Phase::kInput, 42.3);
   culprit.detail = "file /x/y.JPEG";
-  EXPECT_EQ(text({in_reduce(500), in_reduce(500), in_reduce(500), culprit}),
-            "rank 3 on node3: waiting for input 42 s, file /x/y.JPEG, step 812; ranks 0-2 waiting in "
-            "reduce of bucket 4, step 812; run the same command again");
+  EXPECT_EQ(
+      text({in_reduce(500), in_reduce(500), in_reduce(500), culprit}),
+      "rank 3 on node3: waiting for input 42 s, file /x/y.JPEG, step 812; ranks 0-2 waiting in "
+      "reduce of bucket 4, step 812; run the same command again");
 }
 
 TEST(Verdict, EveryPhaseHasItsOwnDeadline) {
-  for (const auto& [phase, deadline] : std::vector<std::pair<Phase, double>>{
-           {Phase::kStart, 100}, {Phase::kInput, 30}, {Phase::kCompute, 40},
-           {Phase::kEvaluate, 40}, {Phase::kSave, 50}, {Phase::kLeave, 50}}) {
+  for (const auto& [phase, deadline] : std::vector<std::pair<Phase, double>>{{Phase::kStart, 100},
+                                                                             {Phase::kInput, 30},
+                                                                             {Phase::kCompute, 40},
+                                                                             {Phase::kEvaluate, 40},
+                                                                             {Phase::kSave, 50},
+                                                                             {Phase::kLeave, 50}}) {
     EXPECT_EQ(text({in_reduce(1), in(phase, deadline - 1)}), "");
     EXPECT_NE(text({in_reduce(1), in(phase, deadline + 1)}).find("rank 1 on node1: "),
               std::string::npos);
@@ -74,10 +74,11 @@ TEST(Verdict, EveryPhaseHasItsOwnDeadline) {
 TEST(Verdict, ASilentRankIsNamedThoughItWaitedWhenItWasLastHeard) {
   RankState silent = in_reduce(22);
   silent.silence = 21;
-  EXPECT_EQ(text({in_reduce(22), in_reduce(22), silent}),
-            "rank 2 on node2: no heartbeat for 21 s (stopped, or its host or network is down), last "
-            "waiting in reduce of bucket 4, step 812; ranks 0-1 waiting in reduce of bucket 4, step "
-            "812; run the same command again");
+  EXPECT_EQ(
+      text({in_reduce(22), in_reduce(22), silent}),
+      "rank 2 on node2: no heartbeat for 21 s (stopped, or its host or network is down), last "
+      "waiting in reduce of bucket 4, step 812; ranks 0-1 waiting in reduce of bucket 4, step "
+      "812; run the same command again");
   silent.left = true;
   EXPECT_EQ(text({in_reduce(22), in_reduce(22), silent}), "") << "it has said goodbye";
 }

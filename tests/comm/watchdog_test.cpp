@@ -219,8 +219,7 @@ TEST_F(WatchdogTest, AnyRankCanEndTheJobWithAnotherCode) {
   bytes += encode({.type = FrameType::kVerdict,
                    .beats = {},
                    .verdict = {.exit_code = 70, .culprits = {1}, .text = "weights differ"}});
-  ASSERT_EQ(::send(socket.fd(), bytes.data(), bytes.size(), 0),
-            static_cast<ssize_t>(bytes.size()));
+  ASSERT_EQ(::send(socket.fd(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
   communicator.all_gather("");
   const auto verdicts = ends.wait_for(1);
   ASSERT_EQ(verdicts.size(), 1u);

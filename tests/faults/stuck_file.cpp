@@ -14,8 +14,7 @@ extern "C" ssize_t read(int fd, void* buffer, size_t bytes) {
   static const char* const rank = std::getenv("OMPI_COMM_WORLD_RANK");
   if (stuck && rank && std::strcmp(rank, "1") == 0) {
     char path[4096];
-    const ssize_t n =
-        readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof path);
+    const ssize_t n = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), path, sizeof path);
     if (n > 0 && std::string(path, static_cast<size_t>(n)) == stuck)
       for (;;) pause();
   }
