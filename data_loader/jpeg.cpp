@@ -11,8 +11,14 @@
 namespace convoy::data {
 namespace {
 
-// A progressive file of a few bytes per scan can ask for endless work; encoders use about ten.
-constexpr int kMaxScans = 500;
+// A progressive file of a few bytes per scan can ask for endless work: each of its scans visits all
+// pixels. Encoders use about ten. Small images may have more; together they are worth one decode of
+// a large one.
+constexpr uint64_t kMaxScans = 500, kMinScans = 20, kMaxScanPixels = uint64_t{1} << 30;
+
+// Coefficients of images with several scans: enough for data.max_pixels' default where chroma is
+// halved both ways.
+constexpr long kMaxMemoryBytes = 600'000'000;
 
 class JpegCodec final : public ImageCodec {
  public:
@@ -23,6 +29,7 @@ class JpegCodec final : public ImageCodec {
     jpeg_.client_data = this;
     if (!guarded([this] { jpeg_create_decompress(&jpeg_); }))
       fail(ExitCode::kFault, "libjpeg: {}", text_);
+    jpeg_.mem->max_memory_to_use = kMaxMemoryBytes;
     progress_.progress_monitor = &on_progress;
     jpeg_.progress = &progress_;
   }
@@ -147,8 +154,10 @@ class JpegCodec final : public ImageCodec {
 
   static void on_progress(j_common_ptr jpeg) {
     JpegCodec& codec = self(jpeg);
-    if (codec.jpeg_.input_scan_number <= kMaxScans) return;
-    std::snprintf(codec.text_, sizeof codec.text_, "more than %d scans", kMaxScans);
+    const uint64_t pixels = uint64_t{codec.jpeg_.image_width} * codec.jpeg_.image_height;
+    const uint64_t most = std::clamp(kMaxScanPixels / std::max<uint64_t>(pixels, 1), kMinScans, kMaxScans);
+    if (static_cast<uint64_t>(codec.jpeg_.input_scan_number) <= most) return;
+    std::snprintf(codec.text_, sizeof codec.text_, "more than %d scans", static_cast<int>(most));
     std::longjmp(codec.jump_, 1);
   }
 
