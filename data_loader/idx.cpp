@@ -84,9 +84,9 @@ class Reader {
   gzFile gz_;
 };
 
-// Fills `out` with `bytes` from a file that is one sound gzip member of just so many: libdeflate takes
-// half of zlib's time. False for any other file; zlib then says what it holds. No memory is taken
-// where the member's own last word, its size, is another.
+// Fills `out` with `bytes` from a file that is one sound gzip member of just so many: libdeflate
+// takes half of zlib's time. False for any other file; zlib then says what it holds. No memory is
+// taken where the member's own last word, its size, is another.
 bool unzip_whole(const std::string& path, size_t bytes, std::vector<uint8_t>& out) {
   std::vector<uint8_t> packed;
   read_file(path, packed);

@@ -79,8 +79,8 @@ void for_each_entry(const std::string& path, Visit visit) {
   }
 }
 
-// The classes of a split's folder, sorted, without their files. Throws Error (kBadData) where a link
-// makes one folder two classes.
+// The classes of a split's folder, sorted, without their files. Throws Error (kBadData) where a
+// link makes one folder two classes.
 Index list_classes(const std::string& root) {
   Index index;
   index.modified_ns = modified_ns(root);

@@ -131,6 +131,9 @@ class JpegCodec final : public ImageCodec {
 
   [[noreturn]] static void on_error(j_common_ptr jpeg) {
     (*jpeg->err->format_message)(jpeg, self(jpeg).text_);
+    if (jpeg->err->msg_code == JERR_NO_BACKING_STORE)
+      std::snprintf(self(jpeg).text_, sizeof self(jpeg).text_,
+                    "more than %ld bytes of coefficients", kMaxMemoryBytes);
     std::longjmp(self(jpeg).jump_, 1);
   }
 
@@ -155,7 +158,8 @@ class JpegCodec final : public ImageCodec {
   static void on_progress(j_common_ptr jpeg) {
     JpegCodec& codec = self(jpeg);
     const uint64_t pixels = uint64_t{codec.jpeg_.image_width} * codec.jpeg_.image_height;
-    const uint64_t most = std::clamp(kMaxScanPixels / std::max<uint64_t>(pixels, 1), kMinScans, kMaxScans);
+    const uint64_t most =
+        std::clamp(kMaxScanPixels / std::max<uint64_t>(pixels, 1), kMinScans, kMaxScans);
     if (static_cast<uint64_t>(codec.jpeg_.input_scan_number) <= most) return;
     std::snprintf(codec.text_, sizeof codec.text_, "more than %d scans", static_cast<int>(most));
     std::longjmp(codec.jump_, 1);

@@ -149,8 +149,8 @@ std::string to_text(const Sums& sums) {
   return text;
 }
 
-// Whether these can be sums of at most `samples` images (of just so many, unless bad ones may be left
-// out): a cache is not trusted more than any other file.
+// Whether these can be sums of at most `samples` images (of just so many, unless bad ones may be
+// left out): a cache is not trusted more than any other file.
 bool plausible(const Sums& sums, uint64_t samples, bool some_left_out) {
   using Wide = unsigned __int128;
   if (sums.samples > samples || (sums.samples < samples && !some_left_out)) return false;

@@ -157,7 +157,7 @@ TEST(ImageStatistics, AreCachedByDatasetAndTransform) {
     other.replace(other.find("\n23\n"), 4, fmt::format("\n{}\n", samples));
     expect_made_anew(other + sha256_hex(other) + "\n");
   }
-  for (const char* sum : {"0", "5866", "18446744073709551615"}) {  // of the last pixel; 255 x 23 is less
+  for (const char* sum : {"5866", "18446744073709551615"}) {  // of the last pixel; 255 x 23 is less
     const std::string other = text.substr(0, last) + sum + "\n";
     expect_made_anew(other + sha256_hex(other) + "\n");
   }

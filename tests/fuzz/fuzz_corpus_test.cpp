@@ -1,6 +1,6 @@
-// Replays every input that the fuzzers keep (tests/fuzz/corpus/, regressions among them) through every
-// parser, without a fuzzer: R49 and R50 for any compiler. CONVOY_FUZZ_CORPUS adds a folder, e.g. of
-// the units that a fuzzer called slow.
+// Replays every input that the fuzzers keep (tests/fuzz/corpus/, regressions among them) through
+// every parser, without a fuzzer: R49 and R50 for any compiler. CONVOY_FUZZ_CORPUS adds a folder,
+// e.g. of the units that a fuzzer called slow.
 #include <gtest/gtest.h>
 
 #include <cstdlib>

@@ -1,5 +1,5 @@
-// Writes the first inputs of every fuzzer: DIR/<parser>/<name>, made by our own encoders. From these
-// and from what fuzzing found, `run.sh --merge` makes the corpus that is committed.
+// Writes the first inputs of every fuzzer: DIR/<parser>/<name>, made by our own encoders. From
+// these and from what fuzzing found, `run.sh --merge` makes the corpus that is committed.
 #include <cstdio>
 
 #include "ops/core/error.h"
@@ -53,14 +53,14 @@ void datasets(const auto& write) {
   const std::string pixels = test::encode_idx_images(2, 2, 3, std::vector<uint8_t>(12, 77));
   write("idx/plain", counted(labels) + pixels);
   write("idx/zipped", counted(test::gzip(labels)) + test::gzip(pixels));
-  write("idx/members", counted(labels) + test::gzip(pixels.substr(0, 20)) +
-                           test::gzip(pixels.substr(20)));
+  write("idx/members",
+        counted(labels) + test::gzip(pixels.substr(0, 20)) + test::gzip(pixels.substr(20)));
   std::string names;
   for (int i = 0; i < 10; ++i) names += fmt::format("c{}\n", i);
   write("cifar/ten", counted(names) + std::string(3073, '\x03'));
   for (int i = 10; i < 100; ++i) names += fmt::format("c{}\n", i);
-  write("cifar/hundred", counted(names + (names.size() % 2 == 0 ? "\n" : "")) +
-                             std::string(3074, '\x05'));
+  write("cifar/hundred",
+        counted(names + (names.size() % 2 == 0 ? "\n" : "")) + std::string(3074, '\x05'));
   write("index/two",
         "convoy image index 1\n4000000000000000000 0 2\n4000000000000000000 1 a\n1 1.jpg\n"
         "4000000000000000000 1 b\n2 2.jpg\n");
@@ -87,8 +87,11 @@ void texts(const auto& write) {
   job.data.path = "d";
   job.schedule.milestones = {30, 60.5};
   write("job/all", to_text(job));
-  write("job/short", "model { name: 'a' 'b' }, data < path: \"d\" mean: [0.5] std: .5f >; seed: 0x1f # c\n");
-  write("job/marked", "\xEF\xBB\xBF" "model { name: \"m\" }\r\ndata { path: \"d\" }\r\n");
+  write("job/short",
+        "model { name: 'a' 'b' }, data < path: \"d\" mean: [0.5] std: .5f >; seed: 0x1f # c\n");
+  write("job/marked",
+        "\xEF\xBB\xBF"
+        "model { name: \"m\" }\r\ndata { path: \"d\" }\r\n");
   write("set/some", "seed=3\nschedule.milestones=1,2.5\ndata.train.flip=no\noptimizer.momentun=1");
   write("graph/all",
         "name: \"g\" input_channels: 3 input_height: 32 input_width: 32\n"

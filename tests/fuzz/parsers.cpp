@@ -79,8 +79,8 @@ class MemoryFile {
 
   std::string path() const { return fmt::format("/proc/self/fd/{}", fd_); }
   void set(std::string_view bytes) const {
-    require(::ftruncate(fd_, 0) == 0 && ::pwrite(fd_, bytes.data(), bytes.size(), 0) ==
-                                            static_cast<ssize_t>(bytes.size()),
+    require(::ftruncate(fd_, 0) == 0 &&
+                ::pwrite(fd_, bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()),
             "writing to memory: " + errno_text());
   }
 
@@ -295,8 +295,8 @@ void feed_index(std::string_view bytes) {
     for (uint64_t i = 0; i < std::min<uint64_t>(dataset->size(), 100); ++i) {
       const std::string name = dataset->name(i);
       require(name.starts_with(inside) &&
-                  std::count(name.begin() + static_cast<int64_t>(inside.size()), name.end(),
-                             '/') == 1 &&
+                  std::count(name.begin() + static_cast<int64_t>(inside.size()), name.end(), '/') ==
+                      1 &&
                   name.find("/../") == std::string::npos,
               "an index that leads out of its folder: " + name);
     }
@@ -311,8 +311,8 @@ struct KeptStatistics {
                                                       "\1\2\3\4\5\6\7\x08",
                                                       24));
     data.write("train-labels-idx1-ubyte", std::string("\0\0\x08\x01\0\0\0\x02\0\1", 10));
-    dataset = open_dataset({.format = data::Format::kIdx, .path = data.path()},
-                           data::Split::kTrain);
+    dataset =
+        open_dataset({.format = data::Format::kIdx, .path = data.path()}, data::Split::kTrain);
     config.transform = {.resize = 0, .size = 0};
     config.cache_folder = cache.path();
     truth = image_statistics(*dataset, config);
@@ -420,8 +420,7 @@ void feed_set(std::string_view bytes) {
 
 void feed_graph(std::string_view bytes) {
   ops::Graph graph;
-  if (!accepted({ExitCode::kBadJob}, [&] { graph = trainer::parse_graph(bytes, "graph"); }))
-    return;
+  if (!accepted({ExitCode::kBadJob}, [&] { graph = trainer::parse_graph(bytes, "graph"); })) return;
   const std::string text = trainer::to_text(graph);
   require(trainer::to_text(trainer::parse_graph(text, "graph")) == text, "another graph");
   accepted({ExitCode::kBadJob}, [&] {

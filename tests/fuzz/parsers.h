@@ -1,5 +1,5 @@
-// Every parser of bytes from outside, behind one function each, for the fuzzers (fuzz_target.cpp) and
-// for the plain test that replays their corpus (fuzz_corpus_test.cpp). To add one: a row in
+// Every parser of bytes from outside, behind one function each, for the fuzzers (fuzz_target.cpp)
+// and for the plain test that replays their corpus (fuzz_corpus_test.cpp). To add one: a row in
 // parsers.cpp, a first input in make_seeds.cpp, a folder of that name in tests/fuzz/corpus/.
 #pragma once
 

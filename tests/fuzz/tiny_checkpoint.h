@@ -26,8 +26,7 @@ struct TinyCheckpoint {
                    .global_batch = 128,
                    .plateau = {},
                    .top1 = 0.5};
-    state.model.tensors = {
-        {"w", trainer::StoredType::kF32, {2}, std::as_bytes(std::span(weight))}};
+    state.model.tensors = {{"w", trainer::StoredType::kF32, {2}, std::as_bytes(std::span(weight))}};
     state.optimizer.tensors = {
         {"momentum.w", trainer::StoredType::kF32, {2}, std::as_bytes(std::span(momentum))}};
     return state;
