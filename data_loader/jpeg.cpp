@@ -26,12 +26,8 @@ class JpegCodec final : public ImageCodec {
     jpeg_.err = jpeg_std_error(&errors_);
     errors_.error_exit = &on_error;
     errors_.emit_message = &on_message;
-    jpeg_.client_data = this;
-    if (!guarded([this] { jpeg_create_decompress(&jpeg_); }))
-      fail(ExitCode::kFault, "libjpeg: {}", text_);
-    jpeg_.mem->max_memory_to_use = kMaxMemoryBytes;
     progress_.progress_monitor = &on_progress;
-    jpeg_.progress = &progress_;
+    create();
   }
   ~JpegCodec() override { jpeg_destroy_decompress(&jpeg_); }
   JpegCodec(const JpegCodec&) = delete;
@@ -41,8 +37,11 @@ class JpegCodec final : public ImageCodec {
                   uint64_t max_pixels) override {
     name_ = name;
     in_header_ = true;
+    // A decompressor keeps the tables of one file for the next, which may lack its own: then its
+    // pixels would depend on what this thread decoded before.
+    jpeg_destroy_decompress(&jpeg_);
+    create();
     const bool good = guarded([this, bytes] {
-      jpeg_abort_decompress(&jpeg_);
       jpeg_mem_src(&jpeg_, bytes.data(), bytes.size());
       jpeg_read_header(&jpeg_, TRUE);
       in_header_ = false;
@@ -96,6 +95,14 @@ class JpegCodec final : public ImageCodec {
   }
 
  private:
+  void create() {
+    jpeg_.client_data = this;
+    if (!guarded([this] { jpeg_create_decompress(&jpeg_); }))
+      fail(ExitCode::kFault, "libjpeg: {}", text_);
+    jpeg_.mem->max_memory_to_use = kMaxMemoryBytes;
+    jpeg_.progress = &progress_;
+  }
+
   // Runs calls of libjpeg; false when one of them failed, with its message in text_. `body` owns
   // nothing: libjpeg leaves it by longjmp.
   template <typename Body>
