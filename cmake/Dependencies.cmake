@@ -2,10 +2,7 @@
 # from Debian 12 (README, "Build"); nothing is downloaded.
 
 find_package(Threads REQUIRED)
-find_package(OpenMP REQUIRED COMPONENTS CXX)
-find_package(MPI REQUIRED COMPONENTS CXX)          # Open MPI 4.1 or MPICH
 find_package(Protobuf 3.12 REQUIRED)
-find_package(Boost 1.74 REQUIRED COMPONENTS program_options)
 find_package(fmt 9 REQUIRED CONFIG)
 find_package(nlohmann_json 3.11 REQUIRED CONFIG)
 find_package(OpenSSL 1.1 REQUIRED COMPONENTS Crypto)  # SHA-256
@@ -14,6 +11,14 @@ find_package(PNG 1.6 REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(JPEG REQUIRED IMPORTED_TARGET "libjpeg>=2.1")  # libjpeg-turbo's libjpeg API
 pkg_check_modules(DEFLATE REQUIRED IMPORTED_TARGET "libdeflate>=1.14")
+
+if(CONVOY_FUZZ)
+  return()  # the fuzzers need no more
+endif()
+
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(MPI REQUIRED COMPONENTS CXX)          # Open MPI 4.1 or MPICH
+find_package(Boost 1.74 REQUIRED COMPONENTS program_options)
 
 # oneDNN, found without its CMake package: Debian's asks for OpenCL headers that nobody needs here.
 find_path(DNNL_INCLUDE_DIR dnnl.hpp REQUIRED)

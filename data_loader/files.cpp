@@ -24,6 +24,9 @@ bool may_pass(int error) {
 // False with errno set when something failed that may pass.
 bool try_read_file(const std::string& path, std::vector<uint8_t>& out) {
   const OpenFile file = open_regular(path);
+  if (file.bytes > kMaxFileBytes)
+    fail(ExitCode::kBadData, "{}: has {} bytes; of such a file at most {} are read",
+         printable(path), file.bytes, kMaxFileBytes);
   // One byte more than the size says shows that nothing was appended meanwhile.
   out.resize(file.bytes + 1);
   size_t filled = 0;

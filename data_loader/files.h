@@ -31,8 +31,12 @@ struct OpenFile {
 // kBadData where it is something else, kIo where it cannot be opened.
 OpenFile open_regular(const std::string& path);
 
+// A file that is read whole has at most this: an image's file, a gzipped or CIFAR file, a cache.
+constexpr uint64_t kMaxFileBytes = uint64_t{1} << 30;
+
 // The whole file. Troubles that pass (EIO, ESTALE, too many open files ...) are tried again twice.
-// Throws Error as open_regular(), and kIo when reading fails.
+// Throws Error as open_regular(), kBadData where it has more than kMaxFileBytes (no memory is taken
+// then), and kIo when reading fails.
 void read_file(const std::string& path, std::vector<uint8_t>& out);
 
 bool is_directory(const std::string& path);     // false also where it cannot be looked at

@@ -74,6 +74,7 @@ class Reader {
   }
 
   bool zipped() { return !gzdirect(gz_); }
+  uint64_t file_bytes() const { return file_.bytes; }
   // The most bytes the file can hold: deflate packs at most 1032 to 1.
   uint64_t capacity() { return zipped() ? file_.bytes * 1032 : file_.bytes; }
 
@@ -83,11 +84,18 @@ class Reader {
   gzFile gz_;
 };
 
-// Fills `out` from a file that is one sound gzip member of just so many bytes: libdeflate takes
-// half of zlib's time. False for any other file; zlib then says what it holds.
-bool unzip_whole(const std::string& path, std::span<uint8_t> out) {
+// Fills `out` with `bytes` from a file that is one sound gzip member of just so many: libdeflate
+// takes half of zlib's time. False for any other file; zlib then says what it holds. No memory is
+// taken where the member's own last word, its size, is another.
+bool unzip_whole(const std::string& path, size_t bytes, std::vector<uint8_t>& out) {
   std::vector<uint8_t> packed;
   read_file(path, packed);
+  if (packed.size() < 4) return false;
+  const uint8_t* last = &packed[packed.size() - 4];
+  const uint32_t size = uint32_t{last[0]} | uint32_t{last[1]} << 8 | uint32_t{last[2]} << 16 |
+                        uint32_t{last[3]} << 24;
+  if (size != bytes) return false;
+  out.resize(bytes);
   const std::unique_ptr<libdeflate_decompressor, decltype(&libdeflate_free_decompressor)> unzip(
       libdeflate_alloc_decompressor(), &libdeflate_free_decompressor);
   size_t used = 0;
@@ -128,20 +136,27 @@ IdxFile read_idx(const std::string& path, int dimensions) {
   if (total + header_bytes > reader.capacity())
     fail(ExitCode::kBadData, "{}: the header says {} bytes of data, the file is too short for that",
          printable(path), sizes);
-  if (reader.zipped()) {
-    file.bytes.resize(header_bytes + static_cast<size_t>(total));
-    if (unzip_whole(path, file.bytes)) {
-      file.bytes.erase(file.bytes.begin(), file.bytes.begin() + static_cast<int64_t>(header_bytes));
-      return file;
-    }
+  const auto wanted = static_cast<size_t>(total);
+  if (reader.zipped() && wanted + header_bytes <= kMaxFileBytes &&
+      reader.file_bytes() <= kMaxFileBytes &&
+      unzip_whole(path, wanted + header_bytes, file.bytes)) {
+    file.bytes.erase(file.bytes.begin(), file.bytes.begin() + static_cast<int64_t>(header_bytes));
+    return file;
   }
-  file.bytes.resize(static_cast<size_t>(total));
-  const size_t data_bytes = reader.read(file.bytes.data(), file.bytes.size());
+  // Memory grows with the data that is really there.
+  constexpr size_t kPiece = size_t{1} << 24;
+  file.bytes.clear();
+  if (!reader.zipped()) file.bytes.reserve(wanted);
+  size_t data_bytes = 0;
+  while (data_bytes == file.bytes.size() && data_bytes < wanted) {
+    file.bytes.resize(data_bytes + std::min(wanted - data_bytes, kPiece));
+    data_bytes += reader.read(&file.bytes[data_bytes], file.bytes.size() - data_bytes);
+  }
   uint8_t more = 0;
-  if (data_bytes != file.bytes.size() || reader.read(&more, 1) != 0)
+  if (data_bytes != wanted || reader.read(&more, 1) != 0)
     fail(ExitCode::kBadData, "{}: the header says {} = {} bytes of data, the file has {}",
-         printable(path), sizes, file.bytes.size(),
-         data_bytes < file.bytes.size() ? fmt::format("{}", data_bytes) : "more");
+         printable(path), sizes, wanted,
+         data_bytes < wanted ? fmt::format("{}", data_bytes) : "more");
   return file;
 }
 

@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <map>
 
 #include "data_loader/files.h"
+#include "data_loader/image.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
@@ -77,15 +79,23 @@ void for_each_entry(const std::string& path, Visit visit) {
   }
 }
 
-// The classes of a split's folder, sorted, without their files.
+// The classes of a split's folder, sorted, without their files. Throws Error (kBadData) where a
+// link makes one folder two classes.
 Index list_classes(const std::string& root) {
   Index index;
   index.modified_ns = modified_ns(root);
-  for_each_entry(root, [&](std::string name, const struct stat* status) {
-    if (status != nullptr && S_ISDIR(status->st_mode))
-      index.folders.push_back({std::move(name), nanoseconds(status->st_mtim), {}});
-    else
+  std::map<std::pair<dev_t, ino_t>, std::string> seen;
+  for_each_entry(root, [&](const std::string& name, const struct stat* status) {
+    if (status == nullptr || !S_ISDIR(status->st_mode)) {
       ++index.skipped;
+      return;
+    }
+    const auto [first, fresh] = seen.try_emplace({status->st_dev, status->st_ino}, name);
+    if (!fresh)
+      fail(ExitCode::kBadData, "{}: \"{}\" and \"{}\" are one folder, not two classes: remove one",
+           printable(root), printable(std::min(first->second, name)),
+           printable(std::max(first->second, name)));
+    index.folders.push_back({name, nanoseconds(status->st_mtim), {}});
   });
   std::sort(index.folders.begin(), index.folders.end(),
             [](const ClassFolder& a, const ClassFolder& b) { return a.name < b.name; });
@@ -142,7 +152,13 @@ bool take_number(std::string_view& line, T& value) {
   return true;
 }
 
-// False where there is no index or a folder has changed since.
+// A name that scan() could have found: it stays in its folder.
+bool is_inside(std::string_view name) {
+  return !name.empty() && name[0] != '.' && name.find('/') == std::string_view::npos;
+}
+
+// False where there is no index, a folder has changed since, or it is not as keep() writes it: what
+// lies in a cache folder is not trusted more than what lies elsewhere.
 bool recall(const std::string& path, const std::string& root, Index& index) {
   const std::string cached = read_cache(path);
   std::string_view text = cached, line;
@@ -158,17 +174,23 @@ bool recall(const std::string& path, const std::string& root, Index& index) {
         !take_number(line, files))
       return false;
     folder.name = line;
+    if (!is_inside(folder.name) ||
+        (!index.folders.empty() && index.folders.back().name >= folder.name))
+      return false;
     const std::string folder_path = root + "/" + folder.name;
     if (!is_directory(folder_path) || modified_ns(folder_path) != folder.modified_ns) return false;
     for (; files > 0; --files) {
       ImageFile file;
       if (!next_line(text, line) || !take_number(line, file.bytes)) return false;
       file.name = line;
+      if (!is_inside(file.name) || !is_image_name(file.name) ||
+          (!folder.files.empty() && folder.files.back().name >= file.name))
+        return false;
       folder.files.push_back(std::move(file));
     }
     index.folders.push_back(std::move(folder));
   }
-  return true;
+  return text.empty();
 }
 
 class ImageFolder final : public Dataset {
@@ -207,6 +229,9 @@ class ImageFolder final : public Dataset {
     const size_t folder = folder_of(i);
     const ImageFile& file = folders_[folder].files[i - first_[folder]];
     const std::string path = name(i);
+    if (file.bytes > kMaxFileBytes)
+      throw BadContent(fmt::format("{}: has {} bytes; an image's file has at most {}",
+                                   printable(path), file.bytes, kMaxFileBytes));
     read_file(path, sample.storage);
     if (sample.storage.size() != file.bytes)
       fail(ExitCode::kBadData,
@@ -238,6 +263,21 @@ std::vector<std::string> names_of(const Index& index) {
   return names;
 }
 
+// Throws Error (kBadData) that names all of these classes at once; nothing where there are none.
+void refuse_classes(const std::string& root, const std::vector<std::string>& names,
+                    const std::string& what, const std::string& remedy) {
+  constexpr size_t kMostSaid = 20;
+  if (names.empty()) return;
+  if (names.size() == 1)
+    fail(ExitCode::kBadData, "{}/{}: {}: {}", printable(root), printable(names[0]), what, remedy);
+  std::string list;
+  for (size_t i = 0; i < std::min(names.size(), kMostSaid); ++i)
+    list += fmt::format("{}\"{}\"", i == 0 ? "" : ", ", printable(names[i]));
+  if (names.size() > kMostSaid) list += fmt::format(" and {} more", names.size() - kMostSaid);
+  fail(ExitCode::kBadData, "{}: {} classes: {}: {}; {}", printable(root), names.size(), list, what,
+       remedy);
+}
+
 }  // namespace
 
 bool is_image_folder(const std::string& path) {
@@ -261,11 +301,11 @@ std::unique_ptr<Dataset> open_image_folder(const DatasetSpec& spec, Split split)
   if (index.folders.empty())
     fail(ExitCode::kBadData, "{}: no class folders in it (expected <class>/*.jpg)",
          printable(root));
+  std::vector<std::string> empty;
   for (const ClassFolder& folder : index.folders)
-    if (folder.files.empty())
-      fail(ExitCode::kBadData,
-           "{}/{}: class folder without images (*.jpg, *.jpeg, *.png): fill or remove it",
-           printable(root), printable(folder.name));
+    if (folder.files.empty()) empty.push_back(folder.name);
+  refuse_classes(root, empty, "class folder without images (*.jpg, *.jpeg, *.png)",
+                 "fill or remove it");
   if (index.skipped > 0)
     log::info("{}: {} entries skipped that are no images", printable(root), index.skipped);
   if (flat && split == Split::kVal)
@@ -276,10 +316,11 @@ std::unique_ptr<Dataset> open_image_folder(const DatasetSpec& spec, Split split)
   std::vector<std::string> classes = names_of(index);
   if (!flat && split == Split::kVal && is_directory(train)) {
     const std::vector<std::string> known = names_of(list_classes(train));
+    std::vector<std::string> strangers;
     for (const std::string& name : classes)
-      if (!std::binary_search(known.begin(), known.end(), name))
-        fail(ExitCode::kBadData, "{}/{}: no class of that name in {}", printable(val),
-             printable(name), printable(train));
+      if (!std::binary_search(known.begin(), known.end(), name)) strangers.push_back(name);
+    refuse_classes(val, strangers, fmt::format("no class of that name in {}", printable(train)),
+                   "add it there or remove it here");
     classes = known;
   }
   if (spec.classes > 0 && classes.size() > static_cast<size_t>(spec.classes))

@@ -11,8 +11,14 @@
 namespace convoy::data {
 namespace {
 
-// A progressive file of a few bytes per scan can ask for endless work; encoders use about ten.
-constexpr int kMaxScans = 500;
+// A progressive file of a few bytes per scan can ask for endless work: each of its scans visits all
+// pixels. Encoders use about ten. Small images may have more; together they are worth one decode of
+// a large one.
+constexpr uint64_t kMaxScans = 500, kMinScans = 20, kMaxScanPixels = uint64_t{1} << 30;
+
+// Coefficients of images with several scans: enough for data.max_pixels' default where chroma is
+// halved both ways.
+constexpr long kMaxMemoryBytes = 600'000'000;
 
 class JpegCodec final : public ImageCodec {
  public:
@@ -20,11 +26,8 @@ class JpegCodec final : public ImageCodec {
     jpeg_.err = jpeg_std_error(&errors_);
     errors_.error_exit = &on_error;
     errors_.emit_message = &on_message;
-    jpeg_.client_data = this;
-    if (!guarded([this] { jpeg_create_decompress(&jpeg_); }))
-      fail(ExitCode::kFault, "libjpeg: {}", text_);
     progress_.progress_monitor = &on_progress;
-    jpeg_.progress = &progress_;
+    create();
   }
   ~JpegCodec() override { jpeg_destroy_decompress(&jpeg_); }
   JpegCodec(const JpegCodec&) = delete;
@@ -34,8 +37,11 @@ class JpegCodec final : public ImageCodec {
                   uint64_t max_pixels) override {
     name_ = name;
     in_header_ = true;
+    // A decompressor keeps the tables of one file for the next, which may lack its own: then its
+    // pixels would depend on what this thread decoded before.
+    jpeg_destroy_decompress(&jpeg_);
+    create();
     const bool good = guarded([this, bytes] {
-      jpeg_abort_decompress(&jpeg_);
       jpeg_mem_src(&jpeg_, bytes.data(), bytes.size());
       jpeg_read_header(&jpeg_, TRUE);
       in_header_ = false;
@@ -89,6 +95,14 @@ class JpegCodec final : public ImageCodec {
   }
 
  private:
+  void create() {
+    jpeg_.client_data = this;
+    if (!guarded([this] { jpeg_create_decompress(&jpeg_); }))
+      fail(ExitCode::kFault, "libjpeg: {}", text_);
+    jpeg_.mem->max_memory_to_use = kMaxMemoryBytes;
+    jpeg_.progress = &progress_;
+  }
+
   // Runs calls of libjpeg; false when one of them failed, with its message in text_. `body` owns
   // nothing: libjpeg leaves it by longjmp.
   template <typename Body>
@@ -124,6 +138,9 @@ class JpegCodec final : public ImageCodec {
 
   [[noreturn]] static void on_error(j_common_ptr jpeg) {
     (*jpeg->err->format_message)(jpeg, self(jpeg).text_);
+    if (jpeg->err->msg_code == JERR_NO_BACKING_STORE)
+      std::snprintf(self(jpeg).text_, sizeof self(jpeg).text_,
+                    "more than %ld bytes of coefficients", kMaxMemoryBytes);
     std::longjmp(self(jpeg).jump_, 1);
   }
 
@@ -147,8 +164,11 @@ class JpegCodec final : public ImageCodec {
 
   static void on_progress(j_common_ptr jpeg) {
     JpegCodec& codec = self(jpeg);
-    if (codec.jpeg_.input_scan_number <= kMaxScans) return;
-    std::snprintf(codec.text_, sizeof codec.text_, "more than %d scans", kMaxScans);
+    const uint64_t pixels = uint64_t{codec.jpeg_.image_width} * codec.jpeg_.image_height;
+    const uint64_t most =
+        std::clamp(kMaxScanPixels / std::max<uint64_t>(pixels, 1), kMinScans, kMaxScans);
+    if (static_cast<uint64_t>(codec.jpeg_.input_scan_number) <= most) return;
+    std::snprintf(codec.text_, sizeof codec.text_, "more than %d scans", static_cast<int>(most));
     std::longjmp(codec.jump_, 1);
   }
 

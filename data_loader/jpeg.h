@@ -7,7 +7,7 @@
 
 namespace convoy::data {
 
-// Reuses one decompressor. Every warning of libjpeg that means damaged data is an error here.
+// Every warning of libjpeg that means damaged data is an error here.
 std::unique_ptr<ImageCodec> make_jpeg_codec();
 
 }  // namespace convoy::data

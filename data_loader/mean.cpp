@@ -150,6 +150,28 @@ std::string to_text(const Sums& sums) {
   return text;
 }
 
+// Whether these can be sums of at most `samples` images (of just so many, unless bad ones may be
+// left out): a cache is not trusted more than any other file.
+bool plausible(const Sums& sums, uint64_t samples, bool some_left_out) {
+  using Wide = unsigned __int128;
+  if (sums.samples > samples || (sums.samples < samples && !some_left_out)) return false;
+  const size_t channels = sums.squares.size();
+  std::vector<Wide> totals(channels);
+  Wide sum_squares = 0, all_squares = 0;
+  for (size_t i = 0; i < sums.pixels.size(); ++i) {
+    if (sums.pixels[i] > Wide{255} * sums.samples) return false;
+    totals[i % channels] += sums.pixels[i];
+    sum_squares += Wide{sums.pixels[i]} * sums.pixels[i];
+  }
+  const Wide n = Wide{sums.samples} * (sums.pixels.size() / channels);
+  for (size_t c = 0; c < channels; ++c) {
+    if (sums.squares[c] > 255 * totals[c] || n * sums.squares[c] < totals[c] * totals[c])
+      return false;
+    all_squares += sums.squares[c];
+  }
+  return sums.samples * all_squares >= sum_squares;
+}
+
 // False where the text holds other numbers than such sums.
 bool from_text(std::string_view text, Sums& sums) {
   const auto take = [&](uint64_t& value) {
@@ -213,7 +235,8 @@ ImageStatistics image_statistics(const Dataset& dataset, const StatisticsConfig&
   if (!path.empty()) {
     const std::string text = read_cache(path);
     Sums sums(shape);
-    if (text.starts_with(header) && from_text(std::string_view(text).substr(header.size()), sums))
+    if (text.starts_with(header) && from_text(std::string_view(text).substr(header.size()), sums) &&
+        plausible(sums, dataset.size(), config.bad_sample == BadSample::kSubstitute))
       return from_sums(sums, shape);
   }
   log::info("image statistics over {} training images, {}: computed once", dataset.size(),

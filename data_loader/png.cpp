@@ -22,6 +22,8 @@ class PngCodec final : public ImageCodec {
     if (info_ == nullptr) fail(ExitCode::kFault, "libpng: out of memory");
     const bool good = guarded([this] {
       png_set_read_fn(png_, this, &on_read);
+      // Text, profiles and times are stepped over: unpacked, each may take megabytes.
+      png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
       png_set_user_limits(png_, 0x7fffffff, 0x7fffffff);  // check_pixels() says it better
       png_read_info(png_, info_);
     });

@@ -206,8 +206,8 @@ void copy(uint8_t* out, const Geometry& geometry, const PixelView& pixels) {
   const size_t channels = static_cast<size_t>(pixels.channels);
   const size_t row_bytes = static_cast<size_t>(geometry.x.count) * channels;
   const Region source = source_region(geometry);
-  const int left = source.x - geometry.x.first;  // zeros before the image
-  const int top = source.y - geometry.y.first;
+  const int left = source.x - geometry.x.low - geometry.x.first;  // zeros before the image
+  const int top = source.y - geometry.y.low - geometry.y.first;
   std::memset(out, 0, row_bytes * static_cast<size_t>(geometry.y.count));
   for (int y = 0; y < source.height; ++y) {
     const uint8_t* row = pixels.data +
@@ -329,7 +329,8 @@ Region source_region(const Geometry& geometry) {
   const bool copies = geometry.x.is_copy() && geometry.y.is_copy();
   const auto range = [&](const AxisMap& axis) -> TapRange {
     if (copies)
-      return {std::max(axis.first, axis.low), std::min(axis.first + axis.count, axis.high)};
+      return {axis.low + std::max(axis.first, 0),
+              std::min(axis.low + axis.first + axis.count, axis.high)};
     return {axis.low + tap_range(axis, 0).first, axis.low + tap_range(axis, axis.count - 1).end};
   };
   const TapRange x = range(geometry.x), y = range(geometry.y);

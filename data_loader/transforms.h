@@ -52,7 +52,7 @@ struct AxisMap {
   int first = 0;
   int count = 0;  // output pixels
 
-  // Pixels are copied, not resampled.
+  // Pixels are copied, not resampled: output pixel o is pixel low + first + o.
   bool is_copy() const { return scale == 1.0 && origin == 0.0; }
 };
 

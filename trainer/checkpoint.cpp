@@ -178,6 +178,8 @@ ManifestContents read_manifest(const fs::path& dir) {
   };
   if (!fs::is_directory(dir, error)) absent("no such folder");
   if (!fs::exists(path, error)) absent(fmt::format("it has no {}", kManifest));
+  // Opening a FIFO would wait for its writer.
+  if (!fs::is_regular_file(path, error)) absent(fmt::format("its {} is no file", kManifest));
   const std::string text = read_text(path, kMaxManifestBytes);
   const auto damaged = [&](const std::string& what) {
     throw NotWhole(ExitCode::kFault, fmt::format("{}: damaged: {}", printable(path), what));
@@ -193,7 +195,7 @@ ManifestContents read_manifest(const fs::path& dir) {
   FirstError first;
   parser.RecordErrorsTo(&first);
   parser.AllowUnknownField(true);  // those of a later program, reported by `format` below
-  if (!parser.ParseFromString(std::string(body), &manifest)) damaged(first.text);
+  if (!parser.ParseFromString(std::string(body), &manifest)) damaged(printable(first.text));
   if (manifest.format() > kFormat)
     fail(ExitCode::kBadData,
          "{}: written by a later Convoy (format {}, this one reads {}); use that one",
@@ -230,6 +232,7 @@ TensorList read_list(const std::string& path, const FileRecord& expected) {
   };
   std::error_code error;
   if (!fs::exists(path, error)) damaged("it is missing, but the manifest lists it");
+  if (!fs::is_regular_file(path, error)) damaged("it is no file");
   const uint64_t bytes = fs::file_size(path, error);
   if (!error && bytes != expected.bytes)
     damaged(fmt::format("it has {} bytes, the manifest says {}", bytes, expected.bytes));

@@ -14,7 +14,7 @@ namespace convoy::trainer {
 namespace {
 
 constexpr const char* kImageName = "input";
-constexpr size_t kMaxBytes = size_t{64} << 20;
+constexpr size_t kMaxBytes = size_t{4} << 20;  // a thousand layers have 200 kB
 
 // Fields of one op, both ways. To add an op: one overload of each, one case in op_of.
 void write(proto::NodeProto& n, const ops::Conv2d& s) {
@@ -124,20 +124,25 @@ std::optional<ops::OpSpec> op_of(const proto::NodeProto& n) {
   return std::nullopt;
 }
 
-// Gathers mistakes, one a line.
+// Gathers mistakes, one a line, the first 50.
 class Mistakes : public google::protobuf::io::ErrorCollector {
  public:
   explicit Mistakes(std::string source) : source_(std::move(source)) {}
   void AddError(int line, int column, const std::string& message) override {
     add(fmt::format("{}:{}:{}: {}", source_, line + 1, column + 1, printable(message)));
   }
-  void add(const std::string& line) { text_ += (text_.empty() ? "" : "\n") + line; }
+  void add(const std::string& line) {
+    constexpr size_t kMostSaid = 50;
+    if (++count_ <= kMostSaid) text_ += (text_.empty() ? "" : "\n") + line;
+    if (count_ == kMostSaid + 1) text_ += "\n" + source_ + ": ... and more";
+  }
   void throw_if_any() const {
     if (!text_.empty()) throw Error(ExitCode::kBadJob, text_);
   }
 
  private:
   std::string source_, text_;
+  size_t count_ = 0;
 };
 
 }  // namespace

@@ -25,6 +25,10 @@ void Mistakes::add(const std::string& where, const std::string& key, const std::
   text_ += fmt::format("\n  {}{}{}: {}", where, key.empty() ? "" : between, printable(key), what);
 }
 
+bool Mistakes::full() const {
+  return count_ >= kMostSaid;
+}
+
 void Mistakes::require(bool holds, std::initializer_list<const char*> keys,
                        const std::string& what) {
   if (holds || !readable_) return;
@@ -139,7 +143,7 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   below_one("model.label_smoothing", model.label_smoothing);
 
   const Job::Optimizer& optimizer = job.optimizer;
-  not_negative("optimizer.learning_rate", optimizer.learning_rate);
+  positive("optimizer.learning_rate", optimizer.learning_rate);
   whole("optimizer.base_batch", optimizer.base_batch, 1, 1u << 30);
   below_one("optimizer.momentum", optimizer.momentum);
   mistakes.require(!optimizer.nesterov || optimizer.momentum > 0,

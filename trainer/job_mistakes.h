@@ -25,6 +25,8 @@ class Mistakes {
   // Remembers where `key` was set, for the checks that compare several keys.
   void remember(const std::string& key, const std::string& where) { origin_[key] = where; }
   void add(const std::string& where, const std::string& key, const std::string& what);
+  // Whether further ones are counted, but not said: their texts need not be made.
+  bool full() const;
   // The file could not be followed to its end: what it leaves out is no mistake.
   void unreadable() { readable_ = false; }
   // A check over the values of `keys`; silent where one of them was wrong in itself or the file

@@ -204,7 +204,8 @@ class TextReader : google::protobuf::io::ErrorCollector {
       const bool group = is("{") || is("<");
       if (!colon && !group) unreadable(fmt::format("\":\" or \"{{\" after {}", printable(key)));
       if (!field) {
-        mistakes_.add(where, key, unknown_key(job_, key));
+        // To look for the nearest key of each of a million would take minutes.
+        mistakes_.add(where, key, mistakes_.full() ? "unknown key" : unknown_key(job_, key));
         skip_value();
       } else if (const auto [first, fresh] = seen.try_emplace(name, line);
                  !fresh && !field->is_repeated()) {

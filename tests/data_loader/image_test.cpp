@@ -197,6 +197,20 @@ TEST(Jpeg, RandomDamageDoesNoHarm) {
   EXPECT_GT(errors, 100);
 }
 
+// Found by fuzzing: libjpeg keeps quantization tables from one file to the next.
+TEST(Jpeg, AFileIsDecodedAloneWhateverCameBefore) {
+  const std::string whole = test::encode_jpeg(test::make_image(20, 20, 3, 14));
+  std::string lacking = whole;
+  for (size_t at; (at = lacking.find("\xff\xdb")) != std::string::npos;)
+    lacking.erase(at, 2 + static_cast<size_t>(static_cast<uint8_t>(lacking[at + 2]) << 8 |
+                                              static_cast<uint8_t>(lacking[at + 3])));
+  ImageDecoder fresh, used;
+  const std::string error = error_of(fresh, lacking);
+  EXPECT_NE(error.find("Quantization table"), std::string::npos) << error;
+  EXPECT_EQ(error_of(used, whole), "");
+  EXPECT_EQ(error_of(used, lacking), error);
+}
+
 TEST(Jpeg, TooManyPixelsOrScansAreRefused) {
   ImageDecoder decoder;
   std::string file = test::encode_jpeg(test::make_image(32, 32, 3, 9));

@@ -127,20 +127,21 @@ TEST(ImageStatistics, AreCachedByDatasetAndTransform) {
   ASSERT_EQ(files().size(), 1u);
   const std::string path = files()[0];
 
-  // It is read: other sums under a right digest are believed.
+  // It is read: another sum (the last pixel's is one less) under a right digest is believed.
   std::string text = read_text(path);
   text.resize(text.size() - 65);
-  ASSERT_NE(text.find("\n23\n"), std::string::npos);
-  text.replace(text.find("\n23\n"), 4, "\n46\n");
+  const size_t last = text.rfind('\n', text.size() - 2) + 1;
+  text.replace(last, std::string::npos, fmt::format("{}\n", std::stoull(text.substr(last)) - 1));
   {
     std::ofstream out(path, std::ios::binary);
     out << text << sha256_hex(text) << "\n";
   }
-  const ImageStatistics halved = image_statistics(*dataset, config);
-  EXPECT_EQ(halved.samples, 46u);
-  EXPECT_NEAR(halved.mean[0], right.mean[0] / 2, 1e-12);
+  const ImageStatistics darker = image_statistics(*dataset, config);
+  EXPECT_EQ(darker.samples, 23u);
+  const double values = 23.0 * static_cast<double>(right.shape.bytes());
+  EXPECT_NEAR(darker.mean[0], right.mean[0] - 1 / (255 * values), 1e-12);
 
-  // A wrong digest is not, nor numbers too few or too many under a right one.
+  // A wrong digest is not, nor numbers under a right one that are too few, too many or impossible.
   const auto expect_made_anew = [&](const std::string& content) {
     {
       std::ofstream out(path, std::ios::binary);
@@ -150,6 +151,16 @@ TEST(ImageStatistics, AreCachedByDatasetAndTransform) {
   };
   expect_made_anew(text + sha256_hex(text + "x") + "\n");
   expect_made_anew("");
+  for (const char* samples : {"46", "22", "0", "18446744073709551615"}) {
+    std::string other = text;
+    ASSERT_NE(other.find("\n23\n"), std::string::npos);
+    other.replace(other.find("\n23\n"), 4, fmt::format("\n{}\n", samples));
+    expect_made_anew(other + sha256_hex(other) + "\n");
+  }
+  for (const char* sum : {"5866", "18446744073709551615"}) {  // of the last pixel; 255 x 23 is less
+    const std::string other = text.substr(0, last) + sum + "\n";
+    expect_made_anew(other + sha256_hex(other) + "\n");
+  }
   expect_made_anew(text + "7\n" + sha256_hex(text + "7\n") + "\n");
   const std::string shorter = text.substr(0, text.rfind('\n', text.size() - 2) + 1);
   expect_made_anew(shorter + sha256_hex(shorter) + "\n");

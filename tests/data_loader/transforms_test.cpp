@@ -245,6 +245,31 @@ TEST(Resize, FlatAndUnchangedImagesStayExactlyAsTheyAre) {
   EXPECT_EQ(apply_to(image, eval_geometry(eval, {20, 30, 3}, {20, 30, 3}, "x")), image.pixels);
 }
 
+// Found by fuzzing: a random box that has just the output's size lies anywhere in the image.
+TEST(Resize, ABoxOfTheOutputsSizeIsCopiedFromItsPlace) {
+  const TestImage image = test::make_image(26, 25, 3, 9);
+  int copies = 0;
+  for (uint64_t sample = 0; sample < 2000; ++sample) {
+    Geometry geometry = train_geometry({}, {25, 26, 3}, {24, 24, 3}, 1, 0, sample, "x");
+    if (!geometry.x.is_copy() || !geometry.y.is_copy() || geometry.x.low == 0) continue;
+    ++copies;
+    EXPECT_EQ(source_region(geometry), (Region{geometry.x.low, geometry.y.low, 24, 24}));
+    geometry.flip = false;
+    const std::vector<uint8_t> out = apply_to(image, geometry);
+    for (int y = 0; y < 24; ++y)
+      for (int x = 0; x < 24; ++x)
+        for (int c = 0; c < 3; ++c)
+          ASSERT_EQ(out[static_cast<size_t>((y * 24 + x) * 3 + c)],
+                    image.at(geometry.x.low + x, geometry.y.low + y, c));
+  }
+  EXPECT_GT(copies, 0);
+  // The same on an image that a decoder has shrunk.
+  Geometry large;
+  large.x = {16, 16 + 192, 0.0, 8.0, 0, 24};
+  large.y = {8, 8 + 192, 0.0, 8.0, 0, 24};
+  EXPECT_EQ(source_region(shrink(large, 8)), (Region{2, 1, 24, 24}));
+}
+
 TEST(Resize, AFlipIsTheMirrorImage) {
   const TestImage image = test::make_image(50, 41, 3, 7);
   Geometry geometry = train_geometry({}, {41, 50, 3}, {16, 16, 3}, 1, 0, 3, "x");

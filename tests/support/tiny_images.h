@@ -30,6 +30,7 @@ struct JpegStyle {
   int chroma_x = 2, chroma_y = 2;  // subsampling of chroma: 2, 2 is 4:2:0
   bool ycck = false;               // 4 channels: YCCK instead of CMYK
   bool adobe_marker = true;        // 4 channels
+  bool arithmetic = false;         // arithmetic coding instead of Huffman's
 };
 
 // 1 channel: grey; 3: RGB stored as YCbCr; 4: CMYK or YCCK, values stored as they are.

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <ctime>
 
 #include "ops/core/error.h"
 #include "proto/job.pb.h"
@@ -433,6 +434,41 @@ TEST(JobMistakes, HostileTextsEndInAnErrorOfBoundedSize) {
   EXPECT_EQ(count(text, "unknown key"), 50u);
   EXPECT_LT(mistakes(std::string(500000, 'k') + ": 1").size(), 2000u);
   EXPECT_LT(mistakes("seed: \"" + std::string(500000, 'k') + "\"").size(), 2000u);
+}
+
+// R45: the longest text that is read, full of what takes longest, is answered within a second (of the
+// processor: a loaded machine does not count).
+TEST(JobMistakes, TheLongestHostileTextsAreAnsweredAtOnce) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr double kMaxSeconds = 10;
+#else
+  constexpr double kMaxSeconds = 1;
+#endif
+  constexpr size_t kBytes = size_t{1} << 20;
+  const auto repeated = [](const std::string& piece) {
+    std::string text;
+    while (text.size() + piece.size() <= kBytes) text += piece;
+    return text;
+  };
+  const std::string cases[] = {repeated("a:1 "),
+                               repeated(std::string(99, 'k') + ":1\n"),
+                               repeated("seed:1 "),
+                               repeated("schedule{milestones:1}"),
+                               repeated("workers:x "),
+                               repeated("\x01"),
+                               repeated("'a"),
+                               repeated("'\\x"),
+                               repeated("a{"),
+                               "data{path:" + repeated("'a'"),
+                               "schedule{milestones:[" + repeated("1,"),
+                               "seed:" + repeated("9"),
+                               "optimizer{momentum:1e" + repeated("9")};
+  for (const std::string& text : cases) {
+    const std::clock_t start = std::clock();
+    EXPECT_NE(mistakes(text.substr(0, kBytes)), "") << text.substr(0, 30);
+    EXPECT_LT(static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC, kMaxSeconds)
+        << text.substr(0, 30);
+  }
 }
 
 TEST(LoadJob, FilesThatCannotBeRead) {

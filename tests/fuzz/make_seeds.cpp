@@ -1,0 +1,129 @@
+// Writes the first inputs of every fuzzer: DIR/<parser>/<name>, made by our own encoders. From
+// these and from what fuzzing found, `run.sh --merge` makes the corpus that is committed.
+#include <cstdio>
+
+#include "ops/core/error.h"
+#include "tests/fuzz/tiny_checkpoint.h"
+#include "tests/support/tiny_images.h"
+#include "trainer/job.h"
+
+namespace convoy::fuzz {
+namespace {
+
+namespace fs = std::filesystem;
+using test::encode_jpeg;
+using test::encode_png;
+using test::make_image;
+
+std::string counted(const std::string& piece) {
+  return std::string{static_cast<char>(piece.size() & 0xff), static_cast<char>(piece.size() >> 8)} +
+         piece;
+}
+
+std::string safetensors(const std::string& header, const std::string& data) {
+  std::string length(8, '\0');
+  for (size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i) & 0xff);
+  return length + header + data;
+}
+
+std::string manifest() {
+  const test::TempFolder folder;
+  const std::string path = save_checkpoint(folder.path(), TinyCheckpoint().state());
+  const std::string text = test::read_file(path + "/manifest.txtpb");
+  return text.substr(0, text.rfind(kManifestTrailer));
+}
+
+void images(const auto& write) {
+  write("jpeg/grey", encode_jpeg(make_image(9, 7, 1, 1)));
+  write("jpeg/colour", encode_jpeg(make_image(33, 18, 3, 2)));
+  write("jpeg/444", encode_jpeg(make_image(16, 17, 3, 3), {.chroma_x = 1, .chroma_y = 1}));
+  write("jpeg/progressive", encode_jpeg(make_image(20, 12, 3, 4), {.progressive = true}));
+  write("jpeg/cmyk", encode_jpeg(make_image(8, 8, 4, 5)));
+  write("jpeg/ycck", encode_jpeg(make_image(8, 9, 4, 6), {.ycck = true}));
+  write("jpeg/arithmetic", encode_jpeg(make_image(12, 10, 3, 7), {.arithmetic = true}));
+  for (const int bits : {8, 16})
+    for (const bool interlaced : {false, true})
+      for (const int channels : {1, 3, 4})
+        write(fmt::format("png/{}-{}-{}", channels, bits, interlaced ? "adam7" : "plain"),
+              encode_png(make_image(7, 5, channels, 8), {bits, interlaced}));
+}
+
+void datasets(const auto& write) {
+  const std::string labels = test::encode_idx_labels({1, 0});
+  const std::string pixels = test::encode_idx_images(2, 2, 3, std::vector<uint8_t>(12, 77));
+  write("idx/plain", counted(labels) + pixels);
+  write("idx/zipped", counted(test::gzip(labels)) + test::gzip(pixels));
+  write("idx/members",
+        counted(labels) + test::gzip(pixels.substr(0, 20)) + test::gzip(pixels.substr(20)));
+  std::string names;
+  for (int i = 0; i < 10; ++i) names += fmt::format("c{}\n", i);
+  write("cifar/ten", counted(names) + std::string(3073, '\x03'));
+  for (int i = 10; i < 100; ++i) names += fmt::format("c{}\n", i);
+  write("cifar/hundred",
+        counted(names + (names.size() % 2 == 0 ? "\n" : "")) + std::string(3074, '\x05'));
+  write("index/two",
+        "convoy image index 1\n4000000000000000000 0 2\n4000000000000000000 1 a\n1 1.jpg\n"
+        "4000000000000000000 1 b\n2 2.jpg\n");
+  write("index/outside",
+        "convoy image index 1\n4000000000000000000 0 1\n4000000000000000000 1 a\n9 ../../x.jpg\n");
+  write("statistics/two", "2\n204\n6\n8\n10\n12\n");
+}
+
+void files(const auto& write) {
+  write("safetensors/two",
+        safetensors("{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"F32\",\"shape\":[2],"
+                    "\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"U8\",\"shape\":[],"
+                    "\"data_offsets\":[8,9]}}   ",
+                    std::string(9, 'x')));
+  write("safetensors/empty", safetensors("{}", ""));
+  write("manifest/whole", manifest());
+  write("metrics/lines",
+        "{\"step\":50,\"epoch\":0.5,\"train_loss\":1.25}\n{\"step\":101}\nrubbish\n{\"step\":60");
+}
+
+void texts(const auto& write) {
+  trainer::Job job;
+  job.model.name = "resnet50";
+  job.data.path = "d";
+  job.schedule.milestones = {30, 60.5};
+  write("job/all", to_text(job));
+  write("job/short",
+        "model { name: 'a' 'b' }, data < path: \"d\" mean: [0.5] std: .5f >; seed: 0x1f # c\n");
+  write("job/marked",
+        "\xEF\xBB\xBF"
+        "model { name: \"m\" }\r\ndata { path: \"d\" }\r\n");
+  write("set/some", "seed=3\nschedule.milestones=1,2.5\ndata.train.flip=no\noptimizer.momentun=1");
+  write("graph/all",
+        "name: \"g\" input_channels: 3 input_height: 32 input_width: 32\n"
+        "node { name: \"c\" input: \"input\" conv2d { out_channels: 8 kernel: 3 padding: 1 } }\n"
+        "node { name: \"b\" input: \"c\" batch_norm { epsilon: 1e-5 momentum: 0.1 } }\n"
+        "node { name: \"r\" input: \"b\" relu {} }\n"
+        "node { name: \"s\" input: \"c\" input: \"r\" add {} }\n"
+        "node { name: \"m\" input: \"s\" max_pool { kernel: 2 stride: 2 ceil_mode: true } }\n"
+        "node { name: \"a\" input: \"m\" avg_pool { kernel: 2 stride: 2 } }\n"
+        "node { name: \"k\" input: \"a\" input: \"a\" concat {} }\n"
+        "node { name: \"u\" input: \"k\" subsample { stride: 2 out_channels: 32 } }\n"
+        "node { name: \"d\" input: \"u\" dropout { rate: 0.5 } }\n"
+        "node { name: \"p\" input: \"d\" global_avg_pool {} }\n"
+        "node { name: \"fc\" input: \"p\" linear { out_features: 10 bias: true } }\n");
+}
+
+}  // namespace
+}  // namespace convoy::fuzz
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::fputs("usage: convoy_fuzz_seeds DIR\n", stderr);
+    return 64;
+  }
+  const auto write = [&](const std::string& name, const std::string& bytes) {
+    const std::filesystem::path path = std::filesystem::path(argv[1]) / name;
+    std::filesystem::create_directories(path.parent_path());
+    convoy::test::write_file(path.string(), bytes);
+  };
+  convoy::fuzz::images(write);
+  convoy::fuzz::datasets(write);
+  convoy::fuzz::files(write);
+  convoy::fuzz::texts(write);
+  return 0;
+}
