@@ -182,7 +182,7 @@ void remove_tree(const std::string& path) {
   }
   std::sort(names.begin(), names.end());
   for (const std::string& name : names)
-    if (name != "." && name != "..") remove_tree(path + "/" + name);
+    if (name != "." && name != "..") remove_tree(fs::path(path) / name);
   if (sys::rmdir(path) != 0 && errno != ENOENT) refused(path);
 }
 

@@ -148,7 +148,7 @@ std::optional<OutputLock::Holder> OutputLock::Holder::parse(const std::string& t
   return holder;
 }
 
-OutputLock::OutputLock(const std::string& out_dir, LeaseOptions options)
+OutputLock::OutputLock(const std::string& out_dir, const LeaseOptions& options)
     : out_dir_(out_dir),
       path_(out_dir + "/lock"),
       lease_(std::min(options.lease, kLongestLease)),

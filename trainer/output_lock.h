@@ -39,7 +39,7 @@ class OutputLock {
  public:
   // Throws Error (kIo) when another process holds the folder, naming that one, or when the folder
   // cannot be written.
-  explicit OutputLock(const std::string& out_dir, LeaseOptions options = {});
+  explicit OutputLock(const std::string& out_dir, const LeaseOptions& options = {});
   ~OutputLock();
   OutputLock(const OutputLock&) = delete;
   OutputLock& operator=(const OutputLock&) = delete;

@@ -21,7 +21,6 @@ namespace convoy::trainer {
 namespace {
 
 namespace fs = std::filesystem;
-using test::checkpoint_of;
 using test::LogLines;
 using test::names_in;
 using test::read_file;

@@ -15,7 +15,6 @@
 namespace convoy::trainer {
 namespace {
 
-namespace fs = std::filesystem;
 using test::checkpoint_of;
 using test::LogLines;
 using test::names_in;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -48,21 +49,38 @@ inline std::vector<std::string> names_in(const std::string& folder) {
   return names;
 }
 
-// Collects log lines while it lives.
+// Collects log lines of all threads while it lives.
 class LogLines {
  public:
   LogLines() {
-    text().clear();
-    log::set_sink([](log::Level, const std::string& line) { text() += line + "\n"; });
+    {
+      const std::lock_guard lock(mutex());
+      lines().clear();
+    }
+    log::set_sink([](log::Level, const std::string& line) {
+      const std::lock_guard lock(mutex());
+      lines() += line + "\n";
+    });
   }
   ~LogLines() { log::set_sink(nullptr); }
   LogLines(const LogLines&) = delete;
   LogLines& operator=(const LogLines&) = delete;
-  static std::string& text() {
-    static std::string lines;
-    return lines;
+
+  static std::string text() {
+    const std::lock_guard lock(mutex());
+    return lines();
   }
   static bool has(std::string_view words) { return text().find(words) != std::string::npos; }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex instance;
+    return instance;
+  }
+  static std::string& lines() {
+    static std::string instance;
+    return instance;
+  }
 };
 
 }  // namespace convoy::test
