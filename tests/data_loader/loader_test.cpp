@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <map>
 #include <mutex>
@@ -43,6 +45,31 @@ class Numbered final : public Dataset {
   uint64_t size_;
   ImageShape shape_;
   std::vector<std::string> classes_;
+};
+
+// Numbered, but reading sample `stuck` waits until let_go().
+class Stuck final : public Dataset {
+ public:
+  Stuck(uint64_t size, uint64_t stuck) : samples_(size), stuck_(stuck) {}
+  uint64_t size() const override { return samples_.size(); }
+  const std::vector<std::string>& classes() const override { return samples_.classes(); }
+  std::optional<ImageShape> raw_shape() const override { return samples_.raw_shape(); }
+  void read(uint64_t i, Sample& sample) const override {
+    if (i == stuck_) free_.wait(false);
+    samples_.read(i, sample);
+  }
+  int32_t label(uint64_t i) const override { return samples_.label(i); }
+  std::string name(uint64_t i) const override { return samples_.name(i); }
+  const std::string& digest() const override { return samples_.digest(); }
+  void let_go() {
+    free_ = true;
+    free_.notify_all();
+  }
+
+ private:
+  const Numbered samples_;
+  const uint64_t stuck_;
+  std::atomic<bool> free_ = false;
 };
 
 std::unique_ptr<Dataset> open_folder(const std::string& path, Split split = Split::kTrain) {
@@ -202,6 +229,32 @@ TEST(Loader, EachEpochIsAPermutation) {
     EXPECT_EQ(epochs[epoch], all);
   }
   EXPECT_EQ(epochs[2].size(), 10u);
+}
+
+// R4: what a thread is stuck in can be said from outside.
+TEST(Loader, TheSampleInProgressIsNamed) {
+  for (const int threads : {0, 2}) {
+    Stuck dataset(40, 7);
+    LoaderConfig config = small_config();
+    config.threads = threads;
+    Loader loader(dataset, config);
+    std::jthread lane([&] {
+      for (uint64_t step = 0; step < config.end_step; ++step)
+        for (int worker = 0; worker < config.workers; ++worker)
+          loader.release(loader.acquire(step, worker));
+    });
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    std::optional<InProgress> stuck;
+    while (std::chrono::steady_clock::now() < end && !(stuck && stuck->seconds > 0.2)) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      stuck = loader.in_progress();
+    }
+    dataset.let_go();
+    ASSERT_TRUE(stuck) << threads << " threads";
+    EXPECT_EQ(stuck->name, "numbered 7") << threads << " threads";
+    lane.join();
+    EXPECT_FALSE(loader.in_progress());
+  }
 }
 
 TEST(Loader, ADatasetSmallerThanABatchWorks) {

@@ -21,7 +21,8 @@ class EngineTest : public testing::TestWithParam<std::string> {
   static constexpr int kWorkers = 4;
   static constexpr int64_t kBatch = 3;
 
-  std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {}) {
+  std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {},
+                               const StepHooks& hooks = {}) {
     ModelOptions options;
     options.image = {.n = 1, .c = 1, .h = 8, .w = 8};
     Shape batch = options.image;
@@ -34,7 +35,8 @@ class EngineTest : public testing::TestWithParam<std::string> {
                      .lanes = lanes,
                      .input = ops::per_channel_input(batch, {0.5}, {0.25}),
                      .optimizer = optimizer,
-                     .bucket_mib = 0.1});
+                     .bucket_mib = 0.1,
+                     .hooks = hooks});
   }
 
   EngineTest() {
@@ -71,6 +73,29 @@ TEST_P(EngineTest, AnyNumberOfLanesGivesTheSameBits) {
     results.back().insert(results.back().end(), state.running.begin(), state.running.end());
     EXPECT_EQ(results.back(), results.front()) << lanes << " lanes";
   }
+}
+
+// A watchdog must not take a rank that waits for one that works, nor the other way round.
+TEST_P(EngineTest, AStepSaysWhereItIs) {
+  std::vector<std::string> said;
+  const auto engine =
+      make(1, {},
+           {.compute = [&] { said.emplace_back("compute"); },
+            .reduce = [&](int bucket) { said.push_back(fmt::format("reduce {}", bucket)); }});
+  const Engine::Source watched{[&](uint64_t w) {
+                                 said.emplace_back("batch");
+                                 return source().acquire(w);
+                               },
+                               [](uint64_t) {}};
+  engine->step(0, 0.1, {}, watched);
+  ASSERT_GT(said.size(), 10u);
+  EXPECT_EQ(said[0], "reduce 0");  // the step before
+  EXPECT_EQ(said[1], "compute");
+  for (size_t i = 2; i < 2 + kWorkers; ++i) EXPECT_EQ(said[i], "batch");
+  EXPECT_EQ(said[2 + kWorkers], "reduce 0");
+  EXPECT_EQ(said[3 + kWorkers], "reduce 1");
+  EXPECT_EQ(said[4 + kWorkers], "reduce 2");
+  EXPECT_EQ(said.back(), "compute");
 }
 
 TEST_P(EngineTest, FlagsReachTheResult) {
