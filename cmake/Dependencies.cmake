@@ -12,12 +12,16 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(JPEG REQUIRED IMPORTED_TARGET "libjpeg>=2.1")  # libjpeg-turbo's libjpeg API
 pkg_check_modules(DEFLATE REQUIRED IMPORTED_TARGET "libdeflate>=1.14")
 
-if(CONVOY_FUZZ)
-  return()  # the fuzzers need no more
+find_package(MPI REQUIRED COMPONENTS CXX)          # Open MPI 4.1 or MPICH
+if(CONVOY_TESTS)
+  find_package(GTest 1.12 REQUIRED)
+endif()
+
+if(CONVOY_PARTS)
+  return()
 endif()
 
 find_package(OpenMP REQUIRED COMPONENTS CXX)
-find_package(MPI REQUIRED COMPONENTS CXX)          # Open MPI 4.1 or MPICH
 find_package(Boost 1.74 REQUIRED COMPONENTS program_options)
 
 # oneDNN, found without its CMake package: Debian's asks for OpenCL headers that nobody needs here.
@@ -27,11 +31,8 @@ add_library(convoy::dnnl INTERFACE IMPORTED)
 target_include_directories(convoy::dnnl SYSTEM INTERFACE "${DNNL_INCLUDE_DIR}")
 target_link_libraries(convoy::dnnl INTERFACE "${DNNL_LIBRARY}")
 
-if(CONVOY_TESTS)
-  find_package(GTest 1.12 REQUIRED)
-  if(CONVOY_CUDA)
-    find_package(Boost 1.74 REQUIRED COMPONENTS program_options context)  # the emulated GPU's threads
-  endif()
+if(CONVOY_TESTS AND CONVOY_CUDA)
+  find_package(Boost 1.74 REQUIRED COMPONENTS program_options context)  # the emulated GPU's threads
 endif()
 
 if(CONVOY_CUDA)

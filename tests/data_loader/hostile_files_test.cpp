@@ -16,6 +16,7 @@
 #include "data_loader/sample_maker.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/tiny_images.h"
 
 namespace convoy::data {
@@ -24,17 +25,12 @@ namespace {
 namespace fs = std::filesystem;
 using test::encode_jpeg;
 using test::encode_png;
+using test::kSanitized;
 using test::make_image;
 using test::TempFolder;
 using test::TestImage;
 
 constexpr uint64_t kDefaultMaxPixels = 178956970;
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 
 // No log lines while it lives, but for what was said.
 struct QuietLog {

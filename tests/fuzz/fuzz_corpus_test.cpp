@@ -9,6 +9,7 @@
 
 #include "ops/core/log.h"
 #include "tests/fuzz/parsers.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/temp_folder.h"
 
 namespace convoy::fuzz {
@@ -17,11 +18,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Of the processor, so that a loaded machine does not count; R50: no hang over 1 s.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr double kMaxSeconds = 10;  // several times slower
-#else
-constexpr double kMaxSeconds = 1;
-#endif
+constexpr double kMaxSeconds = test::kSanitized ? 10 : 1;
 
 std::vector<fs::path> files_below(const fs::path& folder) {
   std::vector<fs::path> files;

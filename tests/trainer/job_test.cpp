@@ -9,6 +9,7 @@
 
 #include "ops/core/error.h"
 #include "proto/job.pb.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/temp_folder.h"
 
 namespace convoy::trainer {
@@ -441,14 +442,10 @@ TEST(JobMistakes, HostileTextsEndInAnErrorOfBoundedSize) {
   EXPECT_LT(mistakes("seed: \"" + std::string(500000, 'k') + "\"").size(), 2000u);
 }
 
-// R45: the longest text that is read, full of what takes longest, is answered within a second (of the
-// processor: a loaded machine does not count).
+// R45: the longest text that is read, full of what takes longest, is answered within a second (of
+// the processor: a loaded machine does not count).
 TEST(JobMistakes, TheLongestHostileTextsAreAnsweredAtOnce) {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  constexpr double kMaxSeconds = 10;
-#else
-  constexpr double kMaxSeconds = 1;
-#endif
+  constexpr double kMaxSeconds = test::kSanitized ? 10 : 1;
   constexpr size_t kBytes = size_t{1} << 20;
   const auto repeated = [](const std::string& piece) {
     std::string text;
