@@ -2,12 +2,21 @@
 // command.
 #pragma once
 
+<<<<<<< HEAD
 #include <memory>
+=======
+#include <optional>
+>>>>>>> 182826c (Ledger of what each step consumed, verify RUN proves it; lives, convoy report; --until)
 #include <string>
 #include <vector>
 
 #include "comm/communicator.h"
+<<<<<<< HEAD
 #include "comm/watchdog.h"
+=======
+#include "ops/core/clock.h"
+#include "trainer/until.h"
+>>>>>>> 182826c (Ledger of what each step consumed, verify RUN proves it; lives, convoy report; --until)
 
 namespace convoy::trainer {
 
@@ -16,6 +25,8 @@ struct TrainOptions {
   std::vector<std::string> sets, faults;
   std::string resume = "auto";  // auto, never, or a folder with a checkpoint
   int data_threads = -1;        // -1: the CPUs that computing leaves, at least one
+  std::optional<Until> until;   // when to leave by itself
+  Clock::time_point started = Clock::now();
   bool dry_run = false;
   bool allow_change = false;
 };
