@@ -269,6 +269,8 @@ class Ledger::Appender {
   // Throws Error (kIo); the file is then as it was.
   void append(std::span<const LedgerRecord> records) {
     std::string text;
+    std::error_code ignored;
+    if (!fs::exists(path_, ignored)) text = begin_anew(records.front());
     for (const LedgerRecord& record : records) text += to_line(record) + "\n";
     try {
       file_->write(text.data(), text.size());
@@ -285,6 +287,23 @@ class Ledger::Appender {
     bytes_ = bytes;
     if (file_->size() > bytes && ::truncate(path_.c_str(), static_cast<off_t>(bytes)) != 0)
       fail(ExitCode::kIo, "{}: cannot cut what is torn: {}", printable(path_), errno_text());
+  }
+
+  // The file was removed under the run: what it held is gone. Returns the line that says so.
+  std::string begin_anew(const LedgerRecord& first) {
+    std::error_code ignored;
+    fs::create_directories(fs::path(path_).parent_path(), ignored);
+    file_ = std::make_unique<File>(path_, O_RDWR | O_CREAT | O_APPEND);
+    bytes_ = 0;
+    if (first.first == 0) return "";
+    LedgerRecord lost = first;
+    lost.first = 0;
+    lost.end = first.first;
+    lost.numbers.clear();
+    lost.substituted.clear();
+    lost.skipped.clear();
+    lost.unrecorded = "the ledger was removed while the run went on";
+    return to_line(lost) + "\n";
   }
 
   // Takes over what another run recorded.

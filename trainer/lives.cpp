@@ -204,7 +204,7 @@ Goodput goodput(const std::vector<Life>& lives) {
 }
 
 Lives::Lives(const std::string& out_dir, const std::string& host, int ranks,
-             Clock::time_point start, std::chrono::milliseconds heartbeat)
+             Clock::time_point start, std::chrono::milliseconds heartbeat, uint64_t at_least)
     : start_(start), started_(unix_now() - seconds_since(start)) {
   const std::string path = path_of(out_dir);
   std::error_code error;
@@ -217,7 +217,7 @@ Lives::Lives(const std::string& out_dir, const std::string& host, int ranks,
     }
     before_ = parse_lives(kept).lives;
   }
-  if (!before_.empty()) number_ = before_.back().number + 1;
+  number_ = std::max(at_least, before_.empty() ? 1 : before_.back().number + 1);
   for (const Life& life : before_) furthest_ = std::max(furthest_, life.last_step);
   file_ = std::make_unique<File>(path, O_WRONLY | O_CREAT | O_APPEND);
   const ordered_json facts = {{"time", started_},

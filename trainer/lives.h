@@ -95,9 +95,9 @@ class Lives {
  public:
   // Reads and thins the file, appends the start, and beats until end() or the destructor. Throws
   // Error (kIo).
-  // `start`: of the process.
+  // `start`: of the process. `at_least`: of the number, which is one more than the last one.
   Lives(const std::string& out_dir, const std::string& host, int ranks, Clock::time_point start,
-        std::chrono::milliseconds heartbeat = std::chrono::seconds(30));
+        std::chrono::milliseconds heartbeat = std::chrono::seconds(30), uint64_t at_least = 1);
   ~Lives();
   Lives(const Lives&) = delete;
   Lives& operator=(const Lives&) = delete;

@@ -213,7 +213,7 @@ class Run {
         LeaseOptions{.lease = std::chrono::duration_cast<std::chrono::milliseconds>(lease),
                      .give_up = stop_requested});
     lives_ = std::make_shared<Lives>(options_.out, communicator_.host(), communicator_.size(),
-                                     options_.started);
+                                     options_.started, std::chrono::seconds(30), lock_->life());
     if (options_.until) until_ = moment_of(*options_.until, options_.started);
     const std::vector<const Life*> idle = idle_lives(lives_->before());
     resume_.idle_lives = idle.size();
@@ -687,6 +687,7 @@ class Run {
           step_);
     expect_equal_replicas();
     faults_.at(FaultPoint::kSave, step_);
+    if (is_root()) lock_->expect_held();
     // Before the checkpoint has its name: no step is ever published that the ledger does not hold.
     unrecorded_ =
         !ledger_->save(communicator_, step_,

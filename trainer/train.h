@@ -2,21 +2,15 @@
 // command.
 #pragma once
 
-<<<<<<< HEAD
 #include <memory>
-=======
 #include <optional>
->>>>>>> 182826c (Ledger of what each step consumed, verify RUN proves it; lives, convoy report; --until)
 #include <string>
 #include <vector>
 
 #include "comm/communicator.h"
-<<<<<<< HEAD
 #include "comm/watchdog.h"
-=======
 #include "ops/core/clock.h"
 #include "trainer/until.h"
->>>>>>> 182826c (Ledger of what each step consumed, verify RUN proves it; lives, convoy report; --until)
 
 namespace convoy::trainer {
 

@@ -247,6 +247,23 @@ TEST_F(LedgerRun, LivesWithoutAStepAreCounted) {
   EXPECT_EQ(lives[3]["reason"], "stop_after_steps");
 }
 
+// R13: a verdict of the watchdog ends a life by itself, too, and the third without a step is 70.
+TEST_F(LedgerRun, ARunThatAlwaysHangsDoesNotAskForEver) {
+  const Arguments more = {"--set", "watchdog.input_seconds=2", "--fault",
+                          "kind=hang rank=0 step=0 at=input"};
+  for (int life = 1; life <= 3; ++life) {
+    const Outcome outcome = run(folder_, train(more), life == 2 ? kAlone : 2);
+    EXPECT_EQ(outcome.exit_code, life == 3 ? 70 : 75) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "does not ask to be run again"), life == 3) << outcome.all();
+  }
+  const json lives = reported()["lives"];
+  ASSERT_EQ(lives.size(), 3u);
+  for (const json& life : lives)
+    EXPECT_NE(life["reason"].get<std::string>().find("waiting for input"), std::string::npos)
+        << life;
+  EXPECT_EQ(lives[2]["exit_code"], 70);
+}
+
 // R10.
 TEST_F(LedgerRun, UntilLeavesInTimeSaved) {
   const auto start = std::chrono::steady_clock::now();

@@ -421,6 +421,20 @@ TEST_F(LedgerFile, GoingBackWithinALifeCountsAnew) {
   EXPECT_EQ(proof.skipped[0].end, 7u);
 }
 
+// R29.
+TEST_F(LedgerFile, AFileThatIsRemovedIsBegunAnewAndSaysSo) {
+  Ledger ledger(config(), true);
+  add(ledger, 0, 4);
+  ASSERT_TRUE(ledger.save(*communicator_, 4, {}));
+  std::filesystem::remove_all(folder_.path());
+  add(ledger, 4, 6);
+  ASSERT_TRUE(ledger.save(*communicator_, 6, {}));
+  const LedgerProof proof = prove(text(), 6, 1);
+  EXPECT_EQ(proof.first, 4u);
+  EXPECT_EQ(proof.positions, 2 * kBatch);
+  EXPECT_NE(proof.unrecorded.find("removed"), std::string::npos);
+}
+
 TEST_F(LedgerFile, ARunWithoutALedgerSaysWhereItBegins) {
   Ledger ledger(config(5), true);
   add(ledger, 5, 8);
