@@ -683,7 +683,8 @@ class Watchdog::Impl {
   }
 
   // Rank 0's verdict: the others hear it first, because mpirun kills them as soon as we leave.
-  void decide(const Verdict& verdict) {
+  void decide(Verdict verdict) {
+    if (config_.judged) config_.judged(verdict);
     for (auto& [rank, link] : children_) send_verdict(link, verdict);
     flush_all();
     leave(verdict, true);

@@ -35,6 +35,9 @@ struct WatchdogConfig {
   // `straggler_window` seconds, twice in a row; then none for ten windows. 0: off.
   double straggler_factor = 1.3;
   double straggler_window = 60;
+  // Called on rank 0's watchdog thread before a verdict is passed on, which it may change. Must
+  // return soon, whatever hangs.
+  std::function<void(Verdict&)> judged;
   // Called on the watchdog's thread in place of _exit; for tests. The thread then ends.
   std::function<void(const Verdict&)> end;
 };

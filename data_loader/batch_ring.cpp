@@ -20,6 +20,7 @@ BatchRing::BatchRing(const Config& config, BeginBatch begin, MakeImage make)
     slot.batch.labels.resize(size);
     slot.batch.sample_ids.resize(size);
     slot.batch.epochs.resize(size);
+    slot.batch.substitutes.resize(size, kNoSubstitute);
   }
   for (int t = 0; t < config_.threads; ++t)
     threads_.emplace_back([this](std::stop_token stop) { work(stop); });

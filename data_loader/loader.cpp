@@ -103,6 +103,7 @@ class Loader::Impl {
     const auto at = static_cast<size_t>(i);
     batch.sample_ids[at] = point.sample;
     batch.epochs[at] = point.epoch;
+    batch.substitutes[at] = kNoSubstitute;
     const auto geometry = [&](ImageShape image, const std::string& name) {
       return train_geometry(config_.transform, image, maker_.output(), config_.seed, point.epoch,
                             point.sample, name);
@@ -111,15 +112,21 @@ class Loader::Impl {
       batch.labels[at] = maker_.make(out, point.sample, geometry, scratch);
     } catch (const BadContent& bad) {
       if (config_.bad_sample == BadSample::kFail) throw;
-      batch.labels[at] = substitute(out, point, position, geometry, scratch, bad.what());
+      const Substitute s = substitute(out, point, position, geometry, scratch, bad.what());
+      batch.labels[at] = s.label;
+      batch.substitutes[at] = s.sample;
     }
   }
 
+  struct Substitute {
+    uint64_t sample;
+    int32_t label;
+  };
   // Draws samples until one is whole. The crop stays that of the place.
   template <typename MakeGeometry>
-  int32_t substitute(uint8_t* out, StreamPoint point, uint64_t position,
-                     const MakeGeometry& geometry, SampleScratch& scratch,
-                     const std::string& reason) {
+  Substitute substitute(uint8_t* out, StreamPoint point, uint64_t position,
+                        const MakeGeometry& geometry, SampleScratch& scratch,
+                        const std::string& reason) {
     constexpr uint64_t kTries = 16;
     for (uint64_t attempt = 0; attempt < kTries; ++attempt) {
       const Random4 words =
@@ -130,7 +137,7 @@ class Loader::Impl {
       try {
         const int32_t label = maker_.make(out, chosen, geometry, scratch);
         note({position, point.epoch, point.sample, chosen, reason});
-        return label;
+        return {chosen, label};
       } catch (const BadContent&) {
         continue;
       }

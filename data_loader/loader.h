@@ -22,6 +22,8 @@ enum class BadSample {
                 // I/O
 };
 
+constexpr uint64_t kNoSubstitute = ~uint64_t{0};
+
 // Belongs to the loader; valid from acquire() to release().
 struct Batch {
   uint64_t step = 0;  // EvalLoader: the slice
@@ -33,6 +35,8 @@ struct Batch {
   std::vector<uint64_t>
       sample_ids;                // [B]; the sample of the position, also where it was substituted
   std::vector<uint64_t> epochs;  // [B]; EvalLoader: 0
+  // [B]; the sample that stands there in place of sample_ids', or kNoSubstitute.
+  std::vector<uint64_t> substitutes;
 };
 
 struct Substitution {

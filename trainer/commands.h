@@ -8,6 +8,7 @@ namespace convoy::trainer {
 int train_command(const Arguments& arguments);
 int eval_command(const Arguments& arguments);
 int verify_command(const Arguments& arguments);
+int report_command(const Arguments& arguments);
 int model_command(const Arguments& arguments);
 int bench_command(const Arguments& arguments);
 int bench_allreduce(const Arguments& arguments);  // convoy bench allreduce

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -21,12 +22,15 @@
 #include "trainer/evaluate.h"
 #include "trainer/fault.h"
 #include "trainer/file.h"
+#include "trainer/ledger.h"
 #include "trainer/limits.h"
+#include "trainer/lives.h"
 #include "trainer/metrics.h"
 #include "trainer/model_state.h"
 #include "trainer/output_lock.h"
 #include "trainer/sample_log.h"
 #include "trainer/signals.h"
+#include "trainer/text.h"
 #include "trainer/version.h"
 
 namespace convoy::trainer {
@@ -87,9 +91,34 @@ struct Resume {
   std::string dataset_digest;
   Fingerprint fingerprint;
   PlateauState plateau;
+  // Lives in a row before this one that ended by themselves without a step, and how.
+  size_t idle_lives = 0;
+  std::string idle;
 };
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, job, dataset_digest,
-                                   fingerprint, plateau)
+                                   fingerprint, plateau, idle_lives, idle)
+
+// "life 3: 75 lost peer ...; life 4: ..."
+std::string to_text(const std::vector<const Life*>& lives) {
+  std::string text;
+  for (const Life* life : lives)
+    text += fmt::format("{}life {}: {} {}", text.empty() ? "" : "; ", life->number,
+                        life->exit_code.value_or(0), printable(life->reason, 200));
+  return text;
+}
+
+// The wall clock is read here, once.
+std::optional<Clock::time_point> moment_of(const Until& until, Clock::time_point started) {
+  const double now =
+      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  const std::optional<double> left = seconds_left(
+      until, now, seconds_since(started), [](const char* name) { return std::getenv(name); },
+      ask_squeue);
+  if (!left) return std::nullopt;
+  log::info("--until: this life ends by itself within {}", duration(*left));
+  return Clock::now() +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*left));
+}
 
 class Run {
  public:
@@ -104,9 +133,27 @@ class Run {
     faults_.set_rank(communicator.rank());
   }
 
+  // However the life ends by itself is recorded.
   int main() {
+    try {
+      const int code = live();
+      if (lives_) lives_->end(code, ending_);
+      return code;
+    } catch (const Error& e) {
+      end_by_error(e.code(), e.what());
+    } catch (const std::exception& e) {
+      end_by_error(ExitCode::kFault, e.what());
+    }
+  }
+
+ private:
+  int live() {
     meet();
-    watchdog_ = std::make_unique<comm::Watchdog>(communicator_, watchdog_config(job_));
+    comm::WatchdogConfig watch = watchdog_config(job_);
+    watch.judged = [life = watched_](comm::Verdict& v) {
+      v.exit_code = life->end(v.exit_code, v.text);
+    };
+    watchdog_ = std::make_unique<comm::Watchdog>(communicator_, watch);
     faults_.at(FaultPoint::kStart, 0);
     if (is_root() && !options_.dry_run) claim_folder();
     find_resume();
@@ -119,7 +166,25 @@ class Run {
     return loop();
   }
 
- private:
+  // Of usage, data and the job the error itself says what to do.
+  static bool says_so(ExitCode code) {
+    return code == ExitCode::kFault || code == ExitCode::kIo || code == ExitCode::kRecoverable;
+  }
+
+  [[noreturn]] void end_by_error(ExitCode code, std::string message) {
+    const bool idle = step_ <= resume_.step;
+    const int within =
+        idle ? within_budget(static_cast<int>(code), resume_.idle_lives) : static_cast<int>(code);
+    if (idle && says_so(code) && resume_.idle_lives + 1 >= kLifeBudget)
+      message += fmt::format(
+          " (the {} lives before, too, ended without a step: {}; so this one does not ask to be "
+          "run "
+          "again. Mend the cause and start it: a life that does a step clears the count)",
+          resume_.idle_lives, resume_.idle);
+    if (lives_) lives_->end(within, message);
+    throw Error(static_cast<ExitCode>(within), message);
+  }
+
   bool is_root() const { return communicator_.rank() == 0; }
 
   // Before anything that all ranks must do alike: do they run the same program with the same job?
@@ -147,6 +212,13 @@ class Run {
         options_.out,
         LeaseOptions{.lease = std::chrono::duration_cast<std::chrono::milliseconds>(lease),
                      .give_up = stop_requested});
+    lives_ = std::make_shared<Lives>(options_.out, communicator_.host(), communicator_.size(),
+                                     options_.started, std::chrono::seconds(30), lock_->life());
+    if (options_.until) until_ = moment_of(*options_.until, options_.started);
+    const std::vector<const Life*> idle = idle_lives(lives_->before());
+    resume_.idle_lives = idle.size();
+    resume_.idle = to_text(idle);
+    watched_->begin(lives_, resume_.idle_lives);
   }
 
   // Rank 0 looks for a checkpoint and loads it; the others learn what they need before they build.
@@ -183,7 +255,9 @@ class Run {
                .job = f.job,
                .dataset_digest = f.dataset_digest,
                .fingerprint = f.fingerprint,
-               .plateau = f.plateau};
+               .plateau = f.plateau,
+               .idle_lives = resume_.idle_lives,
+               .idle = resume_.idle};
   }
 
   // --resume DIR, whose mistakes must name it.
@@ -257,6 +331,10 @@ class Run {
     job_digest_ = identity_digest(job_, train_->digest());
     comm::handshake(communicator_, {{"job digest", job_digest_}});
     if (!resume_.found) return;
+    if (lives_ && !lives_->before().empty() &&
+        lives_->before().back().ranks != static_cast<uint64_t>(communicator_.size()))
+      log::info("resume with ranks: {} -> {} (the result does not depend on them)",
+                lives_->before().back().ranks, communicator_.size());
     std::string changed;
     for (const JobDifference& d : differing_keys(resume_.job, to_text(job_))) {
       const std::string text = fmt::format("{}: {} -> {}", d.key, d.old_value, d.new_value);
@@ -363,19 +441,68 @@ class Run {
                 job_.model.name, printable(job_.data.path), engine_->layout().parameter_floats,
                 job_.workers, job_.batch_per_worker, total_steps_, communicator_.size(), lanes_);
     }
+    ledger_ =
+        std::make_unique<Ledger>(Ledger::Config{.out_dir = options_.out,
+                                                .terms = {.dataset_size = length_.dataset_size,
+                                                          .global_batch = length_.global_batch,
+                                                          .seed = job_.seed,
+                                                          .dataset_digest = train_->digest()},
+                                                .workers = job_.workers,
+                                                .batch_per_worker = job_.batch_per_worker,
+                                                .life = lives_ ? lives_->number() : 0,
+                                                .step = step_,
+                                                .resumed_from = resume_.folder},
+                                 is_root());
     communicator_.barrier();
     if (job_.log.samples)
       samples_ = std::make_unique<SampleLog>(options_.out, communicator_.rank());
   }
 
-  // The step that has just been done is `step_`; was it the first to reach a further epoch?
-  bool evaluation_due() const {
-    if (step_ == total_steps_) return true;
+  // Is `done` steps the first number of them to reach a further epoch?
+  bool evaluation_due(uint64_t done) const {
+    if (done == total_steps_) return true;
     if (job_.evaluation.every_epochs == 0) return false;
     const auto epochs = [&](uint64_t step) {
       return step * length_.global_batch / length_.dataset_size / job_.evaluation.every_epochs;
     };
-    return epochs(step_) != epochs(step_ - 1);
+    return epochs(done) != epochs(done - 1);
+  }
+
+  // Leaves room for --until, and says so.
+  bool time_is_up() {
+    const auto now = Clock::now();
+    if (!deadline_ || !deadline_->last_step(now, evaluation_due(step_ + 1))) return false;
+    log::info("--until: time is up {}: stopping", deadline_->reason(now));
+    ending_ = "stopped by --until";
+    return true;
+  }
+
+  void begin_life() {
+    if (!is_root()) return;
+    lives_->begin(step_, total_steps_, job_.workers, job_digest_);
+    if (!until_) return;
+    double bytes = 0;
+    for (const std::span<float> flat : engine_->state().all())
+      bytes += static_cast<double>(flat.size_bytes());
+    constexpr double kBytesPerSecond = 100e6;  // until a save is measured
+    deadline_.emplace(*until_, 1 + bytes / kBytesPerSecond);
+  }
+
+  void enter(Phase phase) {
+    if (lives_) lives_->enter(phase);
+  }
+
+  // `seconds` of the step that is done; how much of it was waiting is in the loader's and the
+  // engine's counters.
+  void book_step(const data::Loader* loader, double seconds) {
+    if (!lives_) return;
+    const double input = loader ? loader->stats().wait_seconds : 0;
+    const double reduce = engine_->exposed_seconds();
+    watched_->step_done();
+    lives_->step_done((input - booked_input_) / lanes_ + reduce - booked_reduce_);
+    booked_input_ = input;
+    booked_reduce_ = reduce;
+    if (deadline_) deadline_->note_step(seconds);
   }
 
   int loop() {
@@ -399,6 +526,7 @@ class Run {
     const Engine::Source source{[&](uint64_t worker) {
                                   const data::Batch& batch = acquire(*loader, worker);
                                   held[worker] = &batch;
+                                  ledger_->add(batch);
                                   if (samples_) samples_->write(batch);
                                   faults_.at(FaultPoint::kCompute, step_);
                                   return Engine::Images{batch.pixels, batch.labels.data()};
@@ -409,27 +537,32 @@ class Run {
     const auto words = watchdog_->describe(comm::Phase::kInput, [&] {
       return loader ? file_in_progress(loader->in_progress()) : std::string();
     });
+    loader_ = loader.get();
+    begin_life();
     // A life that stopped when an evaluation was due left it to us.
-    if (resume_.found && step_ > 0 && evaluation_due() && !resume_.evaluated) evaluate_and_save();
+    if (resume_.found && step_ > 0 && evaluation_due(step_) && !resume_.evaluated)
+      evaluate_and_save();
     std::optional<Progress> progress;
     if (is_root()) progress.emplace();
     start_line(loader.get());
     last_save_ = Clock::now();
     bool stopped = false;
     while (step_ < last_step_ && !stopped) {
+      enter(Phase::kUseful);
       const auto start = Clock::now();
       const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
       const double minutes = seconds_since(last_save_) / 60;
-      const Engine::Control control{.stop = stop_requested(),
+      const Engine::Control control{.stop = stop_requested() || time_is_up(),
                                     .save = is_root() && save_due(minutes)};
       const Engine::Result result = engine_->step(step_, rate, control, source);
       ++step_;
+      book_step(loader.get(), seconds_since(start));
       stopped = result.control.stop;
       meter_.add(result, seconds_since(start));
       const bool log_line = step_ % std::max(1u, job_.log.every_steps) == 0 || step_ == last_step_;
       if (is_root()) report(*progress, loader.get(), rate, result, log_line);
 
-      const bool evaluate_now = evaluation_due() && (!stopped || step_ == total_steps_);
+      const bool evaluate_now = evaluation_due(step_) && (!stopped || step_ == total_steps_);
       const bool by_steps =
           job_.checkpoint.every_steps > 0 && step_ % job_.checkpoint.every_steps == 0;
       // Before an evaluation too: whatever happens in it, the steps before are safe.
@@ -502,6 +635,8 @@ class Run {
   // Returns top-1, of 0 to 1.
   double evaluate() {
     watchdog_->enter(comm::Phase::kEvaluate, step_);
+    enter(Phase::kEvaluating);
+    const auto start = Clock::now();
     faults_.at(FaultPoint::kEvaluate, step_);
     const auto accuracy_of = [&](Engine::Weights weights) {
       return evaluator_->run(communicator_, *engine_, weights, *watchdog_, step_);
@@ -510,6 +645,7 @@ class Run {
     std::optional<Accuracy> ema;
     if (engine_->has_ema()) ema = accuracy_of(Engine::Weights::kAverage);
     result_ = a;
+    if (deadline_) deadline_->note_evaluation(seconds_since(start));
     if (is_root()) {
       log::info("epoch {:.2f}: {}", epoch_at(step_, length_), to_text(a));
       if (ema) log::info("moving average: {}", to_text(*ema));
@@ -534,11 +670,13 @@ class Run {
     if (lock_->lost()) lock_->expect_held();
     const bool by_time =
         job_.checkpoint.every_minutes > 0 && minutes >= job_.checkpoint.every_minutes;
-    return by_time || writer_->retry_due();
+    const bool ledger_again = unrecorded_ && minutes * 60 >= 5;
+    return by_time || ledger_again || writer_->retry_due();
   }
 
   void save(std::optional<double> top1) {
     watchdog_->enter(comm::Phase::kSave, step_);
+    enter(Phase::kSaving);
     last_save_ = Clock::now();
     if (!engine_->state_is_finite())
       fail(
@@ -549,11 +687,18 @@ class Run {
           step_);
     expect_equal_replicas();
     faults_.at(FaultPoint::kSave, step_);
-    if (!is_root()) return;
+    if (is_root()) lock_->expect_held();
+    // Before the checkpoint has its name: no step is ever published that the ledger does not hold.
+    unrecorded_ =
+        !ledger_->save(communicator_, step_,
+                       loader_ ? loader_->substitutions() : std::vector<data::Substitution>());
+    if (!is_root() || unrecorded_) return;
     writer_->save(checkpoint_state(top1));
     if (const auto failure = writer_->take_failure())
       metrics_->write({.step = step_, .event = "save failed", .detail = *failure});
     if (!top1) metrics_->write({.step = step_, .event = "save"});
+    lives_->progress();
+    if (deadline_) deadline_->note_save(seconds_since(last_save_) + writer_->save_seconds());
   }
 
   // Borrows the engine's memory.
@@ -594,12 +739,28 @@ class Run {
                    s.reason);
   }
 
+  // The last save was left out because the ledger could not be written.
+  void record_at_last() {
+    if (!ledger_->save(communicator_, step_, {}))
+      fail(ExitCode::kIo,
+           "{}: the ledger could not be written, so step {} is not saved: make room and run the "
+           "same command again",
+           printable(options_.out), step_);
+    writer_->save(checkpoint_state(std::nullopt));
+  }
+
   // Everything is on the disk when this returns.
   int leave(bool stopped) {
     watchdog_->enter(comm::Phase::kLeave, step_);
     if (is_root()) {
+      enter(Phase::kSaving);
+      if (unrecorded_) record_at_last();
       writer_->finish([this] { return checkpoint_state(saved_top1_); });
       metrics_->write({.step = step_, .event = stopped ? "stop" : "end"});
+      if (ending_.empty())
+        ending_ = stopped                ? "stopped by a signal"
+                  : step_ < total_steps_ ? "stop_after_steps"
+                                         : "done";
       if (stopped)
         log::info("stopped at step {} of {}, saved; run the same command again to go on", step_,
                   total_steps_);
@@ -620,6 +781,8 @@ class Run {
   Fingerprint fingerprint_;
   Faults faults_;
   std::optional<OutputLock> lock_;  // rank 0
+  std::shared_ptr<Lives> lives_;    // rank 0
+  const std::shared_ptr<LifeUnderWatch> watched_ = std::make_shared<LifeUnderWatch>();
   Resume resume_;
   std::optional<CheckpointState> checkpoint_;  // rank 0, until it is restored
   std::unique_ptr<data::Dataset> train_, val_;
@@ -638,6 +801,13 @@ class Run {
   comm::Watchdog::Scope writing_;             // of the writer's thread
   std::unique_ptr<CheckpointWriter> writer_;  // rank 0
   std::unique_ptr<SampleLog> samples_;
+  std::unique_ptr<Ledger> ledger_;
+  bool unrecorded_ = false;               // rank 0: the ledger refused the last save
+  const data::Loader* loader_ = nullptr;  // while loop() runs
+  double booked_input_ = 0, booked_reduce_ = 0;
+  std::optional<Clock::time_point> until_;  // rank 0
+  std::optional<Deadline> deadline_;        // rank 0
+  std::string ending_;                      // how this life ends
   Meter meter_;
   Clock::time_point line_start_, last_save_;
   double line_input_wait_ = 0, line_reduce_wait_ = 0;
@@ -646,7 +816,7 @@ class Run {
 
 std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   TrainOptions o;
-  std::string data;
+  std::string data, until;
   po::options_description options("Training");
   options.add_options()("job", po::value(&o.job_file)->required(),
                         "job file (proto/job.proto in text format; see trainer/recipes)")(
@@ -661,6 +831,9 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
       "auto: go on where --out stands, or start; never: start; DIR: from that checkpoint or run")(
       "allow-change", po::bool_switch(&o.allow_change),
       "resume although the job changed in a way that changes the result")(
+      "until", po::value(&until),
+      "leave by itself in time, saved, with exit code 75: a moment (2026-11-25T18:00), a time from "
+      "the start (+90m, +2h30m), or job: the end of the Slurm job")(
       "dry-run", po::bool_switch(&o.dry_run), "print the plan and leave")(
       "fault", po::value(&o.faults)->composing(),
       "break this run on purpose, e.g. \"rank=2 step=40 kind=kill\" (docs/faults.md)");
@@ -674,6 +847,7 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   if (!values) return std::nullopt;
   if (values->count("data-threads") > 0 && o.data_threads < 0)
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
+  if (!until.empty()) o.until = parse_until(until);
   if (!data.empty()) o.sets.push_back("data.path=" + data);
   Faults{o.faults};  // what is wrong with them is said now
   return o;

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "comm/watchdog.h"
+#include "ops/core/clock.h"
+#include "trainer/until.h"
 
 namespace convoy::trainer {
 
@@ -16,6 +19,8 @@ struct TrainOptions {
   std::vector<std::string> sets, faults;
   std::string resume = "auto";  // auto, never, or a folder with a checkpoint
   int data_threads = -1;        // -1: the CPUs that computing leaves, at least one
+  std::optional<Until> until;   // when to leave by itself
+  Clock::time_point started = Clock::now();
   bool dry_run = false;
   bool allow_change = false;
 };

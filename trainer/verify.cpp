@@ -1,46 +1,159 @@
-// convoy verify: is a checkpoint, or every checkpoint of a run, whole?
+// convoy verify: is a checkpoint, or every checkpoint of a run, whole? Did the run use every sample
+// once?
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "comm/launch.h"
 #include "ops/core/error.h"
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
+#include "trainer/job.h"
+#include "trainer/ledger.h"
 
 namespace convoy::trainer {
+namespace {
 
 namespace po = boost::program_options;
+using nlohmann::ordered_json;
+
+// The checkpoint and the line of the ledger that leads to it must be of the same run.
+void expect_same_terms(const LedgerText& ledger, const CheckpointFacts& facts) {
+  for (const LedgerPiece& piece : surviving_path(ledger.records)) {
+    if (facts.step <= piece.first || facts.step > piece.end) continue;
+    const LedgerTerms& there = piece.record->terms;
+    const LedgerTerms here{.dataset_size = facts.dataset_size,
+                           .global_batch = facts.global_batch,
+                           .seed = parse_job(facts.job, "the checkpoint's job", {}, "").seed,
+                           .dataset_digest = facts.dataset_digest};
+    if (there == here) return;
+    fail(ExitCode::kFault,
+         "ledger: steps {} to {} are of another run: {} samples, batch {}, seed {}, data {}; the "
+         "checkpoint of step {} says {}, {}, {}, {}",
+         piece.first, piece.end - 1, there.dataset_size, there.global_batch, there.seed,
+         printable(there.dataset_digest.substr(0, 12)), facts.step, here.dataset_size,
+         here.global_batch, here.seed, printable(here.dataset_digest.substr(0, 12)));
+  }
+}
+
+std::string to_text(const LedgerProof& proof) {
+  std::string text = fmt::format(
+      "ledger: steps {} to {} consumed exactly their {} stream positions ({} lives, {} records, "
+      "{:.1f} "
+      "s)\n",
+      proof.first, proof.end, proof.positions, proof.lives, proof.records, proof.seconds);
+  text += fmt::format("  {} whole epoch(s): each of the {} samples exactly once\n",
+                      proof.whole_epochs, proof.samples);
+  if (proof.last_epoch_samples > 0)
+    text += fmt::format("  epoch {} is under way: {} of {} samples, each once\n",
+                        proof.last_epoch + 1, proof.last_epoch_samples, proof.samples);
+  if (proof.first > 0)
+    text +=
+        fmt::format("  not proven: steps 0 to {}: {}\n", proof.first, printable(proof.unrecorded));
+  for (const uint64_t step : proof.changed_at)
+    text +=
+        fmt::format("  from step {} on, with other data, batch or seed (--allow-change)\n", step);
+  if (!proof.substituted.empty())
+    text += fmt::format(
+        "  {} sample(s) were bad and replaced, the first at position {}: {} by {} ({})\n",
+        proof.substituted.size(), proof.substituted.front().position,
+        proof.substituted.front().sample, proof.substituted.front().substitute,
+        printable(proof.substituted.front().reason));
+  for (const SkippedRange& s : proof.skipped)
+    text +=
+        fmt::format("  steps {} to {} trained nothing: {}\n", s.first, s.end, printable(s.reason));
+  return text;
+}
+
+ordered_json to_json(const LedgerProof& proof) {
+  ordered_json object = {{"first_step", proof.first},
+                         {"end_step", proof.end},
+                         {"positions", proof.positions},
+                         {"samples", proof.samples},
+                         {"whole_epochs", proof.whole_epochs},
+                         {"last_epoch", proof.last_epoch},
+                         {"last_epoch_samples", proof.last_epoch_samples},
+                         {"changed_at", proof.changed_at},
+                         {"substituted", ordered_json::array()},
+                         {"skipped", ordered_json::array()},
+                         {"lives", proof.lives},
+                         {"records", proof.records},
+                         {"seconds", proof.seconds}};
+  if (proof.first > 0) object["unrecorded"] = printable(proof.unrecorded);
+  for (const SubstitutedSample& s : proof.substituted)
+    object["substituted"].push_back({{"position", s.position},
+                                     {"sample", s.sample},
+                                     {"substitute", s.substitute},
+                                     {"reason", printable(s.reason)}});
+  for (const SkippedRange& s : proof.skipped)
+    object["skipped"].push_back(
+        {{"first_step", s.first}, {"end_step", s.end}, {"reason", printable(s.reason)}});
+  return object;
+}
+
+// Nothing where the run has no ledger.
+std::optional<LedgerProof> prove_run(const std::string& run, const CheckpointFacts& newest,
+                                     int threads) {
+  const LedgerText ledger = read_ledger(run);
+  if (ledger.records.empty() && ledger.damaged.empty()) return std::nullopt;
+  const LedgerProof proof = prove(ledger, newest.step, threads);
+  expect_same_terms(ledger, newest);
+  return proof;
+}
+
+}  // namespace
 
 int verify_command(const Arguments& arguments) {
   std::string dir;
   bool json = false;
+  int threads = 0;
   po::options_description options("Options");
   options.add_options()("dir", po::value(&dir)->required(), "a checkpoint, or a run")(
+      "threads", po::value(&threads), "that recompute the ledger; default: all CPUs")(
       "json", po::bool_switch(&json), "one JSON object on standard output");
-  const auto values = parse_options(arguments, options, "verify DIR [OPTIONS]",
-                                    "Recomputes every length and checksum. The digest is a SHA-256 "
-                                    "over weights, optimizer state and\n"
-                                    "batch-norm state: two runs that print the same one have the "
-                                    "same bits. Of a run all checkpoints\n"
-                                    "are checked, and the newest one's digest is printed.\n",
-                                    "dir");
+  const auto values = parse_options(
+      arguments, options, "verify DIR [OPTIONS]",
+      "Recomputes every length and checksum. The digest is a SHA-256 over weights, optimizer state "
+      "and\n"
+      "batch-norm state: two runs that print the same one have the same bits. Of a run all "
+      "checkpoints\n"
+      "are checked, and the newest one's digest is printed; then its ledger (what each step "
+      "consumed,\n"
+      "across all lives) is recomputed from the job's seed: each sample of each whole epoch "
+      "exactly "
+      "once,\n"
+      "or exit code 70 and the first position and step where that fails.\n",
+      "dir");
   if (!values) return 0;
+  if (values->count("threads") > 0 && threads < 1)
+    fail(ExitCode::kUsage, "--threads {}: must be at least 1", threads);
 
   const std::vector<std::string> folders = checkpoints_at(dir);
+  const bool is_run = folders.front() != dir;
   VerifiedCheckpoint newest;
   for (const std::string& folder : folders) newest = verify_checkpoint(folder);
+  std::optional<LedgerProof> proof;
+  if (is_run)
+    proof =
+        prove_run(dir, newest.facts, threads > 0 ? threads : std::max(1, comm::cpu_set().count));
   if (json) {
-    const nlohmann::ordered_json out = {{"checkpoint", folders.back()},
-                                        {"step", newest.facts.step},
-                                        {"digest", newest.digest},
-                                        {"bytes", newest.bytes},
-                                        {"checkpoints", folders.size()},
-                                        {"job_digest", newest.facts.job_digest},
-                                        {"dataset_digest", newest.facts.dataset_digest}};
+    ordered_json out = {{"checkpoint", folders.back()},
+                        {"step", newest.facts.step},
+                        {"digest", newest.digest},
+                        {"bytes", newest.bytes},
+                        {"checkpoints", folders.size()},
+                        {"job_digest", newest.facts.job_digest},
+                        {"dataset_digest", newest.facts.dataset_digest}};
+    if (is_run) out["ledger"] = proof ? to_json(*proof) : ordered_json(nullptr);
     std::cout << out.dump(2) << std::endl;
   } else {
     std::cout << fmt::format("{}: whole ({} checkpoint(s) checked)\nstep {}\ndigest {}\n",
                              printable(folders.back()), folders.size(), newest.facts.step,
                              newest.digest);
+    if (proof)
+      std::cout << to_text(*proof);
+    else if (is_run)
+      std::cout << "ledger: none (written before there were ledgers): which samples were used is "
+                   "not proven\n";
   }
   return 0;
 }
