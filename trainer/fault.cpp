@@ -2,6 +2,8 @@
 
 #include <signal.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
 #include <sstream>
@@ -10,6 +12,7 @@
 
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "trainer/file_calls.h"
 #include "trainer/text.h"
 
 namespace convoy::trainer {
@@ -18,10 +21,11 @@ namespace {
 template <typename Value>
 using Names = std::vector<std::pair<const char*, Value>>;
 
-const Names<FaultKind> kKinds = {{"kill", FaultKind::kKill},      {"stop", FaultKind::kStop},
-                                 {"throw", FaultKind::kThrow},    {"hang", FaultKind::kHang},
-                                 {"slow", FaultKind::kSlow},      {"nan", FaultKind::kNan},
-                                 {"bitflip", FaultKind::kBitflip}};
+const Names<FaultKind> kKinds = {{"kill", FaultKind::kKill},       {"stop", FaultKind::kStop},
+                                 {"throw", FaultKind::kThrow},     {"hang", FaultKind::kHang},
+                                 {"slow", FaultKind::kSlow},       {"nan", FaultKind::kNan},
+                                 {"bitflip", FaultKind::kBitflip}, {"enospc", FaultKind::kEnospc},
+                                 {"eio", FaultKind::kEio},         {"short", FaultKind::kShort}};
 const Names<FaultPoint> kPoints = {
     {"start", FaultPoint::kStart},     {"input", FaultPoint::kInput},
     {"compute", FaultPoint::kCompute}, {"reduce", FaultPoint::kReduce},
@@ -73,6 +77,15 @@ void strike(const Fault& fault, uint64_t step) {
     case FaultKind::kSlow:
       std::this_thread::sleep_for(std::chrono::duration<double>(fault.seconds));
       break;
+    case FaultKind::kEnospc:
+    case FaultKind::kEio:
+    case FaultKind::kShort:
+      inject_file_fault({.error = fault.kind == FaultKind::kEnospc ? ENOSPC
+                                  : fault.kind == FaultKind::kEio  ? EIO
+                                                                   : 0,
+                         .call = fault.call,
+                         .count = fault.count});
+      break;
     case FaultKind::kNan:
     case FaultKind::kBitflip:
       break;
@@ -107,12 +120,14 @@ Fault parse_fault(const std::string& text) {
       fault.index = number<uint64_t>(key, value, kMost);
     } else if (key == "bit") {
       fault.bit = number<int>(key, value, 31);
+    } else if (key == "call") {
+      fault.call = std::max(uint64_t{1}, number<uint64_t>(key, value, kMost));
     } else if (key == "count") {
       fault.count = number<uint64_t>(key, value, kMost);
     } else {
-      fail(
-          ExitCode::kUsage, "--fault: no key \"{}\"; the nearest is \"{}\"", printable(key),
-          nearest(key, {"kind", "rank", "step", "at", "seconds", "what", "index", "bit", "count"}));
+      fail(ExitCode::kUsage, "--fault: no key \"{}\"; the nearest is \"{}\"", printable(key),
+           nearest(key, {"kind", "rank", "step", "at", "seconds", "what", "index", "bit", "call",
+                         "count"}));
     }
   }
   if (!has_kind) fail(ExitCode::kUsage, "--fault \"{}\": no kind=", printable(text));

@@ -19,6 +19,9 @@ enum class FaultKind {
   kSlow,     // the thread sleeps for `seconds`, `count` times from `step` on
   kNan,      // a float of `what` becomes NaN
   kBitflip,  // a bit of `what` is flipped
+  kEnospc,   // of the file calls of checkpoints that follow, number `call` ... `call + count - 1`
+  kEio,      // fail (no space, I/O error) or transfer less than was asked for
+  kShort,
 };
 
 // Where in a step.
@@ -34,9 +37,9 @@ struct Fault {
   FaultPoint at = FaultPoint::kCompute;
   double seconds = 1;
   FaultTarget what = FaultTarget::kWeights;
-  uint64_t index = 0;  // of the float, modulo how many there are
-  int bit = 30;        // 0 to 31
-  uint64_t count = 1;
+  uint64_t index = 0;            // of the float, modulo how many there are
+  int bit = 30;                  // 0 to 31
+  uint64_t call = 1, count = 1;  // count=0: for ever (file calls)
 };
 
 // Throws Error (kUsage) where the text makes no sense.
@@ -52,7 +55,7 @@ class Faults {
   // Until then nothing happens.
   void set_rank(int rank) { rank_ = rank; }
 
-  // kKill, kStop, kThrow, kHang and kSlow that are due here happen. Any thread.
+  // kKill, kStop, kThrow, kHang, kSlow and the file faults that are due here happen. Any thread.
   void at(FaultPoint point, uint64_t step);
   // The kNan or kBitflip that is due in this step, once; null: none. Any thread.
   const Fault* change(uint64_t step);

@@ -849,7 +849,7 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   if (!until.empty()) o.until = parse_until(until);
   if (!data.empty()) o.sets.push_back("data.path=" + data);
-  Faults{o.faults};  // what is wrong with them is said now
+  [[maybe_unused]] const Faults refused_now(o.faults);
   return o;
 }
 

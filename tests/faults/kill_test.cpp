@@ -165,6 +165,20 @@ TEST_F(Kill, AnExceptionOnOneRankEndsAllAndIsSaidOnce) {
   EXPECT_EQ(digest("thrown"), unbroken_digest());
 }
 
+// R24: one call of a save fails; the run goes on and saves again.
+TEST_F(Kill, ASaveThatFailsDoesNotEndTheRun) {
+  for (const char* kind : {"enospc", "eio", "short"}) {
+    const std::string name = fmt::format("full-{}", kind);
+    const Outcome outcome = run(
+        folder_, train(name, {"--fault", fmt::format("kind={} step=8 at=save call=5", kind)}), 2);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    // What a short write leaves is written by the next call.
+    EXPECT_EQ(lines_with(outcome.err, "wrote ") > 0, std::string_view(kind) != "short")
+        << outcome.all();
+    EXPECT_EQ(digest(name), unbroken_digest());
+  }
+}
+
 TEST_F(Kill, FaultsMustBeAllowed) {
   ::unsetenv("CONVOY_ALLOW_FAULTS");
   const Outcome outcome = run(folder_, train("refused", {"--fault", "kind=kill step=0"}), 2);
