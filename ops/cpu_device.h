@@ -30,6 +30,8 @@ class CpuDevice final : public Device {
   std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                             const ParameterLayout& layout,
                                             Parallel parallel) override;
+  std::unique_ptr<Digester> make_digester(const std::vector<DigestRange>& ranges,
+                                          Parallel parallel) override;
   double measure_gemm(DType type, int64_t n) override;
   double measure_copy() override;
   void accumulate(void* sum, const void* addend, int64_t n, DType type) override;

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "ops/catalogue.h"
+#include "ops/digester.h"
 #include "ops/op.h"
 #include "ops/optim/optimizer.h"
 
@@ -63,6 +64,9 @@ class Device {
   virtual std::unique_ptr<Optimizer> make_optimizer(const OptimizerConfig& config,
                                                     const ParameterLayout& layout,
                                                     Parallel parallel = one_part) = 0;
+  // Of tensors that stay where they are; `parallel` as above.
+  virtual std::unique_ptr<Digester> make_digester(const std::vector<DigestRange>& ranges,
+                                                  Parallel parallel = one_part) = 0;
   // Measured rate of a square matrix product, n x n x n, in FLOP/s: the best of a few runs.
   virtual double measure_gemm(DType type, int64_t n) = 0;
   // Measured rate of copying memory that fits no cache, in bytes/s read and written together: the

@@ -148,6 +148,12 @@ std::string manifest_text(const CheckpointFacts& facts, const std::string& diges
   manifest.set_plateau_evaluations_since(facts.plateau.evaluations_since);
   if (facts.top1) manifest.set_top1(*facts.top1);
   if (facts.confirmed_by_ranks > 0) manifest.set_confirmed_by_ranks(facts.confirmed_by_ranks);
+  for (const auto& [begin, end] : facts.skipped.ranges) {
+    proto::SkippedRange& range = *manifest.add_skipped();
+    range.set_begin(begin);
+    range.set_end(end);
+  }
+  manifest.set_skips(facts.skipped.skips);
   std::string text;
   if (!google::protobuf::TextFormat::PrintToString(manifest, &text))
     fail(ExitCode::kFault, "the manifest cannot be written as text");
@@ -216,6 +222,12 @@ ManifestContents read_manifest(const fs::path& dir) {
                    manifest.plateau_evaluations_since()};
   if (manifest.has_top1()) facts.top1 = manifest.top1();
   facts.confirmed_by_ranks = manifest.confirmed_by_ranks();
+  for (const proto::SkippedRange& range : manifest.skipped()) {
+    if (range.begin() >= range.end())
+      damaged(fmt::format("skipped steps [{}, {})", range.begin(), range.end()));
+    facts.skipped.ranges.emplace_back(range.begin(), range.end());
+  }
+  facts.skipped.skips = manifest.skips();
   contents.state_digest = manifest.state_digest();
   for (const proto::File& file : manifest.file())
     contents.files[file.name()] = {file.bytes(), file.sha256()};

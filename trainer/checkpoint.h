@@ -17,6 +17,7 @@
 
 #include "trainer/lr_schedule.h"
 #include "trainer/safetensors.h"
+#include "trainer/skipped_steps.h"
 
 namespace convoy::trainer {
 
@@ -39,6 +40,7 @@ struct CheckpointFacts {
   std::optional<double> top1;  // of an evaluation made at this very step, 0 to 1
   // Ranks whose replicas had the same digest when this was saved, at this very step; 0: not known.
   uint32_t confirmed_by_ranks = 0;
+  SkippedSteps skipped;
 };
 
 struct CheckpointState {

@@ -1,7 +1,9 @@
 #include "trainer/engine.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 
 #include "comm/worker_map.h"
 #include "ops/core/clock.h"
@@ -29,6 +31,15 @@ std::vector<comm::Range> cut_buckets(const ops::ParameterLayout& layout, size_t 
   return buckets;
 }
 
+bool all_finite(std::span<const float> floats) {
+  return std::ranges::all_of(floats, [](float v) { return std::isfinite(v); });
+}
+
+float changed(const Fault& fault, float value) {
+  if (fault.kind == FaultKind::kNan) return std::numeric_limits<float>::quiet_NaN();
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) ^ (1u << fault.bit));
+}
+
 }  // namespace
 
 // What one lane owns; made by its thread.
@@ -39,6 +50,11 @@ struct Engine::Lane {
   Shape evaluation_shape;
   float* flat = nullptr;  // [statistics, extras, gradients]; the reducer's
   Clock::time_point backward_end;
+  std::unique_ptr<ops::Digester> digester;  // of `flat`
+  // What compute_again() fills in place of `flat`.
+  std::unique_ptr<ops::DeviceFloats> again;
+  std::unique_ptr<ops::Digester> again_digester;
+  std::vector<int> losses_not_finite;  // workers
 };
 
 int lanes_for(const std::string& device, int hosted, int cpus, int threads_per_worker) {
@@ -85,11 +101,7 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
                                      [this](const std::function<void(int, int)>& body) {
                                        lanes_.run([&](int lane) { body(lane, lanes_.count()); });
                                      });
-  const State start = state();
-  ops::initialise(layout_, config_.seed, start.parameters.data());
-  ops::initialise_statistics(layout_, start.running.data());
-  std::ranges::copy(start.parameters.first(start.ema.size()), start.ema.begin());
-  put_state();
+  reset();
   if (!trains) return;
   lanes_.run([&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
@@ -110,7 +122,18 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
   });
 }
 
+void Engine::reset() {
+  const State start = state();
+  ops::initialise(layout_, config_.seed, start.parameters.data());
+  ops::initialise_statistics(layout_, start.running.data());
+  std::ranges::fill(start.momentum, 0.0f);
+  std::ranges::copy(start.parameters.first(start.ema.size()), start.ema.begin());
+  put_state();
+  loss_scale_ = {};
+}
+
 Engine::~Engine() {
+  state_digester_.reset();
   reducer_.reset();
   optimizer_.reset();
   running_.reset();
@@ -140,51 +163,94 @@ void Engine::run_lanes(const Source& source, const std::function<void(int)>& bod
   });
 }
 
+// One worker up to its loss. flat: [statistics, extras, gradients].
+void Engine::forward(Lane& lane, const ops::StepInfo& step, const Source& source, float* flat) {
+  const auto worker = static_cast<uint64_t>(step.worker);
+  const double samples =
+      static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
+  const Images images = source.acquire(worker);
+  lane.network->forward(images.pixels, step);
+  float* const loss = flat + extras_begin_ + kLoss;
+  lane.network->loss(images.labels, 1.0 / samples, loss,
+                     config_.scale_loss ? loss_scale_.scale : 1.0);
+  lane.device->inputs_read();
+  source.release(worker);
+  if (lane.device->shares_host_memory() && !std::isfinite(*loss))
+    lane.losses_not_finite.push_back(static_cast<int>(worker));
+}
+
+// Its gradients, each bucket to the reducer as soon as it is ready.
+void Engine::backward(Lane& lane, const ops::StepInfo& step, bool keep) {
+  const auto worker = static_cast<int>(step.worker);
+  const bool is_first = worker == hosted().begin;
+  const auto contribute = [&](size_t bucket) {
+    const comm::Range range = buckets_[bucket];
+    if (is_first && gradient_fault_) {
+      const size_t at = head_floats_ + gradient_fault_->index % layout_.parameter_floats;
+      if (at >= range.begin && at < range.end) {
+        float value;
+        lane.device->download(&value, lane.flat + at, sizeof value);
+        value = changed(*gradient_fault_, value);
+        lane.device->upload(lane.flat + at, &value, sizeof value);
+      }
+    }
+    // Before the reducer takes the memory as scratch.
+    if (worker == digested_) {
+      const auto [first, last] = contribution_of(bucket);
+      lane.digester->run(first, last);
+    }
+    reducer_->contribute(worker, static_cast<int>(bucket), lane.flat + range.begin, keep);
+  };
+  contribute(0);
+  size_t next = 1;
+  lane.network->backward(step, [&](size_t ready) {
+    for (; next < buckets_.size() && buckets_[next].end <= head_floats_ + ready; ++next)
+      contribute(next);
+  });
+}
+
 void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& control,
                         const Source& source) {
   Lane& state = *lane_state_[static_cast<size_t>(lane)];
+  state.losses_not_finite.clear();
   const comm::WorkerRange range = hosted();
-  if (range.begin + lane >= range.end) return;
-  float* const flat = state.flat;
-  const double samples =
-      static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
   for (int worker = range.begin + lane; worker < range.end; worker += lanes_.count()) {
-    const bool keep = worker + lanes_.count() >= range.end;
     ops::StepInfo step = info;
     step.worker = worker;
-    const Images images = source.acquire(static_cast<uint64_t>(worker));
-    state.network->forward(images.pixels, step);
-    float* extras = flat + extras_begin_;
-    state.network->loss(images.labels, 1.0 / samples, extras + kLoss,
-                        config_.scale_loss ? loss_scale_.scale : 1.0);
-    state.device->inputs_read();
-    source.release(static_cast<uint64_t>(worker));
-
+    forward(state, step, source, state.flat);
     // Flags once per rank; sums of them travel, and anything above zero is a yes.
     const bool first = worker == range.begin;
     const float flags[] = {first && control.stop ? 1.0f : 0.0f,
                            first && control.save ? 1.0f : 0.0f};
-    state.device->upload(extras + kStop, flags, sizeof flags);
-    reducer_->contribute(worker, 0, flat, keep);
-
-    size_t next = 1;
-    state.network->backward(step, [&](size_t ready) {
-      for (; next < buckets_.size() && buckets_[next].end <= head_floats_ + ready; ++next)
-        reducer_->contribute(worker, static_cast<int>(next), flat + buckets_[next].begin, keep);
-    });
+    state.device->upload(state.flat + extras_begin_ + kStop, flags, sizeof flags);
+    if (worker == digested_ && !state.digester)
+      state.digester = state.device->make_digester(contribution_ranges(state.flat));
+    backward(state, step, /*keep=*/worker + lanes_.count() >= range.end);
     state.backward_end = Clock::now();
   }
 }
 
 Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& control,
                             const Source& source) {
+  compute(step, control, source);
+  const Result result = update(learning_rate);
+  if (result.diverged)
+    fail(ExitCode::kFault, "{}; {}", about_divergence(step, result), kDivergenceRemedy);
+  return result;
+}
+
+void Engine::compute(uint64_t step, const Control& control, const Source& source, int digested) {
+  digested_ = digested;
   say_reduce(0);  // the last step's sums may still be on their way to others
   reducer_->begin_step();
   say_compute();
   if (hosted().size() > 0) prepare(&Lane::network);
   const ops::StepInfo info{.seed = config_.seed, .step = step, .worker = 0};
   run_lanes(source, [&](int lane) { train_lane(lane, info, control, source); });
+  gradient_fault_.reset();
+}
 
+Engine::Result Engine::update(double learning_rate) {
   say_reduce(0);
   const std::span<const float> head = reducer_->wait(0);
   for (size_t p = 0; p < gradients_.size(); ++p) {
@@ -220,15 +286,143 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
   result.gradient_norm = optimizer_->result().gradient_norm;
   result.control = {.stop = extras[kStop] > 0, .save = extras[kSave] > 0};
   result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
-  const bool goes_on = config_.scale_loss ? loss_scale_.note(result.updated) : result.updated;
-  if (!goes_on)
-    fail(ExitCode::kFault,
-         "step {}: the loss is {}, the gradient's norm {}{}; lower optimizer.learning_rate, "
-         "lengthen "
-         "the warm-up or set optimizer.clip_norm (the last checkpoint is from before)",
-         step, result.loss, result.gradient_norm,
-         config_.scale_loss ? " even with a loss scale of 1" : "");
+  result.diverged = config_.scale_loss ? !loss_scale_.note(result.updated) : !result.updated;
   return result;
+}
+
+std::vector<ops::DigestRange> Engine::contribution_ranges(const float* flat) const {
+  std::vector<ops::DigestRange> ranges = {{flat, layout_.statistics_floats},
+                                          {flat + extras_begin_ + kLoss, kCorrect - kLoss + 1}};
+  for (const auto& p : layout_.parameters)
+    ranges.push_back({flat + head_floats_ + p.offset, p.floats()});
+  return ranges;
+}
+
+std::pair<size_t, size_t> Engine::contribution_of(size_t bucket) const {
+  constexpr size_t kHead = 2;  // statistics and loss, which are bucket 0
+  if (bucket == 0) return {0, kHead};
+  const auto [first, last] =
+      std::equal_range(bucket_of_.begin(), bucket_of_.end(), static_cast<int>(bucket));
+  return {kHead + static_cast<size_t>(first - bucket_of_.begin()),
+          kHead + static_cast<size_t>(last - bucket_of_.begin())};
+}
+
+std::vector<std::string> Engine::contribution_names() const {
+  std::vector<std::string> names = {"batch-norm statistics", "loss"};
+  for (const auto& p : layout_.parameters) names.push_back("gradient of " + p.name);
+  return names;
+}
+
+std::vector<uint64_t> Engine::contribution() {
+  const comm::WorkerRange range = hosted();
+  if (digested_ < range.begin || digested_ >= range.end) return {};
+  return lane_state_[static_cast<size_t>((digested_ - range.begin) % lanes_.count())]
+      ->digester->result();
+}
+
+std::vector<uint64_t> Engine::compute_again(uint64_t step, int worker, int lane,
+                                            const Source& source) {
+  say_compute();
+  std::vector<uint64_t> digests;
+  run_lanes(source, [&](int each) {
+    if (each != lane) return;
+    Lane& state = *lane_state_[static_cast<size_t>(lane)];
+    if (!state.again) {
+      state.again = std::make_unique<ops::DeviceFloats>(*state.device,
+                                                        head_floats_ + layout_.parameter_floats);
+      state.again_digester = state.device->make_digester(contribution_ranges(state.again->data()));
+    }
+    float* const flat = state.again->data();
+    const auto bind = [&](float* to) {
+      state.network->bind({.parameters = parameters_->data(),
+                           .running = running_->data(),
+                           .gradients = to + head_floats_,
+                           .statistics = to});
+    };
+    const ops::StepInfo info{.seed = config_.seed, .step = step, .worker = worker};
+    bind(flat);
+    forward(state, info, source, flat);
+    state.network->backward(info, [](size_t) {});
+    digests = state.again_digester->digests();
+    bind(state.flat);
+  });
+  say_reduce(0);
+  return digests;
+}
+
+std::vector<uint64_t> Engine::state_digests() {
+  if (!state_digester_) {
+    std::vector<ops::DigestRange> ranges;
+    const auto add = [&](const ops::DeviceFloats& flat, size_t offset, size_t floats) {
+      ranges.push_back({flat.data() + offset, floats});
+    };
+    for (const auto& p : layout_.parameters) add(*parameters_, p.offset, p.floats());
+    for (const auto& s : layout_.statistics)
+      for (const size_t half : {0, 1})
+        add(*running_, s.offset + half * static_cast<size_t>(s.channels),
+            static_cast<size_t>(s.channels));
+    for (const auto& p : layout_.parameters) add(optimizer_->momentum(), p.offset, p.floats());
+    if (has_ema())
+      for (const auto& p : layout_.parameters) add(optimizer_->ema(), p.offset, p.floats());
+    state_digester_ = lane_state_[0]->device->make_digester(
+        ranges, [this](const std::function<void(int, int)>& body) {
+          lanes_.run([&](int lane) { body(lane, lanes_.count()); });
+        });
+  }
+  return state_digester_->digests();
+}
+
+std::vector<std::string> Engine::state_names() const {
+  std::vector<std::string> names;
+  for (const auto& p : layout_.parameters) names.push_back(p.name);
+  for (const auto& s : layout_.statistics)
+    for (const char* half : {".running_mean", ".running_var"}) names.push_back(s.name + half);
+  for (const auto& p : layout_.parameters) names.push_back("momentum of " + p.name);
+  if (has_ema())
+    for (const auto& p : layout_.parameters) names.push_back("moving average of " + p.name);
+  return names;
+}
+
+std::string Engine::about_divergence(uint64_t step, const Result& result) {
+  constexpr size_t kShown = 3;
+  std::string names;
+  size_t count = 0;
+  std::vector<float> gradient;
+  for (size_t p = 0; p < gradients_.size(); ++p) {
+    gradient.resize(layout_.parameters[p].floats());
+    lane_state_[0]->device->download(gradient.data(), gradients_[p],
+                                     gradient.size() * sizeof(float));
+    if (!all_finite(gradient) && ++count <= kShown)
+      names += (count == 1 ? "" : ", ") + layout_.parameters[p].name;
+  }
+  if (count > kShown) names += fmt::format(" and {} more", count - kShown);
+  return fmt::format("step {}: the loss is {}, the gradient's norm {}{}{}", step, result.loss,
+                     result.gradient_norm, config_.scale_loss ? " even with a loss scale of 1" : "",
+                     count > 0 ? fmt::format(" (not finite: the gradient of {})", names) : "");
+}
+
+std::vector<int> Engine::losses_not_finite() const {
+  std::vector<int> workers;
+  for (const auto& lane : lane_state_)
+    workers.insert(workers.end(), lane->losses_not_finite.begin(), lane->losses_not_finite.end());
+  std::ranges::sort(workers);
+  return workers;
+}
+
+void Engine::apply(const Fault& fault) {
+  if (fault.what == FaultTarget::kGradient) {
+    gradient_fault_ = fault;
+    return;
+  }
+  const State now = state();
+  const std::span<float> flat = fault.what == FaultTarget::kWeights    ? now.parameters
+                                : fault.what == FaultTarget::kMomentum ? now.momentum
+                                : fault.what == FaultTarget::kRunning  ? now.running
+                                                                       : now.ema;
+  if (flat.empty()) return;
+  float& value = flat[fault.index % flat.size()];
+  value = changed(fault, value);
+  put_state();
 }
 
 Engine::State Engine::state() {
@@ -306,10 +500,7 @@ ops::NetworkTimes Engine::times() const {
 }
 
 bool Engine::state_is_finite() {
-  const auto finite = [](std::span<const float> floats) {
-    return std::all_of(floats.begin(), floats.end(), [](float v) { return std::isfinite(v); });
-  };
-  return finite(parameters_->read()) && finite(running_->read());
+  return all_finite(parameters_->read()) && all_finite(running_->read());
 }
 
 size_t Engine::memory_bytes() const {
@@ -320,6 +511,7 @@ size_t Engine::memory_bytes() const {
   for (const auto& lane : lane_state_) {
     if (lane->network) bytes += lane->network->arena_bytes();
     if (lane->evaluation) bytes += lane->evaluation->arena_bytes();
+    if (lane->again) bytes += lane->again->size() * sizeof(float);
   }
   return bytes;
 }

@@ -11,8 +11,10 @@
 #include <vector>
 
 #include "comm/reducer.h"
+#include "ops/digester.h"
 #include "ops/network.h"
 #include "ops/optim/optimizer.h"
+#include "trainer/fault.h"
 #include "trainer/lanes.h"
 #include "trainer/loss_scale.h"
 
@@ -69,6 +71,8 @@ class Engine {
   State state();
   // What was changed in state()'s memory becomes the state.
   void put_state();
+  // As at the start of a run.
+  void reset();
   bool has_ema() const { return !optimizer_->ema().empty(); }
   // Belongs to the state where scale_loss is set.
   bool scales_loss() const { return config_.scale_loss; }
@@ -96,12 +100,44 @@ class Engine {
     double loss = 0;  // mean over the samples of the step
     double top1 = 0;  // share of them
     double gradient_norm = 0;
-    bool updated = true;  // false: the scaled gradients overflowed, and nothing was changed
-    Control control;      // of all ranks
+    bool updated = true;    // false: loss or gradient were not finite, and nothing was changed
+    bool diverged = false;  // not finite, and no loss scale helps: what now is the caller's to say
+    Control control;        // of all ranks
   };
-  // Collective. Throws Error (kFault) where the loss or the gradient is not finite, with scale_loss
-  // where no scale helps; the parameters are then unchanged.
+  // Collective: compute(), then update(). Throws Error (kFault) where the step diverged.
   Result step(uint64_t step, double learning_rate, const Control& control, const Source& source);
+  // Collective. Forward and backward of this rank's workers. `digested`: the worker whose
+  // contribution is digested by its host; -1: none.
+  void compute(uint64_t step, const Control& control, const Source& source, int digested = -1);
+  // Collective; of the last compute(). Left out, the step is as if it had never been.
+  Result update(double learning_rate);
+
+  // For comparisons of one worker of a step that is computed again, between compute() and update().
+  // The digests of what the digested worker contributed: batch-norm statistics, loss, then the
+  // gradient of each parameter. Empty on ranks that do not host it.
+  std::vector<uint64_t> contribution();
+  // The same, computed now on this rank, which must host a worker, by the lane-th of its lanes. The
+  // source is asked for that worker.
+  std::vector<uint64_t> compute_again(uint64_t step, int worker, int lane, const Source& source);
+  std::vector<std::string> contribution_names() const;
+
+  // 64-bit digests of each tensor of the state, in the order of its names: parameters, running
+  // statistics, momentum, moving average.
+  std::vector<uint64_t> state_digests();
+  std::vector<std::string> state_names() const;
+
+  // About a step that diverged, the same on all ranks: loss, norm, and the parameters whose summed
+  // gradients are not finite.
+  std::string about_divergence(uint64_t step, const Result& result);
+  static constexpr const char* kDivergenceRemedy =
+      "lower optimizer.learning_rate, lengthen the warm-up or set optimizer.clip_norm (the last "
+      "checkpoint is from before)";
+  // This rank's workers whose loss was not finite in the last compute() (none on a GPU: its host
+  // does not look).
+  std::vector<int> losses_not_finite() const;
+
+  // Tests: changes the state now, or the gradient of this rank's first worker in the next step.
+  void apply(const Fault& fault);
 
   enum class Weights { kTrained, kAverage };
   // Loss and counts of `slices` slices that this rank evaluates.
@@ -141,6 +177,12 @@ class Engine {
   void run_lanes(const Source& source, const std::function<void(int)>& body);
   void train_lane(int lane, const ops::StepInfo& info, const Control& control,
                   const Source& source);
+  void forward(Lane& lane, const ops::StepInfo& step, const Source& source, float* flat);
+  void backward(Lane& lane, const ops::StepInfo& step, bool keep);
+  // Of a flat buffer [statistics, extras, gradients].
+  std::vector<ops::DigestRange> contribution_ranges(const float* flat) const;
+  // Of bucket `bucket`, among contribution_ranges().
+  std::pair<size_t, size_t> contribution_of(size_t bucket) const;
 
   EngineConfig config_;
   ops::Graph graph_, fused_;
@@ -150,6 +192,8 @@ class Engine {
   std::unique_ptr<comm::Reducer> reducer_;
   std::vector<int> bucket_of_;           // of each parameter
   std::vector<const float*> gradients_;  // of each parameter, after the reduction
+  int digested_ = -1;                    // worker of this step
+  std::optional<Fault> gradient_fault_;  // of the next step
   LossScale loss_scale_;
   double prepare_seconds_ = 0, update_seconds_ = 0;
   double exposed_seconds_ = 0;
@@ -157,6 +201,7 @@ class Engine {
   // On the device of lane 0.
   std::unique_ptr<ops::DeviceFloats> parameters_, running_;
   std::unique_ptr<ops::Optimizer> optimizer_;
+  std::unique_ptr<ops::Digester> state_digester_;  // of all that it holds; made when first needed
   Lanes lanes_;  // last: threads stop before what they use is gone
 };
 

@@ -132,6 +132,17 @@ void fields(Job::Watchdog& w, auto&& visit) {
   visit("straggler_seconds", w.straggler_seconds);
 }
 
+void fields(Job::NonFinite& n, auto&& visit) {
+  visit("policy", n.policy);
+  visit("max_skips", n.max_skips);
+}
+
+void fields(Job::Checks& c, auto&& visit) {
+  visit("replicas_every_steps", c.replicas_every_steps);
+  visit("recompute_every_steps", c.recompute_every_steps);
+  visit("max_roll_backs", c.max_roll_backs);
+}
+
 void fields(Job& j, auto&& visit) {
   visit("name", j.name);
   visit("data", j.data);
@@ -150,6 +161,8 @@ void fields(Job& j, auto&& visit) {
   visit("reduction", j.reduction);
   visit("log", j.log);
   visit("watchdog", j.watchdog);
+  visit("non_finite", j.non_finite);
+  visit("checks", j.checks);
 }
 
 template <typename T>
@@ -226,9 +239,13 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 7> kNotIdentity = {
+constexpr std::array<std::string_view, 8> kNotIdentity = {
     "name", "data.path", "stop_after_steps", "checkpoint.", "reduction.bucket_mib",
-    "log.", "watchdog."};
+    "log.", "watchdog.", "checks."};
+
+// Groups that came after the first jobs: left at their defaults they are not digested, so that
+// those jobs keep their identity.
+constexpr std::array<std::string_view, 1> kLaterGroups = {"non_finite."};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {
@@ -313,8 +330,18 @@ std::string to_text(const Job& job) {
 
 std::string identity_digest(const Job& job, std::string_view dataset_digest) {
   Sha256 sha;
-  for (const KeyValue& field : flatten(job))
+  const std::vector<KeyValue> fields = flatten(job), defaults = flatten(Job());
+  const auto is_default = [&](std::string_view group) {
+    for (size_t i = 0; i < fields.size(); ++i)
+      if (fields[i].key.starts_with(group) && fields[i].value != defaults[i].value) return false;
+    return true;
+  };
+  for (const KeyValue& field : fields) {
+    const auto* later = std::ranges::find_if(
+        kLaterGroups, [&](auto group) { return field.key.starts_with(group); });
+    if (later != kLaterGroups.end() && is_default(*later)) continue;
     if (changes_result(field.key)) sha.update(fmt::format("{}={}\n", field.key, field.value));
+  }
   return sha.update("dataset=").update(dataset_digest).hex();
 }
 

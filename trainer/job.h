@@ -118,6 +118,18 @@ struct Job {
     double straggler_factor = 1.3, straggler_seconds = 60;
   };
 
+  struct NonFinite {
+    enum class Policy { kStop, kSkip, kRollBack };
+    Policy policy = Policy::kStop;
+    uint32_t max_skips = 10;
+  };
+
+  struct Checks {
+    uint32_t replicas_every_steps = 50;  // 0: only before each save
+    uint32_t recompute_every_steps = 0;  // 0: never
+    uint32_t max_roll_backs = 3;
+  };
+
   std::string name = "job";
   Data data;
   Model model;
@@ -135,6 +147,8 @@ struct Job {
   Reduction reduction;
   Logging log;
   Watchdog watchdog;
+  NonFinite non_finite;
+  Checks checks;
 };
 
 // Reads the job file at `path` (protobuf text format, at most 1 MiB), then applies each

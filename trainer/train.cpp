@@ -18,6 +18,7 @@
 #include "ops/fusion.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/commands.h"
+#include "trainer/cross_check.h"
 #include "trainer/dry_run.h"
 #include "trainer/evaluate.h"
 #include "trainer/fault.h"
@@ -28,6 +29,7 @@
 #include "trainer/metrics.h"
 #include "trainer/model_state.h"
 #include "trainer/output_lock.h"
+#include "trainer/replicas.h"
 #include "trainer/sample_log.h"
 #include "trainer/signals.h"
 #include "trainer/text.h"
@@ -37,6 +39,7 @@ namespace convoy::trainer {
 
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fingerprint, device, instruction_set, libraries, build, caches)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PlateauState, drops, best_error, evaluations_since)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SkippedSteps, ranges, skips)
 
 namespace {
 
@@ -87,16 +90,18 @@ struct Resume {
   uint64_t step = 0;
   std::string folder;
   bool evaluated = false;  // the evaluation of that step, were one due, has been made
+  double top1 = 0;         // what it gave
   std::string job;         // text of the checkpoint's job
   std::string dataset_digest;
   Fingerprint fingerprint;
   PlateauState plateau;
+  SkippedSteps skipped;
   // Lives in a row before this one that ended by themselves without a step, and how.
   size_t idle_lives = 0;
   std::string idle;
 };
-NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, job, dataset_digest,
-                                   fingerprint, plateau, idle_lives, idle)
+NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, top1, job,
+                                   dataset_digest, fingerprint, plateau, skipped, idle_lives, idle)
 
 // "life 3: 75 lost peer ...; life 4: ..."
 std::string to_text(const std::vector<const Life*>& lives) {
@@ -119,6 +124,13 @@ std::optional<Clock::time_point> moment_of(const Until& until, Clock::time_point
   return Clock::now() +
          std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*left));
 }
+
+// Thrown on all ranks alike, between two steps: the state is not to be trusted, or not worth
+// keeping, and the run goes on from its last checkpoint.
+struct RollBack {
+  std::string why;
+  std::optional<uint64_t> pass_over;  // the steps from the checkpoint to this one
+};
 
 class Run {
  public:
@@ -156,12 +168,13 @@ class Run {
     watchdog_ = std::make_unique<comm::Watchdog>(communicator_, watch);
     faults_.at(FaultPoint::kStart, 0);
     if (is_root() && !options_.dry_run) claim_folder();
+    if (is_root() && !options_.dry_run) expect_fresh_folder();
     find_resume();
     open_data();
     check_job();
     build();
     if (options_.dry_run) return dry_run();
-    restore_state();
+    restore_state("resumed");
     open_outputs();
     return loop();
   }
@@ -232,13 +245,17 @@ class Run {
     resume_ = json::from_cbor(text);
   }
 
-  void load_checkpoint_to_resume() {
-    const bool has_own = !list_checkpoints(options_.out).empty();
-    if (options_.resume == "never" && has_own)
+  void expect_fresh_folder() const {
+    if (options_.resume == "never" && !list_checkpoints(options_.out).empty())
       fail(ExitCode::kUsage,
            "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
            "--resume auto",
            printable(options_.out));
+  }
+
+  void load_checkpoint_to_resume() {
+    resume_ = {.idle_lives = resume_.idle_lives, .idle = resume_.idle};
+    const bool has_own = !list_checkpoints(options_.out).empty();
     // What --out holds comes first, so that the same command goes on after a stop.
     std::optional<LoadedCheckpoint> loaded;
     if (has_own)
@@ -252,10 +269,12 @@ class Run {
                .step = f.step,
                .folder = loaded->folder,
                .evaluated = f.top1.has_value(),
+               .top1 = f.top1.value_or(0),
                .job = f.job,
                .dataset_digest = f.dataset_digest,
                .fingerprint = f.fingerprint,
                .plateau = f.plateau,
+               .skipped = f.skipped,
                .idle_lives = resume_.idle_lives,
                .idle = resume_.idle};
   }
@@ -377,6 +396,11 @@ class Run {
                         }};
     if (options_.device == "cpu") warn_of_too_little_memory(graph, config);
     engine_ = std::make_unique<Engine>(communicator_, graph, config);
+    replicas_.emplace(communicator_, *engine_, job_.checks.replicas_every_steps);
+    cross_check_.emplace(communicator_, *engine_, static_cast<int>(job_.workers),
+                         job_.checks.recompute_every_steps, [this](uint64_t step, int worker) {
+                           return open_loader(step, step + 1, {worker, worker + 1}, 0);
+                         });
   }
 
   // Before the system kills us for it.
@@ -397,9 +421,10 @@ class Run {
     return 0;
   }
 
-  void restore_state() {
+  void restore_state(const char* how) {
     step_ = resume_.step;
     plateau_ = resume_.plateau;
+    skipped_ = resume_.skipped;
     if (!resume_.found) return;
     if (checkpoint_) restore(*engine_, *checkpoint_, false);
     checkpoint_.reset();
@@ -415,17 +440,12 @@ class Run {
     communicator_.broadcast(scale, 0);
     std::memcpy(&engine_->loss_scale(), scale.data(), scale.size());
     if (is_root())
-      log::info("resumed at step {} of {} from {}", step_, total_steps_, printable(resume_.folder));
+      log::info("{} at step {} of {} from {}", how, step_, total_steps_, printable(resume_.folder));
   }
 
   void open_outputs() {
     if (is_root()) {
       write_text(options_.out + "/job.txtpb", to_text(job_));
-      metrics_ = std::make_unique<MetricsWriter>(options_.out, step_);
-      metrics_->write(
-          {.step = step_,
-           .event = resume_.found ? "resume" : "start",
-           .detail = fmt::format("{} ranks, {} workers", communicator_.size(), job_.workers)});
       writer_ = std::make_unique<CheckpointWriter>(
           options_.out,
           RetentionPolicy{.keep = job_.checkpoint.keep,
@@ -436,7 +456,6 @@ class Run {
         writing_ = begins ? watchdog_->saving() : comm::Watchdog::Scope();
       });
       writer_->prove(checkpoint_state(std::nullopt));
-      if (job_.log.samples) SampleLog::rewind(options_.out, step_);
       log::info("{} on {}: {} parameters, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
                 job_.model.name, printable(job_.data.path), engine_->layout().parameter_floats,
                 job_.workers, job_.batch_per_worker, total_steps_, communicator_.size(), lanes_);
@@ -453,6 +472,22 @@ class Run {
                                                 .step = step_,
                                                 .resumed_from = resume_.folder},
                                  is_root());
+    rewind_outputs();
+    if (is_root())
+      metrics_->write(
+          {.step = step_,
+           .event = resume_.found ? "resume" : "start",
+           .detail = fmt::format("{} ranks, {} workers", communicator_.size(), job_.workers)});
+  }
+
+  // What is written as the run goes says nothing of steps from `step_` on.
+  void rewind_outputs() {
+    samples_.reset();
+    communicator_.barrier();
+    if (is_root()) {
+      metrics_ = std::make_unique<MetricsWriter>(options_.out, step_);
+      if (job_.log.samples) SampleLog::rewind(options_.out, step_);
+    }
     communicator_.barrier();
     if (job_.log.samples)
       samples_ = std::make_unique<SampleLog>(options_.out, communicator_.rank());
@@ -465,7 +500,7 @@ class Run {
     const auto epochs = [&](uint64_t step) {
       return step * length_.global_batch / length_.dataset_size / job_.evaluation.every_epochs;
     };
-    return epochs(done) != epochs(done - 1);
+    return epochs(done) != epochs(skipped_.previous(done));
   }
 
   // Leaves room for --until, and says so.
@@ -505,23 +540,79 @@ class Run {
     if (deadline_) deadline_->note_step(seconds);
   }
 
+  // Batches of these workers from step `first` on; none where there is nothing to load.
+  std::unique_ptr<data::Loader> open_loader(uint64_t first, uint64_t end,
+                                            const comm::WorkerRange& workers, int threads) const {
+    if (workers.size() == 0 || first >= end) return nullptr;
+    return std::make_unique<data::Loader>(
+        *train_, data::LoaderConfig{.transform = train_transform(job_),
+                                    .seed = job_.seed,
+                                    .batch_per_worker = static_cast<int>(job_.batch_per_worker),
+                                    .workers = static_cast<int>(job_.workers),
+                                    .first_worker = workers.begin,
+                                    .end_worker = workers.end,
+                                    .first_step = first,
+                                    .end_step = end,
+                                    .threads = threads,
+                                    .lanes = lanes_,
+                                    .bad_sample = bad_sample_policy(job_),
+                                    .max_pixels = job_.data.max_pixels});
+  }
+
   int loop() {
-    const comm::WorkerRange hosted = engine_->hosted();
-    std::unique_ptr<data::Loader> loader;
-    if (hosted.size() > 0 && step_ < last_step_)
-      loader = std::make_unique<data::Loader>(
-          *train_, data::LoaderConfig{.transform = train_transform(job_),
-                                      .seed = job_.seed,
-                                      .batch_per_worker = static_cast<int>(job_.batch_per_worker),
-                                      .workers = static_cast<int>(job_.workers),
-                                      .first_worker = hosted.begin,
-                                      .end_worker = hosted.end,
-                                      .first_step = step_,
-                                      .end_step = last_step_,
-                                      .threads = data_threads_,
-                                      .lanes = lanes_,
-                                      .bad_sample = bad_sample_policy(job_),
-                                      .max_pixels = job_.data.max_pixels});
+    begin_life();
+    for (std::optional<RollBack> back;;) {
+      try {
+        if (back) go_back(*std::exchange(back, std::nullopt));
+        return run_steps();
+      } catch (const RollBack& reason) {
+        back = reason;
+      }
+    }
+  }
+
+  // In this process, to the newest whole checkpoint, or to the start where there is none.
+  void go_back(const RollBack& reason) {
+    if (!reason.pass_over && roll_backs_++ >= job_.checks.max_roll_backs)
+      fail(ExitCode::kFault,
+           "{}; this life of the run has gone back {} time(s) already (checks.max_roll_backs): "
+           "leave out the host that is named and start again",
+           reason.why, job_.checks.max_roll_backs);
+    if (is_root()) {
+      log::warning("{}; going back to the last checkpoint", reason.why);
+      writer_->wait();
+    }
+    watchdog_->enter(comm::Phase::kStart, step_);
+    loader_ = nullptr;
+    booked_input_ = 0;  // the next loader counts from zero
+    engine_->reset();
+    find_resume();
+    restore_state("goes on");
+    replicas_->went_back(step_);
+    meter_ = {};
+    ledger_->rewind(step_);
+    if (lives_) lives_->go_to(step_);
+    rewind_outputs();
+    if (is_root()) metrics_->write({.step = step_, .event = "roll_back", .detail = reason.why});
+    report_judgement();
+    if (reason.pass_over) pass_over(*reason.pass_over, reason.why);
+  }
+
+  // The steps from here to `end` will count but not be computed.
+  void pass_over(uint64_t end, const std::string& why) {
+    if (end <= step_) fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
+    skipped_.add(step_, end);
+    ++skipped_.skips;
+    if (is_root())
+      log::warning("steps {} to {} are passed over, number {} of at most {} (non_finite.max_skips)",
+                   step_, end - 1, skipped_.skips, job_.non_finite.max_skips);
+    // The checkpoint says so, too: a life that begins there does the same.
+    save(resume_.evaluated ? std::optional(resume_.top1) : std::nullopt);
+  }
+
+  int run_steps() {
+    const std::unique_ptr<data::Loader> loader =
+        open_loader(skipped_.next(step_), last_step_, engine_->hosted(), data_threads_);
     std::vector<const data::Batch*> held(job_.workers);
     const Engine::Source source{[&](uint64_t worker) {
                                   const data::Batch& batch = acquire(*loader, worker);
@@ -538,7 +629,6 @@ class Run {
       return loader ? file_in_progress(loader->in_progress()) : std::string();
     });
     loader_ = loader.get();
-    begin_life();
     // A life that stopped when an evaluation was due left it to us.
     if (resume_.found && step_ > 0 && evaluation_due(step_) && !resume_.evaluated)
       evaluate_and_save();
@@ -549,24 +639,21 @@ class Run {
     bool stopped = false;
     while (step_ < last_step_ && !stopped) {
       enter(Phase::kUseful);
-      const auto start = Clock::now();
-      const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
-      const double minutes = seconds_since(last_save_) / 60;
-      const Engine::Control control{.stop = stop_requested() || time_is_up(),
-                                    .save = is_root() && save_due(minutes)};
-      const Engine::Result result = engine_->step(step_, rate, control, source);
-      ++step_;
-      book_step(loader.get(), seconds_since(start));
-      stopped = result.control.stop;
-      meter_.add(result, seconds_since(start));
-      const bool log_line = step_ % std::max(1u, job_.log.every_steps) == 0 || step_ == last_step_;
-      if (is_root()) report(*progress, loader.get(), rate, result, log_line);
-
+      Engine::Control asked;
+      // Only a life, or a roll-back, begins in front of steps that are passed over.
+      if (const uint64_t next = skipped_.next(step_); next > step_) {
+        ledger_->skip(step_, next, "loss or gradient not finite");
+        step_ = next;
+        if (lives_) lives_->go_to(step_);
+      } else {
+        asked = train_step(source, loader.get(), progress ? &*progress : nullptr);
+        stopped = asked.stop;
+      }
       const bool evaluate_now = evaluation_due(step_) && (!stopped || step_ == total_steps_);
       const bool by_steps =
           job_.checkpoint.every_steps > 0 && step_ % job_.checkpoint.every_steps == 0;
       // Before an evaluation too: whatever happens in it, the steps before are safe.
-      if (result.control.save || by_steps || evaluate_now || stopped || step_ == last_step_)
+      if (asked.save || by_steps || evaluate_now || stopped || step_ >= last_step_)
         save(std::nullopt);
       if (evaluate_now) {
         if (progress) progress->finish();
@@ -584,6 +671,70 @@ class Run {
     const auto wait = watchdog_->input();
     faults_.at(FaultPoint::kInput, step_);
     return loader.acquire(step_, static_cast<int>(worker));
+  }
+
+  // One step. Returns what the ranks have agreed on.
+  Engine::Control train_step(const Engine::Source& source, const data::Loader* loader,
+                             Progress* progress) {
+    const auto start = Clock::now();
+    const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
+    const double minutes = seconds_since(last_save_) / 60;
+    const Engine::Control control{.stop = stop_requested() || time_is_up(),
+                                  .save = is_root() && save_due(minutes)};
+    while (const Fault* fault = faults_.change(step_)) engine_->apply(*fault);
+    engine_->compute(step_, control, source, cross_check_->worker_of(step_));
+    watchdog_->enter(comm::Phase::kReduce, step_);  // all ranks compare
+    if (const auto wrong = cross_check_->check(step_)) throw RollBack{*wrong, std::nullopt};
+    replicas_->before_update(step_);
+    const Engine::Result result = engine_->update(rate);
+    ++step_;
+    book_step(loader, seconds_since(start));
+    if (result.diverged) skip_or_stop(result);
+    watchdog_->enter(comm::Phase::kReduce, step_);
+    if (const auto differ = replicas_->after_update(step_)) throw RollBack{*differ, std::nullopt};
+    report_judgement();
+    meter_.add(result, seconds_since(start));
+    const bool log_line = step_ % std::max(1u, job_.log.every_steps) == 0 || step_ == last_step_;
+    if (progress) report(*progress, loader, rate, result, log_line);
+    return result.control;
+  }
+
+  void report_judgement() {
+    const std::optional<std::string> judgement = replicas_->take_judgement();
+    if (!judgement || !is_root()) return;
+    log::warning("{}", *judgement);
+    metrics_->write({.step = step_, .event = "judgement", .detail = *judgement});
+  }
+
+  // The last step had a loss or a gradient that is not finite, and has changed nothing.
+  void skip_or_stop(const Engine::Result& result) {
+    // A rank whose memory was hit by a flipped bit is no reason to change the run's course.
+    if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
+    std::string why = engine_->about_divergence(step_ - 1, result);
+    const std::vector<std::string> workers =
+        communicator_.all_gather(fmt::format("{}", fmt::join(engine_->losses_not_finite(), ", ")));
+    for (size_t rank = 0; rank < workers.size(); ++rank)
+      if (!workers[rank].empty())
+        why += fmt::format("; not finite on rank {} ({}): the loss of worker {}", rank,
+                           printable(communicator_.hosts()[rank]), workers[rank]);
+    stop_or_roll_back(why);
+    ++skipped_.skips;
+    if (!is_root()) return;
+    log::warning("{}; the update is skipped, number {} of at most {} (non_finite.max_skips)", why,
+                 skipped_.skips, job_.non_finite.max_skips);
+    metrics_->write({.step = step_, .event = "skip", .detail = why});
+  }
+
+  // Returns where the policy goes on without an update.
+  void stop_or_roll_back(const std::string& why) const {
+    using Policy = Job::NonFinite::Policy;
+    if (job_.non_finite.policy == Policy::kStop)
+      fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
+    if (skipped_.skips >= job_.non_finite.max_skips)
+      fail(ExitCode::kFault,
+           "{}; the run has skipped {} time(s) already (non_finite.max_skips); {}", why,
+           skipped_.skips, Engine::kDivergenceRemedy);
+    if (job_.non_finite.policy == Policy::kRollBack) throw RollBack{why, step_};
   }
 
   void start_line(const data::Loader* loader) {
@@ -678,14 +829,16 @@ class Run {
     watchdog_->enter(comm::Phase::kSave, step_);
     enter(Phase::kSaving);
     last_save_ = Clock::now();
-    if (!engine_->state_is_finite())
-      fail(
-          ExitCode::kFault,
-          "step {}: weights or batch-norm statistics are no longer finite, so they are not saved; "
-          "lower "
-          "optimizer.learning_rate or set optimizer.clip_norm (the last checkpoint is from before)",
+    if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
+    if (!engine_->state_is_finite()) {
+      const std::string why = fmt::format(
+          "step {}: weights or batch-norm statistics are no longer finite, so they are not saved",
           step_);
-    expect_equal_replicas();
+      if (is_root()) keep_apart();
+      communicator_.barrier();
+      if (job_.non_finite.policy == Job::NonFinite::Policy::kRollBack) stop_or_roll_back(why);
+      fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
+    }
     faults_.at(FaultPoint::kSave, step_);
     if (is_root()) lock_->expect_held();
     // Before the checkpoint has its name: no step is ever published that the ledger does not hold.
@@ -701,6 +854,16 @@ class Run {
     if (deadline_) deadline_->note_save(seconds_since(last_save_) + writer_->save_seconds());
   }
 
+  // For whoever wants to know how it came to that.
+  void keep_apart() {
+    try {
+      log::warning("kept apart in {}",
+                   printable(save_apart(options_.out, checkpoint_state(std::nullopt))));
+    } catch (const std::exception& e) {
+      log::warning("not kept apart: {}", e.what());
+    }
+  }
+
   // Borrows the engine's memory.
   CheckpointState checkpoint_state(std::optional<double> top1) {
     saved_top1_ = top1;
@@ -714,21 +877,12 @@ class Run {
                    .global_batch = length_.global_batch,
                    .plateau = plateau_,
                    .top1 = top1,
-                   .confirmed_by_ranks = static_cast<uint32_t>(communicator_.size())};
+                   .confirmed_by_ranks = static_cast<uint32_t>(communicator_.size()),
+                   .skipped = skipped_};
     state.model = model_tensors(*engine_, step_);
     state.optimizer = optimizer_tensors(*engine_, normalisation_);
     state.ema = ema_tensors(*engine_);
     return state;
-  }
-
-  // All ranks hold the same bits, or one of them has been corrupted: then nothing is saved, and the
-  // rank is named.
-  void expect_equal_replicas() {
-    if (communicator_.size() == 1) return;
-    Sha256 digest;
-    for (const std::span<const float> flat : engine_->state().all())
-      digest.update(flat.data(), flat.size_bytes());
-    comm::handshake(communicator_, {{fmt::format("state after step {}", step_), digest.hex()}});
   }
 
   void report_substitutions(const data::Loader* loader) {
@@ -796,7 +950,11 @@ class Run {
   std::unique_ptr<Engine> engine_;
   uint64_t step_ = 0;  // optimizer steps done
   PlateauState plateau_;
-  std::optional<double> saved_top1_;          // as in the last save
+  std::optional<double> saved_top1_;  // as in the last save
+  SkippedSteps skipped_;
+  std::optional<Replicas> replicas_;
+  std::optional<CrossCheck> cross_check_;
+  uint32_t roll_backs_ = 0;                   // of this life, because of corruption
   std::unique_ptr<MetricsWriter> metrics_;    // rank 0
   comm::Watchdog::Scope writing_;             // of the writer's thread
   std::unique_ptr<CheckpointWriter> writer_;  // rank 0

@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "ops/batch_norm_kernels.h"
+#include "ops/core/digest_term.h"
 #include "ops/core/random.h"
+#include "ops/digest_kernels.h"
 #include "ops/elementwise_kernels.h"
 #include "ops/optim/optimizer_kernels.h"
 #include "ops/pool_kernels.h"
@@ -322,6 +324,27 @@ TEST_F(KernelsTest, OptimizerHasTheSameBitsInEveryInstructionSet) {
     for (const size_t n : {1, 15, 16, 17, 100, 4096})
       for (const bool nesterov : {false, true})
         for (const bool with_ema : {false, true}) compare_optimizer(draw, n, nesterov, with_ema);
+}
+
+TEST_F(KernelsTest, DigestsAreTheSameInEveryInstructionSet) {
+  std::vector<const DigestKernels*> all = {&isa_baseline::digest_kernels};
+#if defined(__x86_64__)
+  if (cpu_isa() >= Isa::kAvx2) all.push_back(&isa_avx2::digest_kernels);
+  if (cpu_isa() >= Isa::kAvx512) all.push_back(&isa_avx512::digest_kernels);
+  if (cpu_isa() >= Isa::kAvx512Bf16) all.push_back(&isa_avx512_bf16::digest_kernels);
+#endif
+  for (const uint64_t index : {uint64_t{0}, uint64_t{7}, (uint64_t{1} << 32) - 5})
+    for (const size_t n : {0, 1, 7, 8, 15, 16, 17, 100, 4096}) {
+      const auto x = random_vector<float>(Draw::kAnyBits, n, n);
+      uint64_t expected = 0;
+      for (size_t i = 0; i < n; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, &x[i], sizeof bits);
+        expected += digest_term(index + i, bits);
+      }
+      for (const DigestKernels* t : all)
+        EXPECT_EQ(t->digest(x.data(), index, static_cast<int64_t>(n)), expected) << n;
+    }
 }
 
 TEST_F(KernelsTest, TheProcessorsInstructionSetsAreThere) {

@@ -103,6 +103,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
   state.facts.plateau = {2, 0.25, 1};
   state.facts.top1 = 0.875;
   state.facts.confirmed_by_ranks = 3;
+  state.facts.skipped = {.ranges = {{5, 8}, {20, 21}}, .skips = 3};
   const std::string path = save_checkpoint(out.path(), state);
   EXPECT_EQ(path, checkpoint(out.path(), 1234));
   EXPECT_EQ(names_in(path),
@@ -121,6 +122,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
   EXPECT_EQ(loaded.facts.plateau, state.facts.plateau);
   EXPECT_EQ(loaded.facts.top1, 0.875);
   EXPECT_EQ(loaded.facts.confirmed_by_ranks, 3u);
+  EXPECT_EQ(loaded.facts.skipped, state.facts.skipped);
   ASSERT_EQ(loaded.model.tensors.size(), 3u);
   EXPECT_EQ(loaded.model.tensors[0].name, "conv.weight");
   EXPECT_EQ(loaded.model.tensors[0].shape, (std::vector<int64_t>{2, 2}));

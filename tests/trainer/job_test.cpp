@@ -520,6 +520,14 @@ TEST(Identity, DependsOnValuesAlone) {
   EXPECT_NE(identity_digest(parse(kMinimal), "d1"), digest);
 }
 
+// Fields that came later, left at their defaults, do not change what older jobs were.
+TEST(Identity, OfAJobFromTheFirstVersionStays) {
+  constexpr const char* kFirstDigest =
+      "abb33ac820da742697a624d414f0049d7d149780db73e3bae86fa3ba03ece342";
+  EXPECT_EQ(identity_digest(parse(kMinimal), "d0"), kFirstDigest);
+  EXPECT_EQ(identity_digest(parse(kMinimal, {"non_finite.policy=stop"}), "d0"), kFirstDigest);
+}
+
 // Sets each field of job.proto to a value that is not its default, and looks whether the digest
 // changes: exactly the fields marked "not part of the identity" must not change it.
 TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
@@ -544,7 +552,10 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "watchdog.heartbeat_seconds=3",
                                             "watchdog.interface=eth0",
                                             "watchdog.straggler_factor=3",
-                                            "watchdog.straggler_seconds=3"};
+                                            "watchdog.straggler_seconds=3",
+                                            "checks.replicas_every_steps=3",
+                                            "checks.recompute_every_steps=3",
+                                            "checks.max_roll_backs=1"};
   const std::vector<std::string> inside = {"data.format=idx",
                                            "data.classes=3",
                                            "data.train.crop=center",
@@ -602,7 +613,9 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                            "schedule.threshold=0.5",
                                            "evaluation.every_epochs=3",
                                            "evaluation.batch=3",
-                                           "reduction.order=fast"};
+                                           "reduction.order=fast",
+                                           "non_finite.policy=skip",
+                                           "non_finite.max_skips=3"};
   const std::string before = to_text(parse(kMinimal));
   const auto changed = [](const std::string& set) {
     std::vector<std::string> sets = {set};
