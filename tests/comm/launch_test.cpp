@@ -2,9 +2,15 @@
 #include "comm/launch.h"
 
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <map>
+#include <stdexcept>
 #include <thread>
 
 #include "comm/communicator.h"
@@ -116,6 +122,68 @@ TEST(Communicator, UnknownNamesAreRefusedWithTheKnownOnes) {
     EXPECT_EQ(error.code(), ExitCode::kUsage);
     EXPECT_NE(std::string(error.what()).find("\"nccl2\"; there are: local, mpi"), std::string::npos)
         << error.what();
+  }
+}
+
+// R5. A launcher that starts a rank, from a thread which ends if `from_a_thread`, and lives on. The
+// rank holds the pipe's writing end until it leaves.
+class LauncherOfOne {
+ public:
+  explicit LauncherOfOne(bool from_a_thread) {
+    int ends[2] = {-1, -1};
+    if (pipe(ends) != 0) throw std::runtime_error("pipe");
+    launcher_ = fork();
+    if (launcher_ == 0) {
+      close(ends[0]);
+      const auto start = [&] {
+        if (fork() != 0) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(200));  // until the rank has asked
+          return;
+        }
+        alarm(60);  // it must not outlive a test that fails
+        leave_with_launcher({"mpirun", 2});
+        [[maybe_unused]] const ssize_t told = write(ends[1], "+", 1);
+        for (;;) pause();
+      };
+      if (from_a_thread)
+        std::thread(start).join();
+      else
+        start();
+      close(ends[1]);
+      for (;;) pause();
+    }
+    close(ends[1]);
+    read_ = ends[0];
+    char begun = 0;
+    EXPECT_EQ(read(read_, &begun, 1), 1);
+  }
+  ~LauncherOfOne() {
+    kill_launcher();
+    close(read_);
+  }
+  void kill_launcher() {
+    if (launcher_ <= 0) return;
+    kill(launcher_, SIGKILL);
+    waitpid(launcher_, nullptr, 0);
+    launcher_ = 0;
+  }
+  bool rank_leaves_within(int milliseconds) const {
+    pollfd end{read_, POLLIN, 0};
+    return poll(&end, 1, milliseconds) == 1;
+  }
+
+ private:
+  pid_t launcher_ = 0;
+  int read_ = -1;
+};
+
+TEST(Launch, R5ARankLeavesWhenItsLauncherIsKilled) {
+  for (const bool from_a_thread : {false, true}) {
+    LauncherOfOne launcher(from_a_thread);
+    // The end of the launcher's thread is not that of the launcher.
+    EXPECT_FALSE(launcher.rank_leaves_within(500)) << from_a_thread;
+    launcher.kill_launcher();
+    EXPECT_TRUE(launcher.rank_leaves_within(20000)) << from_a_thread;
   }
 }
 

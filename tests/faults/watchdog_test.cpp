@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "tests/end_to_end/program.h"
 
@@ -218,7 +219,11 @@ TEST_F(Watchdog, R5RanksLeaveWithTheirLauncher) {
     std::filesystem::remove_all(out());
     Running running(folder_, train({"--set", "watchdog.silence_seconds=600"}), 3);
     ASSERT_TRUE(running.wait_until([&] { return step() >= 3; })) << running.finish().all();
-    if (one_is_stopped) ::kill(running.pid_of_rank(1), SIGSTOP);
+    if (one_is_stopped) {
+      ::kill(running.pid_of_rank(1), SIGSTOP);
+      // All of its threads, or the system does not find it stopped when it looks for orphans.
+      std::this_thread::sleep_for(std::chrono::seconds(1));
+    }
     ::kill(running.pid(), SIGKILL);
     const Outcome outcome = running.finish();
     EXPECT_EQ(outcome.exit_code, 137);
