@@ -96,20 +96,16 @@ std::vector<Digests> gather(comm::Communicator& communicator, const Digests& min
 Replicas::Replicas(comm::Communicator& communicator, Engine& engine, uint32_t every)
     : communicator_(communicator), engine_(engine), every_(every) {}
 
-void Replicas::note(uint64_t done) {
+void Replicas::before_update(uint64_t done) {
+  if (communicator_.size() != 2 || every_ == 0) return;
   // Where no comparison was due for long, the oldest go.
   if (noted_.size() >= 2 * static_cast<size_t>(every_)) noted_.erase(noted_.begin());
   noted_.push_back({done, engine_.state_digests()});
 }
 
-void Replicas::before_update(uint64_t done) {
-  if (notes()) note(done);
-}
-
 std::optional<std::string> Replicas::after_update(uint64_t done) {
   if (!compares()) return std::nullopt;
   settle(done);
-  if (notes()) note(done);
   if (every_ == 0 || done % every_ != 0) return std::nullopt;
   return compare(done);
 }

@@ -38,10 +38,10 @@ std::vector<Digests> gather(comm::Communicator& communicator, const Digests& min
 
 // Compares the replicas of a run. What it returns is the same on all ranks.
 //
-// Two ranks have no majority. They digest their state before and after every update, so that the
-// first moment at which they differed is known: up to there both had computed from good numbers.
-// When the run has gone back and comes by that moment again, the replay, which is exact, says whose
-// digests were wrong.
+// Two ranks have no majority. They digest their state right before every update, so that the first
+// update before which they differed is known: what the wrong one computed has not reached the
+// other's state yet. When the run has gone back and comes by that update again, the replay, which
+// is exact, says whose digests were wrong.
 class Replicas {
  public:
   // every: steps between comparisons; 0: none but those that are asked for.
@@ -70,8 +70,6 @@ class Replicas {
   };
 
   bool compares() const { return communicator_.size() > 1; }
-  bool notes() const { return communicator_.size() == 2 && every_ > 0; }
-  void note(uint64_t done);
   void settle(uint64_t done);
   std::string find_first_difference();
 
