@@ -75,12 +75,28 @@ set -m
 mpirun "${options[@]}" "${given[@]}" "$cluster/rank.sh" "$convoy" "$@" </dev/null &
 mpirun=$!
 trap stop INT TERM HUP
+# Open MPI 4.1 can wait for ever for ranks that were killed while they connected to it: an mpirun that
+# has had no process, neither ranks nor daemons on other hosts, for ten seconds is ended.
+end_without_ranks() {
+  local none=0
+  while sleep 1 && kill -0 "$mpirun" 2>/dev/null; do
+    if [[ -n $(ps -o stat= --ppid "$mpirun" | sed '/^Z/d') ]]; then
+      none=0
+    elif ((++none >= 10)); then
+      echo "mpirun.sh: mpirun does not end though none of its ranks is left: killed" >&2
+      kill -KILL "$mpirun" 2>/dev/null
+    fi
+  done
+}
+end_without_ranks &
+watcher=$!
 code=0
 wait "$mpirun" || code=$?
 while kill -0 "$mpirun" 2>/dev/null; do
   code=0
   wait "$mpirun" || code=$?
 done
+kill "$watcher" 2>/dev/null || true
 
 # A rank that has not come to its first step dies of USR1; what is on disk is the same as before.
 if ((code == 138 && stops > 0)); then code=75; fi

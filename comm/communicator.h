@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -97,7 +98,10 @@ class Communicator {
   // or the others are done), all leave together and each distinct message is logged once; else this
   // rank's is logged and the whole job aborted. All ranks get the largest of their exit codes, so
   // that mpirun returns it too. Destroy Reducers first. Never throws.
-  virtual int finish(int exit_code, const std::string& message = "") noexcept = 0;
+  // `end_job`: called in place of the abort, where something else ends all ranks better; where it
+  // returns, the abort follows.
+  virtual int finish(int exit_code, const std::string& message = "",
+                     const std::function<void()>& end_job = nullptr) noexcept = 0;
   // Logs the message and ends all ranks of the job now, without waiting for any; mpirun returns
   // exit_code. Any thread. A communicator of several ranks that is destroyed before finish() does
   // this.

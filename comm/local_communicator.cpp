@@ -59,7 +59,8 @@ class LocalCommunicator final : public Communicator {
   void leave_wait() override {}
   uint64_t waiting() const override { return 0; }
 
-  int finish(int exit_code, const std::string& message) noexcept override {
+  int finish(int exit_code, const std::string& message,
+             const std::function<void()>& /*end_job*/) noexcept override {
     if (!message.empty()) log::error("{}", message);
     return exit_code;
   }

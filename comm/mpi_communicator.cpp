@@ -172,7 +172,8 @@ class MpiCommunicator final : public Communicator {
 
   uint64_t waiting() const override { return waiting_ > 0 ? waits_.load() : 0; }
 
-  int finish(int exit_code, const std::string& message) noexcept override;
+  int finish(int exit_code, const std::string& message,
+             const std::function<void()>& end_job) noexcept override;
   void abort(int exit_code, const std::string& message) noexcept override;
 
  private:
@@ -467,7 +468,8 @@ void MpiCommunicator::run() {
   MPI_Finalize();
 }
 
-int MpiCommunicator::finish(int exit_code, const std::string& message) noexcept {
+int MpiCommunicator::finish(int exit_code, const std::string& message,
+                            const std::function<void()>& end_job) noexcept {
   Farewell mine{.exit_code = exit_code};
   std::strncpy(mine.message, message.c_str(), sizeof mine.message - 1);
   std::vector<Farewell> all(static_cast<size_t>(size_));
@@ -491,6 +493,7 @@ int MpiCommunicator::finish(int exit_code, const std::string& message) noexcept 
     const bool together = call.done && !call.error;
     lock.unlock();
     // The call stays on the communication thread's list: abort() does not return.
+    if (!together && !message.empty() && end_job) end_job();
     if (!together)
       abort(exit_code, message.empty() ? "the ranks lost each other at the end" : message);
   }

@@ -787,6 +787,21 @@ Watchdog::Scope Watchdog::describe(Phase phase, std::function<std::string()> wor
     presence.set_words(phase, std::move(earlier));
   });
 }
+StartAlarm::StartAlarm(double seconds)
+    : thread_([seconds](const std::stop_token& stop) {
+        std::mutex mutex;
+        std::condition_variable_any over;
+        std::unique_lock lock(mutex);
+        const auto destroyed = [&] { return stop.stop_requested(); };
+        if (over.wait_for(lock, stop, std::chrono::duration<double>(seconds), destroyed)) return;
+        if (destroyed()) return;
+        log::error(
+            "the ranks have not met within {:.0f} s: one is not there, or waits for a file or a "
+            "device; run the same command again",
+            seconds);
+        _exit(static_cast<int>(ExitCode::kRecoverable));
+      }) {}
+
 void Watchdog::verdict(ExitCode code, const std::string& text) {
   impl_->ask(code, text);
 }

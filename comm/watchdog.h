@@ -15,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "comm/communicator.h"
@@ -40,6 +41,16 @@ struct WatchdogConfig {
   std::function<void(Verdict&)> judged;
   // Called on the watchdog's thread in place of _exit; for tests. The thread then ends.
   std::function<void(const Verdict&)> end;
+};
+
+// Before the ranks have met there is no watchdog: where this is not destroyed within `seconds`, the
+// process says that it has waited for the others and ends with kRecoverable.
+class StartAlarm {
+ public:
+  explicit StartAlarm(double seconds = Deadlines{}.start);
+
+ private:
+  std::jthread thread_;
 };
 
 class Watchdog {

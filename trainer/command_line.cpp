@@ -42,7 +42,10 @@ int run_on_ranks(const std::function<int(comm::Communicator&, OwnedWatchdog&)>& 
   const comm::Launch launch = comm::detect_launch();
   comm::leave_with_launcher(launch);
   expect_limits(std::max(1, launch.ranks));
-  const std::unique_ptr<comm::Communicator> communicator = comm::make_communicator();
+  const std::unique_ptr<comm::Communicator> communicator = [] {
+    const comm::StartAlarm alarm;
+    return comm::make_communicator();
+  }();
   OwnedWatchdog watchdog;  // until all have met at the end
   int exit_code = 0;
   std::string message;
@@ -54,7 +57,11 @@ int run_on_ranks(const std::function<int(comm::Communicator&, OwnedWatchdog&)>& 
     message = error.what();
   }
   if (watchdog) watchdog->enter(comm::Phase::kLeave, 0);
-  return communicator->finish(exit_code, message);
+  // Where the other ranks have not failed alike, rank 0 learns why this one has: it keeps the book
+  // of lives.
+  return communicator->finish(exit_code, message, [&] {
+    if (watchdog) watchdog->verdict(static_cast<ExitCode>(exit_code), message);
+  });
 }
 
 int refuse_on_ranks(const Error& error) {

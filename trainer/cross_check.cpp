@@ -89,15 +89,16 @@ std::optional<std::string> CrossCheck::check(uint64_t step) {
     again.push_back(compute(step, worker, attempt));
   }
   share(again);
-  const Verdict of_attempts = judge(found);
-  Verdict verdict = of_attempts;
-  verdict.ranks.clear();
+  const Difference of_attempts = compare_digests(found);
+  Difference difference = of_attempts;
+  difference.ranks.clear();
   for (const int attempt : of_attempts.ranks)
-    verdict.ranks.push_back(attempts[static_cast<size_t>(attempt)].rank);
-  std::ranges::sort(verdict.ranks);
-  verdict.ranks.erase(std::unique(verdict.ranks.begin(), verdict.ranks.end()), verdict.ranks.end());
+    difference.ranks.push_back(attempts[static_cast<size_t>(attempt)].rank);
+  std::ranges::sort(difference.ranks);
+  difference.ranks.erase(std::unique(difference.ranks.begin(), difference.ranks.end()),
+                         difference.ranks.end());
   return fmt::format("step {}: worker {} was computed {} times: {}", step, worker, attempts.size(),
-                     to_text(verdict, engine_.contribution_names(), communicator_.hosts(),
+                     to_text(difference, engine_.contribution_names(), communicator_.hosts(),
                              computing_.size() == 1 ? "its other tries" : "the other ranks"));
 }
 

@@ -7,6 +7,7 @@
 
 #include "comm/worker_map.h"
 #include "ops/core/clock.h"
+#include "ops/core/digest_term.h"
 #include "ops/core/error.h"
 #include "ops/fusion.h"
 
@@ -369,7 +370,11 @@ std::vector<uint64_t> Engine::state_digests() {
           lanes_.run([&](int lane) { body(lane, lanes_.count()); });
         });
   }
-  return state_digester_->digests();
+  std::vector<uint64_t> digests = state_digester_->digests();
+  if (scales_loss())
+    digests.push_back(
+        digest_join(std::bit_cast<uint64_t>(loss_scale_.scale), loss_scale_.good_steps));
+  return digests;
 }
 
 std::vector<std::string> Engine::state_names() const {
@@ -380,6 +385,7 @@ std::vector<std::string> Engine::state_names() const {
   for (const auto& p : layout_.parameters) names.push_back("momentum of " + p.name);
   if (has_ema())
     for (const auto& p : layout_.parameters) names.push_back("moving average of " + p.name);
+  if (scales_loss()) names.push_back("the loss scale");
   return names;
 }
 

@@ -93,6 +93,7 @@ struct EvalOptions {
 
 int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdog,
                         const EvalOptions& o) {
+  std::optional<comm::StartAlarm> alarm(std::in_place);  // until there is a watchdog
   // Rank 0 chooses, because a run that is being trained has a newer checkpoint every moment.
   LoadedCheckpoint loaded;
   if (communicator.rank() == 0) loaded = load_newest(o.checkpoint);
@@ -108,6 +109,7 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
   }
   if (!o.data.empty()) job.data.path = o.data;
   watchdog = std::make_unique<comm::Watchdog>(communicator, watchdog_config(job));
+  alarm.reset();
   const auto val = open_split(job, data::Split::kVal);
   const Fingerprint own = fingerprint(o.device, communicator.local_rank());
   comm::handshake(communicator, {{"version", kVersion},

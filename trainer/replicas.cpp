@@ -50,35 +50,36 @@ Digests unpack(const std::string& text) {
 
 }  // namespace
 
-Verdict judge(const std::vector<Digests>& digests) {
+Difference compare_digests(const std::vector<Digests>& digests) {
   for (const Digests& d : digests)
     if (d.size() != digests[0].size())
       fail(ExitCode::kFault, "a rank has digests of {} tensors, rank 0 of {}", d.size(),
            digests[0].size());
-  Verdict verdict;
+  Difference difference;
   std::vector<bool> differs(digests.size());
   for (size_t t = 0; t < digests[0].size(); ++t) {
     if (std::ranges::all_of(digests, [&](const Digests& d) { return d[t] == digests[0][t]; }))
       continue;
-    verdict.tensors.push_back(t);
+    difference.tensors.push_back(t);
     const std::optional<uint64_t> right = majority(digests, t);
-    verdict.decided = verdict.decided && right;
+    difference.decided = difference.decided && right;
     for (size_t r = 0; r < digests.size(); ++r)
       differs[r] = differs[r] || !right || digests[r][t] != *right;
   }
   for (size_t r = 0; r < digests.size(); ++r)
-    if (differs[r]) verdict.ranks.push_back(static_cast<int>(r));
-  return verdict;
+    if (differs[r]) difference.ranks.push_back(static_cast<int>(r));
+  return difference;
 }
 
-std::string to_text(const Verdict& verdict, const std::vector<std::string>& names,
+std::string to_text(const Difference& difference, const std::vector<std::string>& names,
                     const std::vector<std::string>& hosts, const std::string& others) {
   std::vector<std::string> tensors;
-  for (const size_t t : verdict.tensors) tensors.push_back(names[t]);
-  const std::string ranks = ranks_text(verdict.ranks, hosts);
-  if (!verdict.decided) return fmt::format("no majority: {} differ in {}", ranks, list_of(tensors));
+  for (const size_t t : difference.tensors) tensors.push_back(names[t]);
+  const std::string ranks = ranks_text(difference.ranks, hosts);
+  if (!difference.decided)
+    return fmt::format("no majority: {} differ in {}", ranks, list_of(tensors));
   return fmt::format("{} {} other bits than {} in {}", ranks,
-                     verdict.ranks.size() == 1 ? "has" : "have", others, list_of(tensors));
+                     difference.ranks.size() == 1 ? "has" : "have", others, list_of(tensors));
 }
 
 uint64_t joined(const Digests& digests) {
@@ -115,7 +116,7 @@ std::optional<std::string> Replicas::compare(uint64_t done) {
   if (noted_.empty() || noted_.back().done != done)
     noted_.push_back({done, engine_.state_digests()});
   const std::vector<Digests> all = gather(communicator_, {joined(noted_.back().digests)});
-  if (judge(all).all_equal()) {
+  if (compare_digests(all).all_equal()) {
     noted_.clear();
     return std::nullopt;
   }
@@ -124,18 +125,19 @@ std::optional<std::string> Replicas::compare(uint64_t done) {
 
 std::string Replicas::find_first_difference() {
   std::vector<Digests> all;
-  Verdict verdict;
+  Difference difference;
   uint64_t done = 0;
   for (const Noted& noted : noted_) {
     done = noted.done;
     all = gather(communicator_, noted.digests);
-    verdict = judge(all);
-    if (!verdict.all_equal()) break;
+    difference = compare_digests(all);
+    if (!difference.all_equal()) break;
   }
-  if (!verdict.decided) dispute_ = {done, all};
-  return fmt::format("step {}: the replicas differ: {}{}", noted_.back().done,
-                     to_text(verdict, engine_.state_names(), communicator_.hosts()),
-                     verdict.decided ? "" : fmt::format("; a replay will decide at step {}", done));
+  if (!difference.decided) dispute_ = {done, all};
+  return fmt::format(
+      "step {}: the replicas differ: {}{}", noted_.back().done,
+      to_text(difference, engine_.state_names(), communicator_.hosts()),
+      difference.decided ? "" : fmt::format("; a replay will decide at step {}", done));
 }
 
 void Replicas::went_back(uint64_t done) {
@@ -147,6 +149,12 @@ void Replicas::went_back(uint64_t done) {
 void Replicas::settle(uint64_t done) {
   if (!dispute_ || dispute_->done != done) return;
   const Digests replayed = engine_.state_digests();
+  if (!compare_digests(gather(communicator_, replayed)).all_equal()) {
+    judgement_ = fmt::format("step {}: the replays differ, too: they cannot say who was wrong",
+                             dispute_->done);
+    dispute_.reset();
+    return;
+  }
   std::vector<int> wrong;
   std::vector<bool> tensor_wrong(replayed.size());
   for (size_t r = 0; r < dispute_->digests.size(); ++r) {

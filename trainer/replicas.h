@@ -15,7 +15,7 @@ namespace convoy::trainer {
 using Digests = std::vector<uint64_t>;  // of each tensor
 
 // Which ranks differ from the majority of all ranks, tensor by tensor.
-struct Verdict {
+struct Difference {
   std::vector<int> ranks;       // that differ; all of them where no value has a majority
   std::vector<size_t> tensors;  // in which they do
   bool decided = true;          // false: no majority in at least one tensor
@@ -23,10 +23,10 @@ struct Verdict {
   bool all_equal() const { return tensors.empty(); }
 };
 // digests[r] are rank r's.
-Verdict judge(const std::vector<Digests>& digests);
+Difference compare_digests(const std::vector<Digests>& digests);
 
 // "rank 2 (node7) has other bits than the other ranks in layer1.0.conv1.weight, ... and 3 more"
-std::string to_text(const Verdict& verdict, const std::vector<std::string>& names,
+std::string to_text(const Difference& difference, const std::vector<std::string>& names,
                     const std::vector<std::string>& hosts,
                     const std::string& others = "the other ranks");
 

@@ -151,10 +151,9 @@ class Run {
       const int code = live();
       if (lives_) lives_->end(code, ending_);
       return code;
-    } catch (const Error& e) {
-      end_by_error(e.code(), e.what());
     } catch (const std::exception& e) {
-      end_by_error(ExitCode::kFault, e.what());
+      const Error error = as_error(e);
+      end_by_error(error.code(), error.what());
     }
   }
 
@@ -166,6 +165,7 @@ class Run {
       v.exit_code = life->end(v.exit_code, v.text);
     };
     watchdog_ = std::make_unique<comm::Watchdog>(communicator_, watch);
+    alarm_.reset();
     faults_.at(FaultPoint::kStart, 0);
     if (is_root() && !options_.dry_run) claim_folder();
     if (is_root() && !options_.dry_run) expect_fresh_folder();
@@ -484,9 +484,14 @@ class Run {
   void rewind_outputs() {
     samples_.reset();
     communicator_.barrier();
-    if (is_root()) {
-      metrics_ = std::make_unique<MetricsWriter>(options_.out, step_);
-      if (job_.log.samples) SampleLog::rewind(options_.out, step_);
+    try {
+      if (is_root()) {
+        metrics_ = std::make_unique<MetricsWriter>(options_.out, step_);
+        if (job_.log.samples) SampleLog::rewind(options_.out, step_);
+      }
+    } catch (const Error& e) {
+      if (!metrics_) throw;  // the run has not begun
+      log::warning("{}; lines of steps that are done again will be there twice", e.what());
     }
     communicator_.barrier();
     if (job_.log.samples)
@@ -578,11 +583,13 @@ class Run {
            "{}; this life of the run has gone back {} time(s) already (checks.max_roll_backs): "
            "leave out the host that is named and start again",
            reason.why, job_.checks.max_roll_backs);
+    watchdog_->enter(comm::Phase::kStart, step_);
+    enter(Phase::kStarting);
     if (is_root()) {
       log::warning("{}; going back to the last checkpoint", reason.why);
       writer_->wait();
+      lock_->expect_held();
     }
-    watchdog_->enter(comm::Phase::kStart, step_);
     loader_ = nullptr;
     booked_input_ = 0;  // the next loader counts from zero
     engine_->reset();
@@ -673,13 +680,21 @@ class Run {
     return loader.acquire(step_, static_cast<int>(worker));
   }
 
+  // A flag travels with the contribution of a hosted worker; ranks that host none need another way.
+  bool stop_asked() {
+    const bool asked = stop_requested();
+    if (communicator_.size() <= static_cast<int>(job_.workers)) return asked;
+    watchdog_->enter(comm::Phase::kReduce, step_);
+    return communicator_.all_reduce_max(asked) > 0;
+  }
+
   // One step. Returns what the ranks have agreed on.
   Engine::Control train_step(const Engine::Source& source, const data::Loader* loader,
                              Progress* progress) {
     const auto start = Clock::now();
     const double rate = learning_rate(step_, length_, job_.optimizer, job_.schedule, plateau_);
     const double minutes = seconds_since(last_save_) / 60;
-    const Engine::Control control{.stop = stop_requested() || time_is_up(),
+    const Engine::Control control{.stop = stop_asked() || time_is_up(),
                                   .save = is_root() && save_due(minutes)};
     while (const Fault* fault = faults_.change(step_)) engine_->apply(*fault);
     engine_->compute(step_, control, source, cross_check_->worker_of(step_));
@@ -829,6 +844,7 @@ class Run {
     watchdog_->enter(comm::Phase::kSave, step_);
     enter(Phase::kSaving);
     last_save_ = Clock::now();
+    saved_top1_ = top1;
     if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
     if (!engine_->state_is_finite()) {
       const std::string why = fmt::format(
@@ -857,6 +873,8 @@ class Run {
   // For whoever wants to know how it came to that.
   void keep_apart() {
     try {
+      writer_->wait();
+      lock_->expect_held();
       log::warning("kept apart in {}",
                    printable(save_apart(options_.out, checkpoint_state(std::nullopt))));
     } catch (const std::exception& e) {
@@ -866,7 +884,6 @@ class Run {
 
   // Borrows the engine's memory.
   CheckpointState checkpoint_state(std::optional<double> top1) {
-    saved_top1_ = top1;
     CheckpointState state;
     state.facts = {.step = step_,
                    .job_digest = job_digest_,
@@ -900,7 +917,7 @@ class Run {
            "{}: the ledger could not be written, so step {} is not saved: make room and run the "
            "same command again",
            printable(options_.out), step_);
-    writer_->save(checkpoint_state(std::nullopt));
+    writer_->save(checkpoint_state(saved_top1_));
   }
 
   // Everything is on the disk when this returns.
@@ -911,10 +928,10 @@ class Run {
       if (unrecorded_) record_at_last();
       writer_->finish([this] { return checkpoint_state(saved_top1_); });
       metrics_->write({.step = step_, .event = stopped ? "stop" : "end"});
-      if (ending_.empty())
-        ending_ = stopped                ? "stopped by a signal"
-                  : step_ < total_steps_ ? "stop_after_steps"
-                                         : "done";
+      if (!stopped)
+        ending_ = step_ < total_steps_ ? "stop_after_steps" : "done";
+      else if (ending_.empty())
+        ending_ = "stopped by a signal";
       if (stopped)
         log::info("stopped at step {} of {}, saved; run the same command again to go on", step_,
                   total_steps_);
@@ -928,6 +945,7 @@ class Run {
     return static_cast<int>(stopped ? ExitCode::kRecoverable : ExitCode::kDone);
   }
 
+  std::optional<comm::StartAlarm> alarm_{std::in_place};  // until there is a watchdog
   comm::Communicator& communicator_;
   std::unique_ptr<comm::Watchdog>& watchdog_;  // once the ranks have met
   const TrainOptions options_;

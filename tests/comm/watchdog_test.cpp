@@ -239,6 +239,18 @@ TEST_F(WatchdogTest, TheCallerOfAVerdictDoesNotReturn) {
       testing::ExitedWithCode(70), "error: weights differ");
 }
 
+TEST(StartAlarm, EndsTheProcessUnlessTheRanksMeet) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        const StartAlarm alarm(0.1);
+        std::this_thread::sleep_for(std::chrono::seconds(60));
+      },
+      testing::ExitedWithCode(75), "have not met within");
+  { const StartAlarm alarm(0.5); }
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+}
+
 TEST_F(WatchdogTest, AConnectionThatBreaksWithoutAGoodbyeIsADeadRank) {
   World world(2);
   Ends ends;

@@ -74,10 +74,18 @@ Running::Running(const TempFolder& folder, const Arguments& arguments, int ranks
   out_path_ = log + ".out";
   err_path_ = log + ".err";
   Arguments command;
-  if (ranks != kAlone)
-    command = {CONVOY_MPIEXEC, "-n", std::to_string(ranks), "--oversubscribe", "--bind-to", "none"};
-  const char* program = std::getenv("CONVOY_TEST_PROGRAM");
-  command.emplace_back(program ? program : CONVOY_PROGRAM);
+  const char* given = std::getenv("CONVOY_TEST_PROGRAM");
+  const std::string program = given ? given : CONVOY_PROGRAM;
+  const char* script = std::getenv("CONVOY_TEST_LAUNCHER");
+  if (ranks != kAlone && script) {
+    ::setenv("CONVOY", program.c_str(), 1);
+    command = {script, "-n", std::to_string(ranks), "--"};
+  } else {
+    if (ranks != kAlone)
+      command = {CONVOY_MPIEXEC,    "-n",        std::to_string(ranks),
+                 "--oversubscribe", "--bind-to", "none"};
+    command.push_back(program);
+  }
   command.insert(command.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& argument : command) argv.push_back(argument.data());

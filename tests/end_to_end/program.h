@@ -30,8 +30,8 @@ struct Outcome {
 // when finish() or the destructor returns.
 class Running {
  public:
-  // `convoy ARGUMENTS` (or what CONVOY_TEST_PROGRAM names) on `ranks` ranks; caches go into the
-  // folder.
+  // `convoy ARGUMENTS` (or what CONVOY_TEST_PROGRAM names) on `ranks` ranks, started by mpirun or
+  // by the script (cluster/mpirun.sh) that CONVOY_TEST_LAUNCHER names; caches go into the folder.
   Running(const TempFolder& folder, const Arguments& arguments, int ranks);
   ~Running();
   Running(const Running&) = delete;

@@ -37,7 +37,7 @@ watchdog { heartbeat_seconds: 0.2 }
 #ifdef CONVOY_SANITIZED
 constexpr int kDeadline = 15;
 #else
-constexpr int kDeadline = 3;
+constexpr int kDeadline = 5;
 #endif
 // What may pass from a deadline to the end of everything, in seconds.
 constexpr double kEnd = 10;

@@ -1,4 +1,4 @@
-// Which rank differs, and in what: digests of an engine's state, and the verdict over ranks.
+// Which rank differs, and in what: digests of an engine's state, and the difference over ranks.
 #include "trainer/replicas.h"
 
 #include <gtest/gtest.h>
@@ -15,32 +15,33 @@ namespace {
 
 TEST(Judge, NamesTheRankThatIsOutvoted) {
   const Digests good = {1, 2, 3};
-  EXPECT_TRUE(judge({good, good, good}).all_equal());
-  const Verdict one = judge({good, {1, 9, 3}, good});
+  EXPECT_TRUE(compare_digests({good, good, good}).all_equal());
+  const Difference one = compare_digests({good, {1, 9, 3}, good});
   EXPECT_TRUE(one.decided);
   EXPECT_EQ(one.ranks, std::vector<int>{1});
   EXPECT_EQ(one.tensors, std::vector<size_t>{1});
   // Two that are wrong in different tensors, or in the same one.
-  const Verdict two = judge({{1, 2, 9}, {8, 2, 3}, good, good, good});
+  const Difference two = compare_digests({{1, 2, 9}, {8, 2, 3}, good, good, good});
   EXPECT_TRUE(two.decided);
   EXPECT_EQ(two.ranks, (std::vector<int>{0, 1}));
   EXPECT_EQ(two.tensors, (std::vector<size_t>{0, 2}));
-  EXPECT_EQ(judge({{9, 2, 3}, {8, 2, 3}, good, good, good}).ranks, (std::vector<int>{0, 1}));
+  EXPECT_EQ(compare_digests({{9, 2, 3}, {8, 2, 3}, good, good, good}).ranks,
+            (std::vector<int>{0, 1}));
 }
 
 TEST(Judge, NamesAllWhereThereIsNoMajority) {
-  const Verdict verdict = judge({{1, 2}, {1, 3}});
-  EXPECT_FALSE(verdict.decided);
-  EXPECT_EQ(verdict.ranks, (std::vector<int>{0, 1}));
-  EXPECT_FALSE(judge({{1}, {1}, {2}, {2}}).decided);
-  EXPECT_THROW(judge({{1, 2}, {1}}), Error);
+  const Difference difference = compare_digests({{1, 2}, {1, 3}});
+  EXPECT_FALSE(difference.decided);
+  EXPECT_EQ(difference.ranks, (std::vector<int>{0, 1}));
+  EXPECT_FALSE(compare_digests({{1}, {1}, {2}, {2}}).decided);
+  EXPECT_THROW(compare_digests({{1, 2}, {1}}), Error);
 }
 
 TEST(Judge, SaysItInOneLine) {
   const std::vector<std::string> names = {"a", "b", "c", "d", "e", "f"}, hosts = {"n0", "n1", "n2"};
-  EXPECT_EQ(to_text(judge({{1, 2, 3}, {1, 2, 3}, {1, 0, 3}}), names, hosts),
+  EXPECT_EQ(to_text(compare_digests({{1, 2, 3}, {1, 2, 3}, {1, 0, 3}}), names, hosts),
             "rank 2 (n2) has other bits than the other ranks in b");
-  EXPECT_EQ(to_text(judge({{1, 1, 1, 1, 1, 1}, {2, 2, 2, 2, 2, 2}}), names, hosts),
+  EXPECT_EQ(to_text(compare_digests({{1, 1, 1, 1, 1, 1}, {2, 2, 2, 2, 2, 2}}), names, hosts),
             "no majority: rank 0 (n0), rank 1 (n1) differ in a, b, c, d and 2 more");
 }
 
@@ -113,9 +114,9 @@ TEST_P(Replica, AChangeIsSeenInItsTensorAlone) {
   for (const auto& [what, name] : cases) {
     const Fault fault = {.kind = FaultKind::kBitflip, .what = what, .index = 5, .bit = 0};
     engine->apply(fault);
-    const Verdict verdict = judge({before, engine->state_digests(), before});
-    ASSERT_EQ(verdict.tensors.size(), 1u);
-    EXPECT_EQ(names[verdict.tensors[0]], name);
+    const Difference difference = compare_digests({before, engine->state_digests(), before});
+    ASSERT_EQ(difference.tensors.size(), 1u);
+    EXPECT_EQ(names[difference.tensors[0]], name);
     engine->apply(fault);  // back
     EXPECT_EQ(engine->state_digests(), before);
   }
@@ -157,9 +158,10 @@ TEST_P(Replica, AWrongGradientIsSeenInItsTensorAlone) {
   engine->apply(
       {.kind = FaultKind::kBitflip, .what = FaultTarget::kGradient, .index = 5, .bit = 0});
   engine->compute(0, {}, source(), 0);
-  const Verdict verdict = judge({engine->contribution(), engine->compute_again(0, 0, 0, source())});
-  ASSERT_EQ(verdict.tensors.size(), 1u);
-  EXPECT_EQ(engine->contribution_names()[verdict.tensors[0]], "gradient of fc.weight");
+  const Difference difference =
+      compare_digests({engine->contribution(), engine->compute_again(0, 0, 0, source())});
+  ASSERT_EQ(difference.tensors.size(), 1u);
+  EXPECT_EQ(engine->contribution_names()[difference.tensors[0]], "gradient of fc.weight");
   EXPECT_TRUE(engine->update(0.1).updated);
 }
 
