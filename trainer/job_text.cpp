@@ -39,9 +39,15 @@ void visit_below(const Message& group, const std::string& prefix, const FieldVis
 std::string unknown_key(const Message& job, std::string_view key) {
   key = key.substr(0, 100);  // the cost is a product of lengths, and the key comes from outside
   const auto last = [](std::string_view path) { return path.substr(path.rfind('.') + 1); };
+  // No distance is less than the difference in length.
+  const auto least = [](std::string_view a, std::string_view b) {
+    return std::max(a.size(), b.size()) - std::min(a.size(), b.size());
+  };
   std::string best;
   size_t best_distance = std::numeric_limits<size_t>::max();
   for_each_field(job, [&](const std::string& candidate, const Message&, const FieldDescriptor*) {
+    if (std::min(least(key, candidate), least(last(key), last(candidate)) + 1) >= best_distance)
+      return;
     const size_t distance =
         std::min(edit_distance(key, candidate), edit_distance(last(key), last(candidate)) + 1);
     if (distance >= best_distance) return;

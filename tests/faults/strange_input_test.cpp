@@ -76,7 +76,7 @@ class StrangeInput : public testing::Test {
     for (const std::string& line : metrics)
       EXPECT_TRUE(line.starts_with("{") && line.ends_with("}")) << line;
     const std::string lock = read_file(out + "/lock");
-    EXPECT_TRUE(lock.starts_with("pid ") && lines_of(lock).size() == 1) << lock;
+    EXPECT_TRUE(lock.starts_with("free life ") && lines_of(lock).size() == 1) << lock;
   }
 
   TempFolder folder_;

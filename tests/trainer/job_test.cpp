@@ -165,13 +165,13 @@ TEST(Job, EveryEnumeratorHasTheNameOfTheProto) {
       {S::kCosine, "COSINE"},      {S::kPolynomial, "POLYNOMIAL"},
       {S::kOneCycle, "ONE_CYCLE"}, {S::kConstant, "CONSTANT"}};
   for (const auto& [kind, name] : kinds)
-    expect_contains(text([&](Job& job) { job.schedule.kind = kind; }),
+    expect_contains(text([value = kind](Job& job) { job.schedule.kind = value; }),
                     std::string("kind: ") + name);
   using P = Job::Precision;
   const std::pair<P, const char*> precisions[] = {
       {P::kFp32, "FP32"}, {P::kBf16, "BF16"}, {P::kTf32, "TF32"}, {P::kFp16, "FP16"}};
   for (const auto& [precision, name] : precisions)
-    expect_contains(text([&](Job& job) { job.precision = precision; }),
+    expect_contains(text([value = precision](Job& job) { job.precision = value; }),
                     std::string("precision: ") + name);
   using C = Job::Data::Train::Crop;
   const std::pair<C, const char*> crops[] = {{C::kRandomResized, "RANDOM_RESIZED"},
@@ -179,7 +179,7 @@ TEST(Job, EveryEnumeratorHasTheNameOfTheProto) {
                                              {C::kPadAndCrop, "PAD_AND_CROP"},
                                              {C::kCenter, "CENTER"}};
   for (const auto& [crop, name] : crops)
-    expect_contains(text([&](Job& job) { job.data.train.crop = crop; }),
+    expect_contains(text([value = crop](Job& job) { job.data.train.crop = value; }),
                     std::string("crop: ") + name);
   using F = Job::Data::Format;
   const std::pair<F, const char*> formats[] = {{F::kAuto, "AUTO"},
@@ -188,19 +188,19 @@ TEST(Job, EveryEnumeratorHasTheNameOfTheProto) {
                                                {F::kCifar, "CIFAR"},
                                                {F::kSynthetic, "SYNTHETIC"}};
   for (const auto& [format, name] : formats)
-    expect_contains(text([&](Job& job) { job.data.format = format; }),
+    expect_contains(text([value = format](Job& job) { job.data.format = value; }),
                     std::string("format: ") + name);
   using M = Job::Data::MeanSubtraction;
   const std::pair<M, const char*> means[] = {
       {M::kPerChannel, "PER_CHANNEL"}, {M::kPerPixel, "PER_PIXEL"}, {M::kNone, "NONE"}};
   for (const auto& [mean, name] : means)
-    expect_contains(text([&](Job& job) { job.data.mean_subtraction = mean; }),
+    expect_contains(text([value = mean](Job& job) { job.data.mean_subtraction = value; }),
                     std::string("mean_subtraction: ") + name);
   using X = Job::Model::Shortcut;
   const std::pair<X, const char*> shortcuts[] = {
       {X::kDefault, "DEFAULT"}, {X::kA, "A\n"}, {X::kB, "B\n"}, {X::kC, "C\n"}};
   for (const auto& [shortcut, name] : shortcuts)
-    expect_contains(text([&](Job& job) { job.model.shortcut = shortcut; }),
+    expect_contains(text([value = shortcut](Job& job) { job.model.shortcut = value; }),
                     std::string("shortcut: ") + name);
   expect_contains(text([](Job& job) { job.data.bad_sample = Job::Data::BadSample::kSubstitute; }),
                   "bad_sample: SUBSTITUTE");
