@@ -68,7 +68,9 @@ class ThreadCommunicator final : public Communicator {
   void enter_wait() override {}
   void leave_wait() override {}
   uint64_t waiting() const override { return 0; }
-  int finish(int exit_code, const std::string&) noexcept override { return exit_code; }
+  int finish(int exit_code, const std::string&, const std::function<void()>&) noexcept override {
+    return exit_code;
+  }
   void abort(int exit_code, const std::string&) noexcept override { _exit(exit_code); }
 
  private:

@@ -116,6 +116,17 @@ TEST_F(Stop, ASignalToOneRankStopsThemAll) {
   EXPECT_TRUE(fs::exists(checkpoint("usr2", step_of("usr2"))));
 }
 
+TEST_F(Stop, ASignalToARankThatHostsNoWorkerStopsThemAll) {
+  Running running(folder_, train("idle", {"--set", "workers=1"}), 2);
+  ASSERT_TRUE(running.wait_until([&] { return step_of("idle") >= 2; })) << running.finish().all();
+  const pid_t rank = running.pid_of_rank(1);
+  ASSERT_GT(rank, 0);
+  ::kill(rank, SIGUSR1);
+  const Outcome stopped = running.finish();
+  EXPECT_TRUE(stopped.in_time);
+  EXPECT_EQ(stopped.exit_code, 75) << stopped.all();
+}
+
 TEST_F(Stop, WithoutMpirunInterruptAndTerminateSaveToo) {
   int before = 0;
   for (const int signal : {SIGINT, SIGTERM}) {

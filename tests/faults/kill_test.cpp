@@ -170,6 +170,10 @@ TEST_F(Kill, AnExceptionOnOneRankEndsAllAndIsSaidOnce) {
   EXPECT_EQ(outcome.exit_code, 70) << outcome.all();
   EXPECT_EQ(outcome.left_running, "");
   EXPECT_EQ(lines_with(outcome.err, "a fault was asked for at step 6"), 1) << outcome.all();
+  // Rank 0 keeps the book of lives; it learns of it before it ends.
+  const std::string lives = read_file(out("thrown") + "/lives.jsonl");
+  EXPECT_EQ(lines_with(lives, R"("event":"end")"), 1) << lives;
+  EXPECT_EQ(lines_with(lives, "a fault was asked for at step 6"), 1) << lives;
   EXPECT_EQ(run(folder_, train("thrown"), 2).exit_code, 0);
   EXPECT_EQ(digest("thrown"), unbroken_digest());
 }

@@ -69,6 +69,12 @@ TEST_F(Limits, TooLittleAddressSpace) {
   EXPECT_EQ(lines_with(outcome.err, "ulimit -v"), 1) << outcome.all();
 }
 
+TEST_F(Limits, AThreadThatIsRefused) {
+  const Outcome outcome = run_with("-v 3000000", kAlone, {"--data-threads", "3000"});
+  EXPECT_EQ(outcome.exit_code, 74) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "the system refuses another thread"), 1) << outcome.all();
+}
+
 // A batch that cannot be had: one line with the bytes, on every number of ranks.
 TEST_F(Limits, MemoryThatIsRefused) {
   for (const int ranks : {kAlone, 2}) {
