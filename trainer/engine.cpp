@@ -385,7 +385,7 @@ std::vector<std::string> Engine::state_names() const {
   for (const auto& p : layout_.parameters) names.push_back("momentum of " + p.name);
   if (has_ema())
     for (const auto& p : layout_.parameters) names.push_back("moving average of " + p.name);
-  if (scales_loss()) names.push_back("the loss scale");
+  if (scales_loss()) names.emplace_back("the loss scale");
   return names;
 }
 
