@@ -3,10 +3,13 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <random>
 
 #include "ops/core/clock.h"
 #include "ops/core/digest.h"
@@ -82,6 +85,13 @@ std::vector<std::string> names_in(const fs::path& folder) {
     fail(ExitCode::kIo, "{}: cannot list: {}", printable(folder.string()), error.message());
   std::sort(names.begin(), names.end());
   return names;
+}
+
+// NAME.<pid>-<number><ending>: of this process alone. A life that was stopped past its lease and
+// goes on, on this machine or another one, must not touch what its successor is writing.
+fs::path name_of_our_own(const fs::path& path, std::string_view ending) {
+  static const uint32_t number = std::random_device()();
+  return fmt::format("{}.{}-{:08x}{}", path.string(), ::getpid(), number, ending);
 }
 
 // What a save or a deletion left when it was killed.
@@ -311,10 +321,10 @@ void write_folder(const fs::path& folder, const CheckpointState& state, const st
 }
 
 // The files of the checkpoint that stands there already, if it is whole and of this very state; one
-// that is damaged or of another state is set aside.
-std::optional<std::map<std::string, FileRecord>> same_state_at(const fs::path& target,
-                                                               uint64_t step,
-                                                               const std::string& digest) {
+// that is damaged or of another state is set aside, if the folder is still ours.
+std::optional<std::map<std::string, FileRecord>> same_state_at(
+    const fs::path& target, uint64_t step, const std::string& digest,
+    const std::function<void()>& expect_ours) {
   if (!fs::exists(fs::symlink_status(target))) return std::nullopt;
   std::string damage;
   try {
@@ -323,6 +333,7 @@ std::optional<std::map<std::string, FileRecord>> same_state_at(const fs::path& t
   } catch (const NotWhole& error) {
     damage = error.what();
   }
+  expect_ours();
   const std::string aside = set_aside(target, damage.empty() ? "replaced" : "damaged");
   log::warning("{}; renamed to {}",
                damage.empty()
@@ -387,8 +398,8 @@ std::string save_checkpoint(const std::string& out_dir, const CheckpointState& s
   make_folder(folder);
   const fs::path target = folder / folder_name(state.facts.step);
   const std::string digest = state_digest(state);
-  by_way_of(target.string() + std::string(kTemporary), [&](const fs::path& temporary) {
-    if (const auto files = same_state_at(target, state.facts.step, digest)) {
+  by_way_of(name_of_our_own(target, kTemporary), [&](const fs::path& temporary) {
+    if (const auto files = same_state_at(target, state.facts.step, digest, expect_ours)) {
       new_folder(temporary);
       write_text((temporary / kManifest).string(), manifest_text(state.facts, digest, *files));
       expect_ours();
@@ -408,9 +419,9 @@ std::string save_apart(const std::string& out_dir, const CheckpointState& state)
   const fs::path folder = checkpoints_dir(out_dir);
   make_folder(folder);
   for (const std::string& name : names_in(folder))
-    if (name.starts_with(kBad)) remove_checkpoint(folder / name);
+    if (name.starts_with(kBad) && !name.ends_with(kTemporary)) remove_checkpoint(folder / name);
   const fs::path target = folder / (std::string(kBad) + folder_name(state.facts.step));
-  by_way_of(target.string() + std::string(kTemporary), [&](const fs::path& temporary) {
+  by_way_of(name_of_our_own(target, kTemporary), [&](const fs::path& temporary) {
     write_folder(temporary, state, state_digest(state));
     publish(temporary, target);
   });
@@ -420,12 +431,13 @@ std::string save_apart(const std::string& out_dir, const CheckpointState& state)
 TrialSave trial_save(const std::string& out_dir, const CheckpointState& state) {
   const fs::path folder = checkpoints_dir(out_dir);
   make_folder(folder);
+  remove_leftovers(folder);
   TrialSave trial;
-  const fs::path target = (folder / kTrial).string() + std::string(kDeleting);
+  const fs::path target = name_of_our_own(folder / kTrial, kDeleting);
   by_way_of(target, [&](const fs::path&) {
     const auto start = Clock::now();
     const std::string digest = state_digest(state);
-    by_way_of((folder / kTrial).string() + std::string(kTemporary), [&](const fs::path& temporary) {
+    by_way_of(name_of_our_own(folder / kTrial, kTemporary), [&](const fs::path& temporary) {
       write_folder(temporary, state, digest);
       publish(temporary, target);
     });

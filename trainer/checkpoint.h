@@ -59,9 +59,9 @@ std::string state_digest(const CheckpointState& state);
 // after any crash; when it throws, nothing of it is left (as far as the system lets us) and what
 // stood before stands. A whole folder of the same digest that is already there stays and takes our
 // manifest; one that differs is set aside as step-N.replaced-<n>, a damaged one as
-// step-N.damaged-<n> (n counts up from 1). `expect_ours` is called before a name is given and
-// throws where another job has taken the folder over. Throws Error (kIo) with path and numbers when
-// the system refuses (no space, no permission).
+// step-N.damaged-<n> (n counts up from 1). `expect_ours` is called before a name is given or
+// changed and throws where another job has taken the folder over. Throws Error (kIo) with path and
+// numbers when the system refuses (no space, no permission).
 std::string save_checkpoint(
     const std::string& out_dir, const CheckpointState& state,
     const std::function<void()>& expect_ours = [] {});
@@ -76,7 +76,8 @@ struct TrialSave {
   double save_seconds = 0, load_seconds = 0;
 };
 // Writes a checkpoint under a name that nothing loads, reads it back, compares the digests and
-// removes it. Throws as save_checkpoint; kFault where another state is read than was written.
+// removes it, and leftovers as find_newest does. Throws as save_checkpoint; kFault where another
+// state is read than was written.
 TrialSave trial_save(const std::string& out_dir, const CheckpointState& state);
 
 struct VerifiedCheckpoint {

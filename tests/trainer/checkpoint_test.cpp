@@ -363,8 +363,13 @@ TEST(Checkpoint, ATrialSaveLeavesNothing) {
   EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
   // One that was killed is removed by the next life.
   fs::copy(path, out.path("checkpoints/trial.tmp"));
-  fs::copy(path, out.path("checkpoints/trial.deleting"));
+  fs::copy(path, out.path("checkpoints/trial.71-0123abcd.tmp"));
+  fs::copy(path, out.path("checkpoints/trial.71-0123abcd.deleting"));
   EXPECT_EQ(newest_in(out.path()), path);
+  EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
+  // Or by the trial of the next life, which has no checkpoint to look for.
+  fs::copy(path, checkpoint(out.path(), 9) + ".71-0123abcd.tmp");
+  trial_save(out.path(), TestState(2).at(6));
   EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
 }
 
@@ -432,16 +437,59 @@ TEST(Checkpoint, ALaterFormatIsRefusedAndLeftAlone) {
 TEST(Checkpoint, LeftoversOfKilledSavesAreNoCheckpointsAndAreRemoved) {
   const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
-  fs::copy(path, checkpoint(out.path(), 9) + ".tmp");
+  fs::copy(path, checkpoint(out.path(), 9) + ".tmp");  // as Convoy named them once
+  fs::copy(path, checkpoint(out.path(), 9) + ".71-0123abcd.tmp");
+  fs::copy(path, out.path("checkpoints/bad-step-0000000009.71-0123abcd.tmp"));
   fs::copy(path, checkpoint(out.path(), 1) + ".deleting");
   out.write("checkpoints/notes.txt", "a user's own");
   EXPECT_EQ(list_checkpoints(out.path()), (std::vector<std::string>{path}));
   EXPECT_EQ(newest_in(out.path()), path);
   EXPECT_EQ(names_in(out.path("checkpoints")),
             (std::vector<std::string>{"notes.txt", "step-0000000005"}));
-  // A save over its own leftover.
-  fs::create_directories(checkpoint(out.path(), 6) + ".tmp/stale");
-  EXPECT_EQ(names_in(save_checkpoint(out.path(), TestState(1).at(6))), names_in(path));
+}
+
+// R18: a life that was stopped in the middle of a save, past its lease, goes on when another one
+// has written the same step.
+TEST(Checkpoint, R18TwoLivesThatSaveTheSameStepDoNotTouchEachOthersFolders) {
+  const TempFolder out;
+  const std::string path = checkpoint(out.path(), 5);
+  const LogLines log;
+  const auto succeeded = [] { fail(ExitCode::kIo, "another job has taken this folder over"); };
+
+  int to_child[2], to_parent[2];
+  ASSERT_EQ(::pipe(to_child), 0);
+  ASSERT_EQ(::pipe(to_parent), 0);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  char byte = 0;
+  if (child == 0) {  // the successor: waits with a finished temporary folder
+    try {
+      save_checkpoint(out.path(), TestState(2).at(5), [&] {
+        if (::write(to_parent[1], &byte, 1) != 1 || ::read(to_child[0], &byte, 1) != 1) ::_exit(2);
+      });
+      ::_exit(0);
+    } catch (...) {
+      ::_exit(1);
+    }
+  }
+  ASSERT_EQ(::read(to_parent[0], &byte, 1), 1);
+  EXPECT_EQ(error_of([&] { save_checkpoint(out.path(), TestState(1).at(5), succeeded); }).code(),
+            ExitCode::kIo);
+  save_apart(out.path(), TestState(1).at(5));
+  ASSERT_EQ(::write(to_child[1], &byte, 1), 1);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_EQ(verify_checkpoint(path).digest, state_digest(TestState(2).at(5)));
+  for (const int fd : {to_child[0], to_child[1], to_parent[0], to_parent[1]}) ::close(fd);
+
+  // What stands is the successor's: another state, then a damaged one.
+  for (const bool damaged : {false, true}) {
+    if (damaged) fs::remove(path + "/model.safetensors");
+    const std::vector<std::string> before = names_in(out.path("checkpoints"));
+    error_of([&] { save_checkpoint(out.path(), TestState(1).at(5), succeeded); });
+    EXPECT_EQ(names_in(out.path("checkpoints")), before);
+  }
 }
 
 TEST(Checkpoint, TheSameStateAgainKeepsTheFirst) {
