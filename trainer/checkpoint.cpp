@@ -318,6 +318,11 @@ Loaded load_step(const std::string& dir, uint64_t step) {
   return loaded;
 }
 
+// One that a run calls by its step.
+CheckpointState load_named(const std::string& path) {
+  return load_step(path, *step_of(fs::path(path).filename())).state;
+}
+
 // A disk may read a sector at the second try.
 template <typename Read>
 auto read_twice(const Read& read) {
@@ -535,26 +540,22 @@ std::vector<std::string> checkpoints_at(const std::string& path) {
 
 LoadedCheckpoint load_newest(const std::string& path) {
   const std::vector<std::string> paths = checkpoints_at(path);
-  auto loaded =
-      newest_of(paths, load_checkpoint, [&](const std::string& folder, const NotWhole& damage) {
-        if (folder == paths.front()) throw damage;
-        log::warning("{}; taking the checkpoint before it", damage.what());
-      });
+  auto loaded = newest_of(paths, paths.front() == path ? load_checkpoint : load_named,
+                          [&](const std::string& folder, const NotWhole& damage) {
+                            if (folder == paths.front()) throw damage;
+                            log::warning("{}; taking the checkpoint before it", damage.what());
+                          });
   return std::move(*loaded);
 }
 
 std::optional<LoadedCheckpoint> find_newest(const std::string& out_dir) {
   remove_leftovers(checkpoints_dir(out_dir));
-  return newest_of(
-      list_checkpoints(out_dir),
-      [](const std::string& path) {
-        return load_step(path, *step_of(fs::path(path).filename())).state;
-      },
-      [](const std::string& path, const NotWhole& damage) {
-        const std::string aside = set_aside(path, "damaged");
-        log::warning("{}; renamed to {}, the checkpoint before it is used", damage.what(),
-                     printable(aside));
-      });
+  return newest_of(list_checkpoints(out_dir), load_named,
+                   [](const std::string& path, const NotWhole& damage) {
+                     const std::string aside = set_aside(path, "damaged");
+                     log::warning("{}; renamed to {}, the checkpoint before it is used",
+                                  damage.what(), printable(aside));
+                   });
 }
 
 std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,

@@ -380,6 +380,7 @@ TEST(Checkpoint, AFolderUnderAnotherStepsNameIsSetAside) {
   fs::rename(path, checkpoint(out.path(), 2));
   verify_checkpoint(checkpoint(out.path(), 2));  // whole in itself
   const LogLines log;
+  EXPECT_EQ(error_of([&] { load_newest(out.path()); }).code(), ExitCode::kFault);
   EXPECT_EQ(newest_in(out.path()), std::nullopt);
   EXPECT_NE(log.text().find("manifest is of step 1"), std::string::npos) << log.text();
 }
