@@ -3,10 +3,13 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <random>
 
 #include "ops/core/clock.h"
 #include "ops/core/digest.h"
@@ -82,6 +85,13 @@ std::vector<std::string> names_in(const fs::path& folder) {
     fail(ExitCode::kIo, "{}: cannot list: {}", printable(folder.string()), error.message());
   std::sort(names.begin(), names.end());
   return names;
+}
+
+// NAME.<pid>-<number><ending>: of this process alone. A life that was stopped past its lease and
+// goes on, on this machine or another one, must not touch what its successor is writing.
+fs::path name_of_our_own(const fs::path& path, std::string_view ending) {
+  static const uint32_t number = std::random_device()();
+  return fmt::format("{}.{}-{:08x}{}", path.string(), ::getpid(), number, ending);
 }
 
 // What a save or a deletion left when it was killed.
@@ -175,17 +185,27 @@ class FirstError : public google::protobuf::io::ErrorCollector {
   std::string text;
 };
 
+// not_found where nothing is there. Throws ReadError where the system does not say.
+fs::file_type type_of(const fs::path& path) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  if (type != fs::file_type::none) return type;
+  if (error == std::errc::too_many_symbolic_link_levels) return fs::file_type::not_found;
+  throw ReadError(error.value(),
+                  fmt::format("{}: cannot look: {}", printable(path.string()), error.message()));
+}
+
 ManifestContents read_manifest(const fs::path& dir) {
   const std::string path = (dir / kManifest).string();
-  std::error_code error;
   const auto absent = [&](const std::string& what) {
     throw NotWhole(ExitCode::kBadData,
                    fmt::format("{}: not a checkpoint: {}", printable(dir.string()), what));
   };
-  if (!fs::is_directory(dir, error)) absent("no such folder");
-  if (!fs::exists(path, error)) absent(fmt::format("it has no {}", kManifest));
+  if (type_of(dir) != fs::file_type::directory) absent("no such folder");
+  const fs::file_type type = type_of(path);
+  if (type == fs::file_type::not_found) absent(fmt::format("it has no {}", kManifest));
   // Opening a FIFO would wait for its writer.
-  if (!fs::is_regular_file(path, error)) absent(fmt::format("its {} is no file", kManifest));
+  if (type != fs::file_type::regular) absent(fmt::format("its {} is no file", kManifest));
   const std::string text = read_text(path, kMaxManifestBytes);
   const auto damaged = [&](const std::string& what) {
     throw NotWhole(ExitCode::kFault, fmt::format("{}: damaged: {}", printable(path), what));
@@ -242,9 +262,10 @@ TensorList read_list(const std::string& path, const FileRecord& expected) {
   const auto damaged = [&](const std::string& what) {
     throw NotWhole(ExitCode::kFault, fmt::format("{}: damaged: {}", printable(path), what));
   };
+  const fs::file_type type = type_of(path);
+  if (type == fs::file_type::not_found) damaged("it is missing, but the manifest lists it");
+  if (type != fs::file_type::regular) damaged("it is no file");
   std::error_code error;
-  if (!fs::exists(path, error)) damaged("it is missing, but the manifest lists it");
-  if (!fs::is_regular_file(path, error)) damaged("it is no file");
   const uint64_t bytes = fs::file_size(path, error);
   if (!error && bytes != expected.bytes)
     damaged(fmt::format("it has {} bytes, the manifest says {}", bytes, expected.bytes));
@@ -297,6 +318,45 @@ Loaded load_step(const std::string& dir, uint64_t step) {
   return loaded;
 }
 
+// One that a run calls by its step.
+CheckpointState load_named(const std::string& path) {
+  return load_step(path, *step_of(fs::path(path).filename())).state;
+}
+
+// A disk may read a sector at the second try.
+template <typename Read>
+auto read_twice(const Read& read) {
+  try {
+    return read();
+  } catch (const ReadError& error) {
+    if (!error.of_the_disk()) throw;
+    log::warning("{}; trying once more", error.what());
+  }
+  return read();
+}
+
+// The newest of `paths` (oldest first) that `read` gives back; see load_newest. `damaged` does with
+// one what is to be done and says so. nullopt: all are damaged.
+std::optional<LoadedCheckpoint> newest_of(
+    const std::vector<std::string>& paths,
+    const std::function<CheckpointState(const std::string&)>& read,
+    const std::function<void(const std::string&, const NotWhole&)>& damaged) {
+  std::exception_ptr unread;
+  for (size_t i = paths.size(); i-- > 0;) {
+    try {
+      return LoadedCheckpoint{paths[i], read_twice([&] { return read(paths[i]); })};
+    } catch (const NotWhole& damage) {
+      damaged(paths[i], damage);
+    } catch (const ReadError& error) {
+      if (!error.of_the_disk()) throw;
+      if (!unread) unread = std::current_exception();
+      log::error("{}; it keeps its name, and the checkpoint before it is looked for", error.what());
+    }
+  }
+  if (unread) std::rethrow_exception(unread);
+  return std::nullopt;
+}
+
 // Makes `folder` and writes a whole checkpoint into it, the manifest last; all of it is on the disk
 // but the folder's own name.
 void write_folder(const fs::path& folder, const CheckpointState& state, const std::string& digest) {
@@ -311,19 +371,26 @@ void write_folder(const fs::path& folder, const CheckpointState& state, const st
 }
 
 // The files of the checkpoint that stands there already, if it is whole and of this very state; one
-// that is damaged or of another state is set aside.
-std::optional<std::map<std::string, FileRecord>> same_state_at(const fs::path& target,
-                                                               uint64_t step,
-                                                               const std::string& digest) {
+// that is damaged or of another state is set aside, if the folder is still ours.
+std::optional<std::map<std::string, FileRecord>> same_state_at(
+    const fs::path& target, uint64_t step, const std::string& digest,
+    const std::function<void()>& expect_ours) {
   if (!fs::exists(fs::symlink_status(target))) return std::nullopt;
   std::string damage;
+  const char* word = "replaced";
   try {
-    Loaded there = load_step(target.string(), step);
+    Loaded there = read_twice([&] { return load_step(target.string(), step); });
     if (there.verified.digest == digest) return std::move(there.files);
   } catch (const NotWhole& error) {
     damage = error.what();
+    word = "damaged";
+  } catch (const ReadError& error) {
+    if (!error.of_the_disk()) throw;
+    damage = error.what();
+    word = "unreadable";
   }
-  const std::string aside = set_aside(target, damage.empty() ? "replaced" : "damaged");
+  expect_ours();
+  const std::string aside = set_aside(target, word);
   log::warning("{}; renamed to {}",
                damage.empty()
                    ? fmt::format("{}: holds another state of this step", printable(target.string()))
@@ -387,8 +454,8 @@ std::string save_checkpoint(const std::string& out_dir, const CheckpointState& s
   make_folder(folder);
   const fs::path target = folder / folder_name(state.facts.step);
   const std::string digest = state_digest(state);
-  by_way_of(target.string() + std::string(kTemporary), [&](const fs::path& temporary) {
-    if (const auto files = same_state_at(target, state.facts.step, digest)) {
+  by_way_of(name_of_our_own(target, kTemporary), [&](const fs::path& temporary) {
+    if (const auto files = same_state_at(target, state.facts.step, digest, expect_ours)) {
       new_folder(temporary);
       write_text((temporary / kManifest).string(), manifest_text(state.facts, digest, *files));
       expect_ours();
@@ -408,9 +475,9 @@ std::string save_apart(const std::string& out_dir, const CheckpointState& state)
   const fs::path folder = checkpoints_dir(out_dir);
   make_folder(folder);
   for (const std::string& name : names_in(folder))
-    if (name.starts_with(kBad)) remove_checkpoint(folder / name);
+    if (name.starts_with(kBad) && !name.ends_with(kTemporary)) remove_checkpoint(folder / name);
   const fs::path target = folder / (std::string(kBad) + folder_name(state.facts.step));
-  by_way_of(target.string() + std::string(kTemporary), [&](const fs::path& temporary) {
+  by_way_of(name_of_our_own(target, kTemporary), [&](const fs::path& temporary) {
     write_folder(temporary, state, state_digest(state));
     publish(temporary, target);
   });
@@ -420,12 +487,13 @@ std::string save_apart(const std::string& out_dir, const CheckpointState& state)
 TrialSave trial_save(const std::string& out_dir, const CheckpointState& state) {
   const fs::path folder = checkpoints_dir(out_dir);
   make_folder(folder);
+  remove_leftovers(folder);
   TrialSave trial;
-  const fs::path target = (folder / kTrial).string() + std::string(kDeleting);
+  const fs::path target = name_of_our_own(folder / kTrial, kDeleting);
   by_way_of(target, [&](const fs::path&) {
     const auto start = Clock::now();
     const std::string digest = state_digest(state);
-    by_way_of((folder / kTrial).string() + std::string(kTemporary), [&](const fs::path& temporary) {
+    by_way_of(name_of_our_own(folder / kTrial, kTemporary), [&](const fs::path& temporary) {
       write_folder(temporary, state, digest);
       publish(temporary, target);
     });
@@ -471,30 +539,23 @@ std::vector<std::string> checkpoints_at(const std::string& path) {
 }
 
 LoadedCheckpoint load_newest(const std::string& path) {
-  for (std::vector<std::string> folders = checkpoints_at(path);; folders.pop_back()) {
-    try {
-      return {folders.back(), load_checkpoint(folders.back())};
-    } catch (const Error& e) {
-      if (folders.size() == 1) throw;
-      log::warning("{}; taking the checkpoint before it", e.what());
-    }
-  }
+  const std::vector<std::string> paths = checkpoints_at(path);
+  auto loaded = newest_of(paths, paths.front() == path ? load_checkpoint : load_named,
+                          [&](const std::string& folder, const NotWhole& damage) {
+                            if (folder == paths.front()) throw damage;
+                            log::warning("{}; taking the checkpoint before it", damage.what());
+                          });
+  return std::move(*loaded);
 }
 
 std::optional<LoadedCheckpoint> find_newest(const std::string& out_dir) {
   remove_leftovers(checkpoints_dir(out_dir));
-  std::vector<std::string> paths = list_checkpoints(out_dir);
-  for (; !paths.empty(); paths.pop_back()) {
-    const fs::path path = paths.back();
-    try {
-      return LoadedCheckpoint{path, load_step(path, *step_of(path.filename())).state};
-    } catch (const NotWhole& damage) {
-      const std::string aside = set_aside(path, "damaged");
-      log::warning("{}; renamed to {}, the checkpoint before it is used", damage.what(),
-                   printable(aside));
-    }
-  }
-  return std::nullopt;
+  return newest_of(list_checkpoints(out_dir), load_named,
+                   [](const std::string& path, const NotWhole& damage) {
+                     const std::string aside = set_aside(path, "damaged");
+                     log::warning("{}; renamed to {}, the checkpoint before it is used",
+                                  damage.what(), printable(aside));
+                   });
 }
 
 std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,
@@ -515,18 +576,21 @@ std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,
   return steps;
 }
 
-void apply_retention(const std::string& out_dir, const RetentionPolicy& policy) {
+void apply_retention(const std::string& out_dir, const RetentionPolicy& policy, uint64_t newest) {
   // What an earlier deletion could not remove.
   for (const std::string& name : names_in(checkpoints_dir(out_dir)))
     if (name.starts_with("step-") && name.ends_with(kDeleting))
       remove_tree(checkpoints_dir(out_dir) / name);
   std::vector<CheckpointEntry> entries;
   for (const std::string& path : list_checkpoints(out_dir)) {
+    if (*step_of(fs::path(path).filename()) > newest) break;
     try {
       const CheckpointFacts facts = read_manifest(path).facts;
       if (folder_name(facts.step) == fs::path(path).filename())
         entries.push_back({facts.step, facts.top1});
     } catch (const NotWhole&) {  // find_newest deals with it
+    } catch (const ReadError& error) {
+      log::warning("{}; it is not deleted", error.what());
     }
   }
   for (const uint64_t step : which_to_delete(entries, policy))

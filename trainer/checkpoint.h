@@ -59,9 +59,9 @@ std::string state_digest(const CheckpointState& state);
 // after any crash; when it throws, nothing of it is left (as far as the system lets us) and what
 // stood before stands. A whole folder of the same digest that is already there stays and takes our
 // manifest; one that differs is set aside as step-N.replaced-<n>, a damaged one as
-// step-N.damaged-<n> (n counts up from 1). `expect_ours` is called before a name is given and
-// throws where another job has taken the folder over. Throws Error (kIo) with path and numbers when
-// the system refuses (no space, no permission).
+// step-N.damaged-<n> (n counts up from 1). `expect_ours` is called before a name is given or
+// changed and throws where another job has taken the folder over. Throws Error (kIo) with path and
+// numbers when the system refuses (no space, no permission).
 std::string save_checkpoint(
     const std::string& out_dir, const CheckpointState& state,
     const std::function<void()>& expect_ours = [] {});
@@ -76,7 +76,8 @@ struct TrialSave {
   double save_seconds = 0, load_seconds = 0;
 };
 // Writes a checkpoint under a name that nothing loads, reads it back, compares the digests and
-// removes it. Throws as save_checkpoint; kFault where another state is read than was written.
+// removes it, and leftovers as find_newest does. Throws as save_checkpoint; kFault where another
+// state is read than was written.
 TrialSave trial_save(const std::string& out_dir, const CheckpointState& state);
 
 struct VerifiedCheckpoint {
@@ -97,14 +98,18 @@ struct LoadedCheckpoint {
   std::string folder;
   CheckpointState state;
 };
-// The checkpoint at `path`, or the newest whole one of the run there; damaged ones before it are
-// named in the log. Changes nothing on disk. Throws as checkpoints_at and load_checkpoint.
+// The checkpoint at `path`, or the newest whole one of the run there. Changes nothing on disk.
+//
+// Which errors lead to an older checkpoint is the same here and in find_newest: damage, and a disk
+// that twice does not give back what it holds. Each is named in the log. Any other error (a newer
+// format, no permission, no memory) says nothing about the checkpoint and is thrown. Where none is
+// left, throws the last damage, or the newest checkpoint's error of the disk.
 LoadedCheckpoint load_newest(const std::string& path);
 
 // The newest whole checkpoint of the run in `out_dir`; nullopt where there is none. Newer ones that
-// are damaged are renamed step-N.damaged-<n> and named in the log. Leftovers of saves and deletions
-// that were killed are removed. Throws Error (kIo) where the system refuses, and as
-// verify_checkpoint does for a checkpoint of a newer format.
+// are damaged are renamed step-N.damaged-<n>; those that the disk does not give back keep their
+// names. Leftovers of saves and deletions that were killed are removed. Throws as load_newest, but
+// damage is never thrown.
 std::optional<LoadedCheckpoint> find_newest(const std::string& out_dir);
 
 // Folders of OUT/checkpoints/ that carry a step's name, oldest first; their contents are not looked
@@ -131,7 +136,9 @@ std::vector<uint64_t> which_to_delete(std::vector<CheckpointEntry> list,
                                       const RetentionPolicy& policy);
 
 // Deletes what the policy does not keep (rename, then remove). A folder whose manifest cannot be
-// read is neither counted nor touched. Throws Error (kIo).
-void apply_retention(const std::string& out_dir, const RetentionPolicy& policy);
+// read is neither counted nor touched, nor is one of a step after `newest`, the last one that was
+// saved: it lay there unread when the run went on from an older one. Throws Error (kIo).
+void apply_retention(const std::string& out_dir, const RetentionPolicy& policy,
+                     uint64_t newest = UINT64_MAX);
 
 }  // namespace convoy::trainer

@@ -147,7 +147,7 @@ bool CheckpointWriter::attempt(const CheckpointState& state) {
     failures_in_a_row_ = 0;
   }
   try {
-    apply_retention(out_dir_, policy_);
+    apply_retention(out_dir_, policy_, state.facts.step);
   } catch (const std::exception& e) {  // what is whole stays whole
     log::warning("an old checkpoint was not removed: {}", e.what());
   }

@@ -41,10 +41,19 @@ std::string free_space(int fd) {
 
 }  // namespace
 
+bool ReadError::of_the_disk() const {
+  // A bad sector, sums of the file system that do not fit (two names), a device or a server that is
+  // gone.
+  constexpr int kOfTheDisk[] = {EIO, EUCLEAN, EBADMSG, ENODATA, EREMOTEIO, ESTALE, ETIMEDOUT};
+  return std::ranges::find(kOfTheDisk, number_) != std::end(kOfTheDisk);
+}
+
 File::File(const std::string& path, int flags) : path_(path), fd_(sys::open(path, flags)) {
-  if (fd_ < 0)
-    fail(ExitCode::kIo, "{}: cannot {}: {}", printable(path),
-         (flags & O_ACCMODE) == O_RDONLY ? "open" : "open for writing", errno_text());
+  if (fd_ >= 0) return;
+  const int number = errno;
+  if ((flags & O_ACCMODE) == O_RDONLY)
+    throw ReadError(number, fmt::format("{}: cannot open: {}", printable(path), errno_text()));
+  fail(ExitCode::kIo, "{}: cannot open for writing: {}", printable(path), errno_text());
 }
 
 File::~File() {
@@ -69,9 +78,11 @@ size_t File::read(void* data, size_t bytes) {
     const ssize_t got = sys::read(fd_, path_, static_cast<char*>(data) + done,
                                   std::min(bytes - done, kMaxTransfer));
     if (got == 0) break;
-    if (got < 0)
-      fail(ExitCode::kIo, "{}: read {} of {} bytes: {}", printable(path_), done, bytes,
-           errno_text());
+    if (got < 0) {
+      const int number = errno;
+      throw ReadError(number, fmt::format("{}: read {} of {} bytes: {}", printable(path_), done,
+                                          bytes, errno_text()));
+    }
     done += static_cast<size_t>(got);
   }
   return done;
@@ -130,6 +141,17 @@ void write_text(const std::string& path, const std::string& text) {
   file.write(text.data(), text.size());
   file.sync();
   file.close();
+}
+
+void rewrite_file(const std::string& path, const std::string& text) {
+  const std::string temporary = path + ".tmp";
+  try {
+    write_text(temporary, text);
+    rename_path(temporary, path);
+  } catch (const Error&) {
+    sys::unlink(temporary);
+    throw;
+  }
 }
 
 void sync_folder(const std::string& path) {

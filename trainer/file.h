@@ -6,9 +6,25 @@
 #include <cstdint>
 #include <string>
 
+#include "ops/core/error.h"
+
 namespace convoy::trainer {
 
-// An open file. Every function throws Error (kIo) with the path and the system's reason.
+// The system refused to open or read (kIo).
+class ReadError : public Error {
+ public:
+  ReadError(int number, const std::string& message)
+      : Error(ExitCode::kIo, message), number_(number) {}
+  // The disk, or the server behind it, does not give back what it holds; not: we may not, or lack
+  // memory or descriptors.
+  bool of_the_disk() const;
+
+ private:
+  int number_;  // errno
+};
+
+// An open file. Every function throws Error (kIo) with the path and the system's reason; opening
+// for reading and reading throw ReadError.
 class File {
  public:
   // `flags` as for open(2); O_CLOEXEC is added, new files get mode 0666.
@@ -37,11 +53,15 @@ class File {
   int fd_;
 };
 
-// The whole file; throws Error (kIo) where it cannot be read or has more than `max_bytes`.
+// The whole file; throws ReadError where it cannot be read, Error (kIo) where it has more than
+// `max_bytes`.
 std::string read_text(const std::string& path, size_t max_bytes);
 
 // Writes a file anew and syncs it.
 void write_text(const std::string& path, const std::string& text);
+
+// Replaces a file by way of PATH.tmp: a crash leaves the old text or the new one.
+void rewrite_file(const std::string& path, const std::string& text);
 
 // fsync of a folder: what was created, renamed or removed in it is on the disk. Nothing on a file
 // system that has no such thing.

@@ -1,8 +1,5 @@
 #include "trainer/ledger.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
@@ -13,6 +10,7 @@
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "trainer/file.h"
+#include "trainer/line_log.h"
 
 namespace convoy::trainer {
 namespace {
@@ -172,6 +170,7 @@ LedgerRecord parse_record(std::string_view text) {
   if (object.contains("unrecorded")) {
     record.unrecorded = text_in(object["unrecorded"], "unrecorded");
     if (record.unrecorded.empty()) refuse("\"unrecorded\" gives no reason");
+    record.lost = object.value("lost", json()) == true;
     return record;
   }
   record.numbers = parse_numbers(member(object, "steps"), record.end - record.first);
@@ -193,6 +192,7 @@ std::string to_line(const LedgerRecord& record) {
     object["unrecorded"] = short_text(record.unrecorded, kMaxText);
   else
     object["steps"] = hex_of(record.numbers);
+  if (record.lost) object["lost"] = true;
   for (const SubstitutedSample& s : record.substituted)
     object["substituted"].push_back(
         ordered_json::array({s.position, s.sample, s.substitute, s.reason}));
@@ -248,71 +248,62 @@ std::vector<LedgerPiece> surviving_path(std::span<const LedgerRecord> records) {
 // Rank 0's file, open for appending.
 class Ledger::Appender {
  public:
-  explicit Appender(const Config& config) : path_(path_of(config.out_dir)) {
+  explicit Appender(const Config& config)
+      : path_(path_of(config.out_dir)), log_(path_, [this] { return head(); }) {
     const LedgerText there = read_ledger(config.out_dir);
     if (!there.damaged.empty())
       log::warning("{}: {}; convoy verify says whether it matters", printable(path_),
                    there.damaged.front());
-    file_ = std::make_unique<File>(path_, O_RDWR | O_CREAT | O_APPEND);
-    cut(there.whole_bytes);
+    log_.cut(there.whole_bytes);
     sync_folder(config.out_dir);
     if (config.step == 0) return;  // the first line will replace all that is there
     const fs::path run =
         fs::absolute(config.resumed_from).lexically_normal().parent_path().parent_path();
     std::error_code ignored;
     if (!fs::equivalent(run, config.out_dir, ignored))
-      begin_at(config, read_ledger(run.string()));
+      begin_at(config, read_ledger(run.string()), "they were trained by a run without a ledger",
+               false);
     else if (there.records.empty() && there.damaged.empty())
-      begin_at(config, {});
+      begin_at(config, {},
+               fmt::format("life {} found no ledger: it was removed, or a Convoy without ledgers "
+                           "began the run",
+                           config.life),
+               true);
   }
 
-  // Throws Error (kIo); the file is then as it was.
+  // Throws Error (kIo); the file is then as it was, or is cut to that by the next call.
   void append(std::span<const LedgerRecord> records) {
     std::string text;
-    std::error_code ignored;
-    if (!fs::exists(path_, ignored)) text = begin_anew(records.front());
     for (const LedgerRecord& record : records) text += to_line(record) + "\n";
-    try {
-      file_->write(text.data(), text.size());
-      file_->sync();
-    } catch (...) {
-      cut(bytes_);
-      throw;
-    }
-    bytes_ += text.size();
+    make_folder(fs::path(path_).parent_path());
+    next_ = &records.front();
+    log_.append(text, true);
   }
 
  private:
-  void cut(size_t bytes) {
-    bytes_ = bytes;
-    if (file_->size() > bytes && ::truncate(path_.c_str(), static_cast<off_t>(bytes)) != 0)
-      fail(ExitCode::kIo, "{}: cannot cut what is torn: {}", printable(path_), errno_text());
+  // The file was removed under the run: what it held is gone.
+  std::string head() const {
+    if (next_->first == 0) return "";
+    return to_line({.life = next_->life,
+                    .first = 0,
+                    .end = next_->first,
+                    .terms = next_->terms,
+                    .numbers = {},
+                    .substituted = {},
+                    .skipped = {},
+                    .unrecorded = "the ledger was removed while the run went on",
+                    .lost = true}) +
+           "\n";
   }
 
-  // The file was removed under the run: what it held is gone. Returns the line that says so.
-  std::string begin_anew(const LedgerRecord& first) {
-    std::error_code ignored;
-    fs::create_directories(fs::path(path_).parent_path(), ignored);
-    file_ = std::make_unique<File>(path_, O_RDWR | O_CREAT | O_APPEND);
-    bytes_ = 0;
-    if (first.first == 0) return "";
-    LedgerRecord lost = first;
-    lost.first = 0;
-    lost.end = first.first;
-    lost.numbers.clear();
-    lost.substituted.clear();
-    lost.skipped.clear();
-    lost.unrecorded = "the ledger was removed while the run went on";
-    return to_line(lost) + "\n";
-  }
-
-  // Takes over what another run recorded.
-  void begin_at(const Config& config, const LedgerText& before) {
-    cut(0);
+  // Takes over what another run recorded; `why` where it did not.
+  void begin_at(const Config& config, const LedgerText& before, const std::string& why, bool lost) {
+    log_.cut(0);
     std::vector<LedgerRecord> taken;
     for (const LedgerPiece& piece : surviving_path(before.records)) {
       if (piece.first >= config.step) break;
       taken.push_back(*piece.record);
+      taken.back().lost = false;  // not by this run
     }
     if (taken.empty())
       taken.push_back({.life = config.life,
@@ -322,13 +313,14 @@ class Ledger::Appender {
                        .numbers = {},
                        .substituted = {},
                        .skipped = {},
-                       .unrecorded = "they were trained by a Convoy or a run without a ledger"});
+                       .unrecorded = why,
+                       .lost = lost});
     append(taken);
   }
 
   const std::string path_;
-  std::unique_ptr<File> file_;
-  size_t bytes_ = 0;
+  LineLog log_;
+  const LedgerRecord* next_ = nullptr;  // while it is appended
 };
 
 Ledger::Ledger(const Config& config, bool is_root) : config_(config), first_(config.step) {
@@ -437,7 +429,8 @@ void Ledger::take(uint64_t end, std::span<const int64_t> numbers,
                         .numbers = {},
                         .substituted = {},
                         .skipped = {},
-                        .unrecorded = {}};
+                        .unrecorded = {},
+                        .lost = false};
     while (record.end < end && record.numbers.size() < kStepsPerLine &&
            record.substituted.size() < kSubstitutedPerLine) {
       record.numbers.push_back(static_cast<uint64_t>(numbers[record.end - first_]));

@@ -67,6 +67,7 @@ struct LedgerRecord {
   std::vector<SkippedRange> skipped;
   // Not "": nobody has recorded steps [first, end), and this is why; there are no numbers.
   std::string unrecorded;
+  bool lost = false;  // where unrecorded: this run had trained them, so its ledger should know them
 };
 
 // One JSON object with a checksum, without a newline.
@@ -99,11 +100,15 @@ std::vector<LedgerPiece> surviving_path(std::span<const LedgerRecord> records);
 struct LedgerProof {
   uint64_t first = 0, end = 0;       // steps of the proof; first > 0: earlier ones are unrecorded
   std::string unrecorded;            // why, where first > 0
-  uint64_t positions = 0;            // samples consumed
+  bool lost = false;                 // this run had trained them
+  uint64_t positions = 0;            // samples, including those
+  uint64_t skipped_positions = 0;    // of steps that were passed over and trained nothing
   uint64_t whole_epochs = 0;         // epochs of which each sample was consumed exactly once
+  uint64_t skipped_epochs = 0;       // whole ones of which some steps were passed over
   uint64_t samples = 0;              // N, in the end
   uint64_t last_epoch = 0;           // the partial one, counted from 0
-  uint64_t last_epoch_samples = 0;   // of it consumed, each once; 0: there is no partial epoch
+  uint64_t last_epoch_samples = 0;   // of it consumed, each once
+  uint64_t last_epoch_skipped = 0;   // of it passed over; both 0: there is no partial epoch
   std::vector<uint64_t> changed_at;  // steps where the terms changed
   std::vector<SubstitutedSample> substituted;
   std::vector<SkippedRange> skipped;

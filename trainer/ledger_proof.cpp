@@ -48,9 +48,14 @@ class StretchProof {
         sampler_(terms_.seed, terms_.dataset_size),
         threads_(threads),
         expected_(stretch.end() - stretch.first()) {
-    for (const LedgerPiece& piece : stretch.pieces)
+    for (const LedgerPiece& piece : stretch.pieces) {
       for (const SubstitutedSample& s : piece.record->substituted)
         if (step_of(s.position) >= piece.first && step_of(s.position) < piece.end) take(s);
+      for (const SkippedRange& s : piece.record->skipped)
+        for (uint64_t step = std::max(s.first, piece.first); step < std::min(s.end, piece.end);
+             ++step)
+          skipped_steps_.insert(step);
+    }
   }
 
   void run(LedgerProof& proof) {
@@ -60,9 +65,13 @@ class StretchProof {
     for (uint64_t epoch = begin / n; epoch * n < end; ++epoch) {
       const uint64_t from = std::max(begin, epoch * n), to = std::min(end, (epoch + 1) * n);
       consume_epoch(from, to);
-      if (to - from == n) ++proof.whole_epochs;
+      const bool is_whole = to - from == n;
+      const uint64_t skipped = skipped_in(from, to);
+      if (is_whole) ++(skipped > 0 ? proof.skipped_epochs : proof.whole_epochs);
       proof.last_epoch = epoch;
-      proof.last_epoch_samples = to - from == n ? 0 : to - from;
+      proof.last_epoch_samples = is_whole ? 0 : to - from - skipped;
+      proof.last_epoch_skipped = is_whole ? 0 : skipped;
+      proof.skipped_positions += skipped;
     }
     for (const LedgerPiece& piece : stretch_.pieces) compare(piece);
     proof.positions += end - begin;
@@ -72,6 +81,16 @@ class StretchProof {
 
  private:
   uint64_t step_of(uint64_t position) const { return position / terms_.global_batch; }
+
+  // Positions in [from, to) whose steps were passed over.
+  uint64_t skipped_in(uint64_t from, uint64_t to) const {
+    uint64_t sum = 0;
+    const uint64_t batch = terms_.global_batch;
+    for (auto step = skipped_steps_.lower_bound(step_of(from));
+         step != skipped_steps_.end() && *step * batch < to; ++step)
+      sum += std::min(to, (*step + 1) * batch) - std::max(from, *step * batch);
+    return sum;
+  }
 
   // A line's word on a substitute, which must fit the stream.
   void take(const SubstitutedSample& s) {
@@ -114,17 +133,12 @@ class StretchProof {
       fail_at(step_of(twice), twice, "the sampler gives a sample of this epoch twice");
   }
 
-  bool is_skipped(const LedgerRecord& record, uint64_t step) const {
-    return std::ranges::any_of(
-        record.skipped, [&](const SkippedRange& s) { return step >= s.first && step < s.end; });
-  }
-
   void compare(const LedgerPiece& piece) const {
     const LedgerRecord& record = *piece.record;
     for (uint64_t step = piece.first; step < piece.end; ++step) {
       const uint64_t recorded = record.numbers[step - record.first];
       const uint64_t expected = expected_[step - stretch_.first()];
-      if (recorded == expected || (recorded == 0 && is_skipped(record, step))) continue;
+      if (recorded == expected || (recorded == 0 && skipped_steps_.contains(step))) continue;
       const uint64_t first = step * terms_.global_batch;
       const auto [position, what] = explain(first, recorded - expected);
       fail_at(step, position,
@@ -169,7 +183,8 @@ class StretchProof {
   const data::Sampler sampler_;
   const int threads_;
   std::vector<uint64_t> expected_;  // number of each step of the stretch
-  std::vector<uint64_t> used_;      // samples of the epoch under way, a bit each
+  std::set<uint64_t> skipped_steps_;
+  std::vector<uint64_t> used_;  // samples of the epoch under way, a bit each
   std::unordered_map<uint64_t, uint64_t> substitutes_;
   std::vector<SubstitutedSample> listed_;
 };
@@ -216,6 +231,7 @@ LedgerProof prove(const LedgerText& ledger, uint64_t end, int threads) {
   for (; at < path.size() && !path[at].record->unrecorded.empty(); ++at) {
     proof.first = path[at].end;
     proof.unrecorded = path[at].record->unrecorded;
+    proof.lost = proof.lost || path[at].record->lost;
   }
   while (at < path.size()) {
     const Stretch stretch = stretch_at(path, at);

@@ -1,6 +1,5 @@
 #include "trainer/lives.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "trainer/file.h"
+#include "trainer/line_log.h"
 #include "trainer/version.h"
 
 namespace convoy::trainer {
@@ -33,10 +33,6 @@ constexpr double kHeartbeatSeconds = 30;
 
 std::string path_of(const std::string& out_dir) {
   return (fs::path(out_dir) / "lives.jsonl").string();
-}
-
-double unix_now() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 // Values of a line; what is missing or of another type is left as it was.
@@ -211,44 +207,38 @@ Lives::Lives(const std::string& out_dir, const std::string& host, int ranks,
   if (fs::exists(path, error)) {
     const std::string text = read_text(path, kMaxFileBytes);
     const std::string kept = thinned(text);
-    if (kept != text) {
-      write_text(path + ".tmp", kept);
-      rename_path(path + ".tmp", path);
-    }
+    if (kept != text) rewrite_file(path, kept);
     before_ = parse_lives(kept).lives;
   }
   number_ = std::max(at_least, before_.empty() ? 1 : before_.back().number + 1);
   for (const Life& life : before_) furthest_ = std::max(furthest_, life.last_step);
-  file_ = std::make_unique<File>(path, O_WRONLY | O_CREAT | O_APPEND);
+  log_ = std::make_unique<LineLog>(path, [this] { return head_; });
   const ordered_json facts = {{"time", started_},
                               {"host", host},
                               {"pid", ::getpid()},
                               {"ranks", ranks},
                               {"version", kVersion}};
-  append("start", facts.dump(-1, ' ', true, ordered_json::error_handler_t::replace), true);
+  head_ =
+      line_of("start", facts.dump(-1, ' ', true, ordered_json::error_handler_t::replace)) + "\n";
+  log_->append(head_, true);
   heartbeat_ = std::jthread([this, heartbeat](std::stop_token stop) {
     std::unique_lock lock(mutex_);
     while (!wake_.wait_for(lock, stop, heartbeat, [&] { return ended_; }) && !stop.stop_requested())
-      if (Clock::now() - written_ >= heartbeat) append("heartbeat", state(), false);
+      if (Clock::now() - written_ >= heartbeat) append("heartbeat", state());
   });
 }
 
 Lives::~Lives() = default;
 
-// `more`: an object's text. Called under the mutex. Where nothing depends on the line, a disk that
-// is full is said once.
-void Lives::append(const char* event, const std::string& more, bool must) {
-  const std::string line = fmt::format("{{\"event\":\"{}\",\"life\":{},{}\n", event, number_,
-                                       std::string_view(more).substr(1));
-  try {
-    file_->write(line.data(), line.size());
-    if (must) file_->sync();
-    written_ = Clock::now();
-  } catch (const Error& error) {
-    if (event == std::string_view("start")) throw;
-    if (!warned_) log::warning("{} (how this life went will be incomplete)", error.what());
-    warned_ = true;
-  }
+// `more`: an object's text.
+std::string Lives::line_of(const char* event, const std::string& more) const {
+  return fmt::format("{{\"event\":\"{}\",\"life\":{},{}", event, number_,
+                     std::string_view(more).substr(1));
+}
+
+// Called under the mutex.
+void Lives::append(const char* event, const std::string& more) {
+  if (log_->write(line_of(event, more))) written_ = Clock::now();
 }
 
 // Of a step that is not done nothing is booked.
@@ -275,7 +265,8 @@ void Lives::begin(uint64_t step, uint64_t total_steps, uint64_t workers, const s
   step_ = step;
   json object = json::parse(state());
   object.update({{"of", total_steps}, {"workers", workers}, {"job", job}});
-  append("begin", object.dump(), false);
+  append("begin", object.dump());
+  head_ += line_of("begin", object.dump()) + "\n";
 }
 
 void Lives::enter(Phase phase) {
@@ -306,7 +297,7 @@ void Lives::go_to(uint64_t step) {
 
 void Lives::progress() {
   const std::lock_guard lock(mutex_);
-  if (!ended_) append("progress", state(), false);
+  if (!ended_) append("progress", state());
 }
 
 void Lives::end(int exit_code, const std::string& reason) {
@@ -317,7 +308,8 @@ void Lives::end(int exit_code, const std::string& reason) {
   if (phase_ != Phase::kUseful) book(phase_);
   json object = json::parse(state());
   object.update({{"exit_code", exit_code}, {"reason", printable(reason, 1000)}});
-  append("end", object.dump(-1, ' ', true, json::error_handler_t::replace), true);
+  append("end", object.dump(-1, ' ', true, json::error_handler_t::replace));
+  log_->sync();
 }
 
 void LifeUnderWatch::begin(std::shared_ptr<Lives> lives, size_t idle) {

@@ -27,7 +27,7 @@
 
 namespace convoy::trainer {
 
-class File;
+class LineLog;
 
 // What a life's time goes into.
 enum class Phase {
@@ -121,7 +121,8 @@ class Lives {
 
  private:
   void book(Phase phase);
-  void append(const char* event, const std::string& more, bool must);
+  std::string line_of(const char* event, const std::string& more) const;
+  void append(const char* event, const std::string& more);
   std::string state() const;
 
   std::vector<Life> before_;
@@ -130,12 +131,13 @@ class Lives {
   const double started_;  // the same on the wall clock, seconds since 1970
 
   std::mutex mutex_;  // guards all below
-  std::unique_ptr<File> file_;
+  std::string head_;  // the lines without which the others of this life say nothing
+  std::unique_ptr<LineLog> log_;
   Phase phase_ = Phase::kStarting;
   Clock::time_point since_ = start_;  // what came before is booked
   PhaseSeconds seconds_{};
   uint64_t step_ = 0;
-  bool ended_ = false, warned_ = false;
+  bool ended_ = false;
   Clock::time_point written_ = start_;  // the last line
   std::condition_variable_any wake_;
   std::jthread heartbeat_;  // last

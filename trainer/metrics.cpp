@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "trainer/file.h"
 #include "trainer/line_log.h"
@@ -78,10 +79,7 @@ MetricsWriter::MetricsWriter(const std::string& out_dir, uint64_t step) {
   if (std::filesystem::exists(path, error)) {
     const std::string text = read_text(path, kMaxMetricsBytes);
     const std::string kept = lines_until(text, step);
-    if (kept != text) {
-      write_text(path + ".tmp", kept);
-      rename_path(path + ".tmp", path);
-    }
+    if (kept != text) rewrite_file(path, kept);
   }
   log_ = std::make_unique<LineLog>(path);
 }
@@ -89,10 +87,7 @@ MetricsWriter::MetricsWriter(const std::string& out_dir, uint64_t step) {
 MetricsWriter::~MetricsWriter() = default;
 
 void MetricsWriter::write(MetricsLine line) {
-  if (!line.time) {
-    const auto now = std::chrono::system_clock::now().time_since_epoch();
-    line.time = std::chrono::duration<double>(now).count();
-  }
+  if (!line.time) line.time = unix_now();
   log_->write(to_json(line));
 }
 

@@ -20,10 +20,6 @@ using nlohmann::ordered_json;
 // A life that was heard of so lately may be under way.
 constexpr double kSilence = 60;
 
-double unix_now() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
-
 std::string local_time(double seconds) {
   const auto moment = static_cast<time_t>(seconds);
   struct tm parts = {};

@@ -30,8 +30,7 @@ void SampleLog::rewind(const std::string& out_dir, uint64_t step) {
       if (uint64_t at = 0;
           std::sscanf(line.c_str(), "{\"step\":%lu", &at) == 1 && at < step && line.ends_with('}'))
         kept += line + "\n";
-    write_text(entry.path().string() + ".new", kept);
-    rename_path(entry.path().string() + ".new", entry.path());
+    rewrite_file(entry.path(), kept);
   }
 }
 

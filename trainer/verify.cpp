@@ -9,6 +9,7 @@
 #include "trainer/commands.h"
 #include "trainer/job.h"
 #include "trainer/ledger.h"
+#include "trainer/lives.h"
 
 namespace convoy::trainer {
 namespace {
@@ -43,9 +44,16 @@ std::string to_text(const LedgerProof& proof) {
       proof.first, proof.end, proof.positions, proof.lives, proof.records, proof.seconds);
   text += fmt::format("  {} whole epoch(s): each of the {} samples exactly once\n",
                       proof.whole_epochs, proof.samples);
-  if (proof.last_epoch_samples > 0)
-    text += fmt::format("  epoch {} is under way: {} of {} samples, each once\n",
-                        proof.last_epoch + 1, proof.last_epoch_samples, proof.samples);
+  if (proof.skipped_epochs > 0)
+    text += fmt::format(
+        "  {} epoch(s) with steps that were passed over: each of the {} samples at most once\n",
+        proof.skipped_epochs, proof.samples);
+  if (proof.last_epoch_samples + proof.last_epoch_skipped > 0)
+    text += fmt::format("  epoch {} is under way: {} of {} samples, each once{}\n",
+                        proof.last_epoch + 1, proof.last_epoch_samples, proof.samples,
+                        proof.last_epoch_skipped > 0
+                            ? fmt::format("; {} were passed over", proof.last_epoch_skipped)
+                            : "");
   if (proof.first > 0)
     text +=
         fmt::format("  not proven: steps 0 to {}: {}\n", proof.first, printable(proof.unrecorded));
@@ -69,9 +77,12 @@ ordered_json to_json(const LedgerProof& proof) {
                          {"end_step", proof.end},
                          {"positions", proof.positions},
                          {"samples", proof.samples},
+                         {"skipped_positions", proof.skipped_positions},
                          {"whole_epochs", proof.whole_epochs},
+                         {"skipped_epochs", proof.skipped_epochs},
                          {"last_epoch", proof.last_epoch},
                          {"last_epoch_samples", proof.last_epoch_samples},
+                         {"last_epoch_skipped", proof.last_epoch_skipped},
                          {"changed_at", proof.changed_at},
                          {"substituted", ordered_json::array()},
                          {"skipped", ordered_json::array()},
@@ -90,12 +101,24 @@ ordered_json to_json(const LedgerProof& proof) {
   return object;
 }
 
-// Nothing where the run has no ledger.
+[[noreturn]] void fail_unrecorded(uint64_t end, const std::string& why) {
+  fail(ExitCode::kFault,
+       "ledger: steps 0 to {} are not proven: {}; --allow-unrecorded takes that as it is", end - 1,
+       why);
+}
+
+// Nothing where the run has no ledger, as one of a Convoy without ledgers.
 std::optional<LedgerProof> prove_run(const std::string& run, const CheckpointFacts& newest,
-                                     int threads) {
+                                     int threads, bool allow_unrecorded) {
   const LedgerText ledger = read_ledger(run);
-  if (ledger.records.empty() && ledger.damaged.empty()) return std::nullopt;
+  if (ledger.records.empty() && ledger.damaged.empty()) {
+    // A Convoy that tells its lives keeps a ledger.
+    if (newest.step > 0 && !allow_unrecorded && !read_lives(run).lives.empty())
+      fail_unrecorded(newest.step, "the run has no ledger any more");
+    return std::nullopt;
+  }
   const LedgerProof proof = prove(ledger, newest.step, threads);
+  if (proof.lost && !allow_unrecorded) fail_unrecorded(proof.first, printable(proof.unrecorded));
   expect_same_terms(ledger, newest);
   return proof;
 }
@@ -104,11 +127,13 @@ std::optional<LedgerProof> prove_run(const std::string& run, const CheckpointFac
 
 int verify_command(const Arguments& arguments) {
   std::string dir;
-  bool json = false;
+  bool json = false, allow_unrecorded = false;
   int threads = 0;
   po::options_description options("Options");
   options.add_options()("dir", po::value(&dir)->required(), "a checkpoint, or a run")(
       "threads", po::value(&threads), "that recompute the ledger; default: all CPUs")(
+      "allow-unrecorded", po::bool_switch(&allow_unrecorded),
+      "exit code 0 although the ledger of steps that this run has trained is gone; they are named")(
       "json", po::bool_switch(&json), "one JSON object on standard output");
   const auto values = parse_options(
       arguments, options, "verify DIR [OPTIONS]",
@@ -121,7 +146,9 @@ int verify_command(const Arguments& arguments) {
       "across all lives) is recomputed from the job's seed: each sample of each whole epoch "
       "exactly "
       "once,\n"
-      "or exit code 70 and the first position and step where that fails.\n",
+      "or exit code 70 and the first position and step where that fails, or that nobody has "
+      "recorded.\n"
+      "Epochs with steps that were passed over are counted apart.\n",
       "dir");
   if (!values) return 0;
   if (values->count("threads") > 0 && threads < 1)
@@ -133,8 +160,8 @@ int verify_command(const Arguments& arguments) {
   for (const std::string& folder : folders) newest = verify_checkpoint(folder);
   std::optional<LedgerProof> proof;
   if (is_run)
-    proof =
-        prove_run(dir, newest.facts, threads > 0 ? threads : std::max(1, comm::cpu_set().count));
+    proof = prove_run(dir, newest.facts, threads > 0 ? threads : std::max(1, comm::cpu_set().count),
+                      allow_unrecorded);
   if (json) {
     ordered_json out = {{"checkpoint", folders.back()},
                         {"step", newest.facts.step},
@@ -152,8 +179,8 @@ int verify_command(const Arguments& arguments) {
     if (proof)
       std::cout << to_text(*proof);
     else if (is_run)
-      std::cout << "ledger: none (written before there were ledgers): which samples were used is "
-                   "not proven\n";
+      std::cout << "ledger: none (not there, or no steps yet): which samples were used is not "
+                   "proven\n";
   }
   return 0;
 }

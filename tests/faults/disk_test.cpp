@@ -166,7 +166,7 @@ TEST_F(Disk, R29AReadOnlyFolderIsRefusedAndOneThatBecomesSoIsOutlived) {
     const Mount read_only(out + "/checkpoints");
     const Outcome refused = run(folder_, train(out, until(3)));
     EXPECT_EQ(refused.exit_code, 74) << refused.all();
-    EXPECT_EQ(lines_with(refused.err, "trial.tmp"), 1) << refused.all();
+    EXPECT_EQ(lines_with(refused.err, "checkpoints/trial."), 1) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "step 1/"), 0) << refused.all();
   }
   // A failed save does not wait for the next one that is due: here 50 slowed steps, 1.5 s, away.

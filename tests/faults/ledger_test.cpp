@@ -200,15 +200,30 @@ TEST_F(LedgerRun, ALedgerThatLiesIsFoundAtThePlace) {
   EXPECT_EQ(run(folder_, train(until(16)), 2).exit_code, 0);
   expect_flaw("fails at step 3, position 24");
 
+  // One that is gone proves nothing, whenever it went.
   fs::remove(ledger_path());
-  EXPECT_EQ(verified()["ledger"], nullptr);
-  EXPECT_EQ(lines_with(run(folder_, {"verify", out()}).out, "ledger: none"), 1);
+  expect_flaw("steps 0 to 15 are not proven: the run has no ledger any more; --allow-unrecorded");
+  const Arguments allowed = {"verify", out(), "--allow-unrecorded", "--json"};
+  EXPECT_EQ(output_of(allowed)["ledger"], nullptr);
+  const Outcome none = run(folder_, {"verify", out(), "--allow-unrecorded"});
+  EXPECT_EQ(lines_with(none.out, "ledger: none"), 1) << none.all();
   // Of a checkpoint there is nothing more to prove.
   EXPECT_FALSE(output_of({"verify", checkpoint(16), "--json"}).contains("ledger"));
   EXPECT_EQ(run(folder_, train(until(18)), 1).exit_code, 0);
-  const json proof = verified()["ledger"];
+  expect_flaw("steps 0 to 15 are not proven: life 3 found no ledger: it was removed, or");
+  const json proof = output_of(allowed)["ledger"];
   EXPECT_EQ(proof["first_step"], 16);
   EXPECT_EQ(proof["positions"], 2 * kBatch);
+
+  // A run of a Convoy without ledgers: it told no lives.
+  fs::remove(ledger_path());
+  fs::remove(out() + "/lives.jsonl");
+  EXPECT_EQ(verified()["ledger"], nullptr);
+  // One that begins from it need not know what it did.
+  Arguments more = until(20);
+  more.insert(more.end(), {"--resume", out()});
+  ASSERT_EQ(run(folder_, train(more, "b"), 1).exit_code, 0);
+  EXPECT_EQ(verified("b")["ledger"]["first_step"], 18);
 }
 
 TEST_F(LedgerRun, ARunThatBeginsFromAnotherTakesItsLedgerOver) {

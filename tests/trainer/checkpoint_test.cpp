@@ -17,6 +17,7 @@
 #include "ops/core/log.h"
 #include "tests/support/temp_folder.h"
 #include "tests/trainer/file_size_limit.h"
+#include "trainer/file_calls.h"
 
 namespace convoy::trainer {
 namespace {
@@ -363,8 +364,13 @@ TEST(Checkpoint, ATrialSaveLeavesNothing) {
   EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
   // One that was killed is removed by the next life.
   fs::copy(path, out.path("checkpoints/trial.tmp"));
-  fs::copy(path, out.path("checkpoints/trial.deleting"));
+  fs::copy(path, out.path("checkpoints/trial.71-0123abcd.tmp"));
+  fs::copy(path, out.path("checkpoints/trial.71-0123abcd.deleting"));
   EXPECT_EQ(newest_in(out.path()), path);
+  EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
+  // Or by the trial of the next life, which has no checkpoint to look for.
+  fs::copy(path, checkpoint(out.path(), 9) + ".71-0123abcd.tmp");
+  trial_save(out.path(), TestState(2).at(6));
   EXPECT_EQ(names_in(out.path("checkpoints")), std::vector<std::string>{"step-0000000005"});
 }
 
@@ -374,6 +380,7 @@ TEST(Checkpoint, AFolderUnderAnotherStepsNameIsSetAside) {
   fs::rename(path, checkpoint(out.path(), 2));
   verify_checkpoint(checkpoint(out.path(), 2));  // whole in itself
   const LogLines log;
+  EXPECT_EQ(error_of([&] { load_newest(out.path()); }).code(), ExitCode::kFault);
   EXPECT_EQ(newest_in(out.path()), std::nullopt);
   EXPECT_NE(log.text().find("manifest is of step 1"), std::string::npos) << log.text();
 }
@@ -429,19 +436,171 @@ TEST(Checkpoint, ALaterFormatIsRefusedAndLeftAlone) {
   EXPECT_TRUE(fs::exists(path));
 }
 
+// Calls of one kind on paths that hold `where` fail, the first `times` of them.
+class Refused : public FileHook {
+ public:
+  Refused(FileCall::Kind kind, std::string where, int error, int times = 1 << 30)
+      : kind_(kind), where_(std::move(where)), error_(error), times_(times) {
+    set_file_hook(this);
+  }
+  ~Refused() override { set_file_hook(nullptr); }
+  Refused(const Refused&) = delete;
+  Refused& operator=(const Refused&) = delete;
+
+  Verdict before(const FileCall& call) override {
+    if (call.kind != kind_ || call.path.find(where_) == std::string::npos || times_ == 0) return {};
+    --times_;
+    return {.error = error_};
+  }
+
+ private:
+  const FileCall::Kind kind_;
+  const std::string where_;
+  const int error_;
+  int times_;
+};
+constexpr auto kRead = FileCall::Kind::kRead, kOpen = FileCall::Kind::kOpen;
+
+// R26: a bad sector is neither a reason not to start nor damage that a rename would make final.
+TEST(Checkpoint, R26ABadSectorUnderTheNewestLeadsToTheOneBeforeAndRenamesNothing) {
+  const TempFolder out;
+  const std::string first = save_checkpoint(out.path(), TestState(1).at(100));
+  const std::string second = save_checkpoint(out.path(), TestState(2).at(200));
+  const std::vector<std::string> both = names_in(out.path("checkpoints"));
+  for (const std::string& name : names_in(second)) {
+    SCOPED_TRACE(name);
+    const std::string file = second + "/" + name;
+    {
+      const Refused bad(kRead, file, EIO);
+      const LogLines log;
+      EXPECT_EQ(error_of([&] { verify_checkpoint(second); }).code(), ExitCode::kIo);
+      EXPECT_EQ(error_of([&] { load_newest(second); }).code(), ExitCode::kIo);
+      EXPECT_EQ(load_newest(out.path()).folder, first);
+      EXPECT_NE(log.text().find(file + ": read 0 of"), std::string::npos) << log.text();
+      log.text().clear();
+      EXPECT_EQ(find_newest(out.path())->folder, first);
+      EXPECT_NE(log.text().find(file + ": read 0 of"), std::string::npos) << log.text();
+      EXPECT_NE(log.text().find("it keeps its name"), std::string::npos) << log.text();
+    }
+    {
+      const Refused once(kRead, file, EIO, 1);
+      const LogLines log;
+      EXPECT_EQ(find_newest(out.path())->folder, second);
+      EXPECT_NE(log.text().find("trying once more"), std::string::npos) << log.text();
+    }
+    EXPECT_EQ(names_in(out.path("checkpoints")), both);
+  }
+  // Where nothing can be read, the run must not begin anew.
+  const Refused bad(kRead, "/checkpoints", EIO);
+  const LogLines log;
+  const Error error = error_of([&] { find_newest(out.path()); });
+  EXPECT_EQ(error.code(), ExitCode::kIo);
+  EXPECT_NE(std::string(error.what()).find("step-0000000200"), std::string::npos) << error.what();
+  EXPECT_EQ(names_in(out.path("checkpoints")), both);
+}
+
+// The run that went on from the one before comes by its step again, with other saves before it.
+TEST(Checkpoint, R26ARunGoesOnBesideACheckpointThatCannotBeRead) {
+  const TempFolder out;
+  save_checkpoint(out.path(), TestState(1).at(100));
+  const std::string second = save_checkpoint(out.path(), TestState(2).at(200));
+  const Refused bad(kRead, second + "/model.safetensors", EIO, 2 + 2 + 2);  // each time twice
+  const LogLines log;
+  ASSERT_EQ(find_newest(out.path())->state.facts.step, 100u);
+  const std::string between = save_checkpoint(out.path(), TestState(3).at(150));
+  apply_retention(out.path(), {1, false, 0}, 150);
+  EXPECT_EQ(find_newest(out.path())->folder, between);
+  EXPECT_EQ(save_checkpoint(out.path(), TestState(2).at(200)), second);
+  EXPECT_TRUE(fs::exists(second + ".unreadable-1"));
+  apply_retention(out.path(), {1, false, 0}, 200);
+  EXPECT_EQ(names_in(out.path("checkpoints")),
+            (std::vector<std::string>{"step-0000000200", "step-0000000200.unreadable-1"}));
+  EXPECT_EQ(find_newest(out.path())->folder, second);
+}
+
+// What says nothing about the checkpoint never leads to an older one.
+TEST(Checkpoint, OtherErrorsThanDamageAreThrownByBothWaysToLoad) {
+  const TempFolder out;
+  save_checkpoint(out.path(), TestState(1).at(100));
+  const std::string second = save_checkpoint(out.path(), TestState(2).at(200));
+  const std::vector<std::string> both = names_in(out.path("checkpoints"));
+  const auto expect_thrown = [&](ExitCode code, const char* words) {
+    for (const auto& load : {std::function<void()>([&] { find_newest(out.path()); }),
+                             std::function<void()>([&] { load_newest(out.path()); })}) {
+      const Error error = error_of(load);
+      EXPECT_EQ(error.code(), code);
+      EXPECT_NE(std::string(error.what()).find(words), std::string::npos) << error.what();
+    }
+    EXPECT_EQ(names_in(out.path("checkpoints")), both);
+  };
+  {
+    const Refused denied(kOpen, second + "/manifest", EACCES);
+    expect_thrown(ExitCode::kIo, "Permission denied");
+  }
+  {
+    const Refused no_memory(kRead, second + "/model", ENOMEM);
+    expect_thrown(ExitCode::kIo, "Cannot allocate memory");
+  }
+  rewrite_manifest(second, "format: 1", "format: 2");
+  expect_thrown(ExitCode::kBadData, "later Convoy");
+}
+
 TEST(Checkpoint, LeftoversOfKilledSavesAreNoCheckpointsAndAreRemoved) {
   const TempFolder out;
   const std::string path = save_checkpoint(out.path(), TestState(1).at(5));
-  fs::copy(path, checkpoint(out.path(), 9) + ".tmp");
+  fs::copy(path, checkpoint(out.path(), 9) + ".tmp");  // as Convoy named them once
+  fs::copy(path, checkpoint(out.path(), 9) + ".71-0123abcd.tmp");
+  fs::copy(path, out.path("checkpoints/bad-step-0000000009.71-0123abcd.tmp"));
   fs::copy(path, checkpoint(out.path(), 1) + ".deleting");
   out.write("checkpoints/notes.txt", "a user's own");
   EXPECT_EQ(list_checkpoints(out.path()), (std::vector<std::string>{path}));
   EXPECT_EQ(newest_in(out.path()), path);
   EXPECT_EQ(names_in(out.path("checkpoints")),
             (std::vector<std::string>{"notes.txt", "step-0000000005"}));
-  // A save over its own leftover.
-  fs::create_directories(checkpoint(out.path(), 6) + ".tmp/stale");
-  EXPECT_EQ(names_in(save_checkpoint(out.path(), TestState(1).at(6))), names_in(path));
+}
+
+// R18: a life that was stopped in the middle of a save, past its lease, goes on when another one
+// has written the same step.
+TEST(Checkpoint, R18TwoLivesThatSaveTheSameStepDoNotTouchEachOthersFolders) {
+  const TempFolder out;
+  const std::string path = checkpoint(out.path(), 5);
+  const LogLines log;
+  const auto succeeded = [] { fail(ExitCode::kIo, "another job has taken this folder over"); };
+
+  int to_child[2], to_parent[2];
+  ASSERT_EQ(::pipe(to_child), 0);
+  ASSERT_EQ(::pipe(to_parent), 0);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  char byte = 0;
+  if (child == 0) {  // the successor: waits with a finished temporary folder
+    try {
+      save_checkpoint(out.path(), TestState(2).at(5), [&] {
+        if (::write(to_parent[1], &byte, 1) != 1 || ::read(to_child[0], &byte, 1) != 1) ::_exit(2);
+      });
+      ::_exit(0);
+    } catch (...) {
+      ::_exit(1);
+    }
+  }
+  ASSERT_EQ(::read(to_parent[0], &byte, 1), 1);
+  EXPECT_EQ(error_of([&] { save_checkpoint(out.path(), TestState(1).at(5), succeeded); }).code(),
+            ExitCode::kIo);
+  save_apart(out.path(), TestState(1).at(5));
+  ASSERT_EQ(::write(to_child[1], &byte, 1), 1);
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_EQ(verify_checkpoint(path).digest, state_digest(TestState(2).at(5)));
+  for (const int fd : {to_child[0], to_child[1], to_parent[0], to_parent[1]}) ::close(fd);
+
+  // What stands is the successor's: another state, then a damaged one.
+  for (const bool damaged : {false, true}) {
+    if (damaged) fs::remove(path + "/model.safetensors");
+    const std::vector<std::string> before = names_in(out.path("checkpoints"));
+    error_of([&] { save_checkpoint(out.path(), TestState(1).at(5), succeeded); });
+    EXPECT_EQ(names_in(out.path("checkpoints")), before);
+  }
 }
 
 TEST(Checkpoint, TheSameStateAgainKeepsTheFirst) {

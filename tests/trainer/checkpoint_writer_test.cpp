@@ -73,6 +73,18 @@ TEST(CheckpointWriter, SavesACopyInTheBackgroundAndKeepsTheNewest) {
   EXPECT_EQ(verify_checkpoint(checkpoint_of(out.path(), 4)).digest, digests[3]);
 }
 
+// R26: the run goes on from an older checkpoint while one of a later step lies there unread.
+TEST(CheckpointWriter, R26WhatIsSavedIsNotDeletedForACheckpointOfALaterStep) {
+  const TempFolder out;
+  const TestState memory(1);
+  save_checkpoint(out.path(), memory.at(900));
+  CheckpointWriter writer(out.path(), {.keep = 1, .keep_best = false});
+  for (const uint64_t step : {1, 2}) writer.save(memory.at(step));
+  EXPECT_TRUE(writer.wait());
+  EXPECT_EQ(names_in(out.path("checkpoints")),
+            (std::vector<std::string>{"step-0000000002", "step-0000000900"}));
+}
+
 TEST(CheckpointWriter, R23AFailureIsSeenCountedAndTriedAgain) {
   const TempFolder out;
   const TestState memory(1);

@@ -12,6 +12,7 @@
 #include "tests/support/temp_folder.h"
 #include "tests/trainer/file_size_limit.h"
 #include "tests/trainer/test_state.h"
+#include "tests/trainer/torn_write.h"
 #include "trainer/file.h"
 #include "trainer/line_log.h"
 
@@ -84,7 +85,8 @@ TEST_P(EveryCall, FailsOnceAndNothingIsLost) {
     for (const std::string& path : list_checkpoints(out.path()))
       EXPECT_NO_THROW(verify_checkpoint(path)) << path;
     if (way.count == 1 && !saved) {
-      EXPECT_FALSE(fs::exists(checkpoint_of(out.path(), 3) + ".tmp"));
+      for (const std::string& name : names_in(out.path("checkpoints")))
+        EXPECT_FALSE(name.ends_with(".tmp")) << name;
     }
 
     const std::optional<LoadedCheckpoint> loaded = find_newest(out.path());
@@ -261,6 +263,67 @@ TEST(LineLog, AFullDiskCostsLinesAndNoHalfOneStays) {
   EXPECT_EQ(read_file(out.path("lines")), "one\nsix\n");
   EXPECT_TRUE(LogLines::has("the run goes on")) << log.text();
   EXPECT_TRUE(LogLines::has("2 line(s) were lost")) << log.text();
+}
+
+TEST(LineLog, R23WhatCouldNotBeCutIsCutBeforeTheNextLine) {
+  const TempFolder out;
+  const LogLines log;
+  LineLog lines(out.path("lines"));
+  lines.write("one");
+  {
+    const test::TornWrite torn("lines");
+    EXPECT_FALSE(lines.write("a line of more than nine bytes"));
+    EXPECT_EQ(read_file(out.path("lines")), "one\na line of");
+    EXPECT_TRUE(lines.write("two"));
+    EXPECT_TRUE(torn.was_cut_again());
+  }
+  EXPECT_EQ(read_file(out.path("lines")), "one\ntwo\n");
+  {
+    const test::TornWrite torn("lines");
+    EXPECT_THROW(lines.append("three and\nfour\n", true), Error);
+    lines.append("five\nsix\n", true);
+  }
+  EXPECT_EQ(read_file(out.path("lines")), "one\ntwo\nfive\nsix\n");
+}
+
+TEST(LineLog, R29AFileThatIsMadeAgainBeginsWithItsHeadAndHasItsNameOnTheDisk) {
+  struct FolderSyncs : FileHook {
+    explicit FolderSyncs(std::string path) : folder(std::move(path)) {}
+    Verdict before(const FileCall& call) override {
+      if (call.kind != FileCall::Kind::kSync || call.path != folder) return {};
+      return {.error = ++count == 1 ? EIO : 0};
+    }
+    const std::string folder;
+    int count = 0;
+  };
+  const TempFolder out;
+  LineLog lines(out.path("lines"), [] { return "head\n"; });
+  lines.append("one\n", true);
+  EXPECT_EQ(read_file(out.path("lines")), "one\n");
+  fs::remove(out.path("lines"));
+  FolderSyncs syncs(out.path());
+  const Hooked hooked(syncs);
+  EXPECT_THROW(lines.append("two\n", true), Error);
+  EXPECT_EQ(read_file(out.path("lines")), "");
+  lines.append("three\n", true);
+  EXPECT_EQ(syncs.count, 2);
+  lines.append("four\n", true);
+  EXPECT_EQ(syncs.count, 2);
+  EXPECT_EQ(read_file(out.path("lines")), "head\nthree\nfour\n");
+}
+
+TEST(FileCalls, AFileThatCannotBeRewrittenStaysAndNoTemporaryOfIt) {
+  const TempFolder out;
+  out.write("x", "old");
+  {
+    const test::FileSizeLimit limit(2);
+    EXPECT_THROW(rewrite_file(out.path("x"), "new"), Error);
+  }
+  EXPECT_EQ(names_in(out.path()), std::vector<std::string>{"x"});
+  EXPECT_EQ(read_file(out.path("x")), "old");
+  rewrite_file(out.path("x"), "new");
+  EXPECT_EQ(names_in(out.path()), std::vector<std::string>{"x"});
+  EXPECT_EQ(read_file(out.path("x")), "new");
 }
 
 TEST(LineLog, R29AFileThatWasRemovedIsMadeAgain) {

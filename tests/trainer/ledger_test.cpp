@@ -12,6 +12,7 @@
 #include "ops/core/error.h"
 #include "tests/support/temp_folder.h"
 #include "tests/trainer/file_size_limit.h"
+#include "tests/trainer/torn_write.h"
 
 namespace convoy::trainer {
 namespace {
@@ -404,6 +405,21 @@ TEST_F(LedgerFile, AFullDiskIsTriedAgainWithTheNextSave) {
   EXPECT_EQ(flaw(text(), 8), "");
 }
 
+TEST_F(LedgerFile, R23ATornLineThatCannotBeCutIsCutBeforeTheNext) {
+  Ledger ledger(config(), true);
+  add(ledger, 0, 3);
+  ASSERT_TRUE(ledger.save(*communicator_, 3, {}));
+  const std::string before = read_file(folder_.path("ledger.jsonl"));
+  add(ledger, 3, 8);
+  const test::TornWrite torn("ledger.jsonl");
+  EXPECT_FALSE(ledger.save(*communicator_, 5, {}));
+  EXPECT_GT(read_file(folder_.path("ledger.jsonl")).size(), before.size());
+  EXPECT_TRUE(ledger.save(*communicator_, 8, {}));
+  EXPECT_TRUE(torn.was_cut_again());
+  EXPECT_TRUE(text().damaged.empty());
+  EXPECT_EQ(flaw(text(), 8), "");
+}
+
 TEST_F(LedgerFile, GoingBackWithinALifeCountsAnew) {
   Ledger ledger(config(), true);
   add(ledger, 0, 5);
@@ -428,9 +444,14 @@ TEST_F(LedgerFile, AFileThatIsRemovedIsBegunAnewAndSaysSo) {
   ASSERT_TRUE(ledger.save(*communicator_, 4, {}));
   std::filesystem::remove_all(folder_.path());
   add(ledger, 4, 6);
+  {
+    const test::TornWrite torn("ledger.jsonl");
+    EXPECT_FALSE(ledger.save(*communicator_, 5, {}));
+  }
   ASSERT_TRUE(ledger.save(*communicator_, 6, {}));
   const LedgerProof proof = prove(text(), 6, 1);
   EXPECT_EQ(proof.first, 4u);
+  EXPECT_TRUE(proof.lost);
   EXPECT_EQ(proof.positions, 2 * kBatch);
   EXPECT_NE(proof.unrecorded.find("removed"), std::string::npos);
 }
@@ -442,7 +463,39 @@ TEST_F(LedgerFile, ARunWithoutALedgerSaysWhereItBegins) {
   const LedgerProof proof = prove(text(), 8, 1);
   EXPECT_EQ(proof.first, 5u);
   EXPECT_NE(proof.unrecorded, "");
+  EXPECT_TRUE(proof.lost);
   EXPECT_EQ(proof.positions, 3 * kBatch);
+
+  // Of steps that another run trained, this one need not know.
+  const TempFolder mine;
+  Ledger::Config begun = config(8);
+  begun.out_dir = mine.path();
+  Ledger taken_over(begun, true);
+  const LedgerProof taken = prove(read_ledger(mine.path()), 8, 1);
+  EXPECT_EQ(taken.first, 5u);
+  EXPECT_EQ(taken.unrecorded, proof.unrecorded);
+  EXPECT_FALSE(taken.lost);
+}
+
+TEST(LedgerProof, EpochsWithStepsThatWerePassedOverAreCountedApart) {
+  // Epochs of 23 positions, steps of 6: [0, 23), [23, 46), [46, 69), and 15 of the fourth.
+  LedgerRecord record = record_of(0, 14);
+  record.skipped = {{5, 6, "nan"}, {5, 7, "again"}, {12, 13, "nan"}};  // [30, 42) and [72, 78)
+  for (const size_t step : {5, 6, 12}) record.numbers[step] = 0;
+  const LedgerProof proof = prove(ledger_of({record}), 14, 2);
+  EXPECT_EQ(proof.positions, 84u);
+  EXPECT_EQ(proof.skipped_positions, 18u);
+  EXPECT_EQ(proof.whole_epochs, 2u);
+  EXPECT_EQ(proof.skipped_epochs, 1u);
+  EXPECT_EQ(proof.last_epoch_samples, 9u);
+  EXPECT_EQ(proof.last_epoch_skipped, 6u);
+  // A step on the border of two epochs is of both.
+  record.skipped = {{3, 4, "nan"}};  // [18, 24)
+  record.numbers = record_of(0, 14).numbers;
+  const LedgerProof border = prove(ledger_of({record}), 14, 2);
+  EXPECT_EQ(border.whole_epochs, 1u);
+  EXPECT_EQ(border.skipped_epochs, 2u);
+  EXPECT_EQ(border.skipped_positions, 6u);
 }
 
 // What it costs: no assertion, the numbers go into the notes.

@@ -9,6 +9,7 @@
 
 #include "ops/core/error.h"
 #include "tests/support/temp_folder.h"
+#include "tests/trainer/torn_write.h"
 
 namespace convoy::trainer {
 namespace {
@@ -192,6 +193,42 @@ TEST_F(LivesFile, ATornLineIsCutAndOldProgressThinned) {
   EXPECT_EQ(std::ranges::count(text, '\n'), 4);  // start, begin, end; start
   EXPECT_EQ(life->before().size(), 1u);
   EXPECT_EQ(life->before()[0].exit_code, 75);
+}
+
+// R23: a line that a full disk took half of is not glued to the next one.
+TEST_F(LivesFile, R23AHalfLineIsNotGluedToTheEnd) {
+  {
+    const auto life = live();
+    life->begin(0, 100, 8, "");
+    const test::TornWrite torn("lives.jsonl");
+    life->progress();
+    life->end(74, "the disk is full");
+    EXPECT_TRUE(torn.was_cut_again());
+  }
+  const LivesText text = read_lives(folder_.path());
+  EXPECT_EQ(text.unreadable, 0u);
+  ASSERT_EQ(text.lives.size(), 1u);
+  EXPECT_EQ(text.lives[0].exit_code, 74);
+}
+
+// R29.
+TEST_F(LivesFile, R29AFolderThatWasRemovedIsWrittenToWhenItIsThereAgain) {
+  const auto life = live();
+  life->begin(4, 100, 8, "jobdigest");
+  std::filesystem::remove_all(folder_.path());
+  life->progress();
+  std::filesystem::create_directories(folder_.path());
+  life->enter(Phase::kUseful);
+  life->step_done(0);
+  life->progress();
+  life->end(75, "stopped");
+  const LivesText text = read_lives(folder_.path());
+  EXPECT_EQ(text.unreadable, 0u);
+  ASSERT_EQ(text.lives.size(), 1u);
+  EXPECT_EQ(text.lives[0].host, "node7");
+  EXPECT_EQ(text.lives[0].job, "jobdigest");
+  EXPECT_EQ(text.lives[0].last_step, 5u);
+  EXPECT_EQ(text.lives[0].exit_code, 75);
 }
 
 // R50: any bytes.
