@@ -383,10 +383,10 @@ void feed_metrics(std::string_view bytes) {
   static const TempFolder folder;
   const std::string path = folder.path("metrics.jsonl");
   test::write_file(path, bytes);
-  trainer::MetricsWriter(folder.path(), 100);
+  const trainer::MetricsWriter first(folder.path(), 100);
   const std::string kept = test::read_file(path);
   require(kept.size() <= bytes.size() && (kept.empty() || kept.back() == '\n'), "a torn line");
-  trainer::MetricsWriter(folder.path(), 100);
+  const trainer::MetricsWriter second(folder.path(), 100);
   require(test::read_file(path) == kept, "lines that were dropped at the second start only");
 }
 
