@@ -139,9 +139,14 @@ LedgerRecord parse_line(std::string_view line) {
   return parse_record(std::string(body) + "}");
 }
 
-// At most `max` bytes of text that stays whole in JSON.
+// At most `max` bytes of text that stays whole in JSON, also where escapes make it longer.
 std::string short_text(std::string_view text, size_t max) {
-  return printable(text, max);
+  std::string out = printable(text, max);
+  if (out.size() <= max) return out;
+  out.resize(max - 3);
+  while ((static_cast<unsigned char>(out.back()) & 0xC0) == 0x80) out.pop_back();  // a cut UTF-8
+  if (static_cast<unsigned char>(out.back()) >= 0xC0) out.pop_back();
+  return out + "...";
 }
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include "tests/fuzz/tiny_checkpoint.h"
 #include "tests/support/tiny_images.h"
 #include "trainer/job.h"
+#include "trainer/ledger.h"
+#include "trainer/lives.h"
 
 namespace convoy::fuzz {
 namespace {
@@ -31,6 +33,20 @@ std::string manifest() {
   const std::string path = save_checkpoint(folder.path(), TinyCheckpoint().state());
   const std::string text = test::read_file(path + "/manifest.txtpb");
   return text.substr(0, text.rfind(kManifestTrailer));
+}
+
+// The file of two lives: the second is under way.
+std::string lives() {
+  const test::TempFolder folder;
+  for (int life = 0; life < 2; ++life) {
+    trainer::Lives file(folder.path(), "host", 2, Clock::now());
+    file.begin(static_cast<uint64_t>(3 * life), 9, 4, "job");
+    for (int step = 0; step < 3; ++step) file.step_done(0);
+    file.enter(trainer::Phase::kSaving);
+    file.progress();
+    if (life == 0) file.end(75, "a signal");
+  }
+  return test::read_file(folder.path("lives.jsonl"));
 }
 
 void images(const auto& write) {
@@ -77,6 +93,17 @@ void files(const auto& write) {
                     std::string(9, 'x')));
   write("safetensors/empty", safetensors("{}", ""));
   write("manifest/whole", manifest());
+  trainer::LedgerRecord record{.life = 2, .first = 3, .end = 5, .terms = {1000, 64, 1, "d"}};
+  record.numbers = {7, ~uint64_t{0}};
+  record.substituted = {{200, 5, 6, "damaged"}};
+  record.skipped = {{4, 5, "not finite"}};
+  const std::string line = to_line(record);
+  write("ledger/line", line + "\n");
+  write("ledger/record", line.substr(0, line.rfind(",\"check\"")) + "}");
+  write("ledger/unrecorded",
+        "{\"ledger\":1,\"life\":1,\"first\":0,\"end\":9,\"samples\":10,\"batch\":2,\"seed\":1,"
+        "\"dataset\":\"d\",\"unrecorded\":\"why\"}");
+  write("lives/two", lives());
   write("metrics/lines",
         "{\"step\":50,\"epoch\":0.5,\"train_loss\":1.25}\n{\"step\":101}\nrubbish\n{\"step\":60");
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <initializer_list>
 #include <stdexcept>
@@ -25,6 +26,8 @@
 #include "trainer/checkpoint.h"
 #include "trainer/graph_text.h"
 #include "trainer/job.h"
+#include "trainer/ledger.h"
+#include "trainer/lives.h"
 #include "trainer/metrics.h"
 #include "trainer/safetensors.h"
 
@@ -390,6 +393,45 @@ void feed_metrics(std::string_view bytes) {
   require(test::read_file(path) == kept, "lines that were dropped at the second start only");
 }
 
+// One record without its checksum, and the same bytes as a whole file.
+void feed_ledger(std::string_view bytes) {
+  accepted({ExitCode::kBadData}, [&] {
+    const trainer::LedgerText ledger = trainer::parse_ledger(bytes);
+    require(ledger.whole_bytes <= bytes.size(), "more than the file");
+    uint64_t end = 0;
+    for (const trainer::LedgerPiece& piece : trainer::surviving_path(ledger.records)) {
+      require(piece.first >= end && piece.end > piece.first, "a path that goes back");
+      end = piece.end;
+    }
+  });
+  trainer::LedgerRecord record;
+  if (!accepted({ExitCode::kBadData, ExitCode::kFault},
+                [&] { record = trainer::parse_record(bytes); }))
+    return;
+  const trainer::LedgerText again = trainer::parse_ledger(to_line(record) + "\n");
+  require(again.damaged.empty() && again.records.size() == 1,
+          "a record that cannot be read again: " +
+              (again.damaged.empty() ? "" : printable(again.damaged[0])));
+  const trainer::LedgerRecord& same = again.records[0];
+  require(same.terms == record.terms && same.first == record.first && same.end == record.end &&
+              same.numbers == record.numbers &&
+              same.substituted.size() == record.substituted.size() &&
+              same.skipped.size() == record.skipped.size() &&
+              same.unrecorded.empty() == record.unrecorded.empty(),
+          "another record");
+}
+
+void feed_lives(std::string_view bytes) {
+  const trainer::LivesText text = trainer::parse_lives(bytes);
+  require(trainer::idle_lives(text.lives).size() <= text.lives.size(), "more lives than there are");
+  const trainer::Goodput parts = trainer::goodput(text.lives);
+  double sum = parts.lost + parts.down;
+  for (const double seconds : parts.seconds) sum += seconds;
+  require(std::isfinite(parts.wall) && parts.wall >= 0, "a wall time that is none");
+  require(std::abs(sum - parts.wall) <= 1e-6 * (1 + parts.wall),
+          fmt::format("parts of {} s in {} s", sum, parts.wall));
+}
+
 // ---- Text ----
 
 void feed_job(std::string_view bytes) {
@@ -445,6 +487,8 @@ constexpr Parser kParsers[] = {
     {"safetensors", &feed_safetensors, 4096},
     {"manifest", &feed_manifest, 4096},
     {"metrics", &feed_metrics, 4096},
+    {"ledger", &feed_ledger, 2048},
+    {"lives", &feed_lives, 2048},
     {"job", &feed_job, 2048},
     {"set", &feed_set, 256},
     {"graph", &feed_graph, 4096},
