@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "ops/core/error.h"
@@ -220,9 +221,11 @@ TEST_F(Disk, R29AFolderThatIsRemovedIsMadeAgain) {
 TEST_F(Disk, R30TheLockOfAnotherHostIsWatchedForItsLease) {
   const std::string out = folder_.path("run");
   const auto write_lock = [&](int renewed) {
-    folder_.write(
-        "run/lock",
-        fmt::format("pid 71 on host node7 life 3 lease 1000 ms boot x renewed {}\n", renewed));
+    // In place, as a holder does: a file that is empty for a moment would be free.
+    if (!fs::exists(out + "/lock")) folder_.write("run/lock", "");
+    std::fstream(out + "/lock", std::ios::in | std::ios::out) << fmt::format(
+        "{:511}\n",
+        fmt::format("pid 71 on host node7 life 3 lease 1000 ms boot x renewed {:08}", renewed));
   };
   Arguments more = until(2);
   more.insert(more.end(), {"--set", "checkpoint.lease_seconds=2"});
