@@ -99,7 +99,8 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
   if (communicator.rank() == 0) loaded = load_newest(o.checkpoint);
   communicator.broadcast(loaded.folder, 0);
   if (communicator.rank() != 0) loaded.state = load_checkpoint(loaded.folder);
-  const auto& [dir, state] = loaded;
+  const std::string& dir = loaded.folder;
+  const CheckpointState& state = loaded.state;
   Job job = parse_job(state.facts.job, dir + "/manifest.txtpb", {}, "");
   if (o.device == "cpu" &&
       (job.precision == Job::Precision::kFp16 || job.precision == Job::Precision::kTf32)) {
