@@ -129,8 +129,10 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
                    fmt::format("mean has {} values and std {}", data.mean.size(), data.std.size()));
   mistakes.require(std::all_of(data.std.begin(), data.std.end(), [](double s) { return s > 0; }),
                    {"data.std"}, "must be above 0");
+  // Zeros are what a run records where nothing is subtracted per channel.
   mistakes.require(
-      data.mean_subtraction == Job::Data::MeanSubtraction::kPerChannel || data.mean.empty(),
+      data.mean_subtraction == Job::Data::MeanSubtraction::kPerChannel ||
+          std::all_of(data.mean.begin(), data.mean.end(), [](double m) { return m == 0; }),
       {"data.mean", "data.mean_subtraction"},
       "has no effect unless data.mean_subtraction is PER_CHANNEL; leave it out");
   whole("data.max_pixels", data.max_pixels, 1, uint64_t{1} << 40);

@@ -392,6 +392,22 @@ TEST(JobMistakes, ValuesOutOfRangeAndContradictions) {
   EXPECT_EQ(mistakes(kMinimal, {"data.path=", "data.format=synthetic"}), "");
 }
 
+// eval, verify and resume read the job that a run has recorded.
+TEST(JobMistakes, WhatARunRecordsOfMeansIsNoMistake) {
+  for (const char* kind : {"NONE", "PER_PIXEL"}) {
+    const std::string recorded = fmt::format(
+        "data {{ format: SYNTHETIC mean_subtraction: {} mean: [0, 0, 0] std: [1, 1, 1] }} "
+        "model {{ name: \"resnet18\" }}",
+        kind);
+    EXPECT_NO_THROW(parse_job(recorded, "job", {}, "")) << kind;
+    const std::string meant = fmt::format(
+        "data {{ format: SYNTHETIC mean_subtraction: {} mean: [0, 0.5, 0] std: [1, 1, 1] }} "
+        "model {{ name: \"resnet18\" }}",
+        kind);
+    EXPECT_THROW(parse_job(meant, "job", {}, ""), Error) << kind;
+  }
+}
+
 TEST(JobMistakes, PrecisionsOfTheOtherDevice) {
   for (const char* precision : {"precision=TF32", "precision=FP16"}) {
     expect_contains(mistakes(kMinimal, {precision}), "need --device cuda");
