@@ -146,7 +146,9 @@ TEST_F(LedgerRun, KilledLivesAddUpToEachSampleOnce) {
       wall,
       end["started"].get<double>() + end["elapsed"].get<double>() - first["started"].get<double>(),
       0.01);
-  EXPECT_GT(report["seconds"]["recomputed"], 0);
+  // Whether a life was killed between a record and its checkpoint is a matter of the moment; what
+  // is booked then is lives_test's StepsThatAKilledLifeHadDoneAreRecomputed.
+  EXPECT_GE(report["seconds"]["recomputed"], 0);
   EXPECT_GT(report["seconds"]["useful"], 0);
   EXPECT_EQ(first["end"], "killed");
   EXPECT_EQ(end["exit_code"], 0);
