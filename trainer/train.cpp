@@ -114,10 +114,8 @@ std::string to_text(const std::vector<const Life*>& lives) {
 
 // The wall clock is read here, once.
 std::optional<Clock::time_point> moment_of(const Until& until, Clock::time_point started) {
-  const double now =
-      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   const std::optional<double> left = seconds_left(
-      until, now, seconds_since(started), [](const char* name) { return std::getenv(name); },
+      until, unix_now(), seconds_since(started), [](const char* name) { return std::getenv(name); },
       ask_squeue);
   if (!left) return std::nullopt;
   log::info("--until: this life ends by itself within {}", duration(*left));

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 
 #include "data_loader/sampler.h"
 #include "ops/core/digest.h"
@@ -118,6 +119,12 @@ TEST_F(LedgerRun, KilledLivesAddUpToEachSampleOnce) {
     ASSERT_EQ(outcome.exit_code, 137) << fault << outcome.all();
     ++killed;
   }
+  // Without its newest checkpoint the last life does again what a life before has booked.
+  std::set<fs::path> checkpoints;
+  for (const auto& entry : fs::directory_iterator(out() + "/checkpoints"))
+    if (entry.path().extension().empty()) checkpoints.insert(entry.path());
+  ASSERT_GE(checkpoints.size(), 2u);
+  fs::remove_all(*checkpoints.rbegin());
   const Outcome last = run(folder_, train(until(kSteps)), 2);
   ASSERT_EQ(last.exit_code, 0) << last.all();
   ASSERT_EQ(run(folder_, train(until(kSteps), "unbroken"), 1).exit_code, 0);
@@ -146,9 +153,7 @@ TEST_F(LedgerRun, KilledLivesAddUpToEachSampleOnce) {
       wall,
       end["started"].get<double>() + end["elapsed"].get<double>() - first["started"].get<double>(),
       0.01);
-  // Whether a life was killed between a record and its checkpoint is a matter of the moment; what
-  // is booked then is lives_test's StepsThatAKilledLifeHadDoneAreRecomputed.
-  EXPECT_GE(report["seconds"]["recomputed"], 0);
+  EXPECT_GT(report["seconds"]["recomputed"], 0);
   EXPECT_GT(report["seconds"]["useful"], 0);
   EXPECT_EQ(first["end"], "killed");
   EXPECT_EQ(end["exit_code"], 0);
