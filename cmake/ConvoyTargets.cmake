@@ -50,7 +50,10 @@ function(convoy_kernels target)
   endif()
   foreach(isa IN LISTS isas)
     add_library(${target}_${isa} OBJECT ${ARGN})
-    target_link_libraries(${target}_${isa} PRIVATE convoy_options OpenMP::OpenMP_CXX)
+    target_link_libraries(${target}_${isa} PRIVATE convoy_options)
+    if(TARGET OpenMP::OpenMP_CXX)  # CONVOY_PARTS has none
+      target_link_libraries(${target}_${isa} PRIVATE OpenMP::OpenMP_CXX)
+    endif()
     target_compile_definitions(${target}_${isa} PRIVATE CONVOY_ISA=isa_${isa})
     # Kernels are optimised in every build type: a debug build would need hours for a test.
     target_compile_options(${target}_${isa} PRIVATE -O3 -fno-math-errno -Wno-psabi ${flags_${isa}})

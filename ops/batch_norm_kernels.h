@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "ops/core/isa.h"
 #include "ops/core/tensor.h"
-#include "ops/isa.h"
 
 namespace convoy::ops {
 

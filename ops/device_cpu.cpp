@@ -6,9 +6,9 @@
 #include "ops/core/clock.h"
 #include "ops/core/denormals.h"
 #include "ops/core/error.h"
+#include "ops/core/isa.h"
 #include "ops/cpu_device.h"
 #include "ops/elementwise_kernels.h"
-#include "ops/isa.h"
 #include "ops/onednn.h"
 
 namespace convoy::ops {

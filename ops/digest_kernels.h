@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "ops/isa.h"
+#include "ops/core/isa.h"
 
 namespace convoy::ops {
 

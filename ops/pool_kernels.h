@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
+#include "ops/core/isa.h"
 #include "ops/core/tensor.h"
-#include "ops/isa.h"
 
 namespace convoy::ops {
 

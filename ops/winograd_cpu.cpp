@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/core/isa.h"
 #include "ops/folded_weights.h"
-#include "ops/isa.h"
 #include "ops/winograd_kernels.h"
 
 namespace convoy::ops {

@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "ops/isa.h"
+#include "ops/core/isa.h"
 
 namespace convoy::ops {
 

@@ -6,8 +6,8 @@
 
 #include "data_loader/mean.h"
 #include "ops/core/error.h"
+#include "ops/core/isa.h"
 #include "ops/core/log.h"
-#include "ops/isa.h"
 #include "trainer/models/models.h"
 
 namespace convoy::trainer {
@@ -263,7 +263,7 @@ Fingerprint fingerprint(const std::string& device, int gpu) {
           .instruction_set = d->instruction_set(),
           .libraries = d->libraries(),
           .build = "g++ " __VERSION__ " " CONVOY_BUILD_TYPE,
-          .caches = ops::cpu_caches()};
+          .caches = cpu_caches()};
 }
 
 }  // namespace convoy::trainer

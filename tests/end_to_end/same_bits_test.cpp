@@ -8,7 +8,7 @@
 #include <set>
 
 #include "ops/core/error.h"
-#include "ops/isa.h"
+#include "ops/core/isa.h"
 #include "tests/end_to_end/program.h"
 
 namespace convoy::test {
@@ -136,7 +136,7 @@ TEST_F(SameBits, WithWorkersThatNoPowerOfTwoCounts) {
 }
 
 TEST_F(SameBits, InBfloat16) {
-  if (!ops::cpu_supports_bf16()) GTEST_SKIP() << "this CPU computes no bfloat16";
+  if (!cpu_supports_bf16()) GTEST_SKIP() << "this CPU computes no bfloat16";
   std::set<std::string> digests;
   for (const int ranks : {1, 3}) {
     const std::string name = fmt::format("bf16-{}", ranks);

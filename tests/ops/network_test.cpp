@@ -8,9 +8,9 @@
 
 #include "ops/core/cache_line.h"
 #include "ops/core/error.h"
+#include "ops/core/isa.h"
 #include "ops/core/random.h"
 #include "ops/fusion.h"
-#include "ops/isa.h"
 #include "tests/support/op_tester.h"
 
 namespace convoy::ops {

@@ -1,4 +1,4 @@
-#include "ops/isa.h"
+#include "ops/core/isa.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <string_view>
 
-namespace convoy::ops {
+namespace convoy {
 namespace {
 
 Isa detect() {
@@ -67,4 +67,4 @@ std::string cpu_caches() {
                      sysconf(_SC_LEVEL2_CACHE_SIZE), sysconf(_SC_LEVEL3_CACHE_SIZE));
 }
 
-}  // namespace convoy::ops
+}  // namespace convoy

@@ -8,7 +8,7 @@
 
 #include <string>
 
-namespace convoy::ops {
+namespace convoy {
 
 enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
@@ -23,7 +23,7 @@ bool cpu_supports_bf16();
 // For fingerprints: what decides the bits of a CPU result beside the job.
 std::string cpu_caches();
 
-}  // namespace convoy::ops
+}  // namespace convoy
 
 #if defined(__x86_64__)
 #define CONVOY_KERNELS(Table, name)   \
