@@ -19,15 +19,34 @@ class ImageInputCpu final : public ImageInputOp {
   ImageInputCpu(int threads, const ImageInput& spec, DType type)
       : threads_(threads), spec_(spec), type_(type) {}
 
-  void run(void* x, const uint8_t* pixels) override {
+  void run(void* x, const uint8_t* pixels, const BatchMix& mix) override {
     with_type(type_, [&]<typename T>(T*) {
       elementwise_kernels<T>().normalise(static_cast<T*>(x), pixels, spec_.mean.data(),
                                          spec_.inv_std.data(), spec_.shape.n,
                                          static_cast<int64_t>(spec_.mean.size()), threads_);
+      if (mix.is_on()) this->mix(static_cast<T*>(x), pixels, mix);
     });
   }
 
  private:
+  template <typename T>
+  void mix(T* x, const uint8_t* pixels, const BatchMix& mix) {
+    const auto plane = static_cast<int64_t>(spec_.mean.size());
+    const int64_t row = spec_.shape.w * spec_.shape.c;
+    const int64_t first = mix.left * spec_.shape.c, last = mix.right * spec_.shape.c;
+#pragma omp parallel for schedule(static) num_threads(threads_) if (threads_ > 1)
+    for (int64_t image = 0; image < spec_.shape.n; ++image) {
+      const int64_t before = image > 0 ? image - 1 : spec_.shape.n - 1;
+      for (int64_t y = mix.top; y < mix.bottom; ++y) {
+        const int64_t place = y * row + first;
+        elementwise_kernels<T>().normalise_mixed(
+            x + image * plane + place, pixels + image * plane + place,
+            pixels + before * plane + place, spec_.mean.data() + place,
+            spec_.inv_std.data() + place, mix.image_share, last - first);
+      }
+    }
+  }
+
   int threads_;
   ImageInput spec_;
   DType type_;

@@ -60,11 +60,22 @@ void normalise(T* y, const uint8_t* pixels, const float* mean, const float* inv_
   }
 }
 
+template <typename T>
+void normalise_mixed(T* y, const uint8_t* pixels, const uint8_t* other, const float* mean,
+                     const float* inv_std, float share, int64_t n) {
+  for_channels(
+      n, [=](int64_t k, auto access) __attribute__((always_inline)) {
+        const auto m = access.get(mean + k), s = access.get(inv_std + k);
+        access.put(y + k, (access.get(pixels + k) - m) * s * share +
+                              (access.get(other + k) - m) * s * (1 - share));
+      });
+}
+
 }  // namespace
 
-const ElementwiseKernels<float> elementwise_kernels_fp32 = {relu<float>, keep<float>, add<float>,
-                                                            normalise<float>};
-const ElementwiseKernels<Bfloat16> elementwise_kernels_bf16 = {relu<Bfloat16>, keep<Bfloat16>,
-                                                               add<Bfloat16>, normalise<Bfloat16>};
+const ElementwiseKernels<float> elementwise_kernels_fp32 = {
+    relu<float>, keep<float>, add<float>, normalise<float>, normalise_mixed<float>};
+const ElementwiseKernels<Bfloat16> elementwise_kernels_bf16 = {
+    relu<Bfloat16>, keep<Bfloat16>, add<Bfloat16>, normalise<Bfloat16>, normalise_mixed<Bfloat16>};
 
 }  // namespace convoy::ops::CONVOY_ISA

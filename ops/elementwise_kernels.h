@@ -20,6 +20,9 @@ struct ElementwiseKernels {
   // images [n, plane] of uint8: y = (pixel - mean[i]) * inv_std[i] for each place i of the plane.
   void (*normalise)(T* y, const uint8_t* pixels, const float* mean, const float* inv_std, int64_t n,
                     int64_t plane, int threads);
+  // y = share * x(pixel) + (1 - share) * x(other), each x = (pixel - mean[i]) * inv_std[i].
+  void (*normalise_mixed)(T* y, const uint8_t* pixels, const uint8_t* other, const float* mean,
+                          const float* inv_std, float share, int64_t n);
 };
 
 CONVOY_KERNELS(ElementwiseKernels<float>, elementwise_kernels_fp32)

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "ops/batch_mix.h"
 #include "ops/core/tensor.h"
 
 namespace convoy::ops {
@@ -21,7 +22,7 @@ class ImageInputOp {
  public:
   virtual ~ImageInputOp() = default;
   // pixels: uint8 [N, H, W, C] in host memory, which stays as it is until Device::inputs_read().
-  virtual void run(void* x, const uint8_t* pixels) = 0;
+  virtual void run(void* x, const uint8_t* pixels, const BatchMix& mix) = 0;
 };
 
 // Means and standard deviations per channel in units of [0, 1], as torchvision writes them.

@@ -35,18 +35,37 @@ __global__ void normalise_wide_kernel(T* x, const uint8_t* pixels, const float* 
   });
 }
 
+// The box of all images of shape [n, h, w, c], in place.
+template <typename T>
+__global__ void mix_kernel(T* x, const uint8_t* pixels, const float* mean, const float* inv_std,
+                           Shape shape, BatchMix mix) {
+  const int64_t row = shape.w * shape.c, plane = shape.h * row;
+  const int64_t columns = (mix.right - mix.left) * shape.c;
+  const int64_t box = (mix.bottom - mix.top) * columns;
+  for_each(shape.n * box, [=](int64_t i) {
+    const int64_t image = i / box, in_box = i - image * box, y = in_box / columns;
+    const int64_t place = (mix.top + y) * row + mix.left * shape.c + (in_box - y * columns);
+    const int64_t before = image > 0 ? image - 1 : shape.n - 1;
+    const float m = mean[place], s = inv_std[place];
+    store(x + image * plane + place,
+          (load(pixels + image * plane + place) - m) * s * mix.image_share +
+              (load(pixels + before * plane + place) - m) * s * (1 - mix.image_share));
+  });
+}
+
 template <typename T>
 class ImageInputCuda final : public ImageInputOp {
  public:
   ImageInputCuda(CudaDevice& device, const ImageInput& spec)
       : device_(device),
+        shape_(spec.shape),
         n_(spec.shape.n),
         plane_(static_cast<int64_t>(spec.mean.size())),
         pixels_(allocate_device(static_cast<size_t>(spec.shape.elements()))),
         mean_(to_device(spec.mean)),
         inv_std_(to_device(spec.inv_std)) {}
 
-  void run(void* out, const uint8_t* pixels) override {
+  void run(void* out, const uint8_t* pixels, const BatchMix& mix) override {
     auto* x = static_cast<T*>(out);
     const auto* copy = static_cast<const uint8_t*>(pixels_.get());
     const auto* mean = static_cast<const float*>(mean_.get());
@@ -60,6 +79,10 @@ class ImageInputCuda final : public ImageInputOp {
     else
       launch(&normalise_kernel<T>, blocks_for(n_ * plane_), kThreads, device_.stream(), x, copy,
              mean, inv_std, n_, plane_);
+    const int64_t mixed = n_ * (mix.bottom - mix.top) * (mix.right - mix.left) * shape_.c;
+    if (mix.is_on())
+      launch(&mix_kernel<T>, blocks_for(mixed), kThreads, device_.stream(), x, copy, mean, inv_std,
+             shape_, mix);
   }
 
  private:
@@ -70,6 +93,7 @@ class ImageInputCuda final : public ImageInputOp {
   }
 
   CudaDevice& device_;
+  Shape shape_;
   int64_t n_, plane_;
   DeviceBuffer pixels_, mean_, inv_std_;
 };

@@ -307,10 +307,10 @@ void Network::share_weights(const Network& other) {
   for (size_t i = 0; i < ops_.size(); ++i) ops_[i]->share_weights(*other.ops_[i]);
 }
 
-void Network::forward(const uint8_t* pixels, const StepInfo& step) {
+void Network::forward(const uint8_t* pixels, const StepInfo& step, const BatchMix& mix) {
   {
     const Stopwatch watch(times_.input);
-    input_->run(at(memory_.value[0]), pixels);
+    input_->run(at(memory_.value[0]), pixels, mix);
     if (config_.profile) device_.wait();
   }
   run_forward(step);
@@ -366,14 +366,16 @@ void Network::add_extra_dy(size_t node, size_t slice) {
                        config_.type);
 }
 
-void Network::loss(const int32_t* labels, double gradient_scale, float* head, double loss_scale) {
+void Network::loss(const int32_t* labels, double gradient_scale, float* head, double loss_scale,
+                   double label_share) {
   const Stopwatch watch(times_.loss);
   const TensorView x = logits();
   device_.loss({.n = config_.batch,
                 .classes = x.shape.c,
                 .label_smoothing = config_.label_smoothing,
                 .gradient_scale = gradient_scale,
-                .loss_scale = loss_scale},
+                .loss_scale = loss_scale,
+                .label_share = label_share},
                at(memory_.dlogits), config_.type, x.data, x.type, labels,
                static_cast<LossResult*>(loss_result_.data.get()), head);
   if (config_.profile) device_.wait();

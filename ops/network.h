@@ -92,13 +92,14 @@ class Network {
   // in place of this one. It must outlive this one's last step.
   void share_weights(const Network& other);
   // pixels: uint8 [batch, H, W, C]. They and labels stay as they are until Device::inputs_read().
-  void forward(const uint8_t* pixels, const StepInfo& step);
+  void forward(const uint8_t* pixels, const StepInfo& step, const BatchMix& mix = {});
   // x: activations of the network's type [batch, H, W, C], in host memory, copied (tests).
   void forward_activations(const void* x, const StepInfo& step);
   // labels [batch]; gradient_scale: what 1 / samples of the step is. Training: fills dlogits.
-  // head: see Device::loss. loss_scale: times this, too, are all gradients.
+  // head: see Device::loss. loss_scale: times this, too, are all gradients. label_share:
+  // BatchMix's.
   void loss(const int32_t* labels, double gradient_scale, float* head = nullptr,
-            double loss_scale = 1.0);
+            double loss_scale = 1.0, double label_share = 1.0);
   // Of the last loss(); waits.
   LossResult loss_result() const;
   // ready(n): the first n floats of the gradients are final; called after each segment that has

@@ -28,8 +28,8 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
   for (int64_t row = 0; row < s.n; ++row) {
     const T* x = logits + row * s.classes;
     D* dx = dlogits ? dlogits + row * s.classes : nullptr;
-    const int32_t label = labels[row];
-    if (label < 0) {
+    const RowLabels label = labels_of(s, labels, row);
+    if (label.main < 0) {
       for (int64_t i = 0; dx && i < s.classes; ++i) put(dx[i], 0.0);
       continue;
     }
@@ -44,18 +44,21 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
     const double log_sum = largest + std::log(sum);
     // A NaN anywhere reaches the loss through the sum. Without smoothing the mean does not count,
     // so that a logit of -inf is harmless.
-    result.loss_sum += log_sum - (1 - s.label_smoothing) * get(x[label]);
+    double own = get(x[label.main]);
+    if (label.share < 1) own = label.share * own + (1 - label.share) * get(x[label.other]);
+    result.loss_sum += log_sum - (1 - s.label_smoothing) * own;
     if (s.label_smoothing > 0) result.loss_sum -= s.label_smoothing * mean;
     ++result.count;
 
     int64_t ahead = 0;
     for (int64_t i = 0; i < s.classes; ++i)
-      ahead += !(get(x[i]) < get(x[label])) && (get(x[i]) != get(x[label]) || i < label);
+      ahead +=
+          !(get(x[i]) < get(x[label.main])) && (get(x[i]) != get(x[label.main]) || i < label.main);
     result.top1 += ahead == 0;
     result.top5 += ahead < 5;
 
     for (int64_t i = 0; dx && i < s.classes; ++i) {
-      const double target = s.label_smoothing / k + (i == label ? 1 - s.label_smoothing : 0.0);
+      const double target = s.label_smoothing / k + (1 - s.label_smoothing) * label.share_of(i);
       put(dx[i], (std::exp(get(x[i]) - log_sum) - target) * gradient_scale);
     }
   }

@@ -39,24 +39,26 @@ __device__ double sum_block(double value) {
 // dlogits may be null.
 template <typename D, typename T>
 __global__ void row_loss_kernel(D* dlogits, RowLoss* rows, const T* logits, const int32_t* labels,
-                                int64_t classes, double smoothing, double gradient_scale) {
+                                SoftmaxCrossEntropy s) {
+  const int64_t classes = s.classes;
+  const double smoothing = s.label_smoothing, gradient_scale = s.gradient_scale * s.loss_scale;
   const int64_t row = blockIdx.x;
   const T* x = logits + row * classes;
   D* dx = dlogits ? dlogits + row * classes : nullptr;
-  const int32_t label = labels[row];
+  const RowLabels label = labels_of(s, labels, row);
   const auto get = [=](int64_t i) { return static_cast<double>(load(x + i)); };
-  if (label < 0) {
+  if (label.main < 0) {
     for (int64_t i = threadIdx.x; dx && i < classes; i += kThreads) store(dx + i, 0.0f);
     if (threadIdx.x == 0) rows[row] = {0.0, -1};
     return;
   }
-  const double own = get(label);
+  const double own = get(label.main);
   double largest = -INFINITY, mean = 0, ahead = 0;
   for (int64_t i = threadIdx.x; i < classes; i += kThreads) {
     const double v = get(i);
     if (v > largest) largest = v;
     mean += v;
-    ahead += !(v < own) && (v != own || i < label);
+    ahead += !(v < own) && (v != own || i < label.main);
   }
   largest = combine_block(largest, [](double a, double b) { return a > b ? a : b; });
   mean = sum_block(mean) / static_cast<double>(classes);
@@ -66,13 +68,15 @@ __global__ void row_loss_kernel(D* dlogits, RowLoss* rows, const T* logits, cons
   // A NaN anywhere is no largest, but reaches the loss through the sum.
   const double log_sum = largest + log(sum_block(sum));
   if (threadIdx.x == 0) {
-    double loss = log_sum - (1 - smoothing) * own;
+    const double wanted =
+        label.share < 1 ? label.share * own + (1 - label.share) * get(label.other) : own;
+    double loss = log_sum - (1 - smoothing) * wanted;
     if (smoothing > 0) loss -= smoothing * mean;
     rows[row] = {loss, static_cast<int64_t>(ahead)};
   }
   for (int64_t i = threadIdx.x; dx && i < classes; i += kThreads) {
     const double target =
-        smoothing / static_cast<double>(classes) + (i == label ? 1 - smoothing : 0.0);
+        smoothing / static_cast<double>(classes) + (1 - smoothing) * label.share_of(i);
     store(dx + i, static_cast<float>((exp(get(i) - log_sum) - target) * gradient_scale));
   }
 }
@@ -116,8 +120,7 @@ void CudaDevice::loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtyp
   with_cuda_type(dtype, [&]<typename D>(D*) {
     with_cuda_type(type, [&]<typename T>(T*) {
       launch(&row_loss_kernel<D, T>, spec.n, kThreads, stream(), static_cast<D*>(dlogits), rows,
-             static_cast<const T*>(logits), labels, spec.classes, spec.label_smoothing,
-             spec.gradient_scale * spec.loss_scale);
+             static_cast<const T*>(logits), labels, spec);
     });
   });
   launch(&sum_loss_kernel, 1, kThreads, stream(), result, head, rows, spec.n, spec.gradient_scale);

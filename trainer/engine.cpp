@@ -170,10 +170,13 @@ void Engine::forward(Lane& lane, const ops::StepInfo& step, const Source& source
   const double samples =
       static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
   const Images images = source.acquire(worker);
-  lane.network->forward(images.pixels, step);
+  const Shape& image = config_.input.shape;
+  const ops::BatchMix mix =
+      ops::draw_batch_mix(config_.mixing, step.seed, step.step, step.worker, image.h, image.w);
+  lane.network->forward(images.pixels, step, mix);
   float* const loss = flat + extras_begin_ + kLoss;
   lane.network->loss(images.labels, 1.0 / samples, loss,
-                     config_.scale_loss ? loss_scale_.scale : 1.0);
+                     config_.scale_loss ? loss_scale_.scale : 1.0, mix.label_share);
   lane.device->inputs_read();
   source.release(worker);
   if (lane.device->shares_host_memory() && !std::isfinite(*loss))

@@ -38,6 +38,7 @@ struct EngineConfig {
   bool scale_loss = false;  // FP16 (loss_scale.h)
   ops::ImageInput input;    // for batch_per_worker images
   double label_smoothing = 0.0;
+  ops::BatchMixing mixing;
   ops::OptimizerConfig optimizer;
   comm::ReductionOrder reduction = comm::ReductionOrder::kExact;
   double bucket_mib = 4.0;

@@ -143,6 +143,11 @@ void fields(Job::Checks& c, auto&& visit) {
   visit("max_roll_backs", c.max_roll_backs);
 }
 
+void fields(Job::Mixing& m, auto&& visit) {
+  visit("mixup_alpha", m.mixup_alpha);
+  visit("cutmix_alpha", m.cutmix_alpha);
+}
+
 void fields(Job& j, auto&& visit) {
   visit("name", j.name);
   visit("data", j.data);
@@ -163,6 +168,7 @@ void fields(Job& j, auto&& visit) {
   visit("watchdog", j.watchdog);
   visit("non_finite", j.non_finite);
   visit("checks", j.checks);
+  visit("mixing", j.mixing);
 }
 
 template <typename T>
@@ -245,7 +251,7 @@ constexpr std::array<std::string_view, 8> kNotIdentity = {
 
 // Groups that came after the first jobs: left at their defaults they are not digested, so that
 // those jobs keep their identity.
-constexpr std::array<std::string_view, 1> kLaterGroups = {"non_finite."};
+constexpr std::array<std::string_view, 2> kLaterGroups = {"non_finite.", "mixing."};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {

@@ -130,6 +130,10 @@ struct Job {
     uint32_t max_roll_backs = 3;
   };
 
+  struct Mixing {  // parameters of Beta distributions; 0: off
+    double mixup_alpha = 0.0, cutmix_alpha = 0.0;
+  };
+
   std::string name = "job";
   Data data;
   Model model;
@@ -149,6 +153,7 @@ struct Job {
   Watchdog watchdog;
   NonFinite non_finite;
   Checks checks;
+  Mixing mixing;
 };
 
 // Reads the job file at `path` (protobuf text format, at most 1 MiB), then applies each

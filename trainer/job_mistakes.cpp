@@ -144,6 +144,15 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   below_one("model.dropout", model.dropout);
   below_one("model.label_smoothing", model.label_smoothing);
 
+  const auto beta = [&](const char* key, double alpha) {
+    number(key, alpha, alpha >= 0 && alpha <= 100, "from 0 (off) to 100");
+    mistakes.require(alpha == 0 || job.batch_per_worker > 1, {key, "batch_per_worker"},
+                     "mixes an image with another of its worker's batch, which needs a "
+                     "batch_per_worker above 1");
+  };
+  beta("mixing.mixup_alpha", job.mixing.mixup_alpha);
+  beta("mixing.cutmix_alpha", job.mixing.cutmix_alpha);
+
   const Job::Optimizer& optimizer = job.optimizer;
   positive("optimizer.learning_rate", optimizer.learning_rate);
   whole("optimizer.base_batch", optimizer.base_batch, 1, 1u << 30);

@@ -239,6 +239,7 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
           .scale_loss = job.precision == Job::Precision::kFp16,
           .input = input,
           .label_smoothing = job.model.label_smoothing,
+          .mixing = {job.mixing.mixup_alpha, job.mixing.cutmix_alpha},
           .optimizer = {.kind = o.kind == Job::Optimizer::Kind::kLars
                                     ? ops::OptimizerConfig::Kind::kLars
                                     : ops::OptimizerConfig::Kind::kSgd,

@@ -23,6 +23,7 @@ enum class Purpose : uint32_t {
   kDropout = 5,        // counter: (step, worker), key part: node
   kSubstitute = 6,     // counter: (epoch, sample)
   kSyntheticData = 7,  // benchmarks and tests
+  kBatchMix = 8,       // counter: (step, worker, draw, attempt)
 };
 
 // Four words. Not a std::array, whose operator[] is the host's alone.

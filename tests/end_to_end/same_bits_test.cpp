@@ -32,6 +32,7 @@ optimizer { kind: LARS learning_rate: 0.5 clip_norm: 1 ema_decay: 0.9 }
 schedule { kind: PLATEAU patience: 1 }
 evaluation { batch: 8 }
 log { every_steps: 1 samples: true }
+mixing { mixup_alpha: 0.2 cutmix_alpha: 1 }
 )";
 constexpr int kSamples = 235, kValImages = 50, kSteps = 30;
 

@@ -124,7 +124,7 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
       const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
       std::vector<uint8_t> slot = pixels;
       const auto op = d.make_input(input, type());
-      op->run(x.data.get(), slot.data());
+      op->run(x.data.get(), slot.data(), {});
       d.inputs_read();
       slot.assign(n, 7);  // the next batch
       std::vector<float> out = download(d, x, type());
@@ -133,6 +133,44 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
       expect_close("x", out, expected, type());
       if (threads == 1) first = out;
       EXPECT_EQ(out, first) << threads << " threads";
+    }
+  }
+}
+
+TEST_P(OpTest, ImageInputMixesABoxWithTheImageBefore) {
+  const Shape shape{3, 3, 5, 7};
+  const auto n = static_cast<size_t>(shape.elements()), plane = n / 3;
+  ImageInput input = {.shape = shape, .mean = {}, .inv_std = {}};
+  std::vector<uint8_t> pixels(n);
+  for (size_t i = 0; i < plane; ++i) {
+    input.mean.push_back(128 + 64 * random_value(1, 0, i));
+    input.inv_std.push_back((2 + random_value(1, 1, i)) / 128);
+  }
+  for (size_t i = 0; i < n; ++i)
+    pixels[i] = static_cast<uint8_t>(random4(1, Purpose::kSyntheticData, 2, i)[0]);
+  for (const BatchMix& mix :
+       {BatchMix{.bottom = 5, .right = 7, .image_share = 0.25f},
+        BatchMix{.top = 1, .bottom = 4, .left = 2, .right = 7, .image_share = 0.0f},
+        BatchMix{.top = 2, .bottom = 2, .left = 2, .right = 7, .image_share = 0.0f}}) {
+    std::vector<double> expected(n);
+    for (size_t i = 0; i < n; ++i) {
+      const size_t place = i % plane;
+      const auto y = static_cast<int64_t>(place / 21), x = static_cast<int64_t>(place % 21 / 3);
+      const bool mixed = y >= mix.top && y < mix.bottom && x >= mix.left && x < mix.right;
+      const double share = mixed ? static_cast<double>(mix.image_share) : 1.0;
+      const double pixel = share * pixels[i] + (1 - share) * pixels[(i + n - plane) % n];
+      expected[i] = (pixel - static_cast<double>(input.mean[place])) *
+                    static_cast<double>(input.inv_std[place]);
+    }
+    for (const int threads : {1, 2}) {
+      Device& d = device(threads);
+      const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
+      d.make_input(input, type())->run(x.data.get(), pixels.data(), mix);
+      d.inputs_read();
+      std::vector<float> out = download(d, x, type());
+      EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
+      out.pop_back();
+      expect_close("x", out, expected, type());
     }
   }
 }

@@ -79,6 +79,34 @@ TEST_P(OpTest, LossEqualsReference) {
         }
 }
 
+TEST_P(OpTest, LossOfMixedLabelsEqualsReference) {
+  for (const double share : {0.7, 0.2, 0.0})
+    for (const double smoothing : {0.0, 0.1}) {
+      const SoftmaxCrossEntropy spec = {
+          .n = 5, .classes = 7, .label_smoothing = smoothing, .label_share = share};
+      const std::vector<float> logits = random_logits(spec);
+      const std::vector<int32_t> labels = {3, 1, 1, 6, 0};
+      const Loss op = loss_of(device(), type(), spec, logits, labels);
+      std::vector<double> dlogits;
+      const double expected =
+          reference::softmax_cross_entropy(spec, {logits.begin(), logits.end()}, labels, dlogits);
+      EXPECT_NEAR(op.result.loss_sum, expected, 1e-12 * expected);
+      EXPECT_EQ(op.result.count, 5);
+      expect_close("dlogits", op.dlogits, dlogits, type());
+    }
+}
+
+// The label with the larger share counts, wherever it comes from.
+TEST_P(Fp32Test, LossCountsTheLabelWithTheLargerShare) {
+  const std::vector<float> logits = {9, 0, 0, 0, 0, 9};
+  SoftmaxCrossEntropy spec = {.n = 2, .classes = 3, .label_share = 0.6};
+  EXPECT_EQ(loss_of(device(), type(), spec, logits, {0, 1}).result.top1, 1);
+  EXPECT_EQ(loss_of(device(), type(), spec, logits, {2, 0}).result.top1, 0);
+  spec.label_share = 0.4;
+  EXPECT_EQ(loss_of(device(), type(), spec, logits, {0, 1}).result.top1, 0);
+  EXPECT_EQ(loss_of(device(), type(), spec, logits, {2, 0}).result.top1, 2);
+}
+
 TEST_P(OpTest, LossOfPaddingIsZero) {
   const SoftmaxCrossEntropy spec = {.n = 2, .classes = 3};
   const Loss op = loss_of(device(), type(), spec, {1, 2, 3, 4, 5, 6}, {-1, -1});

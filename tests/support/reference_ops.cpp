@@ -335,7 +335,10 @@ double softmax_cross_entropy(const ops::SoftmaxCrossEntropy& spec,
     for (size_t k = 0; k < classes; ++k) sum += std::exp(x[k]);
     for (size_t k = 0; k < classes; ++k) {
       double target = spec.label_smoothing / static_cast<double>(classes);
-      if (k == static_cast<size_t>(labels[n])) target += 1 - spec.label_smoothing;
+      if (k == static_cast<size_t>(labels[n]))
+        target += (1 - spec.label_smoothing) * spec.label_share;
+      if (k == static_cast<size_t>(labels[n > 0 ? n - 1 : labels.size() - 1]))
+        target += (1 - spec.label_smoothing) * (1 - spec.label_share);
       const double probability = std::exp(x[k]) / sum;
       loss -= target * std::log(probability);
       dlogits[n * classes + k] = (probability - target) * spec.gradient_scale * spec.loss_scale;

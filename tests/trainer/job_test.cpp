@@ -542,6 +542,7 @@ TEST(Identity, OfAJobFromTheFirstVersionStays) {
       "abb33ac820da742697a624d414f0049d7d149780db73e3bae86fa3ba03ece342";
   EXPECT_EQ(identity_digest(parse(kMinimal), "d0"), kFirstDigest);
   EXPECT_EQ(identity_digest(parse(kMinimal, {"non_finite.policy=stop"}), "d0"), kFirstDigest);
+  EXPECT_EQ(identity_digest(parse(kMinimal, {"mixing.mixup_alpha=0"}), "d0"), kFirstDigest);
 }
 
 // Sets each field of job.proto to a value that is not its default, and looks whether the digest
@@ -631,7 +632,9 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                            "evaluation.batch=3",
                                            "reduction.order=fast",
                                            "non_finite.policy=skip",
-                                           "non_finite.max_skips=3"};
+                                           "non_finite.max_skips=3",
+                                           "mixing.mixup_alpha=0.2",
+                                           "mixing.cutmix_alpha=1"};
   const std::string before = to_text(parse(kMinimal));
   const auto changed = [](const std::string& set) {
     std::vector<std::string> sets = {set};
