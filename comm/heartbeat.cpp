@@ -11,10 +11,10 @@ namespace convoy::comm {
 namespace {
 
 constexpr std::string_view kMagic = "CONVOYHB";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kDetailBytes = 300, kTextBytes = 4000;
 // Length and type in front; the fixed part of a beat.
-constexpr size_t kHeadBytes = 5, kBeatBytes = 4 + 1 + 1 + 8 + 6 * 8 + 4 + 2;
+constexpr size_t kHeadBytes = 5, kBeatBytes = 4 + 1 + 1 + 8 + 8 * 8 + 2 * 4 + 2;
 
 class Writer {
  public:
@@ -78,9 +78,11 @@ void put_beat(Writer& out, const Beat& beat) {
   out.put(static_cast<uint8_t>(s.phase));
   out.put(static_cast<uint8_t>((s.waits ? 1 : 0) | (s.left ? 2 : 0)));
   out.put(s.step);
-  for (const double number : {s.seconds, s.saving, s.silence, s.closed, s.working[0], s.working[1]})
+  for (const double number : {s.seconds, s.saving, s.silence, s.closed, s.working[0], s.working[1],
+                              s.reducing, s.answering})
     out.put(number);
   out.put(s.rounds);
+  out.put(s.answers);
   out.put_text(s.detail, kDetailBytes);
 }
 
@@ -97,10 +99,11 @@ Beat take_beat(Reader& in, int ranks) {
   s.waits = (flags & 1) != 0;
   s.left = (flags & 2) != 0;
   s.step = in.take<uint64_t>();
-  for (double* number :
-       {&s.seconds, &s.saving, &s.silence, &s.closed, &s.working[0], &s.working[1]})
+  for (double* number : {&s.seconds, &s.saving, &s.silence, &s.closed, &s.working[0], &s.working[1],
+                         &s.reducing, &s.answering})
     *number = in.number();
   s.rounds = in.take<uint32_t>();
+  s.answers = in.take<uint32_t>();
   s.detail = in.take_text(kDetailBytes);
   return beat;
 }
@@ -164,6 +167,7 @@ std::string encode(const Frame& frame) {
       out.put_text(frame.verdict.text, kTextBytes);
       break;
     case FrameType::kBye:
+    case FrameType::kEcho:
       break;
   }
   Writer head;
@@ -198,6 +202,7 @@ Read take_frame(std::string& bytes, int ranks, Frame& frame) {
       break;
     }
     case FrameType::kBye:
+    case FrameType::kEcho:
       break;
     default:
       return Read::kBad;

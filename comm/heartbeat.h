@@ -40,6 +40,7 @@ enum class FrameType : uint8_t {
   kBeats = 1,    // up: the states of the sender and of the ranks below it; down: none
   kVerdict = 2,  // down: leave now; up: a rank asks for the end
   kBye = 3,      // the sender leaves in good order
+  kEcho = 4,     // up: a question; down: the answer, at once
 };
 
 struct Frame {

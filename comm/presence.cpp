@@ -25,6 +25,7 @@ void Presence::account(Clock::time_point now) {
   // Evaluation is shared out differently, so it does not count as a rank's time of a step.
   if (phase == Phase::kInput && phase_ == Phase::kCompute) working_[0] += seconds;
   if (phase == Phase::kCompute) working_[1] += seconds;
+  if (phase == Phase::kReduce) reducing_ += seconds;
 }
 
 void Presence::enter(Phase phase, uint64_t step, int bucket) {
@@ -105,6 +106,7 @@ RankState Presence::sample(uint64_t waiting) {
     state.seconds = seconds_between(std::max(since, waiting_changed_), now);
     if (saves_ > 0) state.saving = seconds_between(saving_since_, now);
     std::copy_n(working_, 2, state.working);
+    state.reducing = reducing_;
     state.rounds = rounds_;
     bucket = bucket_;
   }

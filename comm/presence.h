@@ -49,7 +49,7 @@ class Presence {
   int saves_ = 0;
   Clock::time_point saving_since_;
   Clock::time_point booked_ = Clock::now();
-  double working_[2] = {0, 0};
+  double working_[2] = {0, 0}, reducing_ = 0;
   uint32_t rounds_ = 0;
 
   std::mutex words_mutex_;

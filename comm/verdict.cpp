@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "ops/core/error.h"
 
@@ -235,6 +237,41 @@ std::string straggler(std::span<const OwnTime> ranks, std::span<const std::strin
       "compute {:.0f}), {:.1f} times the median of the ranks",
       slowest, printable(hosts[slowest]), 1e3 * (t.input + t.compute), 1e3 * t.input,
       1e3 * t.compute, of_round(t) / *middle);
+}
+
+std::string slow_link(std::span<const OwnTime> ranks, std::span<const std::string> hosts,
+                      double factor) {
+  constexpr double kStandsOut = 3, kNoise = 2e-3;
+  double own = 0, reduce = std::numeric_limits<double>::infinity();
+  struct Link {
+    std::string host;
+    double seconds;  // of the quickest rank
+    std::vector<int> ranks;
+  };
+  std::vector<Link> links;
+  for (size_t r = 0; r < ranks.size(); ++r) {
+    const OwnTime& t = ranks[r];
+    if (t.rounds > 0) {
+      own = std::max(own, t.input + t.compute);
+      reduce = std::min(reduce, t.reduce);
+    }
+    if (t.round_trip < 0 || hosts[r] == hosts[0]) continue;
+    auto link = std::ranges::find(links, hosts[r], &Link::host);
+    if (link == links.end()) link = links.insert(links.end(), {hosts[r], t.round_trip, {}});
+    link->seconds = std::min(link->seconds, t.round_trip);
+    link->ranks.push_back(static_cast<int>(r));
+  }
+  if (links.size() < 2 || own <= 0 || !std::isfinite(reduce) || reduce <= (factor - 1) * own)
+    return "";
+  std::ranges::sort(links, {}, &Link::seconds);
+  const Link& slowest = links.back();
+  const double middle = links[(links.size() - 2) / 2].seconds;  // of the others
+  if (slowest.seconds < kStandsOut * middle || slowest.seconds < middle + kNoise) return "";
+  return fmt::format(
+      "the network of {} ({}) is slow and all wait for it: at least {:.0f} ms of a step in reduce, "
+      "{:.0f} ms of computing; an answer through it takes {:.1f} ms, {:.1f} ms from other hosts",
+      printable(slowest.host), rank_list(slowest.ranks), 1e3 * reduce, 1e3 * own,
+      1e3 * slowest.seconds, 1e3 * middle);
 }
 
 }  // namespace convoy::comm

@@ -38,6 +38,11 @@ struct RankState {
   bool left = false;   // it has said goodbye
   std::string detail;  // "file /x/y.JPEG", "bucket 4"; one line, may be empty
   double working[2] = {0, 0};  // its own time since the start in input and compute, seconds
+  double reducing = 0;         // likewise in reduce, where it waits for sums
+  // Questions that the rank it reports to has answered while it waited for others, and the seconds
+  // that the answers took in all: the network's, since nobody else is asked.
+  uint32_t answers = 0;
+  double answering = 0;
   uint32_t rounds = 0;  // batches that one lane of it computes in a step; 0: it trains nothing
 };
 
@@ -73,8 +78,18 @@ std::string rank_list(std::span<const int> ranks);
 struct OwnTime {
   double input = 0, compute = 0;
   uint32_t rounds = 0;
+  double reduce = 0;       // of the same step
+  double round_trip = -1;  // mean seconds of an answer; < 0: not measured
 };
 std::string straggler(std::span<const OwnTime> ranks, std::span<const std::string> hosts,
+                      double factor);
+
+// The host with the slowest network, if that is what the ranks wait for: even the rank that waits
+// the least spends more than factor - 1 times the longest own time in reduce, and one host's round
+// trips take three times the median of the other hosts' and 2 ms more. One line; "" where there is
+// none, or where it cannot be told: rank 0's host, towards which all are measured, is never named,
+// and two others are needed.
+std::string slow_link(std::span<const OwnTime> ranks, std::span<const std::string> hosts,
                       double factor);
 
 }  // namespace convoy::comm

@@ -115,6 +115,22 @@ struct Known {
   Time received;
 };
 
+// A warning that comes when its reason lasts, and then not soon again. Told once a window.
+class Persistent {
+ public:
+  bool is_due(bool reason) {
+    constexpr int kLasts = 2, kQuiet = 10;
+    if (quiet_ > 0) --quiet_;
+    windows_ = reason ? windows_ + 1 : 0;
+    if (windows_ < kLasts || quiet_ > 0) return false;
+    quiet_ = kQuiet;
+    return true;
+  }
+
+ private:
+  int windows_ = 0, quiet_ = 0;
+};
+
 // To connect to the rank above.
 struct Attempt {
   Link link;
@@ -312,6 +328,7 @@ class Watchdog::Impl {
     if (seconds < notable()) return;
     for (Known& known : table_) known.received += gap;
     heard_parent_ += gap;
+    asked_parent_.reset();
     if (parent_closed_) *parent_closed_ += gap;
     window_start_ = now;
     window_.clear();
@@ -425,6 +442,9 @@ class Watchdog::Impl {
         for (int rank = child; rank < size_; ++rank)
           if (is_below(rank, child)) known(rank).state.left = true;
         return true;
+      case FrameType::kEcho:
+        children_[child].send(encode(frame));
+        return true;
     }
     return false;
   }
@@ -445,6 +465,11 @@ class Watchdog::Impl {
     while ((read = take_frame(parent_link_.in, size_, frame)) == Read::kFrame) {
       heard_parent_ = Clock::now();
       if (frame.type == FrameType::kBye) parent_left_ = true;
+      if (frame.type == FrameType::kEcho && asked_parent_) {
+        answering_ += seconds_since(*asked_parent_);
+        ++answers_;
+        asked_parent_.reset();
+      }
       if (frame.type == FrameType::kVerdict) {
         pass_on(frame.verdict);
         return;
@@ -452,6 +477,7 @@ class Watchdog::Impl {
     }
     if (open && read != Read::kBad) return;
     parent_link_ = Link();
+    asked_parent_.reset();
     if (!parent_left_ && !parent_closed_) parent_closed_ = Clock::now();
   }
 
@@ -528,6 +554,7 @@ class Watchdog::Impl {
         candidates_.end());
     parent_link_ = std::move(attempt_->link);
     attempt_.reset();
+    asked_parent_.reset();
     heard_parent_ = Clock::now();
     parent_closed_.reset();
     send_up(Clock::now());
@@ -540,6 +567,8 @@ class Watchdog::Impl {
 
   void tick(Time now) {
     known(rank_) = {presence_.sample(communicator_.waiting()), now};
+    known(rank_).state.answers = answers_;
+    known(rank_).state.answering = answering_;
     if (is_root()) {
       std::vector<RankState> states;
       for (const Known& k : table_) states.push_back(aged(k, now));
@@ -573,7 +602,13 @@ class Watchdog::Impl {
     Frame frame{.type = FrameType::kBeats, .beats = {}, .verdict = {}};
     for (int rank = rank_; rank < size_; ++rank)
       if (is_below(rank, rank_)) frame.beats.push_back({rank, aged(known(rank), now)});
-    parent_link_.send(encode(frame));
+    std::string bytes = encode(frame);
+    // While it waits it has the processor for the answer, and the network is what it waits for.
+    if (known(rank_).state.waits && !asked_parent_) {
+      bytes += encode({.type = FrameType::kEcho, .beats = {}, .verdict = {}});
+      asked_parent_ = Clock::now();
+    }
+    parent_link_.send(bytes);
   }
 
   void watch_parent(Time now) {
@@ -604,20 +639,26 @@ class Watchdog::Impl {
         continue;
       }
       if (s.step < before.step || steps < kFewestSteps) break;
-      own.push_back({.input = (s.working[0] - before.working[0]) / static_cast<double>(steps),
-                     .compute = (s.working[1] - before.working[1]) / static_cast<double>(steps),
-                     .rounds = s.rounds});
+      const auto of_step = [&](double later, double earlier) {
+        return (later - earlier) / static_cast<double>(steps);
+      };
+      constexpr uint32_t kFewestAnswers = 3;
+      const uint32_t answers = s.answers - before.answers;
+      own.push_back({.input = of_step(s.working[0], before.working[0]),
+                     .compute = of_step(s.working[1], before.working[1]),
+                     .rounds = s.rounds,
+                     .reduce = of_step(s.reducing, before.reducing),
+                     .round_trip = answers < kFewestAnswers
+                                       ? -1
+                                       : (s.answering - before.answering) / answers});
     }
     const bool complete = own.size() == states.size();
     window_ = states;
-    if (quiet_windows_ > 0) --quiet_windows_;
-    const std::string line =
-        complete ? straggler(own, hosts_, config_.straggler_factor) : std::string();
-    slow_windows_ = line.empty() ? 0 : slow_windows_ + 1;
-    constexpr int kPersistent = 2, kQuiet = 10;
-    if (slow_windows_ < kPersistent || quiet_windows_ > 0) return;
-    log::warning("{}", line);
-    quiet_windows_ = kQuiet;
+    if (!complete) own.clear();
+    const std::string slow_rank = straggler(own, hosts_, config_.straggler_factor);
+    const std::string slow_network = slow_link(own, hosts_, config_.straggler_factor);
+    if (slow_ranks_.is_due(!slow_rank.empty())) log::warning("{}", slow_rank);
+    if (slow_networks_.is_due(!slow_network.empty())) log::warning("{}", slow_network);
   }
 
   // ---- The end ----
@@ -735,6 +776,9 @@ class Watchdog::Impl {
   Link parent_link_;
   std::optional<Attempt> attempt_;
   Time heard_parent_, last_seen_;
+  std::optional<Time> asked_parent_;  // a question that it has not answered yet
+  uint32_t answers_ = 0;              // so far, and the seconds that they took
+  double answering_ = 0;
   std::optional<Time> parent_closed_;
   bool parent_left_ = false;
   bool over_ = false;
@@ -744,7 +788,7 @@ class Watchdog::Impl {
   std::optional<Time> asked_at_;
   Time window_start_;
   std::vector<RankState> window_;  // as it was then
-  int slow_windows_ = 0, quiet_windows_ = 0;
+  Persistent slow_ranks_, slow_networks_;
 
   std::mutex mutex_;  // guards all below
   std::condition_variable connected_;

@@ -33,7 +33,8 @@ struct WatchdogConfig {
   // Seconds that an address has to answer when the ranks first connect.
   double connect = 3;
   // One warning where a rank's own time per step is more than this many times the median over
-  // `straggler_window` seconds, twice in a row; then none for ten windows. 0: off.
+  // `straggler_window` seconds, twice in a row; then none for ten windows. Likewise where all wait
+  // for the network of one host (slow_link in verdict.h). 0: off.
   double straggler_factor = 1.3;
   double straggler_window = 60;
   // Called on rank 0's watchdog thread before a verdict is passed on, which it may change. Must

@@ -26,6 +26,9 @@ Frame beats() {
     beat.state.closed = 9;
     beat.state.working[0] = 1;
     beat.state.working[1] = 2;
+    beat.state.reducing = 7;
+    beat.state.answers = 11;
+    beat.state.answering = 0.25;
     beat.state.rounds = 2;
     beat.state.detail = "file x";
     frame.beats.push_back(beat);
@@ -39,6 +42,7 @@ TEST(Heartbeat, FramesComeBackWhole) {
                    .beats = {},
                    .verdict = {.exit_code = 70, .culprits = {5}, .text = "rank 5 is wrong"}});
   bytes += encode({.type = FrameType::kBye, .beats = {}, .verdict = {}});
+  bytes += encode({.type = FrameType::kEcho, .beats = {}, .verdict = {}});
   // However the network cuts them.
   std::string arrived;
   std::vector<Frame> frames;
@@ -47,7 +51,7 @@ TEST(Heartbeat, FramesComeBackWhole) {
     Frame frame;
     if (take_frame(arrived, 8, frame) == Read::kFrame) frames.push_back(frame);
   }
-  ASSERT_EQ(frames.size(), 3u);
+  ASSERT_EQ(frames.size(), 4u);
   EXPECT_EQ(arrived, "");
   ASSERT_EQ(frames[0].beats.size(), 2u);
   EXPECT_EQ(encode(frames[0]), encode(beats()));
@@ -56,7 +60,11 @@ TEST(Heartbeat, FramesComeBackWhole) {
   EXPECT_EQ(frames[0].beats[0].state.step, 1ull << 40);
   EXPECT_EQ(frames[1].verdict.exit_code, 70);
   EXPECT_EQ(frames[1].verdict.text, "rank 5 is wrong");
+  EXPECT_EQ(frames[0].beats[0].state.reducing, 7);
+  EXPECT_EQ(frames[0].beats[1].state.answers, 11u);
+  EXPECT_EQ(frames[0].beats[1].state.answering, 0.25);
   EXPECT_EQ(frames[2].type, FrameType::kBye);
+  EXPECT_EQ(frames[3].type, FrameType::kEcho);
 }
 
 TEST(Heartbeat, RanksThatDoNotExistAreRefused) {

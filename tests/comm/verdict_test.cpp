@@ -154,6 +154,50 @@ TEST(Verdict, StragglersAreComparedPerRoundWithTheMedian) {
   // Of two ranks the faster is the measure.
   EXPECT_NE(straggler(std::vector{ms(0, 200), ms(0, 100)}, hosts(2), 1.3), "");
   EXPECT_EQ(straggler(std::vector{ms(0, 200)}, hosts(1), 1.3), "");
+  EXPECT_EQ(straggler({}, hosts(0), 1.3), "");
+}
+
+// R16: what all wait for, and whose network answers late.
+TEST(Verdict, ASlowNetworkIsToldFromASlowRank) {
+  const auto ms = [](double compute, double reduce, double round_trip) {
+    return OwnTime{.compute = compute / 1e3,
+                   .rounds = 1,
+                   .reduce = reduce / 1e3,
+                   .round_trip = round_trip / 1e3};
+  };
+  const std::vector slow = {ms(20, 90, -1), ms(21, 92, 0.5), ms(19, 91, 48)};
+  EXPECT_EQ(
+      slow_link(slow, hosts(3), 1.3),
+      "the network of node2 (rank 2) is slow and all wait for it: at least 90 ms of a step in "
+      "reduce, 21 ms of computing; an answer through it takes 48.0 ms, 0.5 ms from other "
+      "hosts");
+  EXPECT_EQ(straggler(slow, hosts(3), 1.3), "");
+  // A rank that computes for long waits for nobody, so it is not the network.
+  EXPECT_EQ(slow_link(std::vector{ms(20, 90, -1), ms(110, 2, 0.5), ms(19, 91, 48)}, hosts(3), 1.3),
+            "");
+  // A rank that trains nothing always waits: it neither hides nor makes one.
+  std::vector idle = {ms(100, 1, -1), ms(100, 1, 0.5), ms(0, 100, 48)};
+  idle[2].rounds = 0;
+  EXPECT_EQ(slow_link(idle, hosts(3), 1.3), "");
+  // All are alike; too little to tell; nobody to compare with; not measured.
+  EXPECT_EQ(slow_link(std::vector{ms(20, 90, -1), ms(20, 90, 40), ms(20, 90, 48)}, hosts(3), 1.3),
+            "");
+  EXPECT_EQ(slow_link(std::vector{ms(20, 90, -1), ms(20, 90, 0.1), ms(20, 90, 1)}, hosts(3), 1.3),
+            "");
+  EXPECT_EQ(slow_link(std::vector{ms(20, 90, -1), ms(20, 90, 48)}, hosts(2), 1.3), "");
+  EXPECT_EQ(slow_link(std::vector{ms(20, 90, -1), ms(20, 90, -1), ms(20, 90, 48)}, hosts(3), 1.3),
+            "");
+  EXPECT_EQ(slow_link({}, hosts(0), 1.3), "");
+  // Of a host's ranks the quickest answer counts: the other one had no processor.
+  std::vector<std::string> names = {"a", "b", "c", "c"};
+  std::vector two = {ms(20, 90, -1), ms(20, 90, 0.5), ms(20, 90, 48), ms(20, 90, 0.6)};
+  EXPECT_EQ(slow_link(two, names, 1.3), "");
+  two[3].round_trip = 0.05;
+  EXPECT_NE(slow_link(two, names, 1.3).find("the network of c (ranks 2-3) is slow"),
+            std::string::npos);
+  // Ranks of rank 0's host have no network between them and it.
+  names = {"a", "a", "b", "c"};
+  EXPECT_EQ(slow_link(two, names, 1.3).find("the network of a"), std::string::npos);
 }
 
 }  // namespace
