@@ -1,11 +1,13 @@
 # shellcheck shell=bash
-# What the tests of scripts share: a temporary folder (with a space in its name, as a user's may have)
-# that goes away, checks that count, waiting for a condition.
+# What the tests in shell share: a temporary folder that goes away, checks that count, waiting for a
+# condition, a job. The folder has a space in its name, as a user's may have, unless `work_name` says
+# otherwise; a test with more to clean up defines at_exit.
 set -uo pipefail
 # shellcheck disable=SC2034  # for the tests
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-work=$(mktemp -d "${TMPDIR:-/tmp}/convoy test XXXXXX")
-trap 'rm -rf "$work"' EXIT
+work=$(mktemp -d "${TMPDIR:-/tmp}/${work_name:-convoy test }XXXXXX")
+at_exit() { :; }
+trap 'at_exit; rm -rf "$work"' EXIT
 export CONVOY_CACHE=$work/cache
 export OMPI_MCA_orte_tmpdir_base=$work/session  # tests/end_to_end/program.cpp says why
 failures=0
@@ -26,6 +28,8 @@ check() {
 expect() { check "$1: $2" test "$2" = "$3"; }
 
 contains() { grep -qF -- "$2" "$1" || { sed 's/^/  | /' "$1"; false; }; }
+# matches FILE REGEX: a line does.
+matches() { grep -qE -- "$2" "$1" || { tail -n 30 "$1" | sed 's/^/  | /'; false; }; }
 
 # wait_for COMMAND...: until it succeeds, at most for the limit of a run (a minute).
 wait_for() {
