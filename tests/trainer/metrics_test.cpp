@@ -273,13 +273,17 @@ std::string live(uint64_t step) {
 }
 
 TEST(Progress, OnATerminalOneLineIsRewrittenAndCutToTheWidth) {
-  Terminal terminal;
-  {
-    Progress progress(hours(1), terminal.fd());
-    progress.update(state_at(1));
-    progress.update(state_at(2));  // within the tenth of a second: only remembered
+  for (bool in_time = false; !in_time;) {  // a loaded machine may need another try
+    Terminal terminal;
+    const auto start = std::chrono::steady_clock::now();
+    {
+      Progress progress(hours(1), terminal.fd());
+      progress.update(state_at(1));
+      progress.update(state_at(2));  // within the tenth of a second: only remembered
+      in_time = std::chrono::steady_clock::now() - start < std::chrono::milliseconds(100);
+    }
+    if (in_time) EXPECT_EQ(terminal.text(), live(1) + live(2) + "\n");
   }
-  EXPECT_EQ(terminal.text(), live(1) + live(2) + "\n");
 }
 
 TEST(Progress, LogLinesArePrintedWholeAboveTheLiveLine) {
