@@ -21,27 +21,20 @@ batch_per_worker: 2
 optimizer { kind: LARS learning_rate: 0.5 clip_norm: 1 ema_decay: 0.9 }
 )";
 
-class EmulatedGpu : public testing::TestWithParam<const char*> {
+class EmulatedGpu : public testing::TestWithParam<const char*>, protected Runs {
  protected:
-  EmulatedGpu() { folder_.write("job.txtpb", kJob); }
+  EmulatedGpu() : Runs(kJob) {}
 
   void train(const std::string& name, int ranks, int steps, const char* precision) {
     const Outcome outcome =
-        run(folder_,
-            {"train", "--job", folder_.path("job.txtpb"), "--out", folder_.path(name), "--device",
-             "cuda", "--set", fmt::format("stop_after_steps={}", steps), "--set",
+        run({"train", "--job", folder_.path("job.txtpb"), "--out", out(name), "--device", "cuda",
+             "--set", fmt::format("stop_after_steps={}", steps), "--set",
              fmt::format("precision={}", precision)},
             ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     EXPECT_EQ(outcome.left_running, "");
   }
-  std::string digest(const std::string& name) {
-    const Outcome outcome = run(folder_, {"verify", folder_.path(name), "--json"});
-    const auto object = nlohmann::json::parse(outcome.out, nullptr, false);
-    return object.is_object() ? object["digest"].get<std::string>() : outcome.all();
-  }
-
-  TempFolder folder_;
+  std::string digest(const std::string& name) { return Runs::digest(out(name)); }
 };
 
 TEST_P(EmulatedGpu, HasTheSameBitsOnAnyRanksAndAfterAStop) {
@@ -57,8 +50,7 @@ TEST_P(EmulatedGpu, HasTheSameBitsOnAnyRanksAndAfterAStop) {
     ::unsetenv("CONVOY_EMULATED_GPU_SHARED");
   }
   // A CPU evaluates it, whatever it was trained in.
-  const Outcome eval =
-      run(folder_, {"eval", "--checkpoint", folder_.path("one"), "--device", "cpu", "--json"});
+  const Outcome eval = run({"eval", "--checkpoint", out("one"), "--device", "cpu", "--json"});
   EXPECT_EQ(eval.exit_code, 0) << eval.all();
   train("less", 1, 3, GetParam());
   EXPECT_NE(digest("less"), digest("one"));

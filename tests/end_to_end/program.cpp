@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@ namespace convoy::test {
 namespace {
 
 namespace fs = std::filesystem;
+using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kLimit{CONVOY_RUN_LIMIT};
@@ -67,6 +69,11 @@ std::string Outcome::all() const {
                      exit_code, in_time ? "" : " (killed: too late)", out, err, left_running);
 }
 
+std::string program() {
+  const char* given = std::getenv("CONVOY_TEST_PROGRAM");
+  return given ? given : CONVOY_PROGRAM;
+}
+
 Running::Running(const TempFolder& folder, const Arguments& arguments, int ranks) {
   static int count = 0;
   const std::string log = folder.path(fmt::format("log-{}", count++));
@@ -74,17 +81,15 @@ Running::Running(const TempFolder& folder, const Arguments& arguments, int ranks
   out_path_ = log + ".out";
   err_path_ = log + ".err";
   Arguments command;
-  const char* given = std::getenv("CONVOY_TEST_PROGRAM");
-  const std::string program = given ? given : CONVOY_PROGRAM;
   const char* script = std::getenv("CONVOY_TEST_LAUNCHER");
   if (ranks != kAlone && script) {
-    ::setenv("CONVOY", program.c_str(), 1);
+    ::setenv("CONVOY", program().c_str(), 1);
     command = {script, "-n", std::to_string(ranks), "--"};
   } else {
     if (ranks != kAlone)
       command = {CONVOY_MPIEXEC,    "-n",        std::to_string(ranks),
                  "--oversubscribe", "--bind-to", "none"};
-    command.push_back(program);
+    command.push_back(program());
   }
   command.insert(command.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
@@ -196,6 +201,84 @@ std::string make_idx(const TempFolder& folder, const std::string& name, const Id
     folder.write(prefix + "-labels-idx1-ubyte", encode_idx_labels(labels));
   }
   return folder.path(name);
+}
+
+std::string Runs::checkpoint(const std::string& name, int step) const {
+  return fmt::format("{}/checkpoints/step-{:010}", out(name), step);
+}
+
+Arguments Runs::train(const std::string& name, const Arguments& more,
+                      const std::string& data) const {
+  return train_in(out(name), more, data);
+}
+
+Arguments Runs::train_in(const std::string& out_dir, const Arguments& more,
+                         const std::string& data) const {
+  Arguments arguments = {"train", "--job", folder_.path("job.txtpb"), "--data", folder_.path(data),
+                         "--out", out_dir};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+Outcome Runs::run(const Arguments& arguments, int ranks) const {
+  return test::run(folder_, arguments, ranks);
+}
+
+Outcome Runs::run_by(const std::string& line, const Arguments& arguments, int ranks) const {
+  const std::string real = program();
+  const std::string script =
+      folder_.write("by.sh", fmt::format("#!/bin/bash\nset -- \"{}\" \"$@\"\n{}\n", real, line));
+  ::chmod(script.c_str(), 0755);
+  ::setenv("CONVOY_TEST_PROGRAM", script.c_str(), 1);
+  Outcome outcome = run(arguments, ranks);
+  ::setenv("CONVOY_TEST_PROGRAM", real.c_str(), 1);
+  return outcome;
+}
+
+json Runs::output_of(const Arguments& arguments) const {
+  const Outcome outcome = run(arguments);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+  json object = json::parse(outcome.out, nullptr, false);
+  EXPECT_TRUE(object.is_object()) << outcome.all();
+  // Whatever is asked of it, the test goes on to its end.
+  return object.is_object() ? object : json{{"digest", outcome.all()}};
+}
+
+json Runs::verified(const std::string& path) const {
+  return output_of({"verify", path, "--json"});
+}
+
+std::string Runs::said() const {
+  std::string all;
+  for (const auto& entry : fs::directory_iterator(folder_.path()))
+    if (entry.path().extension() == ".err") all += read_file(entry.path().string());
+  return all;
+}
+
+std::vector<json> Runs::metrics(const std::string& name) const {
+  std::vector<json> lines;
+  for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl"))) {
+    lines.push_back(json::parse(line, nullptr, false));
+    EXPECT_TRUE(lines.back().is_object()) << name << ": " << line;
+  }
+  return lines;
+}
+
+std::vector<int> Runs::steps_of(const std::string& name) const {
+  std::vector<int> steps;
+  for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl")))
+    if (const json object = json::parse(line, nullptr, false); object.contains("train_loss"))
+      steps.push_back(object["step"]);  // the last line may be half there
+  return steps;
+}
+
+int Runs::step_of(const std::string& name) const {
+  const std::vector<int> steps = steps_of(name);
+  return steps.empty() ? 0 : steps.back();
+}
+
+void RunTest::allow_faults() {
+  ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
 }
 
 }  // namespace convoy::test

@@ -39,46 +39,31 @@ constexpr int kSamples = 235, kValImages = 50, kSteps = 30;
 class SameBits : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    folder_ = std::make_unique<TempFolder>();
-    folder_->write("job.txtpb", kJob);
-    make_idx(*folder_, "data", {.train = kSamples, .val = kValImages});
+    runs_ = std::make_unique<Runs>(kJob);
+    make_idx(runs_->folder(), "data", {.train = kSamples, .val = kValImages});
     // The reference: unbroken, one rank, one thread.
     train("reference", 1, {"--data-threads", "1"});
   }
-  static void TearDownTestSuite() { folder_.reset(); }
+  static void TearDownTestSuite() { runs_.reset(); }
 
-  static std::string out(const std::string& name) { return folder_->path("run-" + name); }
+  static std::string out(const std::string& name) { return runs_->out(name); }
 
   // A life of the run `name`; what it printed.
   static Outcome train(const std::string& name, int ranks, const Arguments& more = {}) {
-    Arguments arguments = {
-        "train", "--job",  folder_->path("job.txtpb"), "--data", folder_->path("data"),
-        "--out", out(name)};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    const Outcome outcome = run(*folder_, arguments, ranks);
+    const Outcome outcome = runs_->run(runs_->train(name, more), ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     EXPECT_EQ(outcome.left_running, "");
     return outcome;
   }
 
   static std::string digest(const std::string& name, int step = kSteps) {
-    const Outcome outcome = run(*folder_, {"verify", out(name), "--json"});
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
-    const json object = json::parse(outcome.out, nullptr, false);
-    if (!object.is_object()) return "no JSON: " + outcome.all();
+    json object = runs_->verified(out(name));
     EXPECT_EQ(object["step"], step) << name;
     EXPECT_EQ(object["digest"].get<std::string>().size(), 64u);
     return object["digest"];
   }
 
-  static std::vector<json> metrics(const std::string& name) {
-    std::vector<json> lines;
-    for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl"))) {
-      lines.push_back(json::parse(line, nullptr, false));
-      EXPECT_TRUE(lines.back().is_object()) << name << ": " << line;
-    }
-    return lines;
-  }
+  static std::vector<json> metrics(const std::string& name) { return runs_->metrics(name); }
 
   struct Drawn {
     uint64_t epoch = 0, sample = 0;
@@ -106,9 +91,9 @@ class SameBits : public testing::Test {
     return all;
   }
 
-  static std::unique_ptr<TempFolder> folder_;
+  static std::unique_ptr<Runs> runs_;
 };
-std::unique_ptr<TempFolder> SameBits::folder_;
+std::unique_ptr<Runs> SameBits::runs_;
 
 TEST_F(SameBits, OnAnyNumberOfRanksAndLoaderThreads) {
   const std::string expected = digest("reference");
@@ -177,8 +162,8 @@ TEST_F(SameBits, AJobWithoutWorkersTakesThemFromItsFirstStart) {
 }
 
 TEST_F(SameBits, ForImagesOfAFolder) {
-  make_image_folder(*folder_, 3, 13, 3);
-  folder_->write("images.txtpb", R"(
+  make_image_folder(runs_->folder(), 3, 13, 3);
+  runs_->folder().write("images.txtpb", R"(
     data { format: IMAGE_FOLDER train { size: 24 } eval { resize: 28 } }
     model { name: "cifar_resnet20" }
     workers: 3 batch_per_worker: 4 epochs: 2 evaluation { batch: 4 }
@@ -186,9 +171,9 @@ TEST_F(SameBits, ForImagesOfAFolder) {
   std::set<std::string> results;
   for (const int ranks : {1, 2, 3}) {
     const std::string name = fmt::format("images-{}", ranks);
-    const Outcome outcome = run(*folder_,
-                                {"train", "--job", folder_->path("images.txtpb"), "--data",
-                                 folder_->path(), "--out", out(name)},
+    const Outcome outcome = run(runs_->folder(),
+                                {"train", "--job", runs_->folder().path("images.txtpb"), "--data",
+                                 runs_->folder().path(), "--out", out(name)},
                                 ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     results.insert(digest(name, 7) + " " + outcome.out);
@@ -271,8 +256,7 @@ TEST_F(SameBits, AnEvaluationCountsTheSameOnAnyNumberOfRanks) {
   EXPECT_EQ(result["images"], kValImages);
   EXPECT_EQ(result["top1"].get<double>(), result["correct"].get<double>() / kValImages);
   for (const int ranks : {kAlone, 1, 2, 3}) {
-    const Outcome outcome =
-        run(*folder_, {"eval", "--checkpoint", out("reference"), "--json"}, ranks);
+    const Outcome outcome = runs_->run({"eval", "--checkpoint", out("reference"), "--json"}, ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     const json object = json::parse(outcome.out, nullptr, false);
     ASSERT_TRUE(object.is_object()) << outcome.all();

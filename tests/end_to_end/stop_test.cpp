@@ -33,52 +33,17 @@ checkpoint { every_steps: 5 keep: 1000 }
 log { every_steps: 1 samples: true }
 )";
 
-class Stop : public testing::Test {
+class Stop : public RunTest {
  protected:
-  void SetUp() override {
-    folder_.write("job.txtpb", kJob);
-    make_idx(folder_, "data", {});
-  }
-
-  Arguments train(const std::string& name, const Arguments& more = {}) const {
-    Arguments arguments = {
-        "train", "--job",  folder_.path("job.txtpb"), "--data", folder_.path("data"),
-        "--out", out(name)};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return arguments;
-  }
-  std::string out(const std::string& name) const { return folder_.path("run-" + name); }
-  static Arguments until(int step) { return {"--set", fmt::format("stop_after_steps={}", step)}; }
-
-  // The last step of a run's metrics.
-  int step_of(const std::string& name) const {
-    int step = 0;
-    for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl")))
-      if (const json object = json::parse(line, nullptr, false); object.contains("train_loss"))
-        step = object["step"];
-    return step;
-  }
-
-  std::string checkpoint(const std::string& name, int step) const {
-    return fmt::format("{}/checkpoints/step-{:010}", out(name), step);
-  }
-
-  std::string digest(const std::string& path) {
-    const Outcome outcome = run(folder_, {"verify", path, "--json"});
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
-    const json object = json::parse(outcome.out, nullptr, false);
-    return object.is_object() ? object["digest"].get<std::string>() : outcome.all();
-  }
+  Stop() : RunTest(kJob) { make_idx(folder_, "data", {}); }
 
   // An unbroken run to that step, on one rank.
   std::string unbroken_digest(int step) {
     const std::string name = fmt::format("unbroken-{}", step);
-    const Outcome outcome = run(folder_, train(name, until(step)));
+    const Outcome outcome = run(train(name, until(step)));
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     return digest(checkpoint(name, step));
   }
-
-  TempFolder folder_;
 };
 
 TEST_F(Stop, ASignalToMpirunStopsAllRanksAtTheSameStep) {
@@ -100,7 +65,7 @@ TEST_F(Stop, ASignalToMpirunStopsAllRanksAtTheSameStep) {
     EXPECT_EQ(json::parse(lines.back())["step"], step - 1) << "rank " << rank;
   }
 
-  const Outcome resumed = run(folder_, train("usr1", until(step + 6)), 2);
+  const Outcome resumed = run(train("usr1", until(step + 6)), 2);
   EXPECT_EQ(resumed.exit_code, 0) << resumed.all();
   EXPECT_EQ(digest(checkpoint("usr1", step + 6)), unbroken_digest(step + 6));
 }
@@ -165,7 +130,7 @@ TEST_F(Stop, AKilledRankEndsTheJobAndTheRunGoesOn) {
   EXPECT_EQ(killed.left_running, "");
 
   const int step = step_of("killed") + 5;
-  const Outcome resumed = run(folder_, train("killed", until(step)), 2);
+  const Outcome resumed = run(train("killed", until(step)), 2);
   EXPECT_EQ(resumed.exit_code, 0) << resumed.all();
   EXPECT_EQ(digest(checkpoint("killed", step)), unbroken_digest(step));
 
@@ -193,19 +158,19 @@ TEST_F(Stop, AKilledRankEndsTheJobAndTheRunGoesOn) {
 TEST_F(Stop, ADamagedCheckpointIsNamedAndTheOneBeforeIsUsed) {
   for (const int ranks : {1, 3}) {
     const std::string name = fmt::format("damaged-{}", ranks);
-    ASSERT_EQ(run(folder_, train(name, until(13)), ranks).exit_code, 0);
+    ASSERT_EQ(run(train(name, until(13)), ranks).exit_code, 0);
     const std::string newest = checkpoint(name, 13);
     std::string bytes = read_file(newest + "/model.safetensors");
     bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
     folder_.write(fmt::format("run-{}/checkpoints/step-0000000013/model.safetensors", name), bytes);
 
-    const Outcome verified = run(folder_, {"verify", out(name), "--json"});
+    const Outcome verified = run({"verify", out(name), "--json"});
     EXPECT_EQ(verified.exit_code, 70) << verified.all();
     EXPECT_EQ(verified.out, "");
     EXPECT_EQ(lines_with(verified.err, newest + "/model.safetensors: damaged"), 1)
         << verified.all();
 
-    const Outcome resumed = run(folder_, train(name, until(13)), ranks);
+    const Outcome resumed = run(train(name, until(13)), ranks);
     EXPECT_EQ(resumed.exit_code, 0) << resumed.all();
     EXPECT_EQ(lines_with(resumed.err, "model.safetensors: damaged"), 1) << resumed.all();
     EXPECT_EQ(lines_with(resumed.err, "resumed at step 10 of"), 1) << resumed.all();
@@ -217,7 +182,7 @@ TEST_F(Stop, ADamagedCheckpointIsNamedAndTheOneBeforeIsUsed) {
 // --resume DIR starts from another run, whose newest checkpoint may be damaged; the same command
 // goes on with what --out then holds.
 TEST_F(Stop, ResumeFromAnotherRunGoesOnWhenItIsRepeated) {
-  ASSERT_EQ(run(folder_, train("origin", until(8)), 2).exit_code, 0);
+  ASSERT_EQ(run(train("origin", until(8)), 2).exit_code, 0);
   std::string bytes = read_file(checkpoint("origin", 8) + "/manifest.txtpb");
   folder_.write("run-origin/checkpoints/step-0000000008/manifest.txtpb", bytes.substr(1));
   Arguments more = {"--resume", out("origin")};
@@ -226,10 +191,10 @@ TEST_F(Stop, ResumeFromAnotherRunGoesOnWhenItIsRepeated) {
     arguments.insert(arguments.end(), more.begin(), more.end());
     return arguments;
   };
-  const Outcome first = run(folder_, with(7), 2);
+  const Outcome first = run(with(7), 2);
   EXPECT_EQ(first.exit_code, 0) << first.all();
   EXPECT_EQ(lines_with(first.err, "resumed at step 5 of"), 1) << first.all();
-  const Outcome second = run(folder_, with(9), 3);
+  const Outcome second = run(with(9), 3);
   EXPECT_EQ(second.exit_code, 0) << second.all();
   EXPECT_EQ(lines_with(second.err, "resumed at step 7 of"), 1) << second.all();
   EXPECT_EQ(digest(out("copy")), unbroken_digest(9));
@@ -240,7 +205,7 @@ TEST_F(Stop, WhatIsNotFiniteIsNotSaved) {
   for (const int ranks : {1, 3}) {
     Arguments arguments = train(fmt::format("infinite-{}", ranks), until(1));
     arguments.insert(arguments.end(), {"--set", "optimizer.learning_rate=1e300"});
-    const Outcome outcome = run(folder_, arguments, ranks);
+    const Outcome outcome = run(arguments, ranks);
     EXPECT_EQ(outcome.exit_code, 70) << outcome.all();
     EXPECT_EQ(lines_with(outcome.err, "no longer finite"), 1) << outcome.all();
     EXPECT_FALSE(fs::exists(checkpoint(fmt::format("infinite-{}", ranks), 1)));
@@ -251,7 +216,7 @@ TEST_F(Stop, ASecondRunInTheSameFolderIsRefused) {
   Running first(folder_, train("shared"), kAlone);
   ASSERT_TRUE(first.wait_until([&] { return step_of("shared") >= 1; })) << first.finish().all();
   for (const int ranks : {1, 3}) {
-    const Outcome second = run(folder_, train("shared"), ranks);
+    const Outcome second = run(train("shared"), ranks);
     EXPECT_EQ(second.exit_code, 74) << second.all();
     EXPECT_EQ(lines_with(second.err, out("shared")), 1) << second.all();
     EXPECT_EQ(lines_with(second.err, fmt::format("{}", first.pid())), 1) << second.all();

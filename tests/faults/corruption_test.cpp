@@ -42,53 +42,38 @@ class Corruption : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
-    folder_ = std::make_unique<TempFolder>();
-    folder_->write("job.txtpb", kJob);
-    make_idx(*folder_, "data", {.train = 48, .val = 20, .classes = 3});
+    runs_ = std::make_unique<Runs>(kJob);
+    make_idx(runs_->folder(), "data", {.train = 48, .val = 20, .classes = 3});
     EXPECT_EQ(train("unbroken", kAlone).exit_code, 0);
   }
-  static void TearDownTestSuite() { folder_.reset(); }
+  static void TearDownTestSuite() { runs_.reset(); }
 
-  static std::string out(const std::string& name) { return folder_->path("run-" + name); }
+  static std::string out(const std::string& name) { return runs_->out(name); }
 
   static Outcome train(const std::string& name, int ranks, const Arguments& more = {},
                        const std::string& data = "data") {
-    Arguments arguments = {
-        "train", "--job",  folder_->path("job.txtpb"), "--data", folder_->path(data),
-        "--out", out(name)};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    const Outcome outcome = run(*folder_, arguments, ranks);
+    const Outcome outcome = runs_->run(runs_->train(name, more, data), ranks);
     EXPECT_TRUE(outcome.in_time) << outcome.all();
     EXPECT_EQ(outcome.left_running, "");
     return outcome;
   }
 
   static std::string digest(const std::string& name, int step = kSteps) {
-    const Outcome outcome = run(*folder_, {"verify", out(name), "--json"});
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
-    const json object = json::parse(outcome.out, nullptr, false);
-    if (!object.is_object()) return outcome.all();
+    json object = runs_->verified(out(name));
     EXPECT_EQ(object["step"], step) << name;
     return object["digest"];
   }
 
   static std::string manifest(const std::string& name, int step) {
-    return read_file(fmt::format("{}/checkpoints/step-{:010}/manifest.txtpb", out(name), step));
+    return read_file(runs_->checkpoint(name, step) + "/manifest.txtpb");
   }
 
-  // Steps of the metrics' training lines, which must rise by one but for what was passed over.
-  static std::vector<int> steps_of(const std::string& name) {
-    std::vector<int> steps;
-    for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl")))
-      if (const json object = json::parse(line, nullptr, false); object.contains("train_loss"))
-        steps.push_back(object["step"]);
-    return steps;
-  }
+  // They must rise by one but for what was passed over.
+  static std::vector<int> steps_of(const std::string& name) { return runs_->steps_of(name); }
 
   static std::string event(const std::string& name, const std::string& event) {
-    for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl")))
-      if (const json object = json::parse(line, nullptr, false); object.value("event", "") == event)
-        return object.value("detail", "");
+    for (const json& line : runs_->metrics(name))
+      if (line.value("event", "") == event) return line.value("detail", "");
     return "";
   }
 
@@ -98,9 +83,9 @@ class Corruption : public testing::Test {
     return steps;
   }
 
-  static std::unique_ptr<TempFolder> folder_;
+  static std::unique_ptr<Runs> runs_;
 };
-std::unique_ptr<TempFolder> Corruption::folder_;
+std::unique_ptr<Runs> Corruption::runs_;
 
 struct Flip {
   const char* what;
@@ -258,8 +243,7 @@ TEST_F(Corruption, NotANumberRollsAllRanksBackAlike) {
     expected.erase(expected.begin() + 10, expected.begin() + 12);
     EXPECT_EQ(steps_of(name), expected);
     int evaluations = 0;
-    for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl")))
-      evaluations += json::parse(line, nullptr, false).contains("top1");
+    for (const json& line : runs_->metrics(name)) evaluations += line.contains("top1");
     EXPECT_EQ(evaluations, 3);
   }
   EXPECT_EQ(digests.size(), 1u);
@@ -322,9 +306,9 @@ TEST_F(Corruption, DegenerateDataTrains) {
       for (size_t i = 0; i < pixels.size() && !black; ++i)
         pixels[i] = static_cast<uint8_t>(random4(7, Purpose::kSyntheticData, i, 0)[0]);
       for (int i = 0; i < n; ++i) labels.push_back(static_cast<uint8_t>(black ? i % 3 : 2));
-      folder_->write(name + prefix + "-images-idx3-ubyte",
-                     encode_idx_images(n, kSide, kSide, pixels));
-      folder_->write(name + prefix + "-labels-idx1-ubyte", encode_idx_labels(labels));
+      runs_->folder().write(name + prefix + "-images-idx3-ubyte",
+                            encode_idx_images(n, kSide, kSide, pixels));
+      runs_->folder().write(name + prefix + "-labels-idx1-ubyte", encode_idx_labels(labels));
     }
   };
   make("black", true);

@@ -36,28 +36,9 @@ checkpoint { every_steps: 5 keep: 2 keep_best: false }
 log { every_steps: 1 samples: true }
 )";
 
-class Disk : public testing::Test {
+class Disk : public RunTest {
  protected:
-  void SetUp() override {
-    folder_.write("job.txtpb", kJob);
-    make_idx(folder_, "data", {});
-  }
-
-  Arguments train(const std::string& out, const Arguments& more = {}) const {
-    Arguments arguments = {
-        "train", "--job", folder_.path("job.txtpb"), "--data", folder_.path("data"), "--out", out};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return arguments;
-  }
-  static Arguments until(int step) { return {"--set", fmt::format("stop_after_steps={}", step)}; }
-
-  // What the program has said so far on standard error.
-  std::string said() const {
-    std::string all;
-    for (const auto& entry : fs::directory_iterator(folder_.path()))
-      if (entry.path().extension() == ".err") all += read_file(entry.path().string());
-    return all;
-  }
+  Disk() : RunTest(kJob) { make_idx(folder_, "data", {}); }
 
   static std::vector<int> steps_in(const std::string& out) {
     std::vector<int> steps;
@@ -73,15 +54,6 @@ class Disk : public testing::Test {
     const std::vector<int> steps = steps_in(out);
     return steps.empty() ? 0 : steps.back();
   }
-
-  std::string digest(const std::string& path) {
-    const Outcome outcome = run(folder_, {"verify", path, "--json"});
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
-    const json object = json::parse(outcome.out, nullptr, false);
-    return object.is_object() ? object["digest"].get<std::string>() : outcome.all();
-  }
-
-  TempFolder folder_;
 };
 
 // A disk fills up under a run, is freed, fills up again until the end. 24 MiB: two checkpoints, one
@@ -92,7 +64,7 @@ TEST_F(Disk, R23AFullDiskIsOutlivedAndNothingIsLost) {
   fs::create_directory(folder_.path("disk"));
   const Mount disk(folder_.path("disk"), 24 << 20);
   const std::string out = folder_.path("disk/run");
-  Running running(folder_, train(out), 2);
+  Running running(folder_, train_in(out), 2);
   ASSERT_TRUE(running.wait_until([&] { return newest_in(out) >= 10; })) << running.finish().all();
 
   disk.resize(disk.used());
@@ -102,7 +74,7 @@ TEST_F(Disk, R23AFullDiskIsOutlivedAndNothingIsLost) {
   EXPECT_GE(stood, 10);
   for (const auto& entry : fs::directory_iterator(out + "/checkpoints"))
     EXPECT_EQ(entry.path().string().find(".tmp"), std::string::npos) << entry.path();
-  EXPECT_EQ(run(folder_, {"verify", out}).exit_code, 0);
+  EXPECT_EQ(run({"verify", out}).exit_code, 0);
 
   disk.resize(24 << 20);
   ASSERT_TRUE(running.wait_until([&] { return newest_in(out) > stood; })) << running.finish().all();
@@ -124,11 +96,11 @@ TEST_F(Disk, R23AFullDiskIsOutlivedAndNothingIsLost) {
   EXPECT_GE(lines_with(stopped.err, "No space left on device"), 2) << stopped.all();
 
   disk.resize(24 << 20);
-  const Outcome resumed = run(folder_, train(out, until(left + 3)));
+  const Outcome resumed = run(train_in(out, until(left + 3)));
   EXPECT_EQ(resumed.exit_code, 0) << resumed.all();
   EXPECT_EQ(lines_with(resumed.err, fmt::format("resumed at step {} of", left)), 1)
       << resumed.all();
-  EXPECT_EQ(run(folder_, train(folder_.path("unbroken"), until(left + 3))).exit_code, 0);
+  EXPECT_EQ(run(train_in(folder_.path("unbroken"), until(left + 3))).exit_code, 0);
   EXPECT_EQ(digest(out), digest(folder_.path("unbroken")));
 }
 
@@ -139,14 +111,14 @@ TEST_F(Disk, R23NoRoomForTwoIsSaidBeforeTheFirstStep) {
   const Mount disk(folder_.path("disk"), 5 << 20);
   const std::string out = folder_.path("disk/run");
   for (const int ranks : {kAlone, 2}) {
-    const Outcome refused = run(folder_, train(out, until(3)), ranks);
+    const Outcome refused = run(train_in(out, until(3)), ranks);
     EXPECT_EQ(refused.exit_code, 74) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "no room for one beside the one before"), 1) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "a checkpoint takes 3."), 1) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "step 1/"), 0) << refused.all();
   }
   disk.resize(9 << 20);
-  const Outcome warned = run(folder_, train(out, until(3)));
+  const Outcome warned = run(train_in(out, until(3)));
   EXPECT_EQ(warned.exit_code, 0) << warned.all();
   EXPECT_EQ(lines_with(warned.err, "checkpoint.keep: 2 needs room for 3"), 1) << warned.all();
 }
@@ -158,14 +130,14 @@ TEST_F(Disk, R29AReadOnlyFolderIsRefusedAndOneThatBecomesSoIsOutlived) {
   fs::create_directories(out + "/checkpoints");
   {
     const Mount read_only(out);
-    const Outcome refused = run(folder_, train(out, until(3)), 2);
+    const Outcome refused = run(train_in(out, until(3)), 2);
     EXPECT_EQ(refused.exit_code, 74) << refused.all();
     EXPECT_EQ(lines_with(refused.err, out), 1) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "Read-only file system"), 1) << refused.all();
   }
   {
     const Mount read_only(out + "/checkpoints");
-    const Outcome refused = run(folder_, train(out, until(3)));
+    const Outcome refused = run(train_in(out, until(3)));
     EXPECT_EQ(refused.exit_code, 74) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "checkpoints/trial."), 1) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "step 1/"), 0) << refused.all();
@@ -174,8 +146,8 @@ TEST_F(Disk, R29AReadOnlyFolderIsRefusedAndOneThatBecomesSoIsOutlived) {
   constexpr int kApart = 50;
   ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
   Running running(folder_,
-                  train(out, {"--set", fmt::format("checkpoint.every_steps={}", kApart), "--fault",
-                              "rank=0 step=1 kind=slow seconds=0.03 count=100000"}),
+                  train_in(out, {"--set", fmt::format("checkpoint.every_steps={}", kApart),
+                                 "--fault", "rank=0 step=1 kind=slow seconds=0.03 count=100000"}),
                   2);
   ASSERT_TRUE(running.wait_until([&] { return lines_with(said(), "step 1/") > 0; }))
       << running.finish().all();
@@ -195,7 +167,7 @@ TEST_F(Disk, R29AReadOnlyFolderIsRefusedAndOneThatBecomesSoIsOutlived) {
 
 TEST_F(Disk, R29AFolderThatIsRemovedIsMadeAgain) {
   const std::string out = folder_.path("run");
-  Running running(folder_, train(out), 2);
+  Running running(folder_, train_in(out), 2);
   ASSERT_TRUE(running.wait_until([&] { return newest_in(out) >= 5; })) << running.finish().all();
   // A save under way may make it again at any moment.
   std::error_code error;
@@ -211,7 +183,7 @@ TEST_F(Disk, R29AFolderThatIsRemovedIsMadeAgain) {
   const int left = newest_in(out);
   EXPECT_EQ(lines_with(stopped.err, fmt::format("stopped at step {} of", left)), 1)
       << stopped.all();
-  const Outcome resumed = run(folder_, train(out, until(left + 2)));
+  const Outcome resumed = run(train_in(out, until(left + 2)));
   EXPECT_EQ(resumed.exit_code, 0) << resumed.all();
   EXPECT_EQ(lines_with(resumed.err, fmt::format("resumed at step {} of", left)), 1)
       << resumed.all();
@@ -230,14 +202,14 @@ TEST_F(Disk, R30TheLockOfAnotherHostIsWatchedForItsLease) {
   Arguments more = until(2);
   more.insert(more.end(), {"--set", "checkpoint.lease_seconds=2"});
   write_lock(1);
-  const Outcome taken = run(folder_, train(out, more), 2);
+  const Outcome taken = run(train_in(out, more), 2);
   EXPECT_EQ(taken.exit_code, 0) << taken.all();
   EXPECT_EQ(lines_with(taken.err, "last used by pid 71 on host node7 (life 3)"), 1) << taken.all();
   EXPECT_EQ(lines_with(taken.err, "this is life 4"), 1) << taken.all();
 
   int renewed = 2;
   write_lock(renewed);
-  Running running(folder_, train(out, more), 2);
+  Running running(folder_, train_in(out, more), 2);
   EXPECT_TRUE(running.wait_until([&] {
     write_lock(++renewed);
     return lines_with(said(), "in use by pid 71 on host node7 (life 3)") > 0;
@@ -250,7 +222,7 @@ TEST_F(Disk, R30TheLockOfAnotherHostIsWatchedForItsLease) {
 TEST_F(Disk, R18AStoppedLifeThatWasSucceededWritesNothingMore) {
   const std::string out = folder_.path("run");
   Arguments more = {"--set", "checkpoint.lease_seconds=1"};
-  Running running(folder_, train(out, more), kAlone);
+  Running running(folder_, train_in(out, more), kAlone);
   ASSERT_TRUE(running.wait_until([&] { return newest_in(out) >= 5; })) << running.finish().all();
   // Not in the middle of a save, which may have looked into the lock already.
   const auto saving = [&] {
@@ -284,19 +256,19 @@ TEST_F(Disk, R47AClosedOrFullOutputDoesNotEndTheRun) {
   for (const char* redirection : {">&- 2>&-", ">/dev/full 2>/dev/full", "2>&1 | true", "<&- >&-"}) {
     SCOPED_TRACE(redirection);
     step += 2;
-    std::string command = "set -o pipefail; exec " + std::string(CONVOY_PROGRAM);
-    for (const std::string& argument : train(out, until(step))) command += " '" + argument + "'";
+    std::string command = "set -o pipefail; exec " + program();
+    for (const std::string& argument : train_in(out, until(step))) command += " '" + argument + "'";
     // With a pipe the shell waits for the program, whose exit code pipefail hands on.
     command = "bash -c \"" + command + " " + redirection + "\"";
     const int status = std::system(command.c_str());
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
     EXPECT_EQ(newest_in(out), step);
-    EXPECT_EQ(run(folder_, {"verify", out}).exit_code, 0);  // nothing was printed into a file of it
+    EXPECT_EQ(run({"verify", out}).exit_code, 0);  // nothing was printed into a file of it
     std::error_code ignored;
     fs::create_symlink("checkpoints/step-0000000099", out + "/latest", ignored);
     fs::create_symlink("latest", out + "/checkpoints/latest", ignored);
   }
-  const Outcome resumed = run(folder_, train(out, until(step)));
+  const Outcome resumed = run(train_in(out, until(step)));
   EXPECT_EQ(lines_with(resumed.err, fmt::format("resumed at step {} of", step)), 1)
       << resumed.all();
 }

@@ -44,34 +44,21 @@ uint64_t number_of(const char* variable, uint64_t otherwise) {
   return text ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
-class Kill : public testing::Test {
+class Kill : public RunTest {
  protected:
+  Kill() : RunTest(kJob) {}
   void SetUp() override {
-    ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
+    allow_faults();
     // Open MPI 4.1 itself hangs now and then when ranks die while they connect; the script ends it.
     ::setenv("CONVOY_TEST_LAUNCHER", CONVOY_SOURCE "/cluster/mpirun.sh", 1);
-    folder_.write("job.txtpb", kJob);
     make_idx(folder_, "data", {.train = 96, .val = 30, .classes = 3});
-  }
-
-  std::string out(const std::string& name) const { return folder_.path("run-" + name); }
-  Arguments train(const std::string& name, const Arguments& more = {}) const {
-    Arguments arguments = {
-        "train", "--job",  folder_.path("job.txtpb"), "--data", folder_.path("data"),
-        "--out", out(name)};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return arguments;
   }
 
   // What `convoy verify RUN` says: everything whole, and the digest of the end.
   std::string digest(const std::string& name) {
-    const Outcome outcome = run(folder_, {"verify", out(name), "--json"});
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
-    const json object = json::parse(outcome.out, nullptr, false);
-    if (!object.is_object()) return outcome.all();
+    json object = verified(out(name));
     EXPECT_EQ(object["step"], kSteps);
-    EXPECT_TRUE(object["ledger"].is_object()) << outcome.all();
-    if (!object["ledger"].is_object()) return outcome.all();
+    EXPECT_TRUE(object["ledger"].is_object()) << object;
     EXPECT_EQ(object["ledger"]["first_step"], 0);
     EXPECT_EQ(object["ledger"]["whole_epochs"], 3);
     return object["digest"];
@@ -79,7 +66,7 @@ class Kill : public testing::Test {
 
   std::string unbroken_digest() {
     if (!unbroken_.empty()) return unbroken_;
-    const Outcome outcome = run(folder_, train("unbroken"), 2);
+    const Outcome outcome = run(train("unbroken"), 2);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     return unbroken_ = digest("unbroken");
   }
@@ -135,7 +122,6 @@ class Kill : public testing::Test {
     return outcome.exit_code;
   }
 
-  TempFolder folder_;
   std::string unbroken_;
   uint64_t killed_ = 0;  // lives
 };
@@ -151,7 +137,7 @@ TEST_F(Kill, AnyRankAtAnyMomentAndTheRunEndsWithTheSameBits) {
     // Faults stop after some lives, so that every run comes to its end.
     for (; code != 0 && lives < 6; ++lives) code = live(name, random);
     if (code != 0) {
-      const Outcome last = run(folder_, train(name), 2 + static_cast<int>(random() % 3));
+      const Outcome last = run(train(name), 2 + static_cast<int>(random() % 3));
       ASSERT_EQ(last.exit_code, 0) << last.all();
     }
     ASSERT_EQ(digest(name), unbroken_digest());
@@ -165,7 +151,7 @@ TEST_F(Kill, AnyRankAtAnyMomentAndTheRunEndsWithTheSameBits) {
 
 // R6: the message of the rank that failed is there once and whole.
 TEST_F(Kill, AnExceptionOnOneRankEndsAllAndIsSaidOnce) {
-  const Outcome outcome = run(folder_, train("thrown", {"--fault", "kind=throw rank=1 step=6"}), 3);
+  const Outcome outcome = run(train("thrown", {"--fault", "kind=throw rank=1 step=6"}), 3);
   EXPECT_TRUE(outcome.in_time);
   EXPECT_EQ(outcome.exit_code, 70) << outcome.all();
   EXPECT_EQ(outcome.left_running, "");
@@ -174,7 +160,7 @@ TEST_F(Kill, AnExceptionOnOneRankEndsAllAndIsSaidOnce) {
   const std::string lives = read_file(out("thrown") + "/lives.jsonl");
   EXPECT_EQ(lines_with(lives, R"("event":"end")"), 1) << lives;
   EXPECT_EQ(lines_with(lives, "a fault was asked for at step 6"), 1) << lives;
-  EXPECT_EQ(run(folder_, train("thrown"), 2).exit_code, 0);
+  EXPECT_EQ(run(train("thrown"), 2).exit_code, 0);
   EXPECT_EQ(digest("thrown"), unbroken_digest());
 }
 
@@ -182,8 +168,8 @@ TEST_F(Kill, AnExceptionOnOneRankEndsAllAndIsSaidOnce) {
 TEST_F(Kill, ASaveThatFailsDoesNotEndTheRun) {
   for (const char* kind : {"enospc", "eio", "short"}) {
     const std::string name = fmt::format("full-{}", kind);
-    const Outcome outcome = run(
-        folder_, train(name, {"--fault", fmt::format("kind={} step=8 at=save call=5", kind)}), 2);
+    const Outcome outcome =
+        run(train(name, {"--fault", fmt::format("kind={} step=8 at=save call=5", kind)}), 2);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     // What a short write leaves is written by the next call.
     EXPECT_EQ(lines_with(outcome.err, "trying again") > 0, std::string_view(kind) != "short")
@@ -194,7 +180,7 @@ TEST_F(Kill, ASaveThatFailsDoesNotEndTheRun) {
 
 TEST_F(Kill, FaultsMustBeAllowed) {
   ::unsetenv("CONVOY_ALLOW_FAULTS");
-  const Outcome outcome = run(folder_, train("refused", {"--fault", "kind=kill step=0"}), 2);
+  const Outcome outcome = run(train("refused", {"--fault", "kind=kill step=0"}), 2);
   EXPECT_EQ(outcome.exit_code, 64) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, "CONVOY_ALLOW_FAULTS=1"), 1) << outcome.all();
 }

@@ -40,40 +40,27 @@ checkpoint { every_steps: 3 keep: 2 }
 log { every_steps: 1 }
 )";
 
-class LedgerRun : public testing::Test {
+class LedgerRun : public RunTest {
  protected:
-  void SetUp() override {
-    ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
-    folder_.write("job.txtpb", kJob);
+  LedgerRun() : RunTest(kJob) {
+    allow_faults();
     make_idx(folder_, "data", {.train = kSamples, .val = 30, .classes = 3});
   }
 
-  std::string out(const std::string& name = "a") const { return folder_.path("run-" + name); }
+  // Most tests have one run.
+  std::string out(const std::string& name = "a") const { return Runs::out(name); }
   Arguments train(const Arguments& more = {}, const std::string& name = "a") const {
-    Arguments arguments = {
-        "train", "--job",  folder_.path("job.txtpb"), "--data", folder_.path("data"),
-        "--out", out(name)};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return arguments;
+    return Runs::train(name, more);
   }
-  static Arguments until(int step) { return {"--set", fmt::format("stop_after_steps={}", step)}; }
-
-  json output_of(const Arguments& arguments) {
-    const Outcome outcome = run(folder_, arguments);
-    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
-    const json object = json::parse(outcome.out, nullptr, false);
-    EXPECT_TRUE(object.is_object()) << outcome.all();
-    return object;
-  }
-  json verified(const std::string& name = "a") {
-    return output_of({"verify", out(name), "--json"});
-  }
+  std::string checkpoint(int step) const { return Runs::checkpoint("a", step); }
+  int step_of() const { return Runs::step_of("a"); }
+  json verified(const std::string& name = "a") const { return Runs::verified(out(name)); }
   json reported(const std::string& name = "a") {
     return output_of({"report", out(name), "--json"});
   }
 
   void expect_flaw(const std::string& words) {
-    const Outcome outcome = run(folder_, {"verify", out()});
+    const Outcome outcome = run({"verify", out()});
     EXPECT_EQ(outcome.exit_code, 70) << outcome.all();
     EXPECT_EQ(outcome.out, "");
     EXPECT_EQ(lines_of(outcome.err).size(), 1u) << outcome.all();
@@ -87,19 +74,6 @@ class LedgerRun : public testing::Test {
     for (const LedgerRecord& record : records) text += to_line(record) + "\n";
     write_file(ledger_path(), text);
   }
-
-  int step_of(const std::string& name = "a") const {
-    int step = 0;
-    for (const std::string& line : lines_of(read_file(out(name) + "/metrics.jsonl")))
-      if (const json object = json::parse(line, nullptr, false); object.contains("train_loss"))
-        step = object["step"];
-    return step;
-  }
-  std::string checkpoint(int step, const std::string& name = "a") const {
-    return fmt::format("{}/checkpoints/step-{:010}", out(name), step);
-  }
-
-  TempFolder folder_;
 };
 
 // R1, R2: five lives on 1 to 3 ranks, four of them killed somewhere.
@@ -115,7 +89,7 @@ TEST_F(LedgerRun, KilledLivesAddUpToEachSampleOnce) {
     const int step = point == kPoints[2] ? 6 * (life + 1) : 6 * life + 2 + below(5);
     const std::string fault = fmt::format("kind=kill rank={} step={} at={}",
                                           below(static_cast<uint64_t>(ranks)), step, point);
-    const Outcome outcome = run(folder_, train({"--fault", fault}), ranks);
+    const Outcome outcome = run(train({"--fault", fault}), ranks);
     ASSERT_EQ(outcome.exit_code, 137) << fault << outcome.all();
     ++killed;
   }
@@ -125,9 +99,9 @@ TEST_F(LedgerRun, KilledLivesAddUpToEachSampleOnce) {
     if (entry.path().extension().empty()) checkpoints.insert(entry.path());
   ASSERT_GE(checkpoints.size(), 2u);
   fs::remove_all(*checkpoints.rbegin());
-  const Outcome last = run(folder_, train(until(kSteps)), 2);
+  const Outcome last = run(train(until(kSteps)), 2);
   ASSERT_EQ(last.exit_code, 0) << last.all();
-  ASSERT_EQ(run(folder_, train(until(kSteps), "unbroken"), 1).exit_code, 0);
+  ASSERT_EQ(run(train(until(kSteps), "unbroken"), 1).exit_code, 0);
 
   const json proof = verified();
   EXPECT_EQ(proof["digest"], verified("unbroken")["digest"]);
@@ -157,13 +131,13 @@ TEST_F(LedgerRun, KilledLivesAddUpToEachSampleOnce) {
   EXPECT_GT(report["seconds"]["useful"], 0);
   EXPECT_EQ(first["end"], "killed");
   EXPECT_EQ(end["exit_code"], 0);
-  const Outcome table = run(folder_, {"report", out()});
+  const Outcome table = run({"report", out()});
   EXPECT_EQ(lines_with(table.out, "  killed"), killed) << table.all();
   EXPECT_EQ(lines_with(table.out, "wall time"), 1) << table.all();
 }
 
 TEST_F(LedgerRun, ALedgerThatLiesIsFoundAtThePlace) {
-  ASSERT_EQ(run(folder_, train(until(14)), 2).exit_code, 0);
+  ASSERT_EQ(run(train(until(14)), 2).exit_code, 0);
   const std::vector<LedgerRecord> whole = ledger();
   ASSERT_EQ(whole.size(), 5u);
   EXPECT_EQ(whole[3].first, 9u);
@@ -204,7 +178,7 @@ TEST_F(LedgerRun, ALedgerThatLiesIsFoundAtThePlace) {
 
   // A life that goes on after such a line neither stops at it nor hides it.
   write_file(ledger_path(), text);
-  EXPECT_EQ(run(folder_, train(until(16)), 2).exit_code, 0);
+  EXPECT_EQ(run(train(until(16)), 2).exit_code, 0);
   expect_flaw("fails at step 3, position 24");
 
   // One that is gone proves nothing, whenever it went.
@@ -212,11 +186,11 @@ TEST_F(LedgerRun, ALedgerThatLiesIsFoundAtThePlace) {
   expect_flaw("steps 0 to 15 are not proven: the run has no ledger any more; --allow-unrecorded");
   const Arguments allowed = {"verify", out(), "--allow-unrecorded", "--json"};
   EXPECT_EQ(output_of(allowed)["ledger"], nullptr);
-  const Outcome none = run(folder_, {"verify", out(), "--allow-unrecorded"});
+  const Outcome none = run({"verify", out(), "--allow-unrecorded"});
   EXPECT_EQ(lines_with(none.out, "ledger: none"), 1) << none.all();
   // Of a checkpoint there is nothing more to prove.
   EXPECT_FALSE(output_of({"verify", checkpoint(16), "--json"}).contains("ledger"));
-  EXPECT_EQ(run(folder_, train(until(18)), 1).exit_code, 0);
+  EXPECT_EQ(run(train(until(18)), 1).exit_code, 0);
   expect_flaw("steps 0 to 15 are not proven: life 3 found no ledger: it was removed, or");
   const json proof = output_of(allowed)["ledger"];
   EXPECT_EQ(proof["first_step"], 16);
@@ -229,15 +203,15 @@ TEST_F(LedgerRun, ALedgerThatLiesIsFoundAtThePlace) {
   // One that begins from it need not know what it did.
   Arguments more = until(20);
   more.insert(more.end(), {"--resume", out()});
-  ASSERT_EQ(run(folder_, train(more, "b"), 1).exit_code, 0);
+  ASSERT_EQ(run(train(more, "b"), 1).exit_code, 0);
   EXPECT_EQ(verified("b")["ledger"]["first_step"], 18);
 }
 
 TEST_F(LedgerRun, ARunThatBeginsFromAnotherTakesItsLedgerOver) {
-  ASSERT_EQ(run(folder_, train(until(8)), 2).exit_code, 0);
+  ASSERT_EQ(run(train(until(8)), 2).exit_code, 0);
   Arguments more = until(11);
   more.insert(more.end(), {"--resume", checkpoint(6)});
-  const Outcome outcome = run(folder_, train(more, "b"), 1);
+  const Outcome outcome = run(train(more, "b"), 1);
   ASSERT_EQ(outcome.exit_code, 0) << outcome.all();
   const json proof = verified("b")["ledger"];
   EXPECT_EQ(proof["first_step"], 0);
@@ -250,17 +224,17 @@ TEST_F(LedgerRun, LivesWithoutAStepAreCounted) {
   Arguments more = until(3);
   more.insert(more.end(), {"--resume", "auto", "--fault", "kind=throw rank=0 step=0 at=compute"});
   for (int life = 1; life <= 3; ++life) {
-    const Outcome outcome = run(folder_, train(more), life == 3 ? 2 : kAlone);
+    const Outcome outcome = run(train(more), life == 3 ? 2 : kAlone);
     EXPECT_EQ(outcome.exit_code, 70) << outcome.all();
     EXPECT_EQ(lines_with(outcome.err, "a fault was asked for at step 0"), 1) << outcome.all();
     EXPECT_EQ(lines_with(outcome.err, "life 1: 70 a fault was asked for at step 0; life 2: 70"),
               life == 3)
         << outcome.all();
   }
-  ASSERT_EQ(run(folder_, train(until(3)), 2).exit_code, 0);
+  ASSERT_EQ(run(train(until(3)), 2).exit_code, 0);
   more = until(6);
   more.insert(more.end(), {"--fault", "kind=throw rank=0 step=3 at=compute"});
-  const Outcome next = run(folder_, train(more));
+  const Outcome next = run(train(more));
   EXPECT_EQ(next.exit_code, 70);
   EXPECT_EQ(lines_with(next.err, "life 1"), 0) << next.all();
   const json lives = reported()["lives"];
@@ -274,7 +248,7 @@ TEST_F(LedgerRun, ARunThatAlwaysHangsDoesNotAskForEver) {
   const Arguments more = {"--set", "watchdog.input_seconds=2", "--fault",
                           "kind=hang rank=0 step=0 at=input"};
   for (int life = 1; life <= 3; ++life) {
-    const Outcome outcome = run(folder_, train(more), life == 2 ? kAlone : 2);
+    const Outcome outcome = run(train(more), life == 2 ? kAlone : 2);
     EXPECT_EQ(outcome.exit_code, life == 3 ? 70 : 75) << outcome.all();
     EXPECT_EQ(lines_with(outcome.err, "does not ask to be run again"), life == 3) << outcome.all();
   }
@@ -289,7 +263,7 @@ TEST_F(LedgerRun, ARunThatAlwaysHangsDoesNotAskForEver) {
 // R10.
 TEST_F(LedgerRun, UntilLeavesInTimeSaved) {
   const auto start = std::chrono::steady_clock::now();
-  const Outcome outcome = run(folder_, train({"--until", "+3s"}), 2);
+  const Outcome outcome = run(train({"--until", "+3s"}), 2);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   EXPECT_EQ(outcome.exit_code, 75) << outcome.all();
   EXPECT_LT(took.count(), 30);
@@ -299,8 +273,7 @@ TEST_F(LedgerRun, UntilLeavesInTimeSaved) {
   EXPECT_EQ(verified()["ledger"]["end_step"], step);
   EXPECT_EQ(reported()["lives"][0]["reason"], "stopped by --until");
   // A moment that has come already still does a step, so that lives get on.
-  const Outcome late = run(folder_,
-                           train({"--until", "+1s", "--fault",
+  const Outcome late = run(train({"--until", "+1s", "--fault",
                                   fmt::format("kind=slow seconds=1.5 rank=0 step={} "
                                               "at=input count=1",
                                               step)}),
@@ -309,7 +282,7 @@ TEST_F(LedgerRun, UntilLeavesInTimeSaved) {
   EXPECT_GT(step_of(), step);
 
   for (const char* wrong : {"soon", "2020-01-01T00:00", "job"}) {
-    const Outcome refused = run(folder_, train({"--until", wrong}));
+    const Outcome refused = run(train({"--until", wrong}));
     EXPECT_EQ(refused.exit_code, 64) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "--until"), 1) << refused.all();
   }
@@ -353,11 +326,11 @@ TEST_F(LedgerRun, FurtherSignalsDoNotCorruptTheSave) {
 
 // R48.
 TEST_F(LedgerRun, AChangedJobIsShownAndRefusedWhereItChangesTheResult) {
-  ASSERT_EQ(run(folder_, train(until(3)), 2).exit_code, 0);
+  ASSERT_EQ(run(train(until(3)), 2).exit_code, 0);
   // Harmless: shown, and on it goes; other ranks as well.
   Arguments more = until(6);
   more.insert(more.end(), {"--set", "checkpoint.keep=7", "--set", "log.every_steps=2"});
-  const Outcome harmless = run(folder_, train(more), 3);
+  const Outcome harmless = run(train(more), 3);
   EXPECT_EQ(harmless.exit_code, 0) << harmless.all();
   EXPECT_EQ(lines_with(harmless.err, "resume with checkpoint.keep: 2 -> 7"), 1) << harmless.all();
   EXPECT_EQ(lines_with(harmless.err, "resume with stop_after_steps: 3 -> 6"), 1);
@@ -366,7 +339,7 @@ TEST_F(LedgerRun, AChangedJobIsShownAndRefusedWhereItChangesTheResult) {
   more = until(9);
   more.insert(more.end(), {"--set", "optimizer.learning_rate=0.02", "--set", "batch_per_worker=4",
                            "--set", "seed=9"});
-  const Outcome refused = run(folder_, train(more), 2);
+  const Outcome refused = run(train(more), 2);
   EXPECT_EQ(refused.exit_code, 78) << refused.all();
   for (const char* change : {"batch_per_worker: 2 -> 4", "optimizer.learning_rate: 0.01 -> 0.02",
                              "seed: 1 -> 9", "--allow-change"})
@@ -374,7 +347,7 @@ TEST_F(LedgerRun, AChangedJobIsShownAndRefusedWhereItChangesTheResult) {
   EXPECT_EQ(verified()["step"], 6);
 
   more.emplace_back("--allow-change");
-  const Outcome allowed = run(folder_, train(more), 2);
+  const Outcome allowed = run(train(more), 2);
   EXPECT_EQ(allowed.exit_code, 0) << allowed.all();
   EXPECT_EQ(lines_with(allowed.err, "resume with changed results"), 1) << allowed.all();
   EXPECT_EQ(verified()["ledger"]["changed_at"], json({6}));
@@ -384,14 +357,14 @@ TEST_F(LedgerRun, AChangedJobIsShownAndRefusedWhereItChangesTheResult) {
   more = until(12);
   more.insert(more.end(), {"--set", "optimizer.learning_rate=0.02", "--set", "batch_per_worker=4",
                            "--set", "seed=9"});
-  const Outcome data = run(folder_, train(more), 2);
+  const Outcome data = run(train(more), 2);
   EXPECT_EQ(data.exit_code, 78) << data.all();
   EXPECT_EQ(lines_with(data.err, "training set: "), 1) << data.all();
 }
 
 // R48: another build or machine is no other job; it is said.
 TEST_F(LedgerRun, AnotherFingerprintIsSaid) {
-  ASSERT_EQ(run(folder_, train(until(3)), 1).exit_code, 0);
+  ASSERT_EQ(run(train(until(3)), 1).exit_code, 0);
   const std::string path = checkpoint(3) + "/manifest.txtpb";
   std::string text = read_file(path);
   const std::string key = "instruction_set: \"";
@@ -399,7 +372,7 @@ TEST_F(LedgerRun, AnotherFingerprintIsSaid) {
   const std::string trailer = "# SHA-256 of the lines above: ";
   text.resize(text.find(trailer));
   write_file(path, text + trailer + sha256_hex(text) + "\n");
-  const Outcome outcome = run(folder_, train(until(4)), 1);
+  const Outcome outcome = run(train(until(4)), 1);
   EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, "resume on another machine or build"), 1) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, "strange-"), 1);

@@ -1,7 +1,6 @@
 // R7, R8: too little memory, too few files, threads or too small a stack end in one line that names
 // the limit.
 #include <gtest/gtest.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -23,26 +22,16 @@ batch_per_worker: 8
 epochs: 1
 )";
 
-class Limits : public testing::Test {
+class Limits : public RunTest {
  protected:
-  void SetUp() override { folder_.write("job.txtpb", kJob); }
-  void TearDown() override { ::unsetenv("CONVOY_TEST_PROGRAM"); }
+  Limits() : RunTest(kJob) {}
 
   // The program with what bash's ulimit sets.
-  Outcome run_with(const std::string& ulimit, int ranks, const Arguments& more = {}) {
-    const std::string script = folder_.path("limited.sh");
-    folder_.write("limited.sh",
-                  fmt::format("#!/bin/bash\nulimit {} || exit 1\nexec \"{}\" \"$@\"\n", ulimit,
-                              CONVOY_PROGRAM));
-    ::chmod(script.c_str(), 0755);
-    ::setenv("CONVOY_TEST_PROGRAM", script.c_str(), 1);
-    Arguments arguments = {"train", "--job", folder_.path("job.txtpb"), "--out",
-                           folder_.path("run")};
+  Outcome run_with(const std::string& ulimit, int ranks, const Arguments& more = {}) const {
+    Arguments arguments = {"train", "--job", folder_.path("job.txtpb"), "--out", out("a")};
     arguments.insert(arguments.end(), more.begin(), more.end());
-    return run(folder_, arguments, ranks);
+    return run_by(fmt::format("ulimit {} || exit 1\nexec \"$@\"", ulimit), arguments, ranks);
   }
-
-  TempFolder folder_;
 };
 
 TEST_F(Limits, TooFewFiles) {

@@ -1,9 +1,7 @@
 // R32, R38, R41, R45, R46 and R47 by the real program: what a run says and does about damaged
 // images, datasets that changed, tiny ones, absurd jobs, and output that has nowhere to go.
 #include <gtest/gtest.h>
-#include <sys/stat.h>
 
-#include <cstdlib>
 #include <filesystem>
 
 #include "tests/end_to_end/program.h"
@@ -39,37 +37,19 @@ epochs: 1
 evaluation { batch: 3 }
 )";
 
-class StrangeInput : public testing::Test {
+class StrangeInput : public RunTest {
  protected:
-  void TearDown() override { ::unsetenv("CONVOY_TEST_PROGRAM"); }
+  StrangeInput() : RunTest(kIdxJob) {}
 
   Arguments train(const std::string& job, const std::string& data, const Arguments& more = {}) {
-    Arguments arguments = {"train",
-                           "--job",
-                           folder_.write("job.txtpb", job),
-                           "--data",
-                           data,
-                           "--out",
-                           folder_.path("run")};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return arguments;
+    folder_.write("job.txtpb", job);
+    return train_in(folder_.path("run"), more, data);
   }
   std::string small_idx() { return make_idx(folder_, "idx", {.train = 12, .val = 5}); }
 
-  // The program by way of bash: `line` with "$@" in place of program and arguments.
-  Outcome run_by(const std::string& line, const Arguments& arguments) {
-    const std::string script = folder_.write(
-        "by.sh", fmt::format("#!/bin/bash\nset -- \"{}\" \"$@\"\n{}\n", CONVOY_PROGRAM, line));
-    ::chmod(script.c_str(), 0755);
-    ::setenv("CONVOY_TEST_PROGRAM", script.c_str(), 1);
-    Outcome outcome = run(folder_, arguments);
-    ::unsetenv("CONVOY_TEST_PROGRAM");
-    return outcome;
-  }
-
   // The run is complete and its files hold what they should, and nothing that was printed.
   void expect_whole_run(const std::string& out) {
-    const Outcome verified = run(folder_, {"verify", out});
+    const Outcome verified = run({"verify", out});
     EXPECT_EQ(verified.exit_code, 0) << verified.all();
     const std::vector<std::string> metrics = lines_of(read_file(out + "/metrics.jsonl"));
     EXPECT_FALSE(metrics.empty());
@@ -78,8 +58,6 @@ class StrangeInput : public testing::Test {
     const std::string lock = read_file(out + "/lock");
     EXPECT_TRUE(lock.starts_with("free life ") && lines_of(lock).size() == 1) << lock;
   }
-
-  TempFolder folder_;
 };
 
 TEST_F(StrangeInput, R32DamagedImagesAreReplacedAndListed) {
@@ -87,7 +65,7 @@ TEST_F(StrangeInput, R32DamagedImagesAreReplacedAndListed) {
   for (const char* file : {"train/class_0/image_3.jpg", "train/class_1/image_5.jpg"})
     fs::resize_file(folder_.path(file), fs::file_size(folder_.path(file)) / 2);
   const Outcome outcome =
-      run(folder_, train(kImageJob, folder_.path(), {"--set", "data.bad_sample=substitute"}));
+      run(train(kImageJob, folder_.path(), {"--set", "data.bad_sample=substitute"}));
   EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, "was replaced by"), 2) << outcome.all();
 }
@@ -95,8 +73,8 @@ TEST_F(StrangeInput, R32DamagedImagesAreReplacedAndListed) {
 TEST_F(StrangeInput, R38AFolderThatChangedBetweenLivesIsRefused) {
   make_image_folder(folder_, 2, 6, 2);
   const auto life = [&](const char* steps) {
-    return run(folder_, train(kImageJob, folder_.path(),
-                              {"--set", fmt::format("stop_after_steps={}", steps)}));
+    return run(
+        train(kImageJob, folder_.path(), {"--set", fmt::format("stop_after_steps={}", steps)}));
   };
   EXPECT_EQ(life("1").exit_code, 0);
   const std::string added = folder_.path("train/class_0/image_0b.jpg");
@@ -112,11 +90,11 @@ TEST_F(StrangeInput, R38AFolderThatChangedBetweenLivesIsRefused) {
 TEST_F(StrangeInput, R41OneImageTrainsAndALastBatchOfOneIsEvaluated) {
   const std::string one = make_idx(folder_, "one", {.train = 1, .val = 1, .classes = 1});
   const Outcome outcome =
-      run(folder_, train(kIdxJob, one, {"--set", "batch_per_worker=1", "--set", "epochs=2"}));
+      run(train(kIdxJob, one, {"--set", "batch_per_worker=1", "--set", "epochs=2"}));
   EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
   fs::remove_all(folder_.path("run"));
   make_image_folder(folder_, 2, 4, 2);  // four images in batches of three
-  const Outcome last = run(folder_, train(kImageJob, folder_.path()));
+  const Outcome last = run(train(kImageJob, folder_.path()));
   EXPECT_EQ(last.exit_code, 0) << last.all();
 }
 
@@ -124,7 +102,7 @@ TEST_F(StrangeInput, R45EnormousJobFilesAreRefused) {
   const std::string data = small_idx();
   Arguments arguments = train(kIdxJob, data);
   fs::resize_file(folder_.path("job.txtpb"), 100 << 20);
-  const Outcome outcome = run(folder_, arguments);
+  const Outcome outcome = run(arguments);
   EXPECT_EQ(outcome.exit_code, 78) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, "more than 1048576 bytes"), 1) << outcome.all();
 }
@@ -141,7 +119,7 @@ TEST_F(StrangeInput, R46ContradictionsAreRefusedByADryRunToo) {
     for (const bool dry : {false, true}) {
       Arguments more = {"--set", set};
       if (dry) more.emplace_back("--dry-run");
-      const Outcome outcome = run(folder_, train(kIdxJob, data, more));
+      const Outcome outcome = run(train(kIdxJob, data, more));
       EXPECT_EQ(outcome.exit_code, code) << set << outcome.all();
       EXPECT_EQ(outcome.out, "");
       EXPECT_FALSE(fs::exists(folder_.path("run/checkpoints"))) << set;
@@ -154,7 +132,7 @@ TEST_F(StrangeInput, R47FoldersOfAnyName) {
   for (const std::string name : {"with  spaces 'and' \"quotes\"", "gr\xc3\xbc\xc3\x9f \xe6\x97\xa5",
                                  "not utf-8 \xff\xfe", "new\nline", "$HOME;exit 3"}) {
     const Outcome outcome =
-        run(folder_, {"train", "--job", job, "--data", data, "--out", folder_.path(name)});
+        run({"train", "--job", job, "--data", data, "--out", folder_.path(name)});
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     expect_whole_run(folder_.path(name));
   }
@@ -167,8 +145,7 @@ TEST_F(StrangeInput, R47FoldersOfAnyName) {
   std::string path = folder_.path();
   for (int i = 0; i < 50; ++i) path += "/" + std::string(100, 'p');
   for (const std::string& too_long : {folder_.path(std::string(300, 'n')), path}) {
-    const Outcome refused =
-        run(folder_, {"train", "--job", job, "--data", data, "--out", too_long});
+    const Outcome refused = run({"train", "--job", job, "--data", data, "--out", too_long});
     EXPECT_EQ(refused.exit_code, 74) << refused.all();
     EXPECT_EQ(lines_with(refused.err, "File name too long; choose another --out"), 1)
         << refused.all();

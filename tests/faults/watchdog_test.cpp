@@ -46,33 +46,21 @@ double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-class Watchdog : public testing::Test {
+class Watchdog : public RunTest {
  protected:
-  void SetUp() override {
-    ::setenv("CONVOY_ALLOW_FAULTS", "1", 1);
-    folder_.write("job.txtpb", kJob);
+  Watchdog() : RunTest(kJob) {
+    allow_faults();
     make_idx(folder_, "data", {.train = 96, .val = 30, .classes = 3});
   }
 
-  std::string out(const std::string& name = "") const { return folder_.path("run" + name); }
   Arguments train(const Arguments& more = {}, const std::string& data = "data",
-                  const std::string& name = "") const {
-    Arguments arguments = {
-        "train", "--job",  folder_.path("job.txtpb"), "--data", folder_.path(data),
-        "--out", out(name)};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return arguments;
+                  const std::string& name = "a") const {
+    return Runs::train(name, more, data);
   }
   static Arguments deadline(const std::string& name) {
     return {"--set", fmt::format("watchdog.{}_seconds={}", name, kDeadline)};
   }
-  int step() const {
-    int step = 0;
-    for (const std::string& line : lines_of(read_file(out() + "/metrics.jsonl")))
-      if (const json object = json::parse(line, nullptr, false); object.contains("train_loss"))
-        step = object["step"];
-    return step;
-  }
+  int step() const { return step_of("a"); }
 
   // The job must end by a verdict: one line, 75, nothing left, in time.
   static Outcome expect_verdict(Running& running, const std::string& words) {
@@ -94,8 +82,6 @@ class Watchdog : public testing::Test {
     EXPECT_LT(seconds_since(start), kDeadline + kEnd) << outcome.all();
     return outcome;
   }
-
-  TempFolder folder_;
 };
 
 TEST_F(Watchdog, R3ARankThatIsStoppedForEverIsNamed) {
@@ -155,7 +141,7 @@ TEST_F(Watchdog, R4AFileThatCannotBeReadIsNamed) {
 TEST_F(Watchdog, R4AFifoInPlaceOfAnImageIsRefused) {
   make_image_folder(folder_, 3, 8, 2);
   const Arguments arguments = train({"--set", "data.eval.resize=16"}, "");
-  ASSERT_EQ(run(folder_, train({"--set", "data.eval.resize=16", "--dry-run"}, "")).exit_code, 0);
+  ASSERT_EQ(run(train({"--set", "data.eval.resize=16", "--dry-run"}, "")).exit_code, 0);
   // In the index, which is kept in the cache, it is still a file.
   Running running(folder_, arguments, 2);
   ASSERT_TRUE(running.wait_until([&] { return step() >= 1; })) << running.finish().all();
@@ -188,8 +174,7 @@ TEST_F(Watchdog, ARankThatHangsIsNamedWithItsPhase) {
     Arguments arguments = deadline(c.deadline);
     arguments.insert(arguments.end(),
                      {"--fault", fmt::format("kind=hang rank=1 step={} at={}", c.step, c.at)});
-    running.push_back(
-        std::make_unique<Running>(folder_, train(arguments, "data", fmt::format("-{}", c.at)), 3));
+    running.push_back(std::make_unique<Running>(folder_, train(arguments, "data", c.at), 3));
   }
   for (size_t i = 0; i < running.size(); ++i) {
     SCOPED_TRACE(cases[i].at);
@@ -216,7 +201,7 @@ TEST_F(Watchdog, OneRankAloneWatchesItself) {
 
 TEST_F(Watchdog, R5RanksLeaveWithTheirLauncher) {
   for (const bool one_is_stopped : {false, true}) {
-    std::filesystem::remove_all(out());
+    std::filesystem::remove_all(out("a"));
     Running running(folder_, train({"--set", "watchdog.silence_seconds=600"}), 3);
     ASSERT_TRUE(running.wait_until([&] { return step() >= 3; })) << running.finish().all();
     if (one_is_stopped) {
