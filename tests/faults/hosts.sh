@@ -156,9 +156,12 @@ gone_within() {
 # ends_with CODES: mpirun does; "75|137" where it may have to be killed because it waits for a lost host.
 ends_with() {
   local code=0
+  wait_for has_ended || { echo "  | it does not end"; kill -KILL "$mpirun"; }
   wait "$mpirun" || code=$?
   [[ $code =~ ^($1)$ ]] || { echo "  | exit code $code"; false; }
 }
+# shellcheck disable=SC2317  # called by wait_for
+has_ended() { ! kill -0 "$mpirun"; }
 proof() { "$CONVOY" verify "$work/$1" --json; }
 digest_of() { proof "$1" | sed -n 's/.*"digest": *"\([0-9a-f]*\)".*/\1/p' | head -n 1; }
 
