@@ -282,7 +282,9 @@ TEST(Progress, OnATerminalOneLineIsRewrittenAndCutToTheWidth) {
       progress.update(state_at(2));  // within the tenth of a second: only remembered
       in_time = std::chrono::steady_clock::now() - start < std::chrono::milliseconds(100);
     }
-    if (in_time) EXPECT_EQ(terminal.text(), live(1) + live(2) + "\n");
+    if (in_time) {
+      EXPECT_EQ(terminal.text(), live(1) + live(2) + "\n");
+    }
   }
 }
 
