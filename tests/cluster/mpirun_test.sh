@@ -62,9 +62,10 @@ expect "layer with a list of hosts" "$(grep layer out)" "layer any"
 OMPI_MCA_pml=cm CONVOY=$BASH "$mpirun_sh" -n 1 -- -c "$say_layer" >out 2>&1
 expect "layer that was chosen before" "$(grep layer out)" "layer cm"
 
-# Each rank says which CPUs it got.
+# Each rank says which CPUs it got, in a file of its own: what both print may mix.
 # shellcheck disable=SC2016  # for the rank's shell
-CONVOY=$BASH "$mpirun_sh" -n 2 -- -c 'taskset -cp $$' 2>&1 | sed 's/.*: //' | sort -u >out
+CONVOY=$BASH "$mpirun_sh" -n 2 -- -c 'taskset -cp $$ >"cpus.$OMPI_COMM_WORLD_RANK"'
+sed 's/.*: //' cpus.0 cpus.1 | sort -u >out
 if (($(nproc) >= 2)); then
   expect "CPU sets of two ranks" "$(wc -l <out)" 2
 fi
