@@ -7,6 +7,7 @@
 #include <jpeglib.h>
 
 #include <algorithm>
+#include <cstring>
 
 namespace convoy::data {
 namespace {
@@ -22,7 +23,7 @@ constexpr long kMaxMemoryBytes = 600'000'000;
 
 class JpegCodec final : public ImageCodec {
  public:
-  JpegCodec() {
+  explicit JpegCodec(Reading reading) : reading_(reading) {
     jpeg_.err = jpeg_std_error(&errors_);
     errors_.error_exit = &on_error;
     errors_.emit_message = &on_message;
@@ -45,6 +46,7 @@ class JpegCodec final : public ImageCodec {
       jpeg_mem_src(&jpeg_, bytes.data(), bytes.size());
       jpeg_read_header(&jpeg_, TRUE);
       in_header_ = false;
+      scan_ = {jpeg_.src->next_input_byte, jpeg_.src->bytes_in_buffer};
       is_cmyk_ = jpeg_.jpeg_color_space == JCS_CMYK || jpeg_.jpeg_color_space == JCS_YCCK;
       jpeg_.out_color_space = is_cmyk_ ? JCS_CMYK : JCS_RGB;
     });
@@ -77,12 +79,18 @@ class JpegCodec final : public ImageCodec {
     out.stride = size_t{columns} * 3;
     out.pixels.resize(out.stride * static_cast<size_t>(region.height));
     row_.resize(size_t{columns} * 4);
-    const bool decoded = guarded([this, &region, &out, height] {
+    const bool may_stop = reading_ == Reading::kRegion && !jpeg_has_multiple_scans(&jpeg_) &&
+                          plainly_whole_scan(scan_) != 0;
+    const bool decoded = guarded([this, &region, &out, height, may_stop] {
       if (region.y > 0) jpeg_skip_scanlines(&jpeg_, static_cast<JDIMENSION>(region.y));
       for (int y = 0; y < region.height; ++y) {
         uint8_t* row = out.pixels.data() + out.stride * static_cast<size_t>(y);
         read_row(is_cmyk_ ? row_.data() : row);
         if (is_cmyk_) cmyk_to_rgb(row, row_.data(), out.stride / 3);
+      }
+      if (may_stop) {
+        jpeg_abort_decompress(&jpeg_);
+        return;
       }
       // The rest passes the entropy decoder only. jpeg_skip_scanlines() to the end would not look
       // at it at all, so the last row is read.
@@ -178,6 +186,8 @@ class JpegCodec final : public ImageCodec {
   std::jmp_buf jump_;
   char text_[JMSG_LENGTH_MAX] = "";
   std::string name_;
+  const Reading reading_;
+  std::span<const uint8_t> scan_;  // from the first scan's data to the end of the file
   bool in_header_ = false;
   bool is_cmyk_ = false;
   std::vector<uint8_t> row_;
@@ -185,8 +195,21 @@ class JpegCodec final : public ImageCodec {
 
 }  // namespace
 
-std::unique_ptr<ImageCodec> make_jpeg_codec() {
-  return std::make_unique<JpegCodec>();
+std::unique_ptr<ImageCodec> make_jpeg_codec(Reading reading) {
+  return std::make_unique<JpegCodec>(reading);
+}
+
+size_t plainly_whole_scan(std::span<const uint8_t> scan) {
+  const uint8_t* const end = scan.data() + scan.size();
+  for (const uint8_t* at = scan.data(); end - at >= 2; at += 2) {
+    at = static_cast<const uint8_t*>(std::memchr(at, 0xff, static_cast<size_t>(end - at - 1)));
+    if (at == nullptr) return 0;
+    const uint8_t code = at[1];
+    if (code == 0 || (code & 0xf8) == 0xd0) continue;  // a stuffed byte, a restart marker
+    const bool whole = code == 0xd9 && static_cast<size_t>(end - at - 2) <= kMaxTrailingBytes;
+    return whole ? static_cast<size_t>(at - scan.data()) : 0;
+  }
+  return 0;
 }
 
 }  // namespace convoy::data
