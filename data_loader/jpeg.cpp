@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "data_loader/baseline_jpeg.h"
+
 namespace convoy::data {
 namespace {
 
@@ -21,18 +23,18 @@ constexpr uint64_t kMaxScans = 500, kMinScans = 20, kMaxScanPixels = uint64_t{1}
 // halved both ways.
 constexpr long kMaxMemoryBytes = 600'000'000;
 
-class JpegCodec final : public ImageCodec {
+class LibjpegCodec final : public ImageCodec {
  public:
-  explicit JpegCodec(Reading reading) : reading_(reading) {
+  explicit LibjpegCodec(Reading reading) : reading_(reading) {
     jpeg_.err = jpeg_std_error(&errors_);
     errors_.error_exit = &on_error;
     errors_.emit_message = &on_message;
     progress_.progress_monitor = &on_progress;
     create();
   }
-  ~JpegCodec() override { jpeg_destroy_decompress(&jpeg_); }
-  JpegCodec(const JpegCodec&) = delete;
-  JpegCodec& operator=(const JpegCodec&) = delete;
+  ~LibjpegCodec() override { jpeg_destroy_decompress(&jpeg_); }
+  LibjpegCodec(const LibjpegCodec&) = delete;
+  LibjpegCodec& operator=(const LibjpegCodec&) = delete;
 
   ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
                   uint64_t max_pixels) override {
@@ -142,7 +144,9 @@ class JpegCodec final : public ImageCodec {
         printable(name_), text_));
   }
 
-  static JpegCodec& self(j_common_ptr jpeg) { return *static_cast<JpegCodec*>(jpeg->client_data); }
+  static LibjpegCodec& self(j_common_ptr jpeg) {
+    return *static_cast<LibjpegCodec*>(jpeg->client_data);
+  }
 
   [[noreturn]] static void on_error(j_common_ptr jpeg) {
     (*jpeg->err->format_message)(jpeg, self(jpeg).text_);
@@ -171,7 +175,7 @@ class JpegCodec final : public ImageCodec {
   }
 
   static void on_progress(j_common_ptr jpeg) {
-    JpegCodec& codec = self(jpeg);
+    LibjpegCodec& codec = self(jpeg);
     const uint64_t pixels = uint64_t{codec.jpeg_.image_width} * codec.jpeg_.image_height;
     const uint64_t most =
         std::clamp(kMaxScanPixels / std::max<uint64_t>(pixels, 1), kMinScans, kMaxScans);
@@ -193,10 +197,50 @@ class JpegCodec final : public ImageCodec {
   std::vector<uint8_t> row_;
 };
 
+// Our decoder, and libjpeg's where it declines: at the header or on the way.
+class FastestCodec final : public ImageCodec {
+ public:
+  ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
+                  uint64_t max_pixels) override {
+    ImageShape shape;
+    is_baseline_ = baseline_.open(bytes, shape);
+    if (!is_baseline_) return libjpeg_.open(bytes, name, max_pixels);
+    bytes_ = bytes;
+    name_ = name;
+    max_pixels_ = max_pixels;
+    check_pixels(static_cast<uint64_t>(shape.width), static_cast<uint64_t>(shape.height),
+                 max_pixels, name);
+    return shape;
+  }
+
+  bool can_shrink() const override { return true; }
+
+  void decode(const Region& region, int denominator, Image& out) override {
+    if (is_baseline_) {
+      if (baseline_.decode(region, denominator, out)) return;
+      libjpeg_.open(bytes_, name_, max_pixels_);
+    }
+    libjpeg_.decode(region, denominator, out);
+  }
+
+ private:
+  BaselineJpeg baseline_;
+  LibjpegCodec libjpeg_{Reading::kRegion};
+  bool is_baseline_ = false;
+  std::span<const uint8_t> bytes_;
+  std::string name_;
+  uint64_t max_pixels_ = 0;
+};
+
 }  // namespace
 
+std::unique_ptr<ImageCodec> make_libjpeg_codec(Reading reading) {
+  return std::make_unique<LibjpegCodec>(reading);
+}
+
 std::unique_ptr<ImageCodec> make_jpeg_codec(Reading reading) {
-  return std::make_unique<JpegCodec>(reading);
+  if (reading == Reading::kAll) return make_libjpeg_codec(reading);
+  return std::make_unique<FastestCodec>();
 }
 
 size_t plainly_whole_scan(std::span<const uint8_t> scan) {

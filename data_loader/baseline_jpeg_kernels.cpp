@@ -1,0 +1,385 @@
+#include "data_loader/baseline_jpeg_kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define CONVOY_INLINE [[gnu::always_inline]] static inline
+
+namespace convoy::data::CONVOY_ISA {
+namespace {
+
+// ---- Huffman decoding ----
+
+CONVOY_INLINE uint64_t load_big_endian(const uint8_t* p) {
+  uint64_t x;
+  __builtin_memcpy(&x, p, sizeof x);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  x = __builtin_bswap64(x);
+#endif
+  return x;
+}
+
+struct Bits {
+  const uint8_t* next;
+  uint64_t bits;
+  uint32_t count;
+};
+
+// 56 bits or more.
+CONVOY_INLINE void refill(Bits& in) {
+  in.bits |= load_big_endian(in.next) >> in.count;
+  in.next += (63 - in.count) >> 3;
+  in.count |= 56;
+}
+
+CONVOY_INLINE void drop(Bits& in, uint64_t n) {  // of n, the lowest 6 bits
+  in.bits <<= n & 63;
+  in.count -= static_cast<uint32_t>(n & 63);
+}
+
+// The value in the highest `64 - shift` bits, at least one: JPEG's numbers with the sign in the
+// first bit (ITU-T T.81, F.2.2.1).
+CONVOY_INLINE int32_t value_of(uint64_t bits, uint64_t shift) {
+  const uint64_t positive = static_cast<uint64_t>(static_cast<int64_t>(bits) >> 63);
+  const uint64_t value = bits >> (shift & 63);
+  return static_cast<int32_t>(value - (~positive & (~uint64_t{0} >> (shift & 63))));
+}
+
+struct Symbol {
+  int length = 0;  // 0: no code begins so
+  uint8_t value = 0;
+};
+CONVOY_INLINE Symbol slow_symbol(const HuffmanCode& code, uint64_t bits) {
+  const uint32_t next = static_cast<uint32_t>(bits >> 48);
+  for (int length = 1; length <= 16; ++length)
+    if (next < code.limit[length])
+      return {length,
+              code.symbols[static_cast<int32_t>(next >> (16 - length)) + code.offset[length]]};
+  return {};
+}
+
+// Adds the difference to `prediction`; takes at most 27 bits.
+CONVOY_INLINE bool decode_dc(Bits& in, const DcTable& table, uint32_t& prediction) {
+  const uint32_t entry = table.entries[in.bits >> (64 - kDcPeekBits)];
+  uint32_t length = entry >> 6 & 31, size = entry >> 11;
+  if (__builtin_expect(entry == 0, 0)) {
+    const Symbol symbol = slow_symbol(table.code, in.bits);
+    if (symbol.length == 0 || symbol.value > kMaxDcSize) return false;
+    length = static_cast<uint32_t>(symbol.length);
+    size = symbol.value;
+  }
+  const uint64_t bits = in.bits << length;
+  const uint64_t positive = static_cast<uint64_t>(static_cast<int64_t>(bits) >> 63);
+  const uint64_t value = bits >> 1 >> (63 - size);
+  prediction += static_cast<uint32_t>(value - (~positive & ((uint64_t{1} << size) - 1)));
+  drop(in, length + size);
+  return true;
+}
+
+template <bool kStore>
+CONVOY_INLINE void store(int16_t* block, uint32_t k, uint64_t entry, uint64_t bits) {
+  if constexpr (kStore) {
+    const int32_t first = value_of(bits << (entry >> 24 & 63), entry >> 32);
+    const int32_t second = value_of(bits << (entry >> 48 & 63), entry >> 56);
+    block[kBlockPlaces.zigzag[k + (entry >> 16 & 0xff)]] = static_cast<int16_t>(first);
+    block[kBlockPlaces.zigzag[k + (entry >> 40 & 0xff)]] = static_cast<int16_t>(second);
+  }
+}
+
+enum class Step { kOn, kEnd, kBad };
+
+struct Outcome {
+  Bits in;
+  uint32_t k;
+  Step step;
+};
+
+// One symbol, by its code. Takes at most 26 bits. By value, so that the caller's are in registers.
+template <bool kStore>
+[[gnu::noinline]] Outcome slow_step(Bits in, const AcTable& table, int16_t* block, uint32_t k) {
+  const Symbol symbol = slow_symbol(table.code, in.bits);
+  if (symbol.length == 0) return {in, k, Step::kBad};
+  const uint32_t run = symbol.value >> 4, size = symbol.value & 15;
+  if (size == 0) {
+    drop(in, static_cast<uint64_t>(symbol.length));
+    if (run == 0) return {in, k, Step::kEnd};
+    k += 16;
+    return {in, k, run == 15 && k < 63 ? Step::kOn : Step::kBad};
+  }
+  k += run + 1;
+  if (k > 63 || size > kMaxAcSize) return {in, k, Step::kBad};
+  if constexpr (kStore)
+    block[kBlockPlaces.zigzag[k]] =
+        static_cast<int16_t>(value_of(in.bits << symbol.length, 64 - size));
+  drop(in, static_cast<uint64_t>(symbol.length) + size);
+  return {in, k, k == 63 ? Step::kEnd : Step::kOn};
+}
+
+// What the table knows of the next bits; k is the zigzag index of the last coefficient, below 63.
+template <bool kStore>
+CONVOY_INLINE Step step(Bits& in, const AcTable& table, int16_t* block, uint32_t& k) {
+  const uint64_t entry = table.entries[in.bits >> (64 - kAcPeekBits)];
+  const uint32_t next = k + (entry >> 8 & 0xff);
+  if (__builtin_expect(next >= 63, 0)) {
+    // An entry with coefficients behind the 63rd has taken the next block's bits for this one's.
+    const bool ends = next >= kEndOfBlock ? next < kEndOfBlock + 63 : next == 63;
+    if (__builtin_expect(!ends, 0)) {
+      const Outcome outcome = slow_step<kStore>(in, table, block, k);
+      in = outcome.in;
+      k = outcome.k;
+      return outcome.step;
+    }
+    store<kStore>(block, k, entry, in.bits);
+    drop(in, entry);
+    k = next & 127;
+    return Step::kEnd;
+  }
+  store<kStore>(block, k, entry, in.bits);
+  drop(in, entry);
+  k = next;
+  return Step::kOn;
+}
+
+// Takes at most 26 bits before the first refill. k: as step().
+template <bool kStore>
+CONVOY_INLINE bool decode_ac(Bits& in, const AcTable& table, int16_t* block, uint32_t& k) {
+  Step what = step<kStore>(in, table, block, k);
+  while (what == Step::kOn) {
+    refill(in);
+    what = step<kStore>(in, table, block, k);
+    if (what != Step::kOn) break;
+    what = step<kStore>(in, table, block, k);
+  }
+  return what == Step::kEnd;
+}
+
+bool decode(EntropyState& state, const McuBlock* blocks, int n, int mcus, int16_t* coefficients,
+            uint8_t* last) {
+  Bits in{state.next, state.bits, state.count};
+  for (int mcu = 0; mcu < mcus; ++mcu) {
+    if (in.next > state.end + 8) return false;
+    for (int i = 0; i < n; ++i) {
+      const McuBlock& what = blocks[i];
+      refill(in);
+      uint32_t& dc = state.dc[what.component];
+      if (!decode_dc(in, *what.dc, dc)) return false;
+      uint32_t k = 0;
+      if (coefficients == nullptr) {
+        if (!decode_ac<false>(in, *what.ac, nullptr, k)) return false;
+        continue;
+      }
+      const int16_t value = static_cast<int16_t>(dc);
+      if (value != static_cast<int32_t>(dc)) return false;
+      if (what.dc_only) {
+        if (!decode_ac<false>(in, *what.ac, nullptr, k)) return false;
+        k = 0;
+      } else {
+        __builtin_memset(coefficients, 0, kBlock * sizeof *coefficients);
+        if (!decode_ac<true>(in, *what.ac, coefficients, k)) return false;
+      }
+      coefficients[0] = value;
+      *last++ = static_cast<uint8_t>(k);
+      coefficients += kBlock;
+    }
+  }
+  state.next = in.next;
+  state.bits = in.bits;
+  state.count = in.count;
+  return true;
+}
+
+// ---- Inverse DCT ----
+// Loeffler, Ligtenberg, Moschytz 1989 as in libjpeg: constants of 13 bits, columns first, results
+// of the first pass with 2 more bits. Between the roundings all is exact, so that only the sums
+// below matter, not their order.
+
+constexpr int kConstBits = 13, kPass1Bits = 2;
+constexpr int fix(double x) {
+  return static_cast<int>(x * (1 << kConstBits) + (x < 0 ? -0.5 : 0.5));
+}
+
+// The outputs are: out[k] = even[k] + odd[k], out[7 - k] = even[k] - odd[k].
+// even: in[0] +- in[4] and kA, kB of (in[2], in[6]); odd: of (in[1], in[3], in[5], in[7]).
+constexpr int kA2 = fix(0.541196100) + fix(0.765366865), kA6 = fix(0.541196100);
+constexpr int kB2 = fix(0.541196100), kB6 = fix(0.541196100) - fix(1.847759065);
+constexpr int kOdd[4][4] = {
+    {fix(1.501321110) - fix(0.899976223) - fix(0.390180644) + fix(1.175875602), fix(1.175875602),
+     fix(1.175875602) - fix(0.390180644), fix(1.175875602) - fix(0.899976223)},
+    {fix(1.175875602), fix(3.072711026) - fix(2.562915447) - fix(1.961570560) + fix(1.175875602),
+     fix(1.175875602) - fix(2.562915447), fix(1.175875602) - fix(1.961570560)},
+    {fix(1.175875602) - fix(0.390180644), fix(1.175875602) - fix(2.562915447),
+     fix(2.053119869) - fix(2.562915447) - fix(0.390180644) + fix(1.175875602), fix(1.175875602)},
+    {fix(1.175875602) - fix(0.899976223), fix(1.175875602) - fix(1.961570560), fix(1.175875602),
+     fix(0.298631336) - fix(0.899976223) - fix(1.961570560) + fix(1.175875602)}};
+
+// Half and quarter size (libjpeg's jidctred.c), of in[1], in[3], in[5], in[7]; in[4] is not used.
+constexpr int kHalf2 = fix(1.847759065), kHalf6 = -fix(0.765366865);
+constexpr int kHalfOdd[2][4] = {
+    {fix(2.562915447), fix(0.899976223), -fix(0.601344887), -fix(0.509795579)},
+    {fix(1.061594337), -fix(2.172734803), fix(1.451774981), -fix(0.211164243)}};
+constexpr int kQuarterOdd[4] = {fix(3.624509785), -fix(1.272758580), fix(0.850430095),
+                                -fix(0.720959822)};
+
+// Beyond this, the 16-bit arithmetic of libjpeg's vector code may overflow where its plain code
+// does not; real images stay far below.
+constexpr int kMaxMagnitude = 16383;
+
+CONVOY_INLINE int clamp(int x, int low, int high) {
+  return x < low ? low : x > high ? high : x;
+}
+CONVOY_INLINE uint8_t to_pixel(int x) {
+  return static_cast<uint8_t>(clamp(x + 128, 0, 255));
+}
+CONVOY_INLINE int descale(int x, int bits) {
+  return (x + (1 << (bits - 1))) >> bits;
+}
+
+CONVOY_INLINE bool fits(int x) {
+  return -kMaxMagnitude - 1 <= x && x <= kMaxMagnitude;
+}
+
+// False where one is too large.
+CONVOY_INLINE bool dc_pixels(const int16_t* block, const BlockRow& row, uint8_t* out, int size) {
+  const int dc = block[0] * row.quantisation[0];
+  if (!fits(dc)) return false;
+  int pixel = (dc + 4) >> 3;
+  // libjpeg looks 1x1 up in a table by the lowest 10 bits.
+  if (size == 1) pixel = ((pixel + 512) & 1023) - 512;
+  const uint8_t value = to_pixel(pixel);
+  for (int y = 0; y < size; ++y)
+    __builtin_memset(out + static_cast<size_t>(y) * row.stride, value, static_cast<size_t>(size));
+  return true;
+}
+
+// One pass over one line of 8 values `in[u]`, into kSize values before rounding.
+template <int kSize>
+CONVOY_INLINE void transform(int* out, const int* in) {
+  if constexpr (kSize == 8) {
+    const int a = in[2] * kA2 + in[6] * kA6, b = in[2] * kB2 + in[6] * kB6;
+    const int sum = (in[0] + in[4]) * (1 << kConstBits),
+              difference = (in[0] - in[4]) * (1 << kConstBits);
+    const int even[4] = {sum + a, difference + b, difference - b, sum - a};
+    for (int k = 0; k < 4; ++k) {
+      const int odd =
+          in[1] * kOdd[k][0] + in[3] * kOdd[k][1] + in[5] * kOdd[k][2] + in[7] * kOdd[k][3];
+      out[k] = even[k] + odd;
+      out[7 - k] = even[k] - odd;
+    }
+  } else if constexpr (kSize == 4) {
+    const int a = in[2] * kHalf2 + in[6] * kHalf6, sum = in[0] * (2 << kConstBits);
+    const int even[2] = {sum + a, sum - a};
+    for (int k = 0; k < 2; ++k) {
+      const int odd = in[1] * kHalfOdd[k][0] + in[3] * kHalfOdd[k][1] + in[5] * kHalfOdd[k][2] +
+                      in[7] * kHalfOdd[k][3];
+      out[k] = even[k] + odd;
+      out[3 - k] = even[k] - odd;
+    }
+  } else {
+    const int odd = in[1] * kQuarterOdd[0] + in[3] * kQuarterOdd[1] + in[5] * kQuarterOdd[2] +
+                    in[7] * kQuarterOdd[3];
+    out[0] = in[0] * (4 << kConstBits) + odd;
+    out[1] = in[0] * (4 << kConstBits) - odd;
+  }
+}
+
+// One block with plain arithmetic; false where a value is too large.
+template <int kSize>
+CONVOY_INLINE bool plain_block(const int16_t* block, const BlockRow& row, uint8_t* out) {
+  constexpr int kExtra = kSize == 8 ? 0 : kSize == 4 ? 1 : 2;
+  int work[kSize][8];
+  bool good = true;
+  for (int u = 0; u < 8; ++u) {
+    if (kSize == 4 && u == 4) continue;
+    if (kSize == 2 && u % 2 == 0 && u > 0) continue;
+    int column[8], sums[kSize];
+    for (int v = 0; v < 8; ++v) {
+      const int at = kBlockPlaces.natural[8 * v + u];
+      column[v] = block[at] * row.quantisation[at];
+      good &= fits(column[v]);
+    }
+    if (!good) return false;
+    transform<kSize>(sums, column);
+    for (int y = 0; y < kSize; ++y) {
+      work[y][u] = descale(sums[y], kConstBits - kPass1Bits + kExtra);
+      good &= fits(work[y][u]);
+    }
+  }
+  if (!good) return false;
+  for (int y = 0; y < kSize; ++y) {
+    if (kSize == 4) work[y][4] = 0;
+    if (kSize == 2) work[y][2] = work[y][4] = work[y][6] = 0;
+    int sums[kSize];
+    transform<kSize>(sums, work[y]);
+    for (int x = 0; x < kSize; ++x)
+      out[static_cast<size_t>(y) * row.stride + static_cast<size_t>(x)] =
+          to_pixel(descale(sums[x], kConstBits + kPass1Bits + 3 + kExtra));
+  }
+  return true;
+}
+
+template <int kSize>
+bool plain_idct(const BlockRow& row) {
+  bool good = true;
+  for (int i = 0; i < row.count; ++i) {
+    const int16_t* block = row.coefficients + static_cast<ptrdiff_t>(i) * row.step * kBlock;
+    uint8_t* out = row.out + static_cast<ptrdiff_t>(i) * row.out_step;
+    if (kSize == 1 || row.last[static_cast<ptrdiff_t>(i) * row.step] == 0)
+      good &= dc_pixels(block, row, out, kSize);
+    else if constexpr (kSize > 1)
+      good &= plain_block<kSize>(block, row, out);
+  }
+  return good;
+}
+
+bool idct(const BlockRow& row, int size) {
+  switch (size) {
+    case 8:
+      return plain_idct<8>(row);
+    case 4:
+      return plain_idct<4>(row);
+    case 2:
+      return plain_idct<2>(row);
+    default:
+      return plain_idct<1>(row);
+  }
+}
+
+// ---- Upsampling and colour ----
+
+void upsample_h2v1(uint8_t* out, const uint8_t* in, int n) {
+  for (int i = 0; i < n; ++i) {
+    out[2 * i] = static_cast<uint8_t>((3 * in[i] + in[i - 1] + 1) >> 2);
+    out[2 * i + 1] = static_cast<uint8_t>((3 * in[i] + in[i + 1] + 2) >> 2);
+  }
+}
+
+void upsample_h2v2(uint8_t* __restrict__ out, const uint8_t* near, const uint8_t* far,
+                   uint16_t* __restrict__ sums, int n) {
+  for (int i = -1; i <= n; ++i) sums[i + 1] = static_cast<uint16_t>(3 * near[i] + far[i]);
+  const uint16_t* const sum = sums + 1;
+  for (int i = 0; i < n; ++i) {
+    out[2 * i] = static_cast<uint8_t>(static_cast<uint16_t>(3 * sum[i] + sum[i - 1] + 8) >> 4);
+    out[2 * i + 1] = static_cast<uint8_t>(static_cast<uint16_t>(3 * sum[i] + sum[i + 1] + 7) >> 4);
+  }
+}
+
+// Of ITU-R BT.601 with 16 bits (JFIF 1.02): 1.402, 0.34414, 0.71414, 1.772.
+constexpr int kRed = 91881, kGreenBlue = 22554, kGreenRed = 46802, kBlue = 116130;
+
+void ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb, const uint8_t* cr, int n) {
+  for (int i = 0; i < n; ++i) {
+    const int luma = y[i], blue = cb[i] - 128, red = cr[i] - 128;
+    out[3 * i] = static_cast<uint8_t>(clamp(luma + ((kRed * red + 32768) >> 16), 0, 255));
+    out[3 * i + 1] = static_cast<uint8_t>(
+        clamp(luma + ((-kGreenBlue * blue - kGreenRed * red + 32768) >> 16), 0, 255));
+    out[3 * i + 2] = static_cast<uint8_t>(clamp(luma + ((kBlue * blue + 32768) >> 16), 0, 255));
+  }
+}
+
+}  // namespace
+
+const BaselineJpegKernels baseline_jpeg_kernels = {decode, idct, upsample_h2v1, upsample_h2v2,
+                                                   ycc_to_rgb};
+
+}  // namespace convoy::data::CONVOY_ISA
