@@ -332,14 +332,190 @@ bool plain_idct(const BlockRow& row) {
   return good;
 }
 
+#if defined(__AVX2__)
+
+// One block in registers: 8 lanes are columns, then rows.
+struct Pairs {
+  __m256i p04, p26, p13, p57;
+};
+
+CONVOY_INLINE __m256i load(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+// Multiplies pairs: (a, b) gives even * a + odd * b.
+CONVOY_INLINE __m256i by(__m256i pairs, int a, int b) {
+  return _mm256_madd_epi16(pairs, _mm256_set1_epi32(b * 65536 + (a & 0xffff)));
+}
+
+// Gathers what must be 0 where all values are within kMaxMagnitude.
+struct Excess {
+  __m256i product = _mm256_setzero_si256(), sum = _mm256_setzero_si256();
+
+  [[gnu::always_inline]] void note_product(__m256i low, __m256i high) {
+    product = _mm256_or_si256(product, _mm256_xor_si256(high, _mm256_srai_epi16(low, 15)));
+    note(low);
+  }
+  // The two highest bits differ.
+  [[gnu::always_inline]] void note(__m256i x) {
+    sum = _mm256_or_si256(sum, _mm256_xor_si256(x, _mm256_add_epi16(x, x)));
+  }
+  [[gnu::always_inline]] bool none() const {
+    return _mm256_testz_si256(product, product) != 0 &&
+           _mm256_testz_si256(sum, _mm256_set1_epi16(INT16_MIN)) != 0;
+  }
+};
+
+CONVOY_INLINE __m256i dequantise(const int16_t* c, const uint16_t* q, Excess& excess) {
+  const __m256i a = load(c), b = load(q), low = _mm256_mullo_epi16(a, b);
+  excess.note_product(low, _mm256_mulhi_epi16(a, b));
+  return low;
+}
+CONVOY_INLINE Pairs dequantise_block(const int16_t* c, const uint16_t* q, Excess& excess) {
+  return {dequantise(c, q, excess), dequantise(c + 16, q + 16, excess),
+          dequantise(c + 32, q + 32, excess), dequantise(c + 48, q + 48, excess)};
+}
+
+// out[k]: as transform(), rounded and shifted.
+template <int kSize, int kShift>
+CONVOY_INLINE void transform_pairs(__m256i* out, const Pairs& in) {
+  const __m256i half = _mm256_set1_epi32(1 << (kShift - 1));
+  __m256i even[4], odd[4];
+  if constexpr (kSize == 8) {
+    const __m256i a = by(in.p26, kA2, kA6), b = by(in.p26, kB2, kB6);
+    const __m256i sum = _mm256_add_epi32(by(in.p04, 1 << kConstBits, 1 << kConstBits), half);
+    const __m256i difference =
+        _mm256_add_epi32(by(in.p04, 1 << kConstBits, -(1 << kConstBits)), half);
+    even[0] = _mm256_add_epi32(sum, a);
+    even[1] = _mm256_add_epi32(difference, b);
+    even[2] = _mm256_sub_epi32(difference, b);
+    even[3] = _mm256_sub_epi32(sum, a);
+    for (int k = 0; k < 4; ++k)
+      odd[k] =
+          _mm256_add_epi32(by(in.p13, kOdd[k][0], kOdd[k][1]), by(in.p57, kOdd[k][2], kOdd[k][3]));
+  } else if constexpr (kSize == 4) {
+    const __m256i a = by(in.p26, kHalf2, kHalf6);
+    const __m256i sum = _mm256_add_epi32(by(in.p04, 2 << kConstBits, 0), half);
+    even[0] = _mm256_add_epi32(sum, a);
+    even[1] = _mm256_sub_epi32(sum, a);
+    for (int k = 0; k < 2; ++k)
+      odd[k] = _mm256_add_epi32(by(in.p13, kHalfOdd[k][0], kHalfOdd[k][1]),
+                                by(in.p57, kHalfOdd[k][2], kHalfOdd[k][3]));
+  } else {
+    even[0] = _mm256_add_epi32(_mm256_slli_epi32(by(in.p04, 2 << kConstBits, 0), 1), half);
+    odd[0] = _mm256_add_epi32(by(in.p13, kQuarterOdd[0], kQuarterOdd[1]),
+                              by(in.p57, kQuarterOdd[2], kQuarterOdd[3]));
+  }
+  for (int k = 0; k < kSize / 2; ++k) {
+    out[k] = _mm256_srai_epi32(_mm256_add_epi32(even[k], odd[k]), kShift);
+    out[kSize - 1 - k] = _mm256_srai_epi32(_mm256_sub_epi32(even[k], odd[k]), kShift);
+  }
+}
+
+// From lanes of columns to lanes of rows: `rows` hold two rows each, of which a 128-bit half has
+// the pairs of columns (0, 4), (2, 6), the other one (1, 3), (5, 7).
+CONVOY_INLINE Pairs turn(__m256i rows01, __m256i rows23, __m256i rows45, __m256i rows67) {
+  const auto shuffle = [](__m256i a, __m256i b, auto which) {
+    return _mm256_castps_si256(
+        _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), which()));
+  };
+  constexpr auto kEven = [] { return 0x88; };
+  constexpr auto kOddOnes = [] { return 0xdd; };
+  const __m256i a03 = shuffle(rows01, rows23, kEven), a47 = shuffle(rows45, rows67, kEven);
+  const __m256i b03 = shuffle(rows01, rows23, kOddOnes), b47 = shuffle(rows45, rows67, kOddOnes);
+  return {_mm256_permute2x128_si256(a03, a47, 0x20), _mm256_permute2x128_si256(b03, b47, 0x20),
+          _mm256_permute2x128_si256(a03, a47, 0x31), _mm256_permute2x128_si256(b03, b47, 0x31)};
+}
+
+CONVOY_INLINE void put8(uint8_t* out, __m128i x) {
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), x);
+}
+
+CONVOY_INLINE void store_8x8(uint8_t* out, size_t stride, const __m256i* columns) {
+  // Bytes of columns 0-3 and 4-7; a 128-bit half has rows 0-3 or 4-7.
+  __m256i bytes[2];
+  for (int i = 0; i < 2; ++i)
+    bytes[i] = _mm256_packs_epi16(_mm256_packs_epi32(columns[4 * i], columns[4 * i + 1]),
+                                  _mm256_packs_epi32(columns[4 * i + 2], columns[4 * i + 3]));
+  const __m256i turned = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0,
+                                          4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  for (__m256i& half : bytes)
+    half = _mm256_shuffle_epi8(_mm256_xor_si256(half, _mm256_set1_epi8(INT8_MIN)), turned);
+  const __m256i rows0145 = _mm256_unpacklo_epi32(bytes[0], bytes[1]);
+  const __m256i rows2367 = _mm256_unpackhi_epi32(bytes[0], bytes[1]);
+  const auto put = [out, stride](int y, __m128i x) {
+    uint8_t* const row = out + static_cast<size_t>(y) * stride;
+    put8(row, x);
+    put8(row + stride, _mm_unpackhi_epi64(x, x));
+  };
+  put(0, _mm256_castsi256_si128(rows0145));
+  put(2, _mm256_castsi256_si128(rows2367));
+  put(4, _mm256_extracti128_si256(rows0145, 1));
+  put(6, _mm256_extracti128_si256(rows2367, 1));
+}
+
+// Pixels of kSize columns, whose lanes are rows: for the small sizes, whose pixels are few.
+template <int kSize>
+CONVOY_INLINE void store_small(uint8_t* out, size_t stride, const __m256i* columns) {
+  alignas(32) int32_t pixels[kSize][8];
+  for (int x = 0; x < kSize; ++x)
+    _mm256_store_si256(reinterpret_cast<__m256i*>(pixels[x]), columns[x]);
+  for (int y = 0; y < kSize; ++y)
+    for (int x = 0; x < kSize; ++x)
+      out[static_cast<size_t>(y) * stride + static_cast<size_t>(x)] = to_pixel(pixels[x][y]);
+}
+
+template <int kSize>
+CONVOY_INLINE void vector_block(const int16_t* block, const BlockRow& row, uint8_t* out,
+                                Excess& excess) {
+  constexpr int kExtra = kSize == 8 ? 0 : kSize == 4 ? 1 : 2;
+  __m256i lines[8], packed[4];
+  transform_pairs<kSize, kConstBits - kPass1Bits + kExtra>(
+      lines, dequantise_block(block, row.quantisation, excess));
+  for (int i = 0; i < 4; ++i) {
+    packed[i] =
+        2 * i < kSize ? _mm256_packs_epi32(lines[2 * i], lines[2 * i + 1]) : _mm256_setzero_si256();
+    excess.note(packed[i]);
+  }
+  transform_pairs<kSize, kConstBits + kPass1Bits + 3 + kExtra>(
+      lines, turn(packed[0], packed[1], packed[2], packed[3]));
+  if constexpr (kSize == 8)
+    store_8x8(out, row.stride, lines);
+  else
+    store_small<kSize>(out, row.stride, lines);
+}
+
+template <int kSize>
+bool vector_idct(const BlockRow& row) {
+  Excess excess;
+  bool good = true;
+  for (int i = 0; i < row.count; ++i) {
+    const int16_t* block = row.coefficients + static_cast<ptrdiff_t>(i) * row.step * kBlock;
+    uint8_t* out = row.out + static_cast<ptrdiff_t>(i) * row.out_step;
+    if (row.last[static_cast<ptrdiff_t>(i) * row.step] == 0)
+      good &= dc_pixels(block, row, out, kSize);
+    else
+      vector_block<kSize>(block, row, out, excess);
+  }
+  return good && excess.none();
+}
+
+#else
+
+template <int kSize>
+bool vector_idct(const BlockRow& row) {
+  return plain_idct<kSize>(row);
+}
+
+#endif
+
 bool idct(const BlockRow& row, int size) {
   switch (size) {
     case 8:
-      return plain_idct<8>(row);
+      return vector_idct<8>(row);
     case 4:
-      return plain_idct<4>(row);
+      return vector_idct<4>(row);
     case 2:
-      return plain_idct<2>(row);
+      return vector_idct<2>(row);
     default:
       return plain_idct<1>(row);
   }
@@ -367,8 +543,9 @@ void upsample_h2v2(uint8_t* __restrict__ out, const uint8_t* near, const uint8_t
 // Of ITU-R BT.601 with 16 bits (JFIF 1.02): 1.402, 0.34414, 0.71414, 1.772.
 constexpr int kRed = 91881, kGreenBlue = 22554, kGreenRed = 46802, kBlue = 116130;
 
-void ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb, const uint8_t* cr, int n) {
-  for (int i = 0; i < n; ++i) {
+CONVOY_INLINE void plain_ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb,
+                                    const uint8_t* cr, int begin, int end) {
+  for (int i = begin; i < end; ++i) {
     const int luma = y[i], blue = cb[i] - 128, red = cr[i] - 128;
     out[3 * i] = static_cast<uint8_t>(clamp(luma + ((kRed * red + 32768) >> 16), 0, 255));
     out[3 * i + 1] = static_cast<uint8_t>(
@@ -376,6 +553,76 @@ void ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb, const uint8_t
     out[3 * i + 2] = static_cast<uint8_t>(clamp(luma + ((kBlue * blue + 32768) >> 16), 0, 255));
   }
 }
+
+#if defined(__AVX2__)
+
+CONVOY_INLINE __m256i widen(const uint8_t* p) {
+  return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+CONVOY_INLINE __m128i narrow(__m256i x) {
+  return _mm_packus_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+// (factor * x + 32768) >> 16 for |factor| < 32768 and small x.
+CONVOY_INLINE __m256i scaled(__m256i x, int factor) {
+  const __m256i product =
+      _mm256_mulhi_epi16(_mm256_add_epi16(x, x), _mm256_set1_epi16(static_cast<int16_t>(factor)));
+  return _mm256_srai_epi16(_mm256_add_epi16(product, _mm256_set1_epi16(1)), 1);
+}
+
+// Byte i of 48 is channel i % 3 of pixel i / 3.
+struct Interleaving {
+  int8_t pixel[3][48];  // by channel; -1 where the byte is another's
+};
+constexpr Interleaving make_interleaving() {
+  Interleaving out{};
+  for (int channel = 0; channel < 3; ++channel)
+    for (int i = 0; i < 48; ++i)
+      out.pixel[channel][i] = static_cast<int8_t>(i % 3 == channel ? i / 3 : -1);
+  return out;
+}
+constexpr Interleaving kInterleaving = make_interleaving();
+
+CONVOY_INLINE __m128i spread(__m128i x, int channel, int first) {
+  return _mm_shuffle_epi8(
+      x, _mm_loadu_si128(reinterpret_cast<const __m128i*>(kInterleaving.pixel[channel] + first)));
+}
+// 16 pixels.
+CONVOY_INLINE void store_rgb(uint8_t* out, __m128i r, __m128i g, __m128i b) {
+  for (int i = 0; i < 48; i += 16)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                     _mm_or_si128(_mm_or_si128(spread(r, 0, i), spread(g, 1, i)), spread(b, 2, i)));
+}
+
+void ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb, const uint8_t* cr, int n) {
+  const __m256i middle = _mm256_set1_epi16(128), half = _mm256_set1_epi32(32768);
+  // -kGreenRed = 65536 - kGreenRed, less one whole.
+  const __m256i green = _mm256_set1_epi32((65536 - kGreenRed) * 65536 + (-kGreenBlue & 0xffff));
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256i luma = widen(y + i), blue = _mm256_sub_epi16(widen(cb + i), middle),
+                  red = _mm256_sub_epi16(widen(cr + i), middle);
+    const __m256i r = _mm256_add_epi16(_mm256_add_epi16(luma, red), scaled(red, kRed - 65536));
+    const __m256i b = _mm256_add_epi16(_mm256_add_epi16(luma, _mm256_add_epi16(blue, blue)),
+                                       scaled(blue, kBlue - 2 * 65536));
+    const auto greens = [&](__m256i pairs) {
+      return _mm256_srai_epi32(_mm256_add_epi32(_mm256_madd_epi16(pairs, green), half), 16);
+    };
+    const __m256i g = _mm256_sub_epi16(
+        _mm256_add_epi16(luma, _mm256_packs_epi32(greens(_mm256_unpacklo_epi16(blue, red)),
+                                                  greens(_mm256_unpackhi_epi16(blue, red)))),
+        red);
+    store_rgb(out + 3 * i, narrow(r), narrow(g), narrow(b));
+  }
+  plain_ycc_to_rgb(out, y, cb, cr, i, n);
+}
+
+#else
+
+void ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb, const uint8_t* cr, int n) {
+  plain_ycc_to_rgb(out, y, cb, cr, 0, n);
+}
+
+#endif
 
 }  // namespace
 
