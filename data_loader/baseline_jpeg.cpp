@@ -81,54 +81,54 @@ bool make_dc_table(DcTable& table, std::span<const uint8_t> spec) {
 }
 
 struct ShortCode {
-  uint8_t length = 0, run = 0, size = 0;  // length 0: not in the table
+  uint8_t length = 0, run = 0, size = 0;  // length 0: not within kAcPeekBits
+  bool is_end() const { return run == 0 && size == 0; }
+  bool is_zeros() const { return run == 15 && size == 0; }
+  bool is_usual() const {
+    return length > 0 && (size > 0 ? size <= kMaxAcSize : is_end() || is_zeros());
+  }
 };
 
-// What the bits `index` begin with: AcTable says how it is packed.
-uint64_t ac_entry(const ShortCode* codes, uint32_t index) {
-  constexpr uint32_t kMask = (1u << kAcPeekBits) - 1;
-  uint32_t used = 0, advance = 0, flags = 0;
-  struct {
-    uint32_t advance = kNowhere, bits = 0, size = 1;
-  } found[2];
-  int n = 0;
-  while (used < kAcPeekBits) {
-    const ShortCode& code = codes[index << used & kMask];
-    // A code counts only where all of its bits are known.
-    if (code.length == 0 || used + code.length > kAcPeekBits) break;
-    if (code.size == 0) {
-      if (code.run == 0) {
-        used += code.length;
-        flags = kEndOfBlock;
-        break;
-      }
-      // Sixteen zeros count together with the coefficient behind them.
-      const uint32_t behind = used + code.length;
-      if (code.run != 15 || n == 2 || behind >= kAcPeekBits) break;
-      const ShortCode& next = codes[index << behind & kMask];
-      if (next.length == 0 || next.size == 0 || next.size > kMaxAcSize ||
-          behind + next.length > kAcPeekBits)
-        break;
-      advance += 17u + next.run;
-      used = behind + next.length;
-      found[n++] = {advance, used, next.size};
-      used += next.size;
-      continue;
-    }
-    if (n == 2 || code.size > kMaxAcSize) break;
-    advance += code.run + 1u;
-    used += code.length;
-    found[n++] = {advance, used, code.size};
-    used += code.size;
+constexpr uint32_t kPeekMask = (1u << kAcPeekBits) - 1;
+
+AcEntry ac_entry(const ShortCode* codes, uint32_t index) {
+  AcEntry entry{.advance = kNotInTable};
+  uint32_t at = 0, advance = 0, n = 0;
+  bool is_end = false;
+  while (at < kAcPeekBits && !is_end) {
+    const ShortCode& code = codes[index << at & kPeekMask];
+    const uint32_t behind = at + code.length;
+    // Sixteen zeros count together with the coefficient behind them: not as the last.
+    if (!code.is_usual() || behind > kAcPeekBits) break;
+    is_end = code.is_end();
+    advance += is_end ? 0 : code.run + 1u;
+    at = behind + code.size;
+    if (code.is_zeros()) continue;
+    if (!is_end && n == 2) break;
+    if (!is_end)
+      (n++ == 0 ? entry.first : entry.second) = {static_cast<uint8_t>(advance),
+                                                 static_cast<uint8_t>(behind),
+                                                 static_cast<uint8_t>(64 - code.size)};
+    entry.bits = static_cast<uint8_t>(at);
+    entry.advance = static_cast<uint8_t>(advance + (is_end ? kEndOfBlock : 0));
   }
-  if (n == 0 && flags == 0) return uint64_t{kNotInTable} << 8;
-  if (n < 2) found[1] = found[0];
-  uint64_t entry = used | (advance + flags) << 8;
-  for (int i = 0; i < 2; ++i)
-    entry |= (uint64_t{found[i].advance} | uint64_t{found[i].bits} << 8 |
-              uint64_t{64 - found[i].size} << 16)
-             << (16 + 24 * i);
+  if (n == 1) entry.second = entry.first;
   return entry;
+}
+
+uint16_t ac_skip(const ShortCode* codes, uint32_t index) {
+  uint32_t used = 0, advance = 0;
+  while (used < kAcPeekBits) {
+    const ShortCode& code = codes[index << used & kPeekMask];
+    if (!code.is_usual() || used + code.length > kAcPeekBits) break;
+    // More would end the block in any case.
+    const uint32_t next = advance + (code.is_end() ? kEndOfBlock : code.run + 1u);
+    if (!code.is_end() && next > 63) break;
+    used += code.length + code.size;
+    advance = next;
+    if (code.is_end()) break;
+  }
+  return static_cast<uint16_t>(used == 0 ? kNotInTable << 8 : used | advance << 8);
 }
 
 bool make_ac_table(AcTable& table, std::span<const uint8_t> spec) {
@@ -139,7 +139,10 @@ bool make_ac_table(AcTable& table, std::span<const uint8_t> spec) {
               ShortCode{static_cast<uint8_t>(length), static_cast<uint8_t>(symbol >> 4),
                         static_cast<uint8_t>(symbol & 15)});
   });
-  for (uint32_t i = 0; i < codes.size(); ++i) table.entries[i] = ac_entry(codes.data(), i);
+  for (uint32_t i = 0; i < codes.size(); ++i) {
+    table.entries[i] = ac_entry(codes.data(), i);
+    table.skips[i] = ac_skip(codes.data(), i);
+  }
   return true;
 }
 

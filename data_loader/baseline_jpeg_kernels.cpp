@@ -11,6 +11,12 @@ namespace {
 
 // ---- Huffman decoding ----
 
+// Nothing to gain from AVX-512 here, and GCC 12 would do some of these integers in mask registers.
+#if defined(__AVX512F__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC target("no-avx512f")
+#endif
+
 CONVOY_INLINE uint64_t load_big_endian(const uint8_t* p) {
   uint64_t x;
   __builtin_memcpy(&x, p, sizeof x);
@@ -77,13 +83,16 @@ CONVOY_INLINE bool decode_dc(Bits& in, const DcTable& table, uint32_t& predictio
   return true;
 }
 
-template <bool kStore>
-CONVOY_INLINE void store(int16_t* block, uint32_t k, uint64_t entry, uint64_t bits) {
-  if constexpr (kStore) {
-    const int32_t first = value_of(bits << (entry >> 24 & 63), entry >> 32);
-    const int32_t second = value_of(bits << (entry >> 48 & 63), entry >> 56);
-    block[kBlockPlaces.zigzag[k + (entry >> 16 & 0xff)]] = static_cast<int16_t>(first);
-    block[kBlockPlaces.zigzag[k + (entry >> 40 & 0xff)]] = static_cast<int16_t>(second);
+CONVOY_INLINE void put(int16_t* block, uint64_t k, const AcCoefficient& at, uint64_t bits) {
+  block[kBlockPlaces.zigzag[k + at.advance]] =
+      static_cast<int16_t>(value_of(bits << (at.before & 63), at.shift));
+}
+
+CONVOY_INLINE void clear(int16_t* block) {
+  typedef int64_t Half __attribute__((vector_size(16)));
+  for (int i = 0; i < kBlock; i += 8) {
+    const Half zeros = {};
+    __builtin_memcpy(block + i, &zeros, sizeof zeros);
   }
 }
 
@@ -91,13 +100,13 @@ enum class Step { kOn, kEnd, kBad };
 
 struct Outcome {
   Bits in;
-  uint32_t k;
+  uint64_t k;
   Step step;
 };
 
 // One symbol, by its code. Takes at most 26 bits. By value, so that the caller's are in registers.
 template <bool kStore>
-[[gnu::noinline]] Outcome slow_step(Bits in, const AcTable& table, int16_t* block, uint32_t k) {
+[[gnu::noinline]] Outcome slow_step(Bits in, const AcTable& table, int16_t* block, uint64_t k) {
   const Symbol symbol = slow_symbol(table.code, in.bits);
   if (symbol.length == 0) return {in, k, Step::kBad};
   const uint32_t run = symbol.value >> 4, size = symbol.value & 15;
@@ -117,11 +126,15 @@ template <bool kStore>
 }
 
 // What the table knows of the next bits; k is the zigzag index of the last coefficient, below 63.
+// Takes at most 26 bits.
 template <bool kStore>
-CONVOY_INLINE Step step(Bits& in, const AcTable& table, int16_t* block, uint32_t& k) {
-  const uint64_t entry = table.entries[in.bits >> (64 - kAcPeekBits)];
-  const uint32_t next = k + (entry >> 8 & 0xff);
-  if (__builtin_expect(next >= 63, 0)) {
+CONVOY_INLINE Step step(Bits& in, const AcTable& table, int16_t* block, uint64_t& k) {
+  const uint64_t index = in.bits >> (64 - kAcPeekBits);
+  const AcEntry& entry = table.entries[index];
+  const uint32_t skip = table.skips[index];
+  const uint64_t next = k + (kStore ? entry.advance : skip >> 8);
+  const bool is_last = __builtin_expect(next >= 63, 0);
+  if (is_last) {
     // An entry with coefficients behind the 63rd has taken the next block's bits for this one's.
     const bool ends = next >= kEndOfBlock ? next < kEndOfBlock + 63 : next == 63;
     if (__builtin_expect(!ends, 0)) {
@@ -130,20 +143,19 @@ CONVOY_INLINE Step step(Bits& in, const AcTable& table, int16_t* block, uint32_t
       k = outcome.k;
       return outcome.step;
     }
-    store<kStore>(block, k, entry, in.bits);
-    drop(in, entry);
-    k = next & 127;
-    return Step::kEnd;
   }
-  store<kStore>(block, k, entry, in.bits);
-  drop(in, entry);
-  k = next;
-  return Step::kOn;
+  if constexpr (kStore) {
+    put(block, k, entry.first, in.bits);
+    put(block, k, entry.second, in.bits);
+  }
+  drop(in, kStore ? entry.bits : skip);
+  k = next & 127;
+  return is_last ? Step::kEnd : Step::kOn;
 }
 
 // Takes at most 26 bits before the first refill. k: as step().
 template <bool kStore>
-CONVOY_INLINE bool decode_ac(Bits& in, const AcTable& table, int16_t* block, uint32_t& k) {
+CONVOY_INLINE bool decode_ac(Bits& in, const AcTable& table, int16_t* block, uint64_t& k) {
   Step what = step<kStore>(in, table, block, k);
   while (what == Step::kOn) {
     refill(in);
@@ -164,7 +176,7 @@ bool decode(EntropyState& state, const McuBlock* blocks, int n, int mcus, int16_
       refill(in);
       uint32_t& dc = state.dc[what.component];
       if (!decode_dc(in, *what.dc, dc)) return false;
-      uint32_t k = 0;
+      uint64_t k = 0;
       if (coefficients == nullptr) {
         if (!decode_ac<false>(in, *what.ac, nullptr, k)) return false;
         continue;
@@ -175,7 +187,7 @@ bool decode(EntropyState& state, const McuBlock* blocks, int n, int mcus, int16_
         if (!decode_ac<false>(in, *what.ac, nullptr, k)) return false;
         k = 0;
       } else {
-        __builtin_memset(coefficients, 0, kBlock * sizeof *coefficients);
+        clear(coefficients);
         if (!decode_ac<true>(in, *what.ac, coefficients, k)) return false;
       }
       coefficients[0] = value;
@@ -188,6 +200,10 @@ bool decode(EntropyState& state, const McuBlock* blocks, int n, int mcus, int16_
   state.count = in.count;
   return true;
 }
+
+#if defined(__AVX512F__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
 
 // ---- Inverse DCT ----
 // Loeffler, Ligtenberg, Moschytz 1989 as in libjpeg: constants of 13 bits, columns first, results

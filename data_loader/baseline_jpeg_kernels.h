@@ -30,19 +30,26 @@ struct DcTable {
   uint16_t entries[1 << kDcPeekBits];
 };
 
+struct AcCoefficient {
+  uint8_t advance = 64;  // in zigzag order, from where the entry begins; 64: there is none
+  uint8_t before = 0;    // bits before its value
+  uint8_t shift = 63;    // 64 - bits of its value
+};
 // What the next kAcPeekBits bits begin with: up to two coefficients and the end of the block, as
-// far as their codes lie within these bits (the last value may go beyond them). Bytes of an entry,
-// from the lowest:
-//   0  bits of all codes and values
-//   1  by how much they advance in zigzag order; + kEndOfBlock; or kNotInTable
-//   2  advance to the first coefficient, kNowhere where there is none; 3  bits before its value;
-//   4  64 - bits of its value
-//   5-7  the same of the second one (advance counted from the start), or of the first once more
+// far as their codes are known. The values are read from the bits, of which the last one may need
+// more.
+struct AcEntry {
+  uint8_t bits = 0;             // of all codes and values
+  uint8_t advance;              // in zigzag order; + kEndOfBlock; or kNotInTable
+  AcCoefficient first, second;  // the first one twice where there is one
+};
 struct AcTable {
   HuffmanCode code;
-  uint64_t entries[1 << kAcPeekBits];
+  AcEntry entries[1 << kAcPeekBits];
+  // For blocks that are passed over, of any number of coefficients: AcEntry's bits | advance << 8.
+  uint16_t skips[1 << kAcPeekBits];
 };
-constexpr uint32_t kNotInTable = 64, kEndOfBlock = 128, kNowhere = 64;
+constexpr uint32_t kNotInTable = 64, kEndOfBlock = 128;
 
 // ---- Coefficients ----
 
