@@ -427,17 +427,20 @@ CONVOY_INLINE void transform_pairs(__m256i* out, const Pairs& in) {
   }
 }
 
+template <int kWhich>
+CONVOY_INLINE __m256i shuffle_words(__m256i a, __m256i b) {
+  return _mm256_castps_si256(
+      _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), kWhich));
+}
+
 // From lanes of columns to lanes of rows: `rows` hold two rows each, of which a 128-bit half has
 // the pairs of columns (0, 4), (2, 6), the other one (1, 3), (5, 7).
 CONVOY_INLINE Pairs turn(__m256i rows01, __m256i rows23, __m256i rows45, __m256i rows67) {
-  const auto shuffle = [](__m256i a, __m256i b, auto which) {
-    return _mm256_castps_si256(
-        _mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), which()));
-  };
-  constexpr auto kEven = [] { return 0x88; };
-  constexpr auto kOddOnes = [] { return 0xdd; };
-  const __m256i a03 = shuffle(rows01, rows23, kEven), a47 = shuffle(rows45, rows67, kEven);
-  const __m256i b03 = shuffle(rows01, rows23, kOddOnes), b47 = shuffle(rows45, rows67, kOddOnes);
+  constexpr int kEven = 0x88, kUneven = 0xdd;
+  const __m256i a03 = shuffle_words<kEven>(rows01, rows23);
+  const __m256i a47 = shuffle_words<kEven>(rows45, rows67);
+  const __m256i b03 = shuffle_words<kUneven>(rows01, rows23);
+  const __m256i b47 = shuffle_words<kUneven>(rows45, rows67);
   return {_mm256_permute2x128_si256(a03, a47, 0x20), _mm256_permute2x128_si256(b03, b47, 0x20),
           _mm256_permute2x128_si256(a03, a47, 0x31), _mm256_permute2x128_si256(b03, b47, 0x31)};
 }

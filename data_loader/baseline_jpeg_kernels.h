@@ -20,7 +20,7 @@ struct HuffmanCode {
 };
 
 constexpr int kDcPeekBits = 9;
-constexpr int kAcPeekBits = 11;
+constexpr int kAcPeekBits = 10;
 constexpr int kMaxDcSize = 11, kMaxAcSize = 10;  // bits of a value in 8-bit images
 
 // Entry: bits of code and value (6 bits) | length of the code << 6 | bits of the value << 11; 0

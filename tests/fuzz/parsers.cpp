@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <stdexcept>
 
+#include "data_loader/baseline_jpeg.h"
 #include "data_loader/image.h"
 #include "data_loader/jpeg.h"
 #include "data_loader/mean.h"
@@ -228,6 +229,35 @@ void feed_jpeg(std::string_view bytes) {
   check_codec(*codec, bytes, false);
   check_codec(*strict, bytes, true);
   make_samples(bytes);
+}
+
+// Our decoder beside libjpeg: what it accepts has libjpeg's pixels, and of the whole image libjpeg
+// accepts as much.
+void feed_baseline(std::string_view text) {
+  static const auto libjpeg = data::make_libjpeg_codec();
+  static data::BaselineJpeg baseline;
+  const std::span bytes(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  data::ImageShape shape;
+  if (!baseline.open(bytes, shape)) return;
+  if (uint64_t{static_cast<uint32_t>(shape.width)} * static_cast<uint32_t>(shape.height) >
+      kMaxPixels)
+    return;
+  for (const int denominator : {1, 2, 4, 8})
+    for (const bool whole : {true, false}) {
+      const int width = (shape.width + denominator - 1) / denominator;
+      const int height = (shape.height + denominator - 1) / denominator;
+      const data::Region region =
+          whole ? data::Region{0, 0, width, height}
+                : data::Region{width / 3, height / 4, (width + 2) / 3, (height + 2) / 3};
+      data::Image ours, theirs;
+      if (!baseline.open(bytes, shape)) require(false, "a header is read once only");
+      if (!baseline.decode(region, denominator, ours)) continue;
+      const bool good = decode(*libjpeg, text, region, denominator, 0x33, theirs);
+      require(good || !whole, "libjpeg refuses what was accepted");
+      for (int y = 0; good && y < region.height; ++y)
+        require(std::ranges::equal(row_of(ours, region, y), row_of(theirs, region, y)),
+                "other pixels than libjpeg's");
+    }
 }
 
 void feed_png(std::string_view bytes) {
@@ -482,6 +512,7 @@ void feed_graph(std::string_view bytes) {
 }
 
 constexpr Parser kParsers[] = {
+    {"baseline", &feed_baseline, 8192},
     {"jpeg", &feed_jpeg, 8192},
     {"png", &feed_png, 8192},
     {"idx", &feed_idx, 4096},
