@@ -456,7 +456,7 @@ bool BaselineJpeg::decode_row() {
         row.step = static_cast<int>(blocks_.size());
         row.count = mcus;
         row.quantisation = quantisation_[static_cast<size_t>(component.quantisation)].data();
-        row.out = component.row(v * component.size) + h * component.size;
+        row.out = component.row(v * component.size) + static_cast<ptrdiff_t>(h) * component.size;
         row.out_step = component.h * component.size;
         row.stride = component.stride;
         if (!kernels_.idct(row, component.size)) return false;
@@ -493,7 +493,7 @@ const uint8_t* BaselineJpeg::chroma_row(size_t c, int y, int left, int width) {
   const uint8_t* const row = component.row(near) + first;
   uint8_t* const wide = upsampled_[c].data();
   if (!is_smooth_) {
-    for (int x = 0; x < samples; ++x) wide[2 * x] = wide[2 * x + 1] = row[x];
+    for (ptrdiff_t x = 0; x < samples; ++x) wide[2 * x] = wide[2 * x + 1] = row[x];
   } else if (halves_y_) {
     const int far = y % 2 == 0 ? near - 1 : near + 1;
     kernels_.upsample_h2v2(wide, row, component.row(far) + first, sums_.data(), samples);
@@ -510,7 +510,8 @@ void BaselineJpeg::emit(int first, int end, int base, const Region& region, Imag
     uint8_t* const to = out.pixels.data() + out.stride * static_cast<size_t>(y - region.y);
     const uint8_t* const luma = components_[0].row(y - base) + left;
     if (components_.size() == 1)
-      for (int x = 0; x < region.width; ++x) to[3 * x] = to[3 * x + 1] = to[3 * x + 2] = luma[x];
+      for (ptrdiff_t x = 0; x < region.width; ++x)
+        to[3 * x] = to[3 * x + 1] = to[3 * x + 2] = luma[x];
     else
       kernels_.ycc_to_rgb(to, luma, chroma_row(0, y - base, left, region.width),
                           chroma_row(1, y - base, left, region.width), region.width);
