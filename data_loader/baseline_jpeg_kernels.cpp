@@ -452,7 +452,7 @@ CONVOY_INLINE void put8(uint8_t* out, __m128i x) {
 CONVOY_INLINE void store_8x8(uint8_t* out, size_t stride, const __m256i* columns) {
   // Bytes of columns 0-3 and 4-7; a 128-bit half has rows 0-3 or 4-7.
   __m256i bytes[2];
-  for (int i = 0; i < 2; ++i)
+  for (ptrdiff_t i = 0; i < 2; ++i)
     bytes[i] = _mm256_packs_epi16(_mm256_packs_epi32(columns[4 * i], columns[4 * i + 1]),
                                   _mm256_packs_epi32(columns[4 * i + 2], columns[4 * i + 3]));
   const __m256i turned = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0,
@@ -490,7 +490,7 @@ CONVOY_INLINE void vector_block(const int16_t* block, const BlockRow& row, uint8
   __m256i lines[8], packed[4];
   transform_pairs<kSize, kConstBits - kPass1Bits + kExtra>(
       lines, dequantise_block(block, row.quantisation, excess));
-  for (int i = 0; i < 4; ++i) {
+  for (ptrdiff_t i = 0; i < 4; ++i) {
     packed[i] =
         2 * i < kSize ? _mm256_packs_epi32(lines[2 * i], lines[2 * i + 1]) : _mm256_setzero_si256();
     excess.note(packed[i]);
@@ -543,7 +543,7 @@ bool idct(const BlockRow& row, int size) {
 // ---- Upsampling and colour ----
 
 void upsample_h2v1(uint8_t* out, const uint8_t* in, int n) {
-  for (int i = 0; i < n; ++i) {
+  for (ptrdiff_t i = 0; i < n; ++i) {
     out[2 * i] = static_cast<uint8_t>((3 * in[i] + in[i - 1] + 1) >> 2);
     out[2 * i + 1] = static_cast<uint8_t>((3 * in[i] + in[i + 1] + 2) >> 2);
   }
@@ -553,7 +553,7 @@ void upsample_h2v2(uint8_t* __restrict__ out, const uint8_t* near, const uint8_t
                    uint16_t* __restrict__ sums, int n) {
   for (int i = -1; i <= n; ++i) sums[i + 1] = static_cast<uint16_t>(3 * near[i] + far[i]);
   const uint16_t* const sum = sums + 1;
-  for (int i = 0; i < n; ++i) {
+  for (ptrdiff_t i = 0; i < n; ++i) {
     out[2 * i] = static_cast<uint8_t>(static_cast<uint16_t>(3 * sum[i] + sum[i - 1] + 8) >> 4);
     out[2 * i + 1] = static_cast<uint8_t>(static_cast<uint16_t>(3 * sum[i] + sum[i + 1] + 7) >> 4);
   }
@@ -563,8 +563,8 @@ void upsample_h2v2(uint8_t* __restrict__ out, const uint8_t* near, const uint8_t
 constexpr int kRed = 91881, kGreenBlue = 22554, kGreenRed = 46802, kBlue = 116130;
 
 CONVOY_INLINE void plain_ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb,
-                                    const uint8_t* cr, int begin, int end) {
-  for (int i = begin; i < end; ++i) {
+                                    const uint8_t* cr, ptrdiff_t begin, ptrdiff_t end) {
+  for (ptrdiff_t i = begin; i < end; ++i) {
     const int luma = y[i], blue = cb[i] - 128, red = cr[i] - 128;
     out[3 * i] = static_cast<uint8_t>(clamp(luma + ((kRed * red + 32768) >> 16), 0, 255));
     out[3 * i + 1] = static_cast<uint8_t>(
@@ -616,7 +616,7 @@ void ycc_to_rgb(uint8_t* out, const uint8_t* y, const uint8_t* cb, const uint8_t
   const __m256i middle = _mm256_set1_epi16(128), half = _mm256_set1_epi32(32768);
   // -kGreenRed = 65536 - kGreenRed, less one whole.
   const __m256i green = _mm256_set1_epi32((65536 - kGreenRed) * 65536 + (-kGreenBlue & 0xffff));
-  int i = 0;
+  ptrdiff_t i = 0;
   for (; i + 16 <= n; i += 16) {
     const __m256i luma = widen(y + i), blue = _mm256_sub_epi16(widen(cb + i), middle),
                   red = _mm256_sub_epi16(widen(cr + i), middle);
