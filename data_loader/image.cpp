@@ -5,7 +5,7 @@
 
 namespace convoy::data {
 
-ImageDecoder::ImageDecoder() = default;
+ImageDecoder::ImageDecoder(Reading reading) : reading_(reading) {}
 ImageDecoder::~ImageDecoder() = default;
 
 ImageCodec& ImageDecoder::open(std::span<const uint8_t> bytes, const std::string& name,
@@ -13,7 +13,7 @@ ImageCodec& ImageDecoder::open(std::span<const uint8_t> bytes, const std::string
   const std::string_view start(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   ImageCodec* codec = nullptr;
   if (start.starts_with("\xff\xd8\xff")) {
-    if (!jpeg_) jpeg_ = make_jpeg_codec();
+    if (!jpeg_) jpeg_ = make_jpeg_codec(reading_);
     codec = jpeg_.get();
   } else if (start.starts_with("\x89PNG\r\n\x1a\n")) {
     if (!png_) png_ = make_png_codec();

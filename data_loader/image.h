@@ -29,6 +29,14 @@ struct Image {
   PixelView view() const { return {pixels.data(), region, 3, stride}; }
 };
 
+// How much of a file is read.
+enum class Reading {
+  // What the region needs. Damage below it may stay unseen in a file whose end is in place; whether
+  // it is seen depends on the bytes and the region alone.
+  kRegion,
+  kAll,  // everything, by the reference decoder: damage is found wherever it is
+};
+
 // One kind of encoded image. open(), then at most one decode(). Not thread-safe: one per thread.
 class ImageCodec {
  public:
@@ -40,20 +48,22 @@ class ImageCodec {
   // Whether decode() takes a denominator other than 1.
   virtual bool can_shrink() const = 0;
   // Pixels of at least `region` (in coordinates of the image shrunk to 1/denominator: 1, 2, 4, 8).
-  // Reads all of the file: damage is found wherever it is. Throws BadContent.
+  // A file that is cut off is found out whatever the region; for other damage see Reading. Throws
+  // BadContent.
   virtual void decode(const Region& region, int denominator, Image& out) = 0;
 };
 
 // Chooses the codec by the first bytes and keeps one of each. Not thread-safe: one per thread.
 class ImageDecoder {
  public:
-  ImageDecoder();
+  explicit ImageDecoder(Reading reading = Reading::kRegion);
   ~ImageDecoder();
   // The codec, opened; the image's shape in `shape`. Throws BadContent.
   ImageCodec& open(std::span<const uint8_t> bytes, const std::string& name, uint64_t max_pixels,
                    ImageShape& shape);
 
  private:
+  Reading reading_;
   std::unique_ptr<ImageCodec> jpeg_, png_;
 };
 

@@ -7,6 +7,9 @@
 #include <jpeglib.h>
 
 #include <algorithm>
+#include <cstring>
+
+#include "data_loader/baseline_jpeg.h"
 
 namespace convoy::data {
 namespace {
@@ -20,18 +23,18 @@ constexpr uint64_t kMaxScans = 500, kMinScans = 20, kMaxScanPixels = uint64_t{1}
 // halved both ways.
 constexpr long kMaxMemoryBytes = 600'000'000;
 
-class JpegCodec final : public ImageCodec {
+class LibjpegCodec final : public ImageCodec {
  public:
-  JpegCodec() {
+  explicit LibjpegCodec(Reading reading) : reading_(reading) {
     jpeg_.err = jpeg_std_error(&errors_);
     errors_.error_exit = &on_error;
     errors_.emit_message = &on_message;
     progress_.progress_monitor = &on_progress;
     create();
   }
-  ~JpegCodec() override { jpeg_destroy_decompress(&jpeg_); }
-  JpegCodec(const JpegCodec&) = delete;
-  JpegCodec& operator=(const JpegCodec&) = delete;
+  ~LibjpegCodec() override { jpeg_destroy_decompress(&jpeg_); }
+  LibjpegCodec(const LibjpegCodec&) = delete;
+  LibjpegCodec& operator=(const LibjpegCodec&) = delete;
 
   ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
                   uint64_t max_pixels) override {
@@ -45,6 +48,7 @@ class JpegCodec final : public ImageCodec {
       jpeg_mem_src(&jpeg_, bytes.data(), bytes.size());
       jpeg_read_header(&jpeg_, TRUE);
       in_header_ = false;
+      scan_ = {jpeg_.src->next_input_byte, jpeg_.src->bytes_in_buffer};
       is_cmyk_ = jpeg_.jpeg_color_space == JCS_CMYK || jpeg_.jpeg_color_space == JCS_YCCK;
       jpeg_.out_color_space = is_cmyk_ ? JCS_CMYK : JCS_RGB;
     });
@@ -77,12 +81,18 @@ class JpegCodec final : public ImageCodec {
     out.stride = size_t{columns} * 3;
     out.pixels.resize(out.stride * static_cast<size_t>(region.height));
     row_.resize(size_t{columns} * 4);
-    const bool decoded = guarded([this, &region, &out, height] {
+    const bool may_stop = reading_ == Reading::kRegion && !jpeg_has_multiple_scans(&jpeg_) &&
+                          plainly_whole_scan(scan_) != 0;
+    const bool decoded = guarded([this, &region, &out, height, may_stop] {
       if (region.y > 0) jpeg_skip_scanlines(&jpeg_, static_cast<JDIMENSION>(region.y));
       for (int y = 0; y < region.height; ++y) {
         uint8_t* row = out.pixels.data() + out.stride * static_cast<size_t>(y);
         read_row(is_cmyk_ ? row_.data() : row);
         if (is_cmyk_) cmyk_to_rgb(row, row_.data(), out.stride / 3);
+      }
+      if (may_stop) {
+        jpeg_abort_decompress(&jpeg_);
+        return;
       }
       // The rest passes the entropy decoder only. jpeg_skip_scanlines() to the end would not look
       // at it at all, so the last row is read.
@@ -134,7 +144,9 @@ class JpegCodec final : public ImageCodec {
         printable(name_), text_));
   }
 
-  static JpegCodec& self(j_common_ptr jpeg) { return *static_cast<JpegCodec*>(jpeg->client_data); }
+  static LibjpegCodec& self(j_common_ptr jpeg) {
+    return *static_cast<LibjpegCodec*>(jpeg->client_data);
+  }
 
   [[noreturn]] static void on_error(j_common_ptr jpeg) {
     (*jpeg->err->format_message)(jpeg, self(jpeg).text_);
@@ -163,7 +175,7 @@ class JpegCodec final : public ImageCodec {
   }
 
   static void on_progress(j_common_ptr jpeg) {
-    JpegCodec& codec = self(jpeg);
+    LibjpegCodec& codec = self(jpeg);
     const uint64_t pixels = uint64_t{codec.jpeg_.image_width} * codec.jpeg_.image_height;
     const uint64_t most =
         std::clamp(kMaxScanPixels / std::max<uint64_t>(pixels, 1), kMinScans, kMaxScans);
@@ -178,15 +190,70 @@ class JpegCodec final : public ImageCodec {
   std::jmp_buf jump_;
   char text_[JMSG_LENGTH_MAX] = "";
   std::string name_;
+  const Reading reading_;
+  std::span<const uint8_t> scan_;  // from the first scan's data to the end of the file
   bool in_header_ = false;
   bool is_cmyk_ = false;
   std::vector<uint8_t> row_;
 };
 
+// Our decoder, and libjpeg's where it declines: at the header or on the way.
+class FastestCodec final : public ImageCodec {
+ public:
+  ImageShape open(std::span<const uint8_t> bytes, const std::string& name,
+                  uint64_t max_pixels) override {
+    ImageShape shape;
+    is_baseline_ = baseline_.open(bytes, shape);
+    if (!is_baseline_) return libjpeg_.open(bytes, name, max_pixels);
+    bytes_ = bytes;
+    name_ = name;
+    max_pixels_ = max_pixels;
+    check_pixels(static_cast<uint64_t>(shape.width), static_cast<uint64_t>(shape.height),
+                 max_pixels, name);
+    return shape;
+  }
+
+  bool can_shrink() const override { return true; }
+
+  void decode(const Region& region, int denominator, Image& out) override {
+    if (is_baseline_) {
+      if (baseline_.decode(region, denominator, out)) return;
+      libjpeg_.open(bytes_, name_, max_pixels_);
+    }
+    libjpeg_.decode(region, denominator, out);
+  }
+
+ private:
+  BaselineJpeg baseline_;
+  LibjpegCodec libjpeg_{Reading::kRegion};
+  bool is_baseline_ = false;
+  std::span<const uint8_t> bytes_;
+  std::string name_;
+  uint64_t max_pixels_ = 0;
+};
+
 }  // namespace
 
-std::unique_ptr<ImageCodec> make_jpeg_codec() {
-  return std::make_unique<JpegCodec>();
+std::unique_ptr<ImageCodec> make_libjpeg_codec(Reading reading) {
+  return std::make_unique<LibjpegCodec>(reading);
+}
+
+std::unique_ptr<ImageCodec> make_jpeg_codec(Reading reading) {
+  if (reading == Reading::kAll) return make_libjpeg_codec(reading);
+  return std::make_unique<FastestCodec>();
+}
+
+size_t plainly_whole_scan(std::span<const uint8_t> scan) {
+  const uint8_t* const end = scan.data() + scan.size();
+  for (const uint8_t* at = scan.data(); end - at >= 2; at += 2) {
+    at = static_cast<const uint8_t*>(std::memchr(at, 0xff, static_cast<size_t>(end - at - 1)));
+    if (at == nullptr) return 0;
+    const uint8_t code = at[1];
+    if (code == 0 || (code & 0xf8) == 0xd0) continue;  // a stuffed byte, a restart marker
+    const bool whole = code == 0xd9 && static_cast<size_t>(end - at - 2) <= kMaxTrailingBytes;
+    return whole ? static_cast<size_t>(at - scan.data()) : 0;
+  }
+  return 0;
 }
 
 }  // namespace convoy::data

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "data_loader/jpeg.h"
 #include "ops/core/random.h"
 #include "tests/support/tiny_images.h"
 
@@ -169,6 +170,23 @@ TEST(Jpeg, DamageOutsideTheCropIsFound) {
   damaged = file;
   damaged.replace(file.size() * 2 / 10, 2, "\xff\xd9");
   EXPECT_NE(error_of(decoder, damaged, {10, 120, 30, 30}), "");
+}
+
+// What is below the crop is not decoded where the file's end is in place: only Reading::kAll sees
+// that a piece is missing.
+TEST(Jpeg, DamageBelowTheCropIsForWhoReadsAll) {
+  ImageDecoder decoder, strict(Reading::kAll);
+  const std::string file = test::encode_jpeg(test::make_image(90, 170, 3, 7));
+  std::string damaged = file;
+  damaged.erase(file.size() * 8 / 10, 100);
+  for (const std::string& good : {file, file + std::string(kMaxTrailingBytes, '\0')})
+    EXPECT_EQ(error_of(strict, good, {10, 20, 30, 30}), "");
+  EXPECT_EQ(error_of(decoder, damaged, {10, 20, 30, 30}), "");
+  EXPECT_NE(error_of(strict, damaged, {10, 20, 30, 30}), "");
+  EXPECT_NE(error_of(decoder, damaged), "");
+  // With more behind the end than padding, all is read.
+  EXPECT_NE(error_of(decoder, damaged + std::string(kMaxTrailingBytes + 1, '\0'), {10, 20, 30, 30}),
+            "");
 }
 
 // Flipping bytes must end in pixels or in BadContent: never in a crash or a hang.

@@ -53,6 +53,15 @@ void images(const auto& write) {
   write("jpeg/grey", encode_jpeg(make_image(9, 7, 1, 1)));
   write("jpeg/colour", encode_jpeg(make_image(33, 18, 3, 2)));
   write("jpeg/444", encode_jpeg(make_image(16, 17, 3, 3), {.chroma_x = 1, .chroma_y = 1}));
+  for (const int chroma_x : {1, 2})
+    for (const int chroma_y : {1, 2})
+      for (const bool optimised : {false, true})
+        write(fmt::format("baseline/{}x{}{}", chroma_x, chroma_y, optimised ? "-optimised" : ""),
+              encode_jpeg(make_image(37, 21, 3, 9), {.chroma_x = chroma_x,
+                                                     .chroma_y = chroma_y,
+                                                     .optimised = optimised,
+                                                     .restart_interval = optimised ? 2 : 0}));
+  write("baseline/grey", encode_jpeg(make_image(19, 17, 1, 10), {.quality = 30}));
   write("jpeg/progressive", encode_jpeg(make_image(20, 12, 3, 4), {.progressive = true}));
   write("jpeg/cmyk", encode_jpeg(make_image(8, 8, 4, 5)));
   write("jpeg/ycck", encode_jpeg(make_image(8, 9, 4, 6), {.ycck = true}));

@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <stdexcept>
 
+#include "data_loader/baseline_jpeg.h"
 #include "data_loader/image.h"
 #include "data_loader/jpeg.h"
 #include "data_loader/mean.h"
@@ -165,9 +166,9 @@ std::span<const uint8_t> row_of(const data::Image& image, const data::Region& re
   return std::span(image.pixels).subspan(at, static_cast<size_t>(region.width) * 3);
 }
 
-// Whole, in part and shrunk: damage is found whatever is asked for, and the pixels are those of the
-// file alone.
-void check_codec(data::ImageCodec& codec, std::string_view bytes) {
+// Whole, in part and shrunk: the pixels are those of the file alone, and so is damage where the
+// codec reads all; otherwise a part may be good where the whole is not.
+void check_codec(data::ImageCodec& codec, std::string_view bytes, bool reads_all) {
   data::ImageShape shape;
   if (!accepted({ExitCode::kBadData}, [&] {
         shape = codec.open({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}, "image",
@@ -180,7 +181,8 @@ void check_codec(data::ImageCodec& codec, std::string_view bytes) {
                           (shape.height + 2) / 3};
   data::Image first, again;
   const bool good = decode(codec, bytes, whole, 1, 0x00, first);
-  require(decode(codec, bytes, part, 1, 0xff, again) == good,
+  const bool part_good = decode(codec, bytes, part, 1, 0xff, again);
+  require(reads_all ? part_good == good : part_good >= good,
           "the whole and a part differ about damage");
   if (good)
     for (int y = 0; y < part.height; ++y)
@@ -189,7 +191,8 @@ void check_codec(data::ImageCodec& codec, std::string_view bytes) {
   if (!codec.can_shrink()) return;
   const int denominator = 2 << (bytes.size() % 3);
   const data::Region corner{0, 0, 1, 1};
-  require(decode(codec, bytes, corner, denominator, 0x55, again) == good,
+  const bool corner_good = decode(codec, bytes, corner, denominator, 0x55, again);
+  require(reads_all ? corner_good == good : corner_good >= good,
           "shrunk and whole differ about damage");
 }
 
@@ -222,13 +225,44 @@ void make_samples(std::string_view bytes) {
 
 void feed_jpeg(std::string_view bytes) {
   static const auto codec = data::make_jpeg_codec();
-  check_codec(*codec, bytes);
+  static const auto strict = data::make_jpeg_codec(data::Reading::kAll);
+  check_codec(*codec, bytes, false);
+  check_codec(*strict, bytes, true);
   make_samples(bytes);
+}
+
+// Our decoder beside libjpeg: what it accepts has libjpeg's pixels, and of the whole image libjpeg
+// accepts as much.
+void feed_baseline(std::string_view text) {
+  static const auto libjpeg = data::make_libjpeg_codec();
+  static data::BaselineJpeg baseline;
+  const std::span bytes(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  data::ImageShape shape;
+  if (!baseline.open(bytes, shape)) return;
+  if (uint64_t{static_cast<uint32_t>(shape.width)} * static_cast<uint32_t>(shape.height) >
+      kMaxPixels)
+    return;
+  for (const int denominator : {1, 2, 4, 8})
+    for (const bool whole : {true, false}) {
+      const int width = (shape.width + denominator - 1) / denominator;
+      const int height = (shape.height + denominator - 1) / denominator;
+      const data::Region region =
+          whole ? data::Region{0, 0, width, height}
+                : data::Region{width / 3, height / 4, (width + 2) / 3, (height + 2) / 3};
+      data::Image ours, theirs;
+      if (!baseline.open(bytes, shape)) require(false, "a header is read once only");
+      if (!baseline.decode(region, denominator, ours)) continue;
+      const bool good = decode(*libjpeg, text, region, denominator, 0x33, theirs);
+      require(good || !whole, "libjpeg refuses what was accepted");
+      for (int y = 0; good && y < region.height; ++y)
+        require(std::ranges::equal(row_of(ours, region, y), row_of(theirs, region, y)),
+                "other pixels than libjpeg's");
+    }
 }
 
 void feed_png(std::string_view bytes) {
   static const auto codec = data::make_png_codec();
-  check_codec(*codec, bytes);
+  check_codec(*codec, bytes, true);
   make_samples(bytes);
 }
 
@@ -478,6 +512,7 @@ void feed_graph(std::string_view bytes) {
 }
 
 constexpr Parser kParsers[] = {
+    {"baseline", &feed_baseline, 8192},
     {"jpeg", &feed_jpeg, 8192},
     {"png", &feed_png, 8192},
     {"idx", &feed_idx, 4096},

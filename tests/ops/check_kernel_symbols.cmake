@@ -18,7 +18,7 @@ foreach(object IN LISTS OBJECTS)
     if(symbol MATCHES "^[0-9a-f]+ ([WVu]) (.*)$" AND
        NOT CMAKE_MATCH_2 STREQUAL "DW.ref.__gxx_personality_v0")
       list(APPEND shared "${object}: ${CMAKE_MATCH_2}")
-    elseif(symbol MATCHES "^[0-9a-f]+ [A-Za-z] .*isa_.*_kernels_(fp32|bf16)")
+    elseif(symbol MATCHES "^[0-9a-f]+ [A-Za-z] .*isa_.*_kernels")
       math(EXPR kernels "${kernels} + 1")
     endif()
   endforeach()

@@ -54,6 +54,8 @@ std::string encode_jpeg(const TestImage& image, const JpegStyle& style) {
     jpeg.comp_info[0].v_samp_factor = style.chroma_y;
   }
   if (style.progressive) jpeg_simple_progression(&jpeg);
+  jpeg.optimize_coding = style.optimised ? TRUE : FALSE;
+  jpeg.restart_interval = static_cast<unsigned>(style.restart_interval);
   jpeg.arith_code = style.arithmetic ? TRUE : FALSE;
   jpeg_start_compress(&jpeg, TRUE);
   const size_t stride = static_cast<size_t>(image.width) * static_cast<size_t>(image.channels);

@@ -31,6 +31,8 @@ struct JpegStyle {
   bool ycck = false;               // 4 channels: YCCK instead of CMYK
   bool adobe_marker = true;        // 4 channels
   bool arithmetic = false;         // arithmetic coding instead of Huffman's
+  bool optimised = false;          // Huffman codes made for the image
+  int restart_interval = 0;        // MCUs between restart markers; 0: none
 };
 
 // 1 channel: grey; 3: RGB stored as YCbCr; 4: CMYK or YCCK, values stored as they are.
