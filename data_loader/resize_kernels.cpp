@@ -96,6 +96,8 @@ CONVOY_INLINE uint32_t low_pair(const int32_t* w) {
 }
 
 #if defined(__AVX512F__)
+// maskz_...: with a mask of all lanes, as GCC 12 warns of the undefined operand that the plain ones
+// have.
 typedef __m512i Vector;
 constexpr int kLanes = 16;
 constexpr int kPixels = 4;  // one per 128 bits
@@ -130,6 +132,9 @@ CONVOY_INLINE Vector shift_left(Vector v) {
 CONVOY_INLINE Vector either(Vector a, Vector b) {
   return _mm512_or_si512(a, b);
 }
+CONVOY_INLINE Vector both(Vector a, Vector b) {
+  return _mm512_and_si512(a, b);
+}
 CONVOY_INLINE Vector shuffle(Vector v, Vector index) {
   return _mm512_shuffle_epi8(v, index);
 }
@@ -141,7 +146,6 @@ CONVOY_INLINE Vector windows(const uint8_t* row, const int32_t* offsets) {
                                               load16(row + offsets[1]), 1);
   const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(row + offsets[2])),
                                                load16(row + offsets[3]), 1);
-  // With a mask of all lanes: GCC 12 warns of the undefined operand that the plain one has.
   return _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(low), high, 1);
 }
 // Every fourth lane left out.
@@ -188,6 +192,9 @@ CONVOY_INLINE Vector shift_left(Vector v) {
 CONVOY_INLINE Vector either(Vector a, Vector b) {
   return _mm256_or_si256(a, b);
 }
+CONVOY_INLINE Vector both(Vector a, Vector b) {
+  return _mm256_and_si256(a, b);
+}
 CONVOY_INLINE Vector shuffle(Vector v, Vector index) {
   return _mm256_shuffle_epi8(v, index);
 }
@@ -213,13 +220,15 @@ CONVOY_INLINE void store_part(uint8_t* p, Vector v, size_t bytes) {
 }
 #endif
 
-// (high * 2^8 + low) >> 22, where low began with kHalf.
-CONVOY_INLINE Vector rounded(Vector high, Vector low) {
-  return shift_right<kWeightBits - kLowBits>(add(high, shift_right<kLowBits>(low)));
+// A sum is low products, shifted right by 8 (their last 8 bits never matter again), plus high ones.
+CONVOY_INLINE Vector joined(Vector high, Vector low) {
+  return add(high, shift_right<kLowBits>(low));
 }
 
-CONVOY_INLINE Vector pair_of(const Vector high[2], const Vector low[2]) {
-  return either(rounded(high[0], low[0]), shift_left<16>(rounded(high[1], low[1])));
+// The bytes of two rows, from their sums.
+CONVOY_INLINE Vector pair_of(Vector a, Vector b) {
+  constexpr int kBits = kWeightBits - kLowBits;
+  return either(shift_right<kBits>(a), both(shift_left<16 - kBits>(b), splat(0xff0000)));
 }
 
 // ---- One 16-byte window per pixel. Table: for kPixels pixels and each pair of taps their high
@@ -285,7 +294,9 @@ void rows_by_pixels(uint32_t* const out[2], const uint8_t* const rows[4], const 
         low[r] = multiply_add(low[r], x, load(table + 3 * kLanes));
       }
     }
-    for (int r = 0; r < 4; r += 2) store(out[r / 2] + 3 * o, dense(pair_of(high + r, low + r)));
+    for (int r = 0; r < 4; r += 2)
+      store(out[r / 2] + 3 * o,
+            dense(pair_of(joined(high[r], low[r]), joined(high[r + 1], low[r + 1]))));
   }
 }
 
@@ -293,55 +304,75 @@ void rows_by_pixels(uint32_t* const out[2], const uint8_t* const rows[4], const 
 // window their bytes are, their high weights and their low ones.
 
 #if defined(__AVX512VBMI__)
+CONVOY_INLINE Vector gather(const int32_t* p, Vector index) {
+  return _mm512_mask_i32gather_epi32(splat(0), 0xffff, index, p, 4);
+}
+
 bool prepare_windows(RowFilter& filter) {
   const int channels = filter.channels, lanes = filter.count * channels, pairs = filter.taps / 2;
-  uint32_t* to = filter.table;
-  for (int begin = 0; begin < lanes; begin += kLanes) {
-    int end = begin + kLanes;
-    end = end < lanes ? end : lanes;
+  if (pairs > 3) return false;
+  for (int begin = 0, group = 0; begin < lanes; begin += kLanes, ++group) {
+    const int end = begin + kLanes < lanes ? begin + kLanes : lanes;
     const int a = filter.first[begin / channels], b = filter.first[(end - 1) / channels];
     const int low = a < b ? a : b, high = a < b ? b : a;
     if ((high + filter.taps - low) * channels > 64) return false;
-    filter.offsets[begin / kLanes] = low * channels;
-    for (int p = 0; p < pairs; ++p, to += 3 * kLanes)
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int i = begin + lane < lanes ? begin + lane : lanes - 1;
-        const int pixel = i / channels;
-        const int32_t* w = filter.weights + static_cast<ptrdiff_t>(pixel) * filter.taps + 2 * p;
-        const int at = (filter.first[pixel] + 2 * p - low) * channels + i % channels;
-        to[lane] = static_cast<uint32_t>(at | (at + channels) << 16);
-        to[kLanes + lane] = high_pair(w);
-        to[2 * kLanes + lane] = low_pair(w);
-      }
+    filter.offsets[group] = low * channels;
+  }
+  // Lane l of a group that begins with channel c belongs to its pixel (c + l) / channels.
+  alignas(64) int32_t pixel[3][kLanes], byte[3][kLanes];
+  for (int c = 0; c < channels; ++c)
+    for (int l = 0; l < kLanes; ++l) {
+      pixel[c][l] = (c + l) / channels;
+      byte[c][l] = (c + l) % channels;
+    }
+  const Vector mask = splat((1 << kLowBits) - 1), scale = splat(static_cast<uint32_t>(channels));
+  uint32_t* to = filter.table;
+  for (int begin = 0, group = 0; begin < lanes; begin += kLanes, ++group) {
+    const int c = begin % channels, o = begin / channels;
+    // Pixels past the last one take its place; what their lanes hold has no use.
+    const Vector which =
+        _mm512_maskz_min_epi32(0xffff, add(load(pixel[c]), splat(static_cast<uint32_t>(o))),
+                               splat(static_cast<uint32_t>(filter.count - 1)));
+    const Vector first = gather(filter.first, which);
+    const Vector at =
+        add(_mm512_mullo_epi32(first, scale),
+            _mm512_sub_epi32(load(byte[c]), splat(static_cast<uint32_t>(filter.offsets[group]))));
+    const Vector weights = _mm512_mullo_epi32(which, splat(static_cast<uint32_t>(filter.taps)));
+    for (int p = 0; p < pairs; ++p, to += 3 * kLanes) {
+      const Vector w0 = gather(filter.weights + 2 * p, weights);
+      const Vector w1 = gather(filter.weights + 2 * p + 1, weights);
+      const Vector left = add(at, splat(static_cast<uint32_t>(2 * p * channels)));
+      store(to, either(left, shift_left<16>(add(left, scale))));
+      store(to + kLanes,
+            either(shift_right<kLowBits>(w0), shift_left<16>(shift_right<kLowBits>(w1))));
+      store(to + 2 * kLanes, either(both(w0, mask), shift_left<16>(both(w1, mask))));
+    }
   }
   return true;
 }
 
-// kPairs: pairs of taps, 0 for any number.
 template <int kPairs>
 CONVOY_INLINE void rows_by_windows(uint32_t* const out[2], const uint8_t* const rows[4],
                                    const RowFilter& filter) {
-  const int pairs = kPairs > 0 ? kPairs : filter.taps / 2;
   const int lanes = filter.count * filter.channels;
   const __mmask64 even = 0x5555555555555555;
   const uint32_t* table = filter.table;
-  for (int begin = 0; begin < lanes; begin += kLanes) {
-    Vector window[4], high[4], low[4];
+  for (int begin = 0; begin < lanes; begin += kLanes, table += kPairs * 3 * kLanes) {
+    Vector x[kPairs][4], sum[4];
     for (int r = 0; r < 4; ++r) {
-      window[r] = load(rows[r] + filter.offsets[begin / kLanes]);
-      high[r] = splat(0);
-      low[r] = splat(kHalf);
+      const Vector window = load(rows[r] + filter.offsets[begin / kLanes]);
+      for (int p = 0; p < kPairs; ++p)
+        x[p][r] = _mm512_maskz_permutexvar_epi8(even, load(table + p * 3 * kLanes), window);
+      sum[r] = splat(kHalf);
     }
-    for (int p = 0; p < pairs; ++p, table += 3 * kLanes) {
-      const Vector index = load(table), w_high = load(table + kLanes),
-                   w_low = load(table + 2 * kLanes);
-      for (int r = 0; r < 4; ++r) {
-        const Vector x = _mm512_maskz_permutexvar_epi8(even, index, window[r]);
-        high[r] = multiply_add(high[r], x, w_high);
-        low[r] = multiply_add(low[r], x, w_low);
-      }
-    }
-    for (int r = 0; r < 4; r += 2) store(out[r / 2] + begin, pair_of(high + r, low + r));
+    for (int p = 0; p < kPairs; ++p)
+      for (int r = 0; r < 4; ++r)
+        sum[r] = multiply_add(sum[r], x[p][r], load(table + (3 * p + 2) * kLanes));
+    for (int r = 0; r < 4; ++r) sum[r] = shift_right<kLowBits>(sum[r]);
+    for (int p = 0; p < kPairs; ++p)
+      for (int r = 0; r < 4; ++r)
+        sum[r] = multiply_add(sum[r], x[p][r], load(table + (3 * p + 1) * kLanes));
+    for (int r = 0; r < 4; r += 2) store(out[r / 2] + begin, pair_of(sum[r], sum[r + 1]));
   }
 }
 #endif
@@ -359,7 +390,7 @@ void filter_rows(uint32_t* const pairs[2], const uint8_t* const rows[4], const R
   if (filter.windows) {
     if (filter.taps == 2) return rows_by_windows<1>(pairs, rows, filter);
     if (filter.taps == 4) return rows_by_windows<2>(pairs, rows, filter);
-    return rows_by_windows<0>(pairs, rows, filter);
+    return rows_by_windows<3>(pairs, rows, filter);
   }
 #endif
   if (filter.channels == 3)
@@ -374,23 +405,20 @@ CONVOY_INLINE void columns(uint8_t* out, const uint32_t* const* pairs, const int
                            int any_count, size_t lanes) {
   const int count = kPairs > 0 ? kPairs : any_count;
   for (size_t i = 0; i < lanes; i += 4 * kLanes) {
-    Vector high[4], low[4];
-    for (int v = 0; v < 4; ++v) {
-      high[v] = splat(0);
-      low[v] = splat(kHalf);
-    }
-    for (int p = 0; p < count; ++p) {
-      const Vector w_high = splat(high_pair(weights + 2 * p)),
-                   w_low = splat(low_pair(weights + 2 * p));
-      for (int v = 0; v < 4; ++v) {
-        const Vector x = load(pairs[p] + i + static_cast<size_t>(v * kLanes));
-        high[v] = multiply_add(high[v], x, w_high);
-        low[v] = multiply_add(low[v], x, w_low);
+    Vector sum[4];
+    for (int v = 0; v < 4; ++v) sum[v] = splat(kHalf);
+    const auto add_products = [&](const auto& words) __attribute__((always_inline)) {
+      for (int p = 0; p < count; ++p) {
+        const Vector w = splat(words(weights + 2 * p));
+        for (int v = 0; v < 4; ++v)
+          sum[v] = multiply_add(sum[v], load(pairs[p] + i + static_cast<size_t>(v * kLanes)), w);
       }
-    }
-    Vector words[4];
-    for (int v = 0; v < 4; ++v) words[v] = rounded(high[v], low[v]);
-    const Vector bytes = pack_bytes(words);
+    };
+    add_products(low_pair);
+    for (int v = 0; v < 4; ++v) sum[v] = shift_right<kLowBits>(sum[v]);
+    add_products(high_pair);
+    for (int v = 0; v < 4; ++v) sum[v] = shift_right<kWeightBits - kLowBits>(sum[v]);
+    const Vector bytes = pack_bytes(sum);
     if (i + 4 * kLanes <= lanes)
       store(out + i, bytes);
     else
