@@ -111,10 +111,39 @@ Geometry center_geometry(int resize, ImageShape image, ImageShape output, const 
   return resize_and_crop(image, from, left, top, output);
 }
 
+void check_colour(const TrainTransform& transform, ImageShape shape) {
+  struct Field {
+    const char* name;
+    double value, most;
+    bool needs_rgb;
+  };
+  for (const Field& field : {Field{"pca_jitter", transform.pca_jitter, 10, true},
+                             {"brightness", transform.brightness, 1, false},
+                             {"contrast", transform.contrast, 1, false},
+                             {"saturation", transform.saturation, 1, true},
+                             {"hue", transform.hue, 0.5, true}}) {
+    if (!(field.value >= 0 && field.value <= field.most))
+      fail(ExitCode::kBadJob, "data.train.{}: {} is outside 0 ... {}", field.name, field.value,
+           field.most);
+    if (field.value == 0) continue;
+    if (transform.crop == Crop::kCenter)
+      fail(ExitCode::kBadJob,
+           "data.train.{}: {} contradicts data.train.crop: CENTER, which knows no randomness; set "
+           "one of them otherwise",
+           field.name, field.value);
+    if (field.needs_rgb && shape.channels != 3)
+      fail(ExitCode::kBadJob,
+           "data.train.{}: {} has no meaning for the dataset's images, which have {} channel{} and "
+           "not three; set it to 0",
+           field.name, field.value, shape.channels, shape.channels == 1 ? "" : "s");
+  }
+}
+
 }  // namespace
 
 ImageShape output_shape(const TrainTransform& transform, const Dataset& dataset) {
   const ImageShape shape = sized(transform.size, dataset, "data.train.size");
+  check_colour(transform, shape);
   const std::optional<ImageShape> raw = dataset.raw_shape();
   const auto check = [](bool good, const std::string& message) {
     if (!good) throw Error(ExitCode::kBadJob, message);

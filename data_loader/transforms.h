@@ -32,6 +32,14 @@ struct TrainTransform {
   int pad = 4;                                          // kPadAndCrop: pixels on each side
   int resize = 256;                                     // kCenter: EvalTransform::resize
   bool flip = true;
+  // Colour, drawn per sample and applied to its bytes after the resize (colour.h). 0: off.
+  double pca_jitter = 0;  // AlexNet's: standard deviation of the shares of ImageNet's colour axes
+  double brightness = 0, contrast = 0, saturation = 0;  // torchvision's ColorJitter
+  double hue = 0;                                       // its share of the circle, at most 0.5
+
+  bool changes_colour() const {
+    return pca_jitter != 0 || brightness != 0 || contrast != 0 || saturation != 0 || hue != 0;
+  }
 };
 
 // Checks a transform against itself and against the dataset. Returns the shape of its output
