@@ -1,7 +1,8 @@
 // Crop, resize and flip in one go: from the pixels of an image to the network's input. Resampling
 // is Pillow's antialiased BILINEAR (src/libImaging/Resample.c: triangle filter, 22-bit fixed point,
 // horizontal pass first, rounded to 8 bits between the passes), bit for bit, whatever the
-// instruction set.
+// instruction set. Pillow 13 takes the vertical pass of some shapes first: there up to 1 of 255 is
+// between them.
 #pragma once
 
 #include <cstddef>

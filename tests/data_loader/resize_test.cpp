@@ -31,7 +31,7 @@ std::vector<Kernels> all_kernels() {
   return all;
 }
 
-// ---- The reference: Pillow's passes, one image after the other.
+// ---- The reference: Pillow's two passes, rows first.
 
 struct Tap {
   int pixel;  // of the image
