@@ -111,9 +111,10 @@ TestImage noise(int width, int height, int channels, uint64_t seed) {
 void expect_reference(const TestImage& image, const Geometry& geometry, ResizeScratch& scratch,
                       const std::string& what) {
   const std::vector<uint8_t> expected = reference(image, geometry);
-  for (const Region& region : {Region{0, 0, image.width, image.height}, source_region(geometry)}) {
-    const ExactImage exact(image, region);
-    for (const Kernels& kernels : all_kernels()) {
+  for (const Kernels& kernels : all_kernels())
+    for (const Region& region :
+         {Region{0, 0, image.width, image.height}, source_region(geometry)}) {
+      const ExactImage exact(image, region);
       std::vector<uint8_t> got(expected.size() + 64, 171);
       apply(got.data(), geometry, exact.view, scratch, *kernels.table);
       const auto end = got.begin() + static_cast<ptrdiff_t>(expected.size());
@@ -124,7 +125,6 @@ void expect_reference(const TestImage& image, const Geometry& geometry, ResizeSc
           << what << kernels.isa << ": byte " << differs.first - expected.begin() << " is "
           << int(*differs.second) << ", not " << int(*differs.first);
     }
-  }
 }
 
 std::string text(const Geometry& g) {
@@ -230,7 +230,7 @@ TEST(ResizeKernels, KeptTablesAreUsedOnlyWhereTheyFit) {
   }
 }
 
-// So many taps that their rounded weights add up to more than one: white stays white.
+// More taps than the fast kernels take.
 TEST(Resize, AWhiteRowOfManyPixelsStaysWhite) {
   constexpr int kWidth = 60001;
   const std::vector<uint8_t> white(kWidth * 3, 255);
