@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "data_loader/batch_ring.h"
+#include "data_loader/colour.h"
 #include "data_loader/sample_maker.h"
 #include "data_loader/sampler.h"
 #include "ops/core/error.h"
@@ -116,6 +117,9 @@ class Loader::Impl {
       batch.labels[at] = s.label;
       batch.substitutes[at] = s.sample;
     }
+    if (config_.transform.changes_colour())
+      change_colour(out, maker_.output(),
+                    train_colour(config_.transform, config_.seed, point.epoch, point.sample));
   }
 
   struct Substitute {

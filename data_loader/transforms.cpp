@@ -111,117 +111,31 @@ Geometry center_geometry(int resize, ImageShape image, ImageShape output, const 
   return resize_and_crop(image, from, left, top, output);
 }
 
-double center_of(const AxisMap& axis, int o) {
-  return axis.origin + (axis.first + o + 0.5) * axis.scale;
-}
-
-// Source pixels [first, end) under output pixel o, counted from axis.low.
-struct TapRange {
-  int first, end;
-};
-TapRange tap_range(const AxisMap& axis, int o) {
-  const double support = std::max(axis.scale, 1.0);
-  const double center = center_of(axis, o);
-  return {std::max(static_cast<int>(center - support + 0.5), 0),
-          std::min(static_cast<int>(center + support + 0.5), axis.high - axis.low)};
-}
-
-constexpr int kWeightBits = 32 - 8 - 2;  // Pillow's PRECISION_BITS
-
-// Pillow's precompute_coeffs() for its BILINEAR filter, the triangle of width 2 * max(scale, 1).
-void make_taps(const AxisMap& axis, ResizeScratch::Taps& taps) {
-  const double filter_scale = std::max(axis.scale, 1.0);
-  const size_t count = static_cast<size_t>(axis.count);
-  taps.width = static_cast<size_t>(std::ceil(filter_scale)) * 2 + 1;
-  taps.first.resize(count);
-  taps.count.resize(count);
-  taps.weights.assign(count * taps.width, 0);
-  std::vector<double> exact(taps.width);
-  for (int o = 0; o < axis.count; ++o) {
-    const TapRange range = tap_range(axis, o);
-    const double center = center_of(axis, o);
-    const size_t n = static_cast<size_t>(range.end - range.first);
-    double sum = 0;
-    for (size_t k = 0; k < n; ++k) {
-      const double distance = std::abs((range.first + double(k) - center + 0.5) / filter_scale);
-      exact[k] = std::max(0.0, 1.0 - distance);
-      sum += exact[k];
-    }
-    taps.first[static_cast<size_t>(o)] = axis.low + range.first;
-    taps.count[static_cast<size_t>(o)] = static_cast<int>(n);
-    for (size_t k = 0; k < n; ++k)
-      taps.weights[static_cast<size_t>(o) * taps.width + k] =
-          static_cast<int32_t>(0.5 + exact[k] / sum * (1 << kWeightBits));
-  }
-}
-
-uint8_t to_byte(int32_t sum) {
-  return static_cast<uint8_t>(std::clamp(sum >> kWeightBits, 0, 255));
-}
-
-// out [taps, C] = row [*, C] filtered; `left` is the column of the row's first pixel.
-template <int C>
-void filter_row(uint8_t* out, const uint8_t* row, int left, const ResizeScratch::Taps& taps,
-                bool flip) {
-  const size_t count = taps.first.size();
-  for (size_t o = 0; o < count; ++o) {
-    const uint8_t* pixel = row + static_cast<ptrdiff_t>(taps.first[o] - left) * C;
-    const int32_t* weight = &taps.weights[o * taps.width];
-    int32_t sums[C];
-    for (int c = 0; c < C; ++c) sums[c] = 1 << (kWeightBits - 1);
-    for (int k = 0; k < taps.count[o]; ++k, pixel += C)
-      for (int c = 0; c < C; ++c) sums[c] += pixel[c] * weight[k];
-    uint8_t* to = out + (flip ? count - 1 - o : o) * C;
-    for (int c = 0; c < C; ++c) to[c] = to_byte(sums[c]);
-  }
-}
-
-template <int C>
-void resample(uint8_t* out, const Geometry& geometry, const PixelView& pixels,
-              ResizeScratch& scratch) {
-  make_taps(geometry.x, scratch.x);
-  make_taps(geometry.y, scratch.y);
-  const Region source = source_region(geometry);
-  const size_t row_bytes = static_cast<size_t>(geometry.x.count) * C;
-  scratch.rows.resize(row_bytes * static_cast<size_t>(source.height));
-  for (int y = 0; y < source.height; ++y)
-    filter_row<C>(&scratch.rows[static_cast<size_t>(y) * row_bytes],
-                  pixels.data + static_cast<size_t>(source.y + y - pixels.region.y) * pixels.stride,
-                  pixels.region.x, scratch.x, geometry.flip);
-  scratch.sums.resize(row_bytes);
-  int32_t* sums = scratch.sums.data();
-  for (size_t o = 0; o < static_cast<size_t>(geometry.y.count); ++o) {
-    std::fill_n(sums, row_bytes, 1 << (kWeightBits - 1));
-    for (int k = 0; k < scratch.y.count[o]; ++k) {
-      const uint8_t* row =
-          &scratch.rows[static_cast<size_t>(scratch.y.first[o] + k - source.y) * row_bytes];
-      const int32_t weight = scratch.y.weights[o * scratch.y.width + static_cast<size_t>(k)];
-      for (size_t i = 0; i < row_bytes; ++i) sums[i] += row[i] * weight;
-    }
-    for (size_t i = 0; i < row_bytes; ++i) out[o * row_bytes + i] = to_byte(sums[i]);
-  }
-}
-
-void copy(uint8_t* out, const Geometry& geometry, const PixelView& pixels) {
-  const size_t channels = static_cast<size_t>(pixels.channels);
-  const size_t row_bytes = static_cast<size_t>(geometry.x.count) * channels;
-  const Region source = source_region(geometry);
-  const int left = source.x - geometry.x.low - geometry.x.first;  // zeros before the image
-  const int top = source.y - geometry.y.low - geometry.y.first;
-  std::memset(out, 0, row_bytes * static_cast<size_t>(geometry.y.count));
-  for (int y = 0; y < source.height; ++y) {
-    const uint8_t* row = pixels.data +
-                         static_cast<size_t>(source.y + y - pixels.region.y) * pixels.stride +
-                         static_cast<size_t>(source.x - pixels.region.x) * channels;
-    uint8_t* to = out + static_cast<size_t>(top + y) * row_bytes;
-    if (!geometry.flip) {
-      std::memcpy(to + static_cast<size_t>(left) * channels, row,
-                  static_cast<size_t>(source.width) * channels);
-      continue;
-    }
-    for (int x = 0; x < source.width; ++x)
-      std::memcpy(to + static_cast<size_t>(geometry.x.count - 1 - left - x) * channels,
-                  row + static_cast<size_t>(x) * channels, channels);
+void check_colour(const TrainTransform& transform, ImageShape shape) {
+  struct Field {
+    const char* name;
+    double value, most;
+    bool needs_rgb;
+  };
+  for (const Field& field : {Field{"pca_jitter", transform.pca_jitter, 10, true},
+                             {"brightness", transform.brightness, 1, false},
+                             {"contrast", transform.contrast, 1, false},
+                             {"saturation", transform.saturation, 1, true},
+                             {"hue", transform.hue, 0.5, true}}) {
+    if (!(field.value >= 0 && field.value <= field.most))
+      fail(ExitCode::kBadJob, "data.train.{}: {} is outside 0 ... {}", field.name, field.value,
+           field.most);
+    if (field.value == 0) continue;
+    if (transform.crop == Crop::kCenter)
+      fail(ExitCode::kBadJob,
+           "data.train.{}: {} contradicts data.train.crop: CENTER, which knows no randomness; set "
+           "one of them otherwise",
+           field.name, field.value);
+    if (field.needs_rgb && shape.channels != 3)
+      fail(ExitCode::kBadJob,
+           "data.train.{}: {} has no meaning for the dataset's images, which have {} channel{} and "
+           "not three; set it to 0",
+           field.name, field.value, shape.channels, shape.channels == 1 ? "" : "s");
   }
 }
 
@@ -229,6 +143,7 @@ void copy(uint8_t* out, const Geometry& geometry, const PixelView& pixels) {
 
 ImageShape output_shape(const TrainTransform& transform, const Dataset& dataset) {
   const ImageShape shape = sized(transform.size, dataset, "data.train.size");
+  check_colour(transform, shape);
   const std::optional<ImageShape> raw = dataset.raw_shape();
   const auto check = [](bool good, const std::string& message) {
     if (!good) throw Error(ExitCode::kBadJob, message);
@@ -323,47 +238,6 @@ Geometry train_geometry(const TrainTransform& transform, ImageShape image, Image
 Geometry eval_geometry(const EvalTransform& transform, ImageShape image, ImageShape output,
                        const std::string& name) {
   return center_geometry(transform.resize, image, output, name);
-}
-
-Region source_region(const Geometry& geometry) {
-  const bool copies = geometry.x.is_copy() && geometry.y.is_copy();
-  const auto range = [&](const AxisMap& axis) -> TapRange {
-    if (copies)
-      return {axis.low + std::max(axis.first, 0),
-              std::min(axis.low + axis.first + axis.count, axis.high)};
-    return {axis.low + tap_range(axis, 0).first, axis.low + tap_range(axis, axis.count - 1).end};
-  };
-  const TapRange x = range(geometry.x), y = range(geometry.y);
-  return {x.first, y.first, x.end - x.first, y.end - y.first};
-}
-
-int shrink_denominator(const Geometry& geometry) {
-  if (!geometry.may_shrink) return 1;
-  for (const int denominator : {8, 4, 2})
-    if (geometry.x.scale >= denominator && geometry.y.scale >= denominator) return denominator;
-  return 1;
-}
-
-Geometry shrink(const Geometry& geometry, int denominator) {
-  Geometry small = geometry;
-  for (AxisMap* axis : {&small.x, &small.y}) {
-    const double start = (axis->low + axis->origin) / denominator;
-    axis->low /= denominator;
-    axis->high = (axis->high + denominator - 1) / denominator;
-    axis->origin = start - axis->low;
-    axis->scale /= denominator;
-  }
-  return small;
-}
-
-void apply(uint8_t* out, const Geometry& geometry, const PixelView& pixels,
-           ResizeScratch& scratch) {
-  if (geometry.x.is_copy() && geometry.y.is_copy())
-    copy(out, geometry, pixels);
-  else if (pixels.channels == 1)
-    resample<1>(out, geometry, pixels, scratch);
-  else
-    resample<3>(out, geometry, pixels, scratch);
 }
 
 }  // namespace convoy::data

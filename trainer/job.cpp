@@ -36,6 +36,11 @@ void fields(Job::Data::Train& t, auto&& visit) {
   visit("scale_max", t.scale_max);
   visit("pad", t.pad);
   visit("flip", t.flip);
+  visit("pca_jitter", t.pca_jitter);
+  visit("brightness", t.brightness);
+  visit("contrast", t.contrast);
+  visit("saturation", t.saturation);
+  visit("hue", t.hue);
 }
 
 void fields(Job::Data::Eval& e, auto&& visit) {
@@ -249,9 +254,13 @@ constexpr std::array<std::string_view, 8> kNotIdentity = {
     "name", "data.path", "stop_after_steps", "checkpoint.", "reduction.bucket_mib",
     "log.", "watchdog.", "checks."};
 
-// Groups that came after the first jobs: left at their defaults they are not digested, so that
-// those jobs keep their identity.
-constexpr std::array<std::string_view, 2> kLaterGroups = {"non_finite.", "mixing."};
+// Groups and fields that came after the first jobs: left at their defaults they are not digested,
+// so that those jobs keep their identity.
+constexpr std::array<std::string_view, 7> kLaterGroups = {
+    "non_finite.",           "mixing.",
+    "data.train.pca_jitter", "data.train.brightness",
+    "data.train.contrast",   "data.train.saturation",
+    "data.train.hue"};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {

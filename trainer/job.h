@@ -26,6 +26,8 @@ struct Job {
       uint32_t scale_min = 256, scale_max = 480;
       uint32_t pad = 4;
       bool flip = true;
+      double pca_jitter = 0;  // standard deviation
+      double brightness = 0, contrast = 0, saturation = 0, hue = 0;
     };
     struct Eval {
       uint32_t resize = 256;  // 0: no resize

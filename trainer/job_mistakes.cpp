@@ -117,6 +117,18 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
                                "{}",
                                train.size, train.scale_min));
   whole("data.train.pad", train.pad, 0, 8192);
+  const auto colour = [&](const char* key, double value, double most) {
+    number(key, value, value >= 0 && value <= most, fmt::format("from 0 to {}", most).c_str());
+    mistakes.require(!(value > 0) || train.crop != Crop::kCenter, {key, "data.train.crop"},
+                     fmt::format("is {}, but the crop CENTER knows no randomness; set it to 0, or "
+                                 "choose another crop",
+                                 value));
+  };
+  colour("data.train.pca_jitter", train.pca_jitter, 10);
+  colour("data.train.brightness", train.brightness, 1);
+  colour("data.train.contrast", train.contrast, 1);
+  colour("data.train.saturation", train.saturation, 1);
+  colour("data.train.hue", train.hue, 0.5);
   whole("data.eval.resize", data.eval.resize, 0, 8192);
   whole("data.eval.size", data.eval.size, 0, 8192);
   const uint32_t eval_size = data.eval.size ? data.eval.size : train.size;

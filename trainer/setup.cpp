@@ -87,6 +87,11 @@ data::TrainTransform train_transform(const Job& job) {
   out.pad = static_cast<int>(t.pad);
   out.resize = static_cast<int>(job.data.eval.resize);
   out.flip = t.flip;
+  out.pca_jitter = t.pca_jitter;
+  out.brightness = t.brightness;
+  out.contrast = t.contrast;
+  out.saturation = t.saturation;
+  out.hue = t.hue;
   return out;
 }
 

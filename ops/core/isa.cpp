@@ -20,7 +20,9 @@ Isa detect() {
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
     best = Isa::kAvx512;
-  if (best == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16")) best = Isa::kAvx512Bf16;
+  if (best == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16") &&
+      __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni"))
+    best = Isa::kAvx512Bf16;
   const char* text = std::getenv("CONVOY_MAX_ISA");
   const std::string_view limit = text ? text : "";
   if (limit == "baseline") return Isa::kBaseline;

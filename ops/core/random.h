@@ -24,6 +24,7 @@ enum class Purpose : uint32_t {
   kSubstitute = 6,     // counter: (epoch, sample)
   kSyntheticData = 7,  // benchmarks and tests
   kBatchMix = 8,       // counter: (step, worker, draw, attempt)
+  kColour = 9,         // counter: (epoch, sample)
 };
 
 // Four words. Not a std::array, whose operator[] is the host's alone.
@@ -72,7 +73,7 @@ CONVOY_HOST_DEVICE inline uint32_t uniform_below(uint32_t word, uint32_t n) {
 }
 
 // Two independent standard normal numbers from four words (Box-Muller in double). Host only: its
-// bits belong to the host's libm, and only initialisation uses it.
+// bits belong to the host's libm, and only initialisation and PCA jitter use it.
 std::array<double, 2> normal2(const Random4& words);
 
 }  // namespace convoy

@@ -57,7 +57,8 @@ TEST(Job, EveryFieldIsReadFromTheFile) {
     name: "n"
     data { format: IDX path: "p" 'q' classes: 10
       train { crop: PAD_AND_CROP size: 28 area_min: 0.1 area_max: 0.9 ratio_min: 0.5 ratio_max: 2
-              scale_min: 100 scale_max: 200 pad: 2 flip: false }
+              scale_min: 100 scale_max: 200 pad: 2 flip: false
+              pca_jitter: 0.1 brightness: 0.2 contrast: 0.3 saturation: 0.4 hue: 0.05 }
       eval { resize: 0 size: 20 }
       mean_subtraction: PER_CHANNEL mean: [0.5, 0.25] std: 0.1 std: 0.2f
       bad_sample: SUBSTITUTE max_pixels: 0x100 synthetic_samples: 7 }
@@ -89,6 +90,11 @@ TEST(Job, EveryFieldIsReadFromTheFile) {
   EXPECT_EQ(job.data.train.scale_max, 200u);
   EXPECT_EQ(job.data.train.pad, 2u);
   EXPECT_FALSE(job.data.train.flip);
+  EXPECT_EQ(job.data.train.pca_jitter, 0.1);
+  EXPECT_EQ(job.data.train.brightness, 0.2);
+  EXPECT_EQ(job.data.train.contrast, 0.3);
+  EXPECT_EQ(job.data.train.saturation, 0.4);
+  EXPECT_EQ(job.data.train.hue, 0.05);
   EXPECT_EQ(job.data.eval.resize, 0u);
   EXPECT_EQ(job.data.eval.size, 20u);
   EXPECT_EQ(job.data.mean, (std::vector<double>{0.5, 0.25}));
@@ -320,6 +326,11 @@ TEST(JobMistakes, ValuesOutOfRangeAndContradictions) {
       {"data.train.ratio_min=2", "ratio_min 2 is above"},
       {"data.train.scale_min=500", "scale_min 500 is above scale_max 480"},
       {"data.train.size=9000", "data.train.size"},
+      {"data.train.pca_jitter=-0.1", "pca_jitter: is -0.1; it must be from 0 to 10"},
+      {"data.train.brightness=1.5", "brightness"},
+      {"data.train.contrast=-1", "contrast"},
+      {"data.train.saturation=2", "saturation"},
+      {"data.train.hue=0.6", "hue: is 0.6; it must be from 0 to 0.5"},
       {"data.train.size=300", "evaluation crops 300 pixels from a shorter side of 256"},
       {"data.eval.size=257", "evaluation crops 257 pixels"},
       {"data.mean=0.5", "mean has 1 values and std 0"},
@@ -585,6 +596,11 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                            "data.train.scale_max=500",
                                            "data.train.pad=2",
                                            "data.train.flip=false",
+                                           "data.train.pca_jitter=0.1",
+                                           "data.train.brightness=0.1",
+                                           "data.train.contrast=0.1",
+                                           "data.train.saturation=0.1",
+                                           "data.train.hue=0.1",
                                            "data.eval.resize=240",
                                            "data.eval.size=200",
                                            "data.mean_subtraction=none",
