@@ -128,10 +128,11 @@ class JpegCodec final : public ImageCodec {
 
   [[noreturn]] void throw_broken() {
     jpeg_abort_decompress(&jpeg_);
-    throw BadContent(fmt::format(
-        "{}: damaged or unsupported JPEG ({}): replace or remove the file, or set data.bad_sample: "
-        "SUBSTITUTE",
-        printable(name_), text_));
+    throw BadContent(fmt::format("{}: damaged or unsupported JPEG ({}): replace or remove the "
+                                 "file, or set data.bad_sample: "
+                                 "SUBSTITUTE",
+                                 printable(name_), text_),
+                     errors_.msg_code == JWRN_JPEG_EOF ? Damage::kTruncated : Damage::kDamaged);
   }
 
   static JpegCodec& self(j_common_ptr jpeg) { return *static_cast<JpegCodec*>(jpeg->client_data); }
