@@ -141,7 +141,9 @@ TEST(Verify, WhatCannotBeReadOrHasChangedIsBad) {
   root.write("a/3.jpg", good + "x");
   const SplitReport report = verify_split(*dataset, {});
   ASSERT_EQ(report.findings.size(), 2u);
+  EXPECT_EQ(report.findings[0].sample, 0u);
   EXPECT_EQ(report.findings[0].finding, Finding::kUnreadable);
+  EXPECT_EQ(report.findings[1].sample, 2u);
   EXPECT_EQ(report.findings[1].finding, Finding::kChanged);
   EXPECT_EQ(report.checksums[0], Checksum{});
   EXPECT_NE(report.checksums[1], Checksum{});

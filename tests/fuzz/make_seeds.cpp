@@ -71,6 +71,9 @@ void exif(const auto& write) {
       38);
   write("exif/big", big);
   write("exif/little", std::string("II*\0\x08\0\0\0\x01\0\x12\x01\x04\0\x01\0\0\0\x03\0\0\0", 22));
+  std::string nonsense = big;
+  nonsense[31] = 9;
+  write("exif/nonsense", nonsense);
   write("exif/file", std::string("\xff\xd8\xff\xe1\0\x2e"
                                  "Exif\0\0",
                                  12) +
