@@ -2,6 +2,7 @@
 // samples are there twice.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -58,10 +59,7 @@ struct VerifyConfig {
 };
 
 // 128 bits of the SHA-256 of a sample's bytes as they are stored.
-struct Checksum {
-  uint64_t high = 0, low = 0;
-  auto operator<=>(const Checksum&) const = default;
-};
+using Checksum = std::array<uint64_t, 2>;
 
 struct SplitReport {
   uint64_t bytes = 0;                   // of all samples that could be read
@@ -79,7 +77,10 @@ SplitReport verify_split(const Dataset& dataset, const VerifyConfig& config);
 struct Place {
   int split = 0;  // index into the reports
   uint64_t sample = 0;
-  auto operator<=>(const Place&) const = default;
+  bool operator==(const Place&) const = default;
+  bool operator<(const Place& other) const {
+    return split != other.split ? split < other.split : sample < other.sample;
+  }
 };
 // Samples with the same bytes, two at least, in order.
 using Duplicates = std::vector<Place>;
