@@ -150,13 +150,13 @@ Index list_classes(const std::string& root, LinkGuard* links = nullptr) {
 Index scan(const std::string& root, LinkGuard& links) {
   Index index = list_classes(root, &links);
   for (ClassFolder& folder : index.folders) {
-    const std::string path = root + "/" + folder.name;
+    const std::string path = fmt::format("{}/{}", root, folder.name);
     for_each_entry(path, [&](std::string name, const struct stat* status, bool is_link) {
       if (status == nullptr || !S_ISREG(status->st_mode) || !is_image_name(name)) {
         ++index.skipped;
         return;
       }
-      if (is_link) links.see(path + "/" + name);
+      if (is_link) links.see(fmt::format("{}/{}", path, name));
       folder.files.push_back({std::move(name), static_cast<uint64_t>(status->st_size)});
     });
     std::sort(folder.files.begin(), folder.files.end());

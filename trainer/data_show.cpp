@@ -166,7 +166,8 @@ int show(const Arguments& arguments) {
       "json", po::bool_switch(&o.json), "print what FILE.json holds");
   const auto values = parse_options(
       arguments, options, "data show --job JOB --step S --out FILE.png [OPTIONS]",
-      "The pixels as the network is fed them, after crop, resize and flip and before the mean is\n"
+      "The pixels as the network is fed them, after crop, resize and flip, before mixup and before "
+      "the mean is\n"
       "subtracted. Under each image its class, its number in the dataset (\"#3 by #8\": 3 is bad "
       "and 8\n"
       "stands there) and its epoch. The digest is a SHA-256 of the whole batch, its pixels [B, H, "
