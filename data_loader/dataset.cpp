@@ -13,17 +13,20 @@ namespace {
 // The table of formats, in the order in which kAuto tries them.
 struct FormatRow {
   Format format;
+  const char* name;  // as data.format has it, in lower case
   const char* what;
   bool (*is_at)(const std::string& path);  // nullptr: kAuto never chooses it
   std::unique_ptr<Dataset> (*open)(const DatasetSpec& spec, Split split);
 };
 
 constexpr FormatRow kFormats[] = {
-    {Format::kIdx, "IDX files (train-images-idx3-ubyte[.gz] ...)", &is_idx, &open_idx},
-    {Format::kCifar, "CIFAR binaries (data_batch_1.bin ... or train.bin)", &is_cifar, &open_cifar},
-    {Format::kImageFolder, "an image folder (train/<class>/* and val/<class>/*, or <class>/*)",
-     &is_image_folder, &open_image_folder},
-    {Format::kSynthetic, "", nullptr, &open_synthetic},
+    {Format::kIdx, "idx", "IDX files (train-images-idx3-ubyte[.gz] ...)", &is_idx, &open_idx},
+    {Format::kCifar, "cifar", "CIFAR binaries (data_batch_1.bin ... or train.bin)", &is_cifar,
+     &open_cifar},
+    {Format::kImageFolder, "image_folder",
+     "an image folder (train/<class>/* and val/<class>/*, or <class>/*)", &is_image_folder,
+     &open_image_folder},
+    {Format::kSynthetic, "synthetic", "", nullptr, &open_synthetic},
 };
 
 }  // namespace
@@ -34,6 +37,37 @@ const char* name_of(Split split) {
 
 std::string to_string(const ImageShape& shape) {
   return fmt::format("{}x{}x{}", shape.height, shape.width, shape.channels);
+}
+
+std::vector<Recognised> recognise(const std::string& path) {
+  require_directory(path);
+  std::vector<Recognised> found;
+  for (const FormatRow& row : kFormats) {
+    if (row.is_at == nullptr || !row.is_at(path)) continue;
+    Recognised entry{row.format, row.name, row.what, true};
+    // Any folder with folders in it could be one; every other format has names of its own.
+    if (row.format == Format::kImageFolder) {
+      const FolderEvidence evidence = image_folder_evidence(path);
+      entry.because = evidence.text;
+      entry.certain = evidence.certain;
+      if (!evidence.any || (!evidence.certain && !found.empty())) continue;
+    }
+    found.push_back(std::move(entry));
+  }
+  return found;
+}
+
+std::string format_names() {
+  std::string names;
+  for (const FormatRow& row : kFormats)
+    if (row.is_at != nullptr) names += fmt::format("{}{}", names.empty() ? "" : ", ", row.name);
+  return names;
+}
+
+std::optional<Format> format_of(std::string_view name) {
+  for (const FormatRow& row : kFormats)
+    if (row.is_at != nullptr && name == row.name) return row.format;
+  return std::nullopt;
 }
 
 std::unique_ptr<Dataset> open_dataset(const DatasetSpec& spec, Split split) {

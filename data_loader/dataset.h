@@ -6,6 +6,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace convoy::data {
@@ -62,10 +63,29 @@ struct DatasetSpec {
   // Existing folder for the index of an image folder; empty: none is kept. A stale or damaged index
   // is made anew.
   std::string cache_folder;
+  // Image folders: links may lead out of the folder. Otherwise they are an error that names the
+  // first.
+  bool follow_links = false;
   // kSynthetic alone.
   uint64_t synthetic_samples = 0;
   ImageShape synthetic_shape;
 };
+
+// What a folder seems to hold.
+struct Recognised {
+  Format format;
+  std::string name;     // of the format, as `data.format` has it, in lower case
+  std::string because;  // what was found there
+  // Otherwise it is a guess: nothing there speaks against it.
+  bool certain = true;
+};
+// Every format whose files lie in the folder, in the order in which kAuto tries them. Throws Error
+// (kBadData) where the folder is missing.
+std::vector<Recognised> recognise(const std::string& path);
+// "idx, cifar, image_folder": those that lie in folders.
+std::string format_names();
+// Of such a name; nullopt where there is none.
+std::optional<Format> format_of(std::string_view name);
 
 // Throws Error: kBadData when the folder is missing, empty, or wrong in any way that can be seen
 // without decoding, kIo when it is there but cannot be read.

@@ -13,10 +13,25 @@
 
 namespace convoy::data {
 
+// What is wrong with an image.
+enum class Damage {
+  kEmpty,
+  kNotAnImage,
+  kTruncated,
+  kDamaged,
+  kUnsupported,  // arithmetic coding, 12 bits ...: whole, but nothing here reads it
+  kTooLarge,     // more pixels, or bytes, than are read
+};
+
 // An image that is broken or no image: decided by its bytes alone, so that every run decides alike.
 class BadContent : public Error {
  public:
-  explicit BadContent(const std::string& message) : Error(ExitCode::kBadData, message) {}
+  explicit BadContent(const std::string& message, Damage damage = Damage::kDamaged)
+      : Error(ExitCode::kBadData, message), damage_(damage) {}
+  Damage damage() const { return damage_; }
+
+ private:
+  Damage damage_;
 };
 
 // Decoded RGB8 pixels. Make one per thread and use it again: it keeps its memory.
@@ -28,6 +43,10 @@ struct Image {
 
   PixelView view() const { return {pixels.data(), region, 3, stride}; }
 };
+
+// `image` as it is to be looked at, in `out`: its pixels turned or mirrored as EXIF's orientation
+// (2 ... 8) says. `image` holds all its pixels.
+void turn_upright(const Image& image, int orientation, Image& out);
 
 // How much of a file is read.
 enum class Reading {

@@ -60,8 +60,47 @@ int64_t modified_ns(const std::string& path) {
   return nanoseconds(status.st_mtim);
 }
 
-// Calls visit(name, status) for each entry that is not hidden; status follows links and is nullptr
-// where there is nothing to follow (a dangling link, a loop).
+std::string real_path(const std::string& path) {
+  const std::unique_ptr<char, void (*)(void*)> real(::realpath(path.c_str(), nullptr), &::free);
+  return real ? real.get() : path;
+}
+
+// Finds the links that lead out of a dataset's folder.
+class LinkGuard {
+ public:
+  explicit LinkGuard(const DatasetSpec& spec)
+      : follow_(spec.follow_links), root_(spec.path), inside_(real_path(spec.path) + "/") {}
+
+  // To be called with everything that is used and may be a link.
+  void see(const std::string& path) {
+    if (follow_) return;
+    const std::string target = real_path(path) + "/";
+    if (target.starts_with(inside_)) return;
+    if (outside_++ == 0 || path < first_) {
+      first_ = path;
+      first_target_ = target.substr(0, target.size() - 1);
+    }
+  }
+
+  // Throws Error (kBadData) where a link led out.
+  void require_none() const {
+    if (outside_ > 0)
+      fail(
+          ExitCode::kBadData,
+          "{}: {} link(s) lead out of it, the first: {} -> {}: set data.follow_links: true if that "
+          "is meant (convoy verify: --follow-links)",
+          printable(root_), outside_, printable(first_), printable(first_target_));
+  }
+
+ private:
+  const bool follow_;
+  const std::string root_, inside_;
+  uint64_t outside_ = 0;
+  std::string first_, first_target_;
+};
+
+// Calls visit(name, status, is_link) for each entry that is not hidden; status follows links and is
+// nullptr where there is nothing to follow (a dangling link, a loop).
 template <typename Visit>
 void for_each_entry(const std::string& path, Visit visit) {
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(::opendir(path.c_str()), &::closedir);
@@ -75,21 +114,27 @@ void for_each_entry(const std::string& path, Visit visit) {
     if (entry->d_name[0] == '.') continue;
     struct stat status {};
     const bool known = ::fstatat(::dirfd(folder.get()), entry->d_name, &status, 0) == 0;
-    visit(std::string(entry->d_name), known ? &status : nullptr);
+    struct stat itself {};
+    const bool is_link = entry->d_type == DT_LNK || (entry->d_type == DT_UNKNOWN &&
+                                                     ::fstatat(::dirfd(folder.get()), entry->d_name,
+                                                               &itself, AT_SYMLINK_NOFOLLOW) == 0 &&
+                                                     S_ISLNK(itself.st_mode));
+    visit(std::string(entry->d_name), known ? &status : nullptr, is_link);
   }
 }
 
 // The classes of a split's folder, sorted, without their files. Throws Error (kBadData) where a
-// link makes one folder two classes.
-Index list_classes(const std::string& root) {
+// link makes one folder two classes. `links` (or nullptr) sees the links among them.
+Index list_classes(const std::string& root, LinkGuard* links = nullptr) {
   Index index;
   index.modified_ns = modified_ns(root);
   std::map<std::pair<dev_t, ino_t>, std::string> seen;
-  for_each_entry(root, [&](const std::string& name, const struct stat* status) {
+  for_each_entry(root, [&](const std::string& name, const struct stat* status, bool is_link) {
     if (status == nullptr || !S_ISDIR(status->st_mode)) {
       ++index.skipped;
       return;
     }
+    if (is_link && links != nullptr) links->see(root + "/" + name);
     const auto [first, fresh] = seen.try_emplace({status->st_dev, status->st_ino}, name);
     if (!fresh)
       fail(ExitCode::kBadData, "{}: \"{}\" and \"{}\" are one folder, not two classes: remove one",
@@ -102,14 +147,17 @@ Index list_classes(const std::string& root) {
   return index;
 }
 
-Index scan(const std::string& root) {
-  Index index = list_classes(root);
+Index scan(const std::string& root, LinkGuard& links) {
+  Index index = list_classes(root, &links);
   for (ClassFolder& folder : index.folders) {
-    for_each_entry(root + "/" + folder.name, [&](std::string name, const struct stat* status) {
-      if (status != nullptr && S_ISREG(status->st_mode) && is_image_name(name))
-        folder.files.push_back({std::move(name), static_cast<uint64_t>(status->st_size)});
-      else
+    const std::string path = fmt::format("{}/{}", root, folder.name);
+    for_each_entry(path, [&](std::string name, const struct stat* status, bool is_link) {
+      if (status == nullptr || !S_ISREG(status->st_mode) || !is_image_name(name)) {
         ++index.skipped;
+        return;
+      }
+      if (is_link) links.see(fmt::format("{}/{}", path, name));
+      folder.files.push_back({std::move(name), static_cast<uint64_t>(status->st_size)});
     });
     std::sort(folder.files.begin(), folder.files.end());
   }
@@ -117,9 +165,9 @@ Index scan(const std::string& root) {
 }
 
 std::string cache_path(const DatasetSpec& spec, const std::string& root) {
-  const std::unique_ptr<char, void (*)(void*)> real(::realpath(root.c_str(), nullptr), &::free);
-  return fmt::format("{}/images-{}.index", spec.cache_folder,
-                     sha256_hex(real ? real.get() : root).substr(0, 16));
+  // An index with links that lead out must not be found by who does not want them.
+  const std::string key = real_path(root) + (spec.follow_links ? "\nlinks out" : "\nno links out");
+  return fmt::format("{}/images-{}.index", spec.cache_folder, sha256_hex(key).substr(0, 16));
 }
 
 void keep(const std::string& path, const Index& index) {
@@ -231,7 +279,8 @@ class ImageFolder final : public Dataset {
     const std::string path = name(i);
     if (file.bytes > kMaxFileBytes)
       throw BadContent(fmt::format("{}: has {} bytes; an image's file has at most {}",
-                                   printable(path), file.bytes, kMaxFileBytes));
+                                   printable(path), file.bytes, kMaxFileBytes),
+                       Damage::kTooLarge);
     read_file(path, sample.storage);
     if (sample.storage.size() != file.bytes)
       fail(ExitCode::kBadData,
@@ -284,6 +333,37 @@ bool is_image_folder(const std::string& path) {
   return !list_classes(path).folders.empty();
 }
 
+FolderEvidence image_folder_evidence(const std::string& path) {
+  constexpr size_t kLookInto = 20;
+  std::vector<std::string> splits;
+  for (const char* name : {"/train", "/val"})
+    if (is_directory(path + name)) splits.push_back(path + name);
+  const bool flat = splits.empty();
+  if (flat) splits.push_back(path);
+  size_t classes = 0, seen = 0, with_images = 0;
+  for (const std::string& split : splits) {
+    const Index index = list_classes(split);
+    classes += index.folders.size();
+    for (size_t i = 0; i < std::min(kLookInto, index.folders.size()); ++i, ++seen) {
+      bool any = false;
+      for_each_entry(split + "/" + index.folders[i].name,
+                     [&](const std::string& name, const struct stat* status, bool) {
+                       any |= status != nullptr && S_ISREG(status->st_mode) && is_image_name(name);
+                     });
+      with_images += any ? 1 : 0;
+    }
+  }
+  FolderEvidence evidence;
+  evidence.any = with_images > 0;
+  evidence.certain = with_images > 0 && 2 * with_images >= seen && (!flat || classes > 1);
+  evidence.text = fmt::format("{}, {} class folder(s), {} of {} looked into hold images",
+                              flat                 ? "no train/ and val/"
+                              : splits.size() == 2 ? "train/ and val/"
+                                                   : "one of train/ and val/",
+                              classes, with_images, seen);
+  return evidence;
+}
+
 std::unique_ptr<Dataset> open_image_folder(const DatasetSpec& spec, Split split) {
   const std::string train = spec.path + "/train", val = spec.path + "/val";
   const bool flat = !is_directory(train) && !is_directory(val);
@@ -292,12 +372,16 @@ std::unique_ptr<Dataset> open_image_folder(const DatasetSpec& spec, Split split)
     fail(ExitCode::kBadData, "{}: no folder {}/ in it, only {}/", printable(spec.path),
          name_of(split), split == Split::kTrain ? "val" : "train");
 
+  LinkGuard links(spec);
+  links.see(root);  // train/ itself may be a link
   Index index;
   const std::string cache = spec.cache_folder.empty() ? std::string() : cache_path(spec, root);
   if (cache.empty() || !recall(cache, root, index)) {
-    index = scan(root);
+    index = scan(root, links);
+    links.require_none();
     if (!cache.empty()) keep(cache, index);
   }
+  links.require_none();
   if (index.folders.empty())
     fail(ExitCode::kBadData, "{}: no class folders in it (expected <class>/*.jpg)",
          printable(root));

@@ -138,10 +138,11 @@ class LibjpegCodec final : public ImageCodec {
 
   [[noreturn]] void throw_broken() {
     jpeg_abort_decompress(&jpeg_);
-    throw BadContent(fmt::format(
-        "{}: damaged or unsupported JPEG ({}): replace or remove the file, or set data.bad_sample: "
-        "SUBSTITUTE",
-        printable(name_), text_));
+    throw BadContent(fmt::format("{}: damaged or unsupported JPEG ({}): replace or remove the "
+                                 "file, or set data.bad_sample: "
+                                 "SUBSTITUTE",
+                                 printable(name_), text_),
+                     errors_.msg_code == JWRN_JPEG_EOF ? Damage::kTruncated : Damage::kDamaged);
   }
 
   static LibjpegCodec& self(j_common_ptr jpeg) {

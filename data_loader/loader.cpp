@@ -26,7 +26,8 @@ class Loader::Impl {
   Impl(const Dataset& dataset, const LoaderConfig& config)
       : config_(config),
         sampler_(config.seed, dataset.size()),
-        maker_(dataset, output_shape(config.transform, dataset), config.max_pixels),
+        maker_(dataset, output_shape(config.transform, dataset), config.max_pixels,
+               config.apply_exif_orientation),
         ring_(
             ring_config(config, maker_), [this](Batch& batch, uint64_t k) { begin(batch, k); },
             [this](uint8_t* out, Batch& batch, uint64_t k, int i, SampleScratch& scratch) {
@@ -196,7 +197,8 @@ class EvalLoader::Impl {
  public:
   Impl(const Dataset& dataset, const EvalLoaderConfig& config)
       : config_(config),
-        maker_(dataset, output_shape(config.transform, dataset), config.max_pixels),
+        maker_(dataset, output_shape(config.transform, dataset), config.max_pixels,
+               config.apply_exif_orientation),
         ring_(
             ring_config(config, maker_),
             [this](Batch& batch, uint64_t k) { batch.step = config_.slices[k]; },

@@ -74,6 +74,7 @@ struct LoaderConfig {
   int slots = 0;
   BadSample bad_sample = BadSample::kFail;
   uint64_t max_pixels = 178956970;  // images with more are refused before memory is taken
+  bool apply_exif_orientation = false;
 };
 
 // Training batches. In step s, worker w holds stream positions s * W * B + w * B + i, i in [0, B).
@@ -111,6 +112,7 @@ struct EvalLoaderConfig {
   int lanes = 1;                 // batches held at once
   int threads = 1;               // 0: acquire() makes the batch in the caller's thread
   uint64_t max_pixels = 178956970;
+  bool apply_exif_orientation = false;
 };
 
 // Slices for evaluation: slice k holds samples [k * E, (k + 1) * E) of the dataset, the last one

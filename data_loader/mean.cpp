@@ -52,7 +52,7 @@ class Summation {
   Summation(const Dataset& dataset, const StatisticsConfig& config, ImageShape shape)
       : dataset_(dataset),
         config_(config),
-        maker_(dataset, shape, config.max_pixels),
+        maker_(dataset, shape, config.max_pixels, config.apply_exif_orientation),
         total_(shape) {}
 
   Sums run() {
@@ -138,9 +138,10 @@ class Summation {
 
 // Bad images left out or not is part of what the sums mean.
 std::string identity(const Dataset& dataset, const StatisticsConfig& config, ImageShape shape) {
-  return fmt::format("{}\ndataset {}\nresize {} shape {} max_pixels {} substitute {}\n", kMagic,
+  return fmt::format("{}\ndataset {}\nresize {} shape {} max_pixels {} substitute {}{}\n", kMagic,
                      dataset.digest(), config.transform.resize, to_string(shape), config.max_pixels,
-                     config.bad_sample == BadSample::kSubstitute ? 1 : 0);
+                     config.bad_sample == BadSample::kSubstitute ? 1 : 0,
+                     config.apply_exif_orientation ? " exif 1" : "");
 }
 
 std::string to_text(const Sums& sums) {

@@ -29,6 +29,7 @@ struct StatisticsConfig {
   int threads = 1;
   BadSample bad_sample = BadSample::kFail;  // kSubstitute: bad images are left out, with a warning
   uint64_t max_pixels = 178956970;
+  bool apply_exif_orientation = false;
   std::string cache_folder;  // existing folder; empty: nothing is kept
   // Called now and then while it gets on, by any thread.
   std::function<void()> progress = [] {};

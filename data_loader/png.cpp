@@ -17,6 +17,7 @@ class PngCodec final : public ImageCodec {
     close();
     rest_ = bytes;
     name_ = name;
+    truncated_ = false;
     png_ = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, &on_error, &on_warning);
     info_ = png_ == nullptr ? nullptr : png_create_info_struct(png_);
     if (info_ == nullptr) fail(ExitCode::kFault, "libpng: out of memory");
@@ -89,7 +90,8 @@ class PngCodec final : public ImageCodec {
     throw BadContent(
         fmt::format("{}: damaged or unsupported PNG ({}): replace or remove the file, or set "
                     "data.bad_sample: SUBSTITUTE",
-                    printable(name_), printable(text_)));
+                    printable(name_), printable(text_)),
+        truncated_ ? Damage::kTruncated : Damage::kDamaged);
   }
 
   [[noreturn]] static void on_error(png_structp png, png_const_charp text) {
@@ -102,7 +104,8 @@ class PngCodec final : public ImageCodec {
 
   static void on_read(png_structp png, png_bytep out, size_t bytes) {
     PngCodec& self = *static_cast<PngCodec*>(png_get_io_ptr(png));
-    if (bytes > self.rest_.size()) png_error(png, "premature end of file");
+    self.truncated_ = bytes > self.rest_.size();
+    if (self.truncated_) png_error(png, "premature end of file");
     std::memcpy(out, self.rest_.data(), bytes);
     self.rest_ = self.rest_.subspan(bytes);
   }
@@ -111,6 +114,7 @@ class PngCodec final : public ImageCodec {
   png_infop info_ = nullptr;
   std::jmp_buf jump_;
   char text_[200] = "";
+  bool truncated_ = false;
   std::span<const uint8_t> rest_;
   std::string name_;
   std::vector<uint8_t> row_;
@@ -120,6 +124,25 @@ class PngCodec final : public ImageCodec {
 
 std::unique_ptr<ImageCodec> make_png_codec() {
   return std::make_unique<PngCodec>();
+}
+
+std::string encode_png(const std::vector<uint8_t>& pixels, int width, int height) {
+  png_image image{};
+  image.version = PNG_IMAGE_VERSION;
+  image.width = static_cast<png_uint_32>(width);
+  image.height = static_cast<png_uint_32>(height);
+  image.format = PNG_FORMAT_RGB;
+  std::string file;
+  png_alloc_size_t bytes = 0;
+  const auto write = [&](void* memory) {
+    if (png_image_write_to_memory(&image, memory, &bytes, 0, pixels.data(), 0, nullptr) == 0)
+      fail(ExitCode::kFault, "libpng: {}", image.message);
+  };
+  write(nullptr);  // how many bytes
+  file.resize(bytes);
+  write(file.data());
+  file.resize(bytes);
+  return file;
 }
 
 }  // namespace convoy::data

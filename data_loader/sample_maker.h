@@ -6,6 +6,7 @@
 
 #include "data_loader/dataset.h"
 #include "data_loader/image.h"
+#include "data_loader/jpeg_facts.h"
 #include "data_loader/transforms.h"
 #include "ops/core/clock.h"
 
@@ -15,7 +16,7 @@ namespace convoy::data {
 struct SampleScratch {
   Sample sample;
   ImageDecoder decoder;
-  Image image;
+  Image image, upright;
   ResizeScratch resize;
 
   // What the thread is at, for others to look at: the sample, and since when it works on it or on
@@ -28,8 +29,12 @@ struct SampleScratch {
 // Borrows the dataset. Immutable: threads share one and bring their own scratch.
 class SampleMaker {
  public:
-  SampleMaker(const Dataset& dataset, ImageShape output, uint64_t max_pixels)
-      : dataset_(dataset), output_(output), max_pixels_(max_pixels) {}
+  SampleMaker(const Dataset& dataset, ImageShape output, uint64_t max_pixels,
+              bool apply_exif_orientation = false)
+      : dataset_(dataset),
+        output_(output),
+        max_pixels_(max_pixels),
+        apply_exif_orientation_(apply_exif_orientation) {}
 
   // Writes the pixels of sample i to out [output.bytes()] and returns its label.
   // geometry(image shape, name) -> Geometry. Throws BadContent, or Error for all else.
@@ -48,6 +53,14 @@ class SampleMaker {
     } else {
       ImageShape shape;
       ImageCodec& codec = scratch.decoder.open(scratch.sample.bytes, name, max_pixels_, shape);
+      const int orientation =
+          apply_exif_orientation_ ? jpeg_facts(scratch.sample.bytes).orientation : 1;
+      if (orientation != 1) {
+        codec.decode({0, 0, shape.width, shape.height}, 1, scratch.image);
+        turn_upright(scratch.image, orientation, scratch.upright);
+        apply(out, geometry(scratch.upright.shape, name), scratch.upright.view(), scratch.resize);
+        return scratch.sample.label;
+      }
       Geometry wanted = geometry(shape, name);
       const int denominator = codec.can_shrink() ? shrink_denominator(wanted) : 1;
       if (denominator > 1) wanted = shrink(wanted, denominator);
@@ -64,6 +77,7 @@ class SampleMaker {
   const Dataset& dataset_;
   ImageShape output_;
   uint64_t max_pixels_;
+  bool apply_exif_orientation_;
 };
 
 }  // namespace convoy::data

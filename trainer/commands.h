@@ -10,6 +10,7 @@ int eval_command(const Arguments& arguments);
 int verify_command(const Arguments& arguments);
 int report_command(const Arguments& arguments);
 int model_command(const Arguments& arguments);
+int data_command(const Arguments& arguments);
 int bench_command(const Arguments& arguments);
 int bench_allreduce(const Arguments& arguments);  // convoy bench allreduce
 

@@ -23,10 +23,9 @@ std::string to_text(const Accuracy& a) {
 Evaluator::Evaluator(const data::Dataset& val, const Job& job, const Normalisation& normalisation,
                      int data_threads)
     : val_(val),
-      transform_(eval_transform(job)),
-      input_(image_input(job, normalisation, data::output_shape(transform_, val),
+      loader_(eval_loader_config(job)),
+      input_(image_input(job, normalisation, data::output_shape(loader_.transform, val),
                          job.evaluation.batch)),
-      max_pixels_(job.data.max_pixels),
       data_threads_(data_threads) {
   if (val_.size() == 0) fail(ExitCode::kBadData, "the validation set has no images");
 }
@@ -44,12 +43,11 @@ Accuracy Evaluator::run(comm::Communicator& communicator, Engine& engine, Engine
   // Each rank's slices as text, doubles in hexadecimal: exact, and a few bytes.
   std::string text;
   if (!mine.empty()) {
-    data::EvalLoader loader(val_, {.transform = transform_,
-                                   .batch = batch,
-                                   .slices = mine,
-                                   .lanes = engine.lanes(),
-                                   .threads = data_threads_,
-                                   .max_pixels = max_pixels_});
+    data::EvalLoaderConfig config = loader_;
+    config.slices = mine;
+    config.lanes = engine.lanes();
+    config.threads = data_threads_;
+    data::EvalLoader loader(val_, config);
     std::vector<const data::Batch*> held(mine.size());
     const auto words = watchdog.describe(comm::Phase::kInput,
                                          [&] { return file_in_progress(loader.in_progress()); });

@@ -39,9 +39,8 @@ class Evaluator {
 
  private:
   const data::Dataset& val_;
-  data::EvalTransform transform_;
+  data::EvalLoaderConfig loader_;
   ops::ImageInput input_;
-  uint64_t max_pixels_;
   int data_threads_;
 };
 

@@ -60,6 +60,8 @@ void fields(Job::Data& d, auto&& visit) {
   visit("bad_sample", d.bad_sample);
   visit("max_pixels", d.max_pixels);
   visit("synthetic_samples", d.synthetic_samples);
+  visit("apply_exif_orientation", d.apply_exif_orientation);
+  visit("follow_links", d.follow_links);
 }
 
 void fields(Job::Model& m, auto&& visit) {
@@ -122,6 +124,7 @@ void fields(Job::Reduction& r, auto&& visit) {
 void fields(Job::Logging& l, auto&& visit) {
   visit("every_steps", l.every_steps);
   visit("samples", l.samples);
+  visit("batch_digests", l.batch_digests);
 }
 
 void fields(Job::Watchdog& w, auto&& visit) {
@@ -250,17 +253,23 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 8> kNotIdentity = {
-    "name", "data.path", "stop_after_steps", "checkpoint.", "reduction.bucket_mib",
-    "log.", "watchdog.", "checks."};
+constexpr std::array<std::string_view, 9> kNotIdentity = {"name",
+                                                          "data.path",
+                                                          "data.follow_links",
+                                                          "stop_after_steps",
+                                                          "checkpoint.",
+                                                          "reduction.bucket_mib",
+                                                          "log.",
+                                                          "watchdog.",
+                                                          "checks."};
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.
-constexpr std::array<std::string_view, 7> kLaterGroups = {
+constexpr std::array<std::string_view, 8> kLaterGroups = {
     "non_finite.",           "mixing.",
     "data.train.pca_jitter", "data.train.brightness",
     "data.train.contrast",   "data.train.saturation",
-    "data.train.hue"};
+    "data.train.hue",        "data.apply_exif_orientation"};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {

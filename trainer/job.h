@@ -44,6 +44,8 @@ struct Job {
     BadSample bad_sample = BadSample::kFail;
     uint64_t max_pixels = 178956970;
     uint64_t synthetic_samples = 10000;
+    bool apply_exif_orientation = false;
+    bool follow_links = false;
   };
 
   struct Model {
@@ -109,7 +111,7 @@ struct Job {
 
   struct Logging {
     uint32_t every_steps = 50;
-    bool samples = false;
+    bool samples = false, batch_digests = false;
   };
 
   struct Watchdog {  // seconds; 0: never

@@ -105,6 +105,22 @@ std::string to_line(const ProgressState& state) {
   return line;
 }
 
+std::string to_line(const std::string& what, uint64_t done, uint64_t total, double seconds,
+                    const std::string& more) {
+  constexpr size_t kWidth = 24;
+  const double share = total == 0 ? 1 : static_cast<double>(done) / static_cast<double>(total);
+  const auto filled = static_cast<size_t>(share * kWidth);
+  std::string bar(filled, '=');
+  if (filled < kWidth) bar += '>';
+  bar.resize(kWidth, ' ');
+  const double rate = seconds > 0 ? static_cast<double>(done) / seconds : 0;
+  std::string line = fmt::format("{} [{}] {}/{} images", what, bar, done, total);
+  if (rate > 0)
+    line += fmt::format(" | {:.0f}/s | ETA {}", rate,
+                        duration(static_cast<double>(total - done) / rate));
+  return line + more;
+}
+
 Progress::Progress(std::chrono::milliseconds interval, int fd)
     : interval_(interval), fd_(fd), terminal_(::isatty(fd) == 1) {
   if (!terminal_) return;
@@ -117,15 +133,19 @@ Progress::~Progress() {
 }
 
 void Progress::update(const ProgressState& state) {
+  update(to_line(state));
+}
+
+void Progress::update(std::string line) {
   const std::lock_guard lock(mutex_);
   if (finished_) return;
-  last_ = state;
+  last_ = std::move(line);
   last_is_printed_ = false;
   const auto now = Clock::now();
   if (printed_at_ && now - *printed_at_ < (terminal_ ? kRedraw : interval_)) return;
   printed_at_ = now;
   last_is_printed_ = true;
-  print(terminal_ ? live_line() : to_line(state) + "\n");
+  print(terminal_ ? live_line() : *last_ + "\n");
 }
 
 void Progress::finish() {
@@ -141,7 +161,7 @@ void Progress::finish() {
   if (terminal_)
     print(live_line() + "\n");
   else if (!last_is_printed_)
-    print(to_line(*last_) + "\n");
+    print(*last_ + "\n");
 }
 
 void Progress::print_log_line(log::Level, const std::string& line) {
@@ -157,7 +177,7 @@ void Progress::print(const std::string& bytes) const {
 std::string Progress::live_line() const {
   winsize size{};
   const size_t width = ::ioctl(fd_, TIOCGWINSZ, &size) == 0 && size.ws_col > 1 ? size.ws_col : 80;
-  return std::string(kEraseLine) + to_line(*last_).substr(0, width - 1);
+  return std::string(kEraseLine) + last_->substr(0, width - 1);
 }
 
 }  // namespace convoy::trainer

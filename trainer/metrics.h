@@ -60,6 +60,10 @@ struct ProgressState {
   std::optional<double> seconds_left;  // ETA
 };
 
+// "verify train [=====>    ] 12345/27000 images | 810/s | ETA 0:18" and `more` behind it.
+std::string to_line(const std::string& what, uint64_t done, uint64_t total, double seconds,
+                    const std::string& more);
+
 // "step 120/938 | epoch 0.13/1 | loss 1.234 | top-1 56.7 % | 890 images/s | data wait 1 % | ETA
 // 0:52"
 std::string to_line(const ProgressState& state);
@@ -79,6 +83,8 @@ class Progress {
 
   // Any thread; cheap when nothing is to be printed.
   void update(const ProgressState& state);
+  // The same with the line itself, for other work than training.
+  void update(std::string line);
   // Prints the last state once more where it has not been, ends the live line, and gives the log
   // its own way back.
   void finish();
@@ -92,7 +98,7 @@ class Progress {
   const int fd_;
   const bool terminal_;
   std::mutex mutex_;
-  std::optional<ProgressState> last_;
+  std::optional<std::string> last_;
   std::optional<Clock::time_point> printed_at_;
   bool last_is_printed_ = false;
   bool finished_ = false;

@@ -2,9 +2,11 @@
 
 #include <fmt/ranges.h>
 
+#include <bit>
 #include <filesystem>
 #include <fstream>
 
+#include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "trainer/file.h"
 
@@ -12,13 +14,23 @@ namespace convoy::trainer {
 
 namespace fs = std::filesystem;
 
-SampleLog::SampleLog(const std::string& out_dir, int rank)
-    : log_(fmt::format("{}/samples.rank{}.jsonl", out_dir, rank)) {}
+static_assert(std::endian::native == std::endian::little);
+
+std::string batch_digest(const data::Batch& batch) {
+  return Sha256()
+      .update(batch.pixels, static_cast<size_t>(batch.size) * batch.shape.bytes())
+      .update(batch.labels.data(), batch.labels.size() * sizeof(batch.labels[0]))
+      .hex();
+}
+
+SampleLog::SampleLog(const std::string& out_dir, int rank, bool digests)
+    : log_(fmt::format("{}/samples.rank{}.jsonl", out_dir, rank)), digests_(digests) {}
 
 void SampleLog::write(const data::Batch& batch) {
-  log_.write(fmt::format("{{\"step\":{},\"worker\":{},\"epochs\":[{}],\"samples\":[{}]}}",
+  log_.write(fmt::format("{{\"step\":{},\"worker\":{},\"epochs\":[{}],\"samples\":[{}]{}}}",
                          batch.step, batch.worker, fmt::join(batch.epochs, ","),
-                         fmt::join(batch.sample_ids, ",")));
+                         fmt::join(batch.sample_ids, ","),
+                         digests_ ? fmt::format(",\"digest\":\"{}\"", batch_digest(batch)) : ""));
 }
 
 void SampleLog::rewind(const std::string& out_dir, uint64_t step) {

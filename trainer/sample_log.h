@@ -1,5 +1,6 @@
 // OUT/samples.rank<r>.jsonl: which samples each step consumed, as the loader delivered them. One
-// line per worker and step: {"step":7,"worker":1,"epochs":[0,...],"samples":[52,...]}.
+// line per worker and step: {"step":7,"worker":1,"epochs":[0,...],"samples":[52,...]}, and with
+// digests the batch's, "digest":"41ac...".
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,14 @@
 
 namespace convoy::trainer {
 
+// SHA-256 of what the network is fed: the pixels [B, H, W, C], then the labels as 32-bit
+// little-endian integers. 64 hexadecimal digits.
+std::string batch_digest(const data::Batch& batch);
+
 class SampleLog {
  public:
   // Throws Error (kIo).
-  SampleLog(const std::string& out_dir, int rank);
+  SampleLog(const std::string& out_dir, int rank, bool digests);
 
   // Any thread. What cannot be written is lost, not the run (trainer/line_log.h).
   void write(const data::Batch& batch);
@@ -24,6 +29,7 @@ class SampleLog {
 
  private:
   LineLog log_;
+  const bool digests_;
 };
 
 }  // namespace convoy::trainer

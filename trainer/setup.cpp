@@ -53,6 +53,7 @@ std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split) {
   spec.path = job.data.path;
   spec.classes = static_cast<int>(job.data.classes);
   spec.cache_folder = cache_folder();
+  spec.follow_links = job.data.follow_links;
   spec.synthetic_samples = job.data.synthetic_samples;
   const int size = static_cast<int>(job.data.train.size);
   spec.synthetic_shape = {.height = size, .width = size, .channels = 3};
@@ -105,6 +106,24 @@ data::BadSample bad_sample_policy(const Job& job) {
                                                             : data::BadSample::kSubstitute;
 }
 
+data::LoaderConfig loader_config(const Job& job) {
+  return {.transform = train_transform(job),
+          .seed = job.seed,
+          .batch_per_worker = static_cast<int>(job.batch_per_worker),
+          .workers = static_cast<int>(job.workers),
+          .bad_sample = bad_sample_policy(job),
+          .max_pixels = job.data.max_pixels,
+          .apply_exif_orientation = job.data.apply_exif_orientation};
+}
+
+data::EvalLoaderConfig eval_loader_config(const Job& job) {
+  return {.transform = eval_transform(job),
+          .batch = static_cast<int>(job.evaluation.batch),
+          .slices = {},
+          .max_pixels = job.data.max_pixels,
+          .apply_exif_orientation = job.data.apply_exif_orientation};
+}
+
 comm::WatchdogConfig watchdog_config(const Job& job) {
   const Job::Watchdog& w = job.watchdog;
   comm::WatchdogConfig config;
@@ -148,6 +167,7 @@ Normalisation resolve(Job& job, const data::Dataset& train, comm::Communicator& 
                                          .threads = data_threads,
                                          .bad_sample = bad_sample_policy(job),
                                          .max_pixels = job.data.max_pixels,
+                                         .apply_exif_orientation = job.data.apply_exif_orientation,
                                          .cache_folder = cache_folder(),
                                          .progress = progress});
       if (per_pixel) {

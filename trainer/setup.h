@@ -28,6 +28,10 @@ std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split);
 data::TrainTransform train_transform(const Job& job);
 data::EvalTransform eval_transform(const Job& job);
 data::BadSample bad_sample_policy(const Job& job);
+// What the job says of batches; which workers and steps, threads and lanes are the caller's.
+data::LoaderConfig loader_config(const Job& job);
+// Likewise; which slices, threads and lanes are the caller's.
+data::EvalLoaderConfig eval_loader_config(const Job& job);
 comm::WatchdogConfig watchdog_config(const Job& job);
 // "file /x/y.JPEG" for the watchdog's line; "" where nothing is in progress.
 std::string file_in_progress(const std::optional<data::InProgress>& progress);

@@ -485,16 +485,18 @@ class Run {
     try {
       if (is_root()) {
         metrics_ = std::make_unique<MetricsWriter>(options_.out, step_);
-        if (job_.log.samples) SampleLog::rewind(options_.out, step_);
+        if (logs_samples()) SampleLog::rewind(options_.out, step_);
       }
     } catch (const Error& e) {
       if (!metrics_) throw;  // the run has not begun
       log::warning("{}; lines of steps that are done again will be there twice", e.what());
     }
     communicator_.barrier();
-    if (job_.log.samples)
-      samples_ = std::make_unique<SampleLog>(options_.out, communicator_.rank());
+    if (logs_samples())
+      samples_ =
+          std::make_unique<SampleLog>(options_.out, communicator_.rank(), job_.log.batch_digests);
   }
+  bool logs_samples() const { return job_.log.samples || job_.log.batch_digests; }
 
   // Is `done` steps the first number of them to reach a further epoch?
   bool evaluation_due(uint64_t done) const {
@@ -547,19 +549,14 @@ class Run {
   std::unique_ptr<data::Loader> open_loader(uint64_t first, uint64_t end,
                                             const comm::WorkerRange& workers, int threads) const {
     if (workers.size() == 0 || first >= end) return nullptr;
-    return std::make_unique<data::Loader>(
-        *train_, data::LoaderConfig{.transform = train_transform(job_),
-                                    .seed = job_.seed,
-                                    .batch_per_worker = static_cast<int>(job_.batch_per_worker),
-                                    .workers = static_cast<int>(job_.workers),
-                                    .first_worker = workers.begin,
-                                    .end_worker = workers.end,
-                                    .first_step = first,
-                                    .end_step = end,
-                                    .threads = threads,
-                                    .lanes = lanes_,
-                                    .bad_sample = bad_sample_policy(job_),
-                                    .max_pixels = job_.data.max_pixels});
+    data::LoaderConfig config = loader_config(job_);
+    config.first_worker = workers.begin;
+    config.end_worker = workers.end;
+    config.first_step = first;
+    config.end_step = end;
+    config.threads = threads;
+    config.lanes = lanes_;
+    return std::make_unique<data::Loader>(*train_, config);
   }
 
   int loop() {

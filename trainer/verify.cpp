@@ -1,5 +1,6 @@
 // convoy verify: is a checkpoint, or every checkpoint of a run, whole? Did the run use every sample
-// once?
+// once? Or, of a dataset: is every image whole (verify_dataset.h)?
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -10,6 +11,7 @@
 #include "trainer/job.h"
 #include "trainer/ledger.h"
 #include "trainer/lives.h"
+#include "trainer/verify_dataset.h"
 
 namespace convoy::trainer {
 namespace {
@@ -123,45 +125,13 @@ std::optional<LedgerProof> prove_run(const std::string& run, const CheckpointFac
   return proof;
 }
 
-}  // namespace
-
-int verify_command(const Arguments& arguments) {
-  std::string dir;
-  bool json = false, allow_unrecorded = false;
-  int threads = 0;
-  po::options_description options("Options");
-  options.add_options()("dir", po::value(&dir)->required(), "a checkpoint, or a run")(
-      "threads", po::value(&threads), "that recompute the ledger; default: all CPUs")(
-      "allow-unrecorded", po::bool_switch(&allow_unrecorded),
-      "exit code 0 although the ledger of steps that this run has trained is gone; they are named")(
-      "json", po::bool_switch(&json), "one JSON object on standard output");
-  const auto values = parse_options(
-      arguments, options, "verify DIR [OPTIONS]",
-      "Recomputes every length and checksum. The digest is a SHA-256 over weights, optimizer state "
-      "and\n"
-      "batch-norm state: two runs that print the same one have the same bits. Of a run all "
-      "checkpoints\n"
-      "are checked, and the newest one's digest is printed; then its ledger (what each step "
-      "consumed,\n"
-      "across all lives) is recomputed from the job's seed: each sample of each whole epoch "
-      "exactly "
-      "once,\n"
-      "or exit code 70 and the first position and step where that fails, or that nobody has "
-      "recorded.\n"
-      "Epochs with steps that were passed over are counted apart.\n",
-      "dir");
-  if (!values) return 0;
-  if (values->count("threads") > 0 && threads < 1)
-    fail(ExitCode::kUsage, "--threads {}: must be at least 1", threads);
-
+int verify_run(const std::string& dir, int threads, bool allow_unrecorded, bool json) {
   const std::vector<std::string> folders = checkpoints_at(dir);
   const bool is_run = folders.front() != dir;
   VerifiedCheckpoint newest;
   for (const std::string& folder : folders) newest = verify_checkpoint(folder);
   std::optional<LedgerProof> proof;
-  if (is_run)
-    proof = prove_run(dir, newest.facts, threads > 0 ? threads : std::max(1, comm::cpu_set().count),
-                      allow_unrecorded);
+  if (is_run) proof = prove_run(dir, newest.facts, threads, allow_unrecorded);
   if (json) {
     ordered_json out = {{"checkpoint", folders.back()},
                         {"step", newest.facts.step},
@@ -183,6 +153,107 @@ int verify_command(const Arguments& arguments) {
                    "proven\n";
   }
   return 0;
+}
+
+// Which of the things that convoy verify knows lies in the folder; nullopt: checkpoints.
+std::optional<data::Recognised> dataset_at(const std::string& dir, const std::string& as) {
+  if (as == "run") return std::nullopt;
+  std::error_code error;
+  const std::filesystem::path path(dir);
+  const bool is_run = exists(path / "manifest.txtpb", error) ||
+                      is_directory(path / "checkpoints", error) ||
+                      exists(path / "job.txtpb", error) || exists(path / "ledger.jsonl", error);
+  if (!is_directory(path, error)) return std::nullopt;  // it says so itself
+  if (!as.empty() && as != "dataset") {
+    if (const auto format = data::format_of(as))
+      return data::Recognised{*format, as, "as --as says", true};
+    fail(ExitCode::kUsage, "--as {}: there are run, dataset, {}", printable(as),
+         data::format_names());
+  }
+  const std::vector<data::Recognised> found = data::recognise(dir);
+  std::string names;
+  for (const data::Recognised& one : found)
+    names += fmt::format("{}{} ({})", names.empty() ? "" : ", and ", one.name, one.because);
+  if (as.empty() && is_run) {
+    if (found.empty() || !found.front().certain) return std::nullopt;
+    fail(ExitCode::kUsage,
+         "{}: holds a run or a checkpoint, and {}: say which with --as run or --as {}",
+         printable(dir), names, found.front().name);
+  }
+  if (found.size() > 1)
+    fail(ExitCode::kUsage, "{}: holds {}: say which with --as {} or --as {}", printable(dir), names,
+         found[0].name, found[1].name);
+  if (found.empty())
+    fail(ExitCode::kBadData,
+         "{}: neither a checkpoint (no manifest.txtpb) nor a run with checkpoints nor a dataset of "
+         "a "
+         "known format; --as FORMAT ({}) looks all the same",
+         printable(dir), data::format_names());
+  return found.front();
+}
+
+}  // namespace
+
+int verify_command(const Arguments& arguments) {
+  std::string dir, as;
+  bool json = false, allow_unrecorded = false;
+  int threads = 0, data_threads = 0;
+  VerifyDatasetOptions dataset;
+  po::options_description options("Options");
+  options.add_options()("dir", po::value(&dir)->required(),
+                        "a checkpoint, a run, or the folder of a dataset")(
+      "as", po::value(&as),
+      "what DIR is, where it could be several things: run, dataset, or a format of datasets "
+      "(image_folder, idx, cifar ...)")("threads", po::value(&threads),
+                                        "that recompute the ledger; default: all CPUs")(
+      "allow-unrecorded", po::bool_switch(&allow_unrecorded),
+      "exit code 0 although the ledger of steps that this run has trained is gone; they are named")(
+      "data-threads", po::value(&data_threads),
+      "that decode a dataset's images; default: all CPUs")(
+      "max-pixels", po::value(&dataset.max_pixels),
+      "of a dataset: more is bad; default: data.max_pixels' own, 178956970")(
+      "follow-links", po::bool_switch(&dataset.follow_links),
+      "of an image folder: links may lead out of it, as with data.follow_links")(
+      "all", po::bool_switch(&dataset.all), "name every finding, not the first few of each kind")(
+      "json", po::bool_switch(&json), "one JSON object on standard output");
+  const auto values = parse_options(
+      arguments, options, "verify DIR [OPTIONS]",
+      "Recomputes every length and checksum. The digest is a SHA-256 over weights, optimizer state "
+      "and\n"
+      "batch-norm state: two runs that print the same one have the same bits. Of a run all "
+      "checkpoints\n"
+      "are checked, and the newest one's digest is printed; then its ledger (what each step "
+      "consumed,\n"
+      "across all lives) is recomputed from the job's seed: each sample of each whole epoch "
+      "exactly "
+      "once,\n"
+      "or exit code 70 and the first position and step where that fails, or that nobody has "
+      "recorded.\n"
+      "Epochs with steps that were passed over are counted apart.\n"
+      "Of a dataset every image of both splits is decoded whole. Bad (exit code 65): truncated or "
+      "damaged,\n"
+      "empty, not an image, unreadable, arithmetic coding or 12 bits, too large. Odd (exit code "
+      "0): "
+      "grey,\n"
+      "CMYK, misnamed, turned by EXIF, progressive, huge, small, the same bytes twice within a "
+      "split "
+      "or in\n"
+      "both, under other labels, classes of very few images.\n",
+      "dir");
+  if (!values) return 0;
+  for (const auto& [name, value] :
+       {std::pair{"threads", threads}, std::pair{"data-threads", data_threads}})
+    if (values->count(name) > 0 && value < 1)
+      fail(ExitCode::kUsage, "--{} {}: must be at least 1", name, value);
+  const int cpus = std::max(1, comm::cpu_set().count);
+  if (const auto format = dataset_at(dir, as)) {
+    dataset.path = dir;
+    dataset.format = *format;
+    dataset.threads = data_threads > 0 ? data_threads : cpus;
+    dataset.json = json;
+    return verify_dataset(dataset);
+  }
+  return verify_run(dir, threads > 0 ? threads : cpus, allow_unrecorded, json);
 }
 
 }  // namespace convoy::trainer

@@ -73,6 +73,23 @@ void images(const auto& write) {
               encode_png(make_image(7, 5, channels, 8), {bits, interlaced}));
 }
 
+void exif(const auto& write) {
+  const std::string big(
+      "MM\0*\0\0\0\x08\0\x02\x01\x03\0\x03\0\0\0\x01\0\x06\0\0"
+      "\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
+      38);
+  write("exif/big", big);
+  write("exif/little", std::string("II*\0\x08\0\0\0\x01\0\x12\x01\x04\0\x01\0\0\0\x03\0\0\0", 22));
+  std::string nonsense = big;
+  nonsense[31] = 9;
+  write("exif/nonsense", nonsense);
+  write("exif/file", std::string("\xff\xd8\xff\xe1\0\x2e"
+                                 "Exif\0\0",
+                                 12) +
+                         big +
+                         std::string("\xff\xc2\0\x0b\x08\0\x10\0\x20\x01\x01\x11\0\xff\xda", 15));
+}
+
 void datasets(const auto& write) {
   const std::string labels = test::encode_idx_labels({1, 0});
   const std::string pixels = test::encode_idx_images(2, 2, 3, std::vector<uint8_t>(12, 77));
@@ -158,6 +175,7 @@ int main(int argc, char** argv) {
     convoy::test::write_file(path.string(), bytes);
   };
   convoy::fuzz::images(write);
+  convoy::fuzz::exif(write);
   convoy::fuzz::datasets(write);
   convoy::fuzz::files(write);
   convoy::fuzz::texts(write);

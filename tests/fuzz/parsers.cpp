@@ -15,6 +15,7 @@
 #include "data_loader/baseline_jpeg.h"
 #include "data_loader/image.h"
 #include "data_loader/jpeg.h"
+#include "data_loader/jpeg_facts.h"
 #include "data_loader/mean.h"
 #include "data_loader/png.h"
 #include "data_loader/sample_maker.h"
@@ -266,6 +267,22 @@ void feed_png(std::string_view bytes) {
   make_samples(bytes);
 }
 
+// The tag alone, of a TIFF structure and of a JPEG that holds one; and that it is the one told.
+void feed_exif(std::string_view bytes) {
+  const std::span file(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+  const auto sane = [](int orientation) { return orientation >= 1 && orientation <= 8; };
+  const int alone = data::exif_orientation(file);
+  require(sane(alone) && sane(data::jpeg_facts(file).orientation), "an orientation outside 1 to 8");
+  if (bytes.size() > 60'000) return;
+  const size_t length = bytes.size() + 8;
+  std::string wrapped("\xff\xd8\xff\xe1", 4);
+  wrapped += {static_cast<char>(length >> 8), static_cast<char>(length)};
+  wrapped += std::string("Exif\0\0", 6) + std::string(bytes) + "\xff\xd9";
+  require(data::jpeg_facts({reinterpret_cast<const uint8_t*>(wrapped.data()), wrapped.size()})
+                  .orientation == alone,
+          "another orientation in a file");
+}
+
 // ---- Datasets ----
 
 // The labels, counted; then the images.
@@ -310,7 +327,8 @@ struct IndexedFolder {
       require(::utimensat(AT_FDCWD, folder.c_str(), times.data(), 0) == 0, errno_text());
     }
     const std::string real = fs::canonical(root.path()).string();
-    index = fmt::format("{}/images-{}.index", cache.path(), sha256_hex(real).substr(0, 16));
+    index = fmt::format("{}/images-{}.index", cache.path(),
+                        sha256_hex(real + "\nno links out").substr(0, 16));
   }
 
   TempFolder root, cache;
@@ -515,6 +533,7 @@ constexpr Parser kParsers[] = {
     {"baseline", &feed_baseline, 8192},
     {"jpeg", &feed_jpeg, 8192},
     {"png", &feed_png, 8192},
+    {"exif", &feed_exif, 512},
     {"idx", &feed_idx, 4096},
     {"cifar", &feed_cifar, 16384},
     {"index", &feed_index, 2048},

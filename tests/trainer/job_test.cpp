@@ -554,6 +554,8 @@ TEST(Identity, OfAJobFromTheFirstVersionStays) {
   EXPECT_EQ(identity_digest(parse(kMinimal), "d0"), kFirstDigest);
   EXPECT_EQ(identity_digest(parse(kMinimal, {"non_finite.policy=stop"}), "d0"), kFirstDigest);
   EXPECT_EQ(identity_digest(parse(kMinimal, {"mixing.mixup_alpha=0"}), "d0"), kFirstDigest);
+  EXPECT_EQ(identity_digest(parse(kMinimal, {"data.apply_exif_orientation=false"}), "d0"),
+            kFirstDigest);
 }
 
 // Sets each field of job.proto to a value that is not its default, and looks whether the digest
@@ -571,6 +573,8 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "reduction.bucket_mib=1",
                                             "log.every_steps=3",
                                             "log.samples=true",
+                                            "log.batch_digests=true",
+                                            "data.follow_links=true",
                                             "watchdog.start_seconds=3",
                                             "watchdog.input_seconds=3",
                                             "watchdog.compute_seconds=3",
@@ -647,6 +651,7 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                            "evaluation.every_epochs=3",
                                            "evaluation.batch=3",
                                            "reduction.order=fast",
+                                           "data.apply_exif_orientation=true",
                                            "non_finite.policy=skip",
                                            "non_finite.max_skips=3",
                                            "mixing.mixup_alpha=0.2",
