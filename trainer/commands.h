@@ -12,5 +12,6 @@ int report_command(const Arguments& arguments);
 int model_command(const Arguments& arguments);
 int bench_command(const Arguments& arguments);
 int bench_allreduce(const Arguments& arguments);  // convoy bench allreduce
+int bench_loader(const Arguments& arguments);     // convoy bench loader
 
 }  // namespace convoy::trainer
