@@ -5,7 +5,6 @@
 // jpeglib.h needs <cstdio> first.
 #include <jpeglib.h>
 
-#include "ops/core/clock.h"
 #include "ops/core/error.h"
 
 namespace convoy::data {
@@ -53,10 +52,12 @@ class EntropyDecoder::Impl {
 EntropyDecoder::EntropyDecoder() : impl_(std::make_unique<Impl>()) {}
 EntropyDecoder::~EntropyDecoder() = default;
 
-std::optional<double> EntropyDecoder::seconds(std::span<const uint8_t> bytes) {
-  const Clock::time_point start = Clock::now();
+std::optional<Spent> EntropyDecoder::decode(std::span<const uint8_t> bytes) {
+  Stopwatch watch(true);
   if (!impl_->decode(bytes)) return std::nullopt;
-  return seconds_since(start);
+  Spent spent;
+  watch.book(spent);
+  return spent;
 }
 
 }  // namespace convoy::data

@@ -6,6 +6,8 @@
 #include <optional>
 #include <span>
 
+#include "data_loader/sample_times.h"
+
 namespace convoy::data {
 
 // Decodes JPEGs to quantised coefficients and throws them away: jpeg_read_header() and
@@ -19,9 +21,9 @@ class EntropyDecoder {
   EntropyDecoder(const EntropyDecoder&) = delete;
   EntropyDecoder& operator=(const EntropyDecoder&) = delete;
 
-  // Seconds that it took; nullopt: no JPEG, or one that libjpeg refuses. Damage that libjpeg only
-  // warns of does not count.
-  std::optional<double> seconds(std::span<const uint8_t> bytes);
+  // What it took; nullopt: no JPEG, or one that libjpeg refuses. Damage that libjpeg only warns of
+  // does not count.
+  std::optional<Spent> decode(std::span<const uint8_t> bytes);
 
  private:
   class Impl;

@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <iostream>
+#include <mutex>
 #include <nlohmann/json.hpp>
-#include <numeric>
+#include <optional>
 #include <thread>
 
 #include "data_loader/jpeg_limit.h"
@@ -34,7 +35,7 @@ struct LoaderBench {
 };
 
 // Images of a round that the limit is measured on.
-constexpr size_t kLimitImages = 1000;
+constexpr size_t kLimitImages = 500;
 // A warm-up of a whole epoch would be too long for a dataset of this many seconds.
 constexpr double kMaxWarmUpSeconds = 30;
 
@@ -135,7 +136,7 @@ struct Round {
   std::vector<double> batch_seconds;  // from asking for a batch to having it
   data::LoaderStats stats;
   CpuSeconds cpu;
-  std::optional<double> limit;       // images/s
+  std::optional<data::Spent> limit;  // one thread's for an image
   std::vector<uint64_t> sample_ids;  // of the first ones
 
   double rate() const { return static_cast<double>(images) / seconds; }
@@ -179,56 +180,92 @@ void warm_up(Stream& stream, uint64_t images) {
   }
 }
 
-// Images/s of libjpeg-turbo's entropy decoding alone on so many threads; reading the files is not
-// counted. nullopt: none of them is a JPEG.
-std::optional<double> measure_limit(const data::Dataset& dataset, const std::vector<uint64_t>& ids,
-                                    int threads) {
+// What one of so many threads spends on libjpeg-turbo's entropy decoding of an image, mean; reading
+// the files is not counted. nullopt: none of them is a JPEG.
+std::optional<data::Spent> measure_limit(const data::Dataset& dataset,
+                                         const std::vector<uint64_t>& ids, int threads) {
   if (dataset.raw_shape()) return std::nullopt;
+  std::mutex mutex;
+  data::Spent all;
+  double images = 0;
   std::atomic<size_t> next = 0;
-  std::vector<double> seconds(static_cast<size_t>(threads));
-  std::vector<uint64_t> images(static_cast<size_t>(threads));
   {
     std::vector<std::jthread> pool;
-    for (size_t t = 0; t < static_cast<size_t>(threads); ++t)
-      pool.emplace_back([&, t] {
+    for (int t = 0; t < threads; ++t)
+      pool.emplace_back([&] {
         data::EntropyDecoder decoder;
         data::Sample sample;
-        double of_thread = 0;
         for (size_t i = next++; i < ids.size(); i = next++) {
           dataset.read(ids[i], sample);
-          const std::optional<double> of_image = decoder.seconds(sample.bytes);
-          if (!of_image) continue;
-          of_thread += *of_image;
-          ++images[t];
+          const std::optional<data::Spent> spent = decoder.decode(sample.bytes);
+          if (!spent) continue;
+          const std::lock_guard lock(mutex);
+          all += *spent;
+          ++images;
         }
-        seconds[t] = of_thread;
       });
   }
-  const double all = std::accumulate(seconds.begin(), seconds.end(), 0.0);
-  const auto count =
-      static_cast<double>(std::accumulate(images.begin(), images.end(), uint64_t{0}));
-  if (count == 0) return std::nullopt;
-  return threads * count / all;
+  if (images == 0) return std::nullopt;
+  return data::Spent{all.seconds / images, all.cpu_seconds / images};
 }
 
-// A thread's seconds for each image by what it did; they add up to threads / (images/s).
+// What a thread spends on an image; the seconds add up to threads / (images/s).
 struct Profile {
-  double read = 0, decode = 0, resize = 0, other = 0, waiting = 0;
-  std::optional<double> entropy;  // of decode: the limit's seconds for an image
-
-  double all() const { return read + decode + resize + other + waiting; }
+  data::Spent read, decode, resize, other, waiting, all;
+  std::optional<data::Spent> entropy;  // the limit
 };
 
 // What is said of all rounds.
 struct Result {
   std::vector<double> rates;
-  std::vector<double> limits, shares;  // of the rounds that have one
+  // Of the rounds that have one: images/s, and the share that was reached by the clock and by CPU
+  // time, which other load on the machine hardly changes.
+  std::vector<double> limits, shares, cpu_shares;
   double bytes_per_second = 0, batch_median = 0, batch_p99 = 0, ready = 0;
   double working = 0, consumer_waiting = 0;  // shares of the threads' time, and of the caller's
   CpuSeconds cpu_of_image;
   Profile profile;
   uint64_t images = 0, substituted = 0;
 };
+
+void add_limit(Result& result, const Round& round, int threads) {
+  if (!round.limit) return;
+  const double limit = threads / round.limit->seconds;
+  const double cpu = (round.cpu.user + round.cpu.system) / static_cast<double>(round.images);
+  result.limits.push_back(limit);
+  result.shares.push_back(round.rate() / limit);
+  result.cpu_shares.push_back(round.limit->cpu_seconds / cpu);
+}
+
+Profile profile_of(const std::vector<Round>& rounds, int threads) {
+  data::LoaderStats sum;
+  data::Spent all, entropy;
+  double images = 0, limits = 0;
+  for (const Round& round : rounds) {
+    sum += round.stats;
+    all += {threads * round.seconds, round.cpu.user + round.cpu.system};
+    images += static_cast<double>(round.images);
+    if (!round.limit) continue;
+    entropy += *round.limit;
+    ++limits;
+  }
+  const auto of_image = [&](const data::Spent& spent) {
+    return data::Spent{spent.seconds / images, spent.cpu_seconds / images};
+  };
+  const data::SampleTimes& t = sum.times;
+  data::Spent other{sum.work_seconds, all.cpu_seconds};
+  for (const data::Spent& part : {t.read, t.decode, t.resize}) other -= part;
+  Profile profile{.read = of_image(t.read),
+                  .decode = of_image(t.decode),
+                  .resize = of_image(t.resize),
+                  .other = of_image(other),
+                  .waiting = of_image({all.seconds - sum.work_seconds, 0}),
+                  .all = of_image(all),
+                  .entropy = {}};
+  if (limits > 0)
+    profile.entropy = data::Spent{entropy.seconds / limits, entropy.cpu_seconds / limits};
+  return profile;
+}
 
 Result summarise(const std::vector<Round>& rounds, int threads) {
   Result result;
@@ -238,10 +275,7 @@ Result summarise(const std::vector<Round>& rounds, int threads) {
   CpuSeconds cpu;
   for (const Round& round : rounds) {
     result.rates.push_back(round.rate());
-    if (round.limit) {
-      result.limits.push_back(*round.limit);
-      result.shares.push_back(round.rate() / *round.limit);
-    }
+    add_limit(result, round, threads);
     batches.insert(batches.end(), round.batch_seconds.begin(), round.batch_seconds.end());
     sum += round.stats;
     seconds += round.seconds;
@@ -250,24 +284,15 @@ Result summarise(const std::vector<Round>& rounds, int threads) {
     cpu.system += round.cpu.system;
   }
   const auto images = static_cast<double>(result.images);
-  const double thread_seconds = seconds * std::max(1, threads);
   result.bytes_per_second = static_cast<double>(sum.bytes) / seconds;
   result.batch_median = percentile(batches, 0.5);
   result.batch_p99 = percentile(batches, 0.99);
   result.ready = static_cast<double>(sum.ready) / static_cast<double>(sum.acquired);
-  result.working = sum.work_seconds / thread_seconds;
+  result.working = sum.work_seconds / (threads * seconds);
   result.consumer_waiting = sum.wait_seconds / seconds;
   result.cpu_of_image = {cpu.user / images, cpu.system / images};
   result.substituted = sum.substituted;
-  const data::SampleTimes& t = sum.times;
-  result.profile = {.read = t.read / images,
-                    .decode = t.decode / images,
-                    .resize = t.resize / images,
-                    .other = (sum.work_seconds - t.read - t.decode - t.resize) / images,
-                    .waiting = (thread_seconds - sum.work_seconds) / images,
-                    .entropy = {}};
-  if (!result.limits.empty())
-    result.profile.entropy = std::max(1, threads) / percentile(result.limits, 0.5);
+  result.profile = profile_of(rounds, threads);
   return result;
 }
 
@@ -288,10 +313,15 @@ constexpr const char* kLimitMeans =
     "libjpeg-turbo's entropy decoding alone (jpeg_read_coefficients) of the same images, as many "
     "threads, between the rounds";
 
+nlohmann::ordered_json to_json(const data::Spent& spent) {
+  return {{"seconds", spent.seconds}, {"cpu_seconds", spent.cpu_seconds}};
+}
+
 nlohmann::ordered_json to_json(const Profile& p) {
-  nlohmann::ordered_json out = {{"read", p.read},   {"decode", p.decode},   {"resize", p.resize},
-                                {"other", p.other}, {"waiting", p.waiting}, {"all", p.all()}};
-  if (p.entropy) out["entropy_decoding_alone"] = *p.entropy;
+  nlohmann::ordered_json out = {{"read", to_json(p.read)},       {"decode", to_json(p.decode)},
+                                {"resize", to_json(p.resize)},   {"other", to_json(p.other)},
+                                {"waiting", to_json(p.waiting)}, {"all", to_json(p.all)}};
+  if (p.entropy) out["entropy_decoding_alone"] = to_json(*p.entropy);
   return out;
 }
 
@@ -321,28 +351,27 @@ nlohmann::ordered_json to_json(const Facts& facts, const Result& r, bool profile
   if (!r.shares.empty()) {
     out["limit"] = {{"images_per_second", percentile(r.limits, 0.5)}, {"what", kLimitMeans}};
     out["fraction_of_limit"] = percentile(r.shares, 0.5);
+    out["fraction_of_limit_by_cpu_time"] = percentile(r.cpu_shares, 0.5);
   }
-  if (profile) out["profile_seconds_per_image"] = to_json(r.profile);
+  if (profile) out["profile_of_an_image"] = to_json(r.profile);
   return out;
 }
 
 std::string to_text(const Profile& p) {
-  std::string text =
-      fmt::format("\n  {:<36} {:>8} {:>6}\n", "a thread's time for one image", "ms", "%");
-  const auto row = [&](const char* name, double seconds) {
-    text +=
-        fmt::format("  {:<36} {:>8.3f} {:>6.1f}\n", name, 1e3 * seconds, 100 * seconds / p.all());
+  std::string text = fmt::format("\n  {:<40} {:>8} {:>6} {:>8} {:>6}\n",
+                                 "what a thread spends on an image", "ms", "%", "CPU ms", "%");
+  const auto row = [&](const char* name, const data::Spent& spent) {
+    text += fmt::format("  {:<40} {:>8.3f} {:>6.1f} {:>8.3f} {:>6.1f}\n", name, 1e3 * spent.seconds,
+                        100 * spent.seconds / p.all.seconds, 1e3 * spent.cpu_seconds,
+                        100 * spent.cpu_seconds / p.all.cpu_seconds);
   };
   row("read", p.read);
   row("decode", p.decode);
-  if (p.entropy) {
-    row("  entropy decoding, as the limit's", *p.entropy);
-    row("  inverse DCT, colour and the rest", p.decode - *p.entropy);
-  }
   row("crop, resize and flip", p.resize);
-  row("other work", p.other);
+  row("other work, and the caller's", p.other);
   row("waiting for room", p.waiting);
-  row("all", p.all());
+  row("all", p.all);
+  if (p.entropy) row("libjpeg-turbo's entropy decoding alone", *p.entropy);
   return text;
 }
 
@@ -358,7 +387,8 @@ std::string to_text(const Facts& facts, const Result& r, bool profile) {
       percentile(r.rates, 0.5), *least, *most, r.bytes_per_second / 1e6,
       1e3 * (r.cpu_of_image.user + r.cpu_of_image.system), 1e3 * r.cpu_of_image.system);
   if (!r.shares.empty())
-    text += fmt::format("  {:.1f} % of {:.0f} images/s: {}\n", 100 * percentile(r.shares, 0.5),
+    text += fmt::format("  {:.1f} % ({:.1f} % by CPU time) of {:.0f} images/s: {}\n",
+                        100 * percentile(r.shares, 0.5), 100 * percentile(r.cpu_shares, 0.5),
                         percentile(r.limits, 0.5), kLimitMeans);
   text += fmt::format(
       "  batch {:.1f} ms (median; 99 % below {:.1f}); {:.2f} of {} batches ready when one is asked "
@@ -406,7 +436,7 @@ int run_loader_bench(LoaderBench b) {
       rounds.back().limit =
           measure_limit(*dataset, rounds.back().sample_ids, std::max(1, b.threads));
   }
-  const Result result = summarise(rounds, b.threads);
+  const Result result = summarise(rounds, std::max(1, b.threads));
   if (b.json)
     std::cout << to_json(facts, result, b.profile).dump(2) << std::endl;
   else
@@ -440,7 +470,7 @@ std::optional<LoaderBench> parse_loader_options(const Arguments& arguments) {
       "measured. The limit is libjpeg-turbo's entropy decoding alone (jpeg_read_coefficients) of "
       "up "
       "to\n"
-      "1000 of the same images on as many threads, measured behind each round; reading the files "
+      "500 of the same images on as many threads, measured behind each round; reading the files "
       "is "
       "not\n"
       "in it. A decoder that need not look at all of a file can exceed it.\n",

@@ -45,6 +45,8 @@ SYSTEMS = {
 OURS = [name for name in SYSTEMS if name.startswith("convoy")]
 REENCODED = ("convoy-reencoded", "ffcv", "ffcv-uint8")
 
+LIMIT = "fraction_of_limit_by_cpu_time"
+
 # What is promised: so many times as fast as the peer's fastest variant, at one thread and at two.
 MUSTS = {
     "training": [("convoy", "dali", 1.9), ("convoy", "torchvision-pil", 3.0),
@@ -152,7 +154,7 @@ def summarise(case, results):
         if rounds and result["reason"] is None:
             row["images_per_second"] = spread([r["images_per_second"] for r in rounds])
             row["cpu_seconds_per_image"] = spread([r["cpu_seconds_per_image"] for r in rounds])
-            limits = [r["fraction_of_limit"] for r in rounds if "fraction_of_limit" in r]
+            limits = [r[LIMIT] for r in rounds if LIMIT in r]
             row["fraction_of_limit"] = spread(limits)["median"] if limits else None
             row["peak_memory_bytes"] = max(r["peak_memory_bytes"] for r in rounds)
             row["other_cpus"] = max(r["other_cpus"] for r in rounds)

@@ -40,7 +40,7 @@ case " $* " in
   *" --data-threads 2 "*) rate=200 ;;
   *) rate=100 ;;
 esac
-echo "{\\"images_per_second\\": $rate, \\"fraction_of_limit\\": 0.75,
+echo "{\\"images_per_second\\": $rate, \\"fraction_of_limit_by_cpu_time\\": 0.75,
   \\"cpu_seconds_per_image\\": {\\"user\\": 0.009, \\"system\\": 0.001},
   \\"peak_memory_bytes\\": 2097152}"
 """

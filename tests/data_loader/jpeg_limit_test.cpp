@@ -21,13 +21,14 @@ TEST(EntropyDecoder, DecodesEveryKindOfJpegAndNothingElse) {
   EntropyDecoder decoder;
   for (int round = 0; round < 3; ++round) {
     for (const std::string* good : {&jpeg, &progressive, &grey}) {
-      const std::optional<double> seconds = decoder.seconds(bytes_of(*good));
-      ASSERT_TRUE(seconds);
-      EXPECT_GT(*seconds, 0);
+      const std::optional<Spent> spent = decoder.decode(bytes_of(*good));
+      ASSERT_TRUE(spent);
+      EXPECT_GT(spent->seconds, 0);
+      EXPECT_GT(spent->cpu_seconds, 0);
     }
-    EXPECT_FALSE(decoder.seconds(bytes_of(png)));
-    EXPECT_FALSE(decoder.seconds(bytes_of("")));
-    EXPECT_FALSE(decoder.seconds(bytes_of(jpeg.substr(0, 30))));
+    EXPECT_FALSE(decoder.decode(bytes_of(png)));
+    EXPECT_FALSE(decoder.decode(bytes_of("")));
+    EXPECT_FALSE(decoder.decode(bytes_of(jpeg.substr(0, 30))));
   }
 }
 

@@ -306,24 +306,27 @@ TEST(Bench, LoaderJsonAndProfile) {
     EXPECT_GE(object["batch_seconds"]["p99"].get<double>(),
               object["batch_seconds"]["median"].get<double>());
     EXPECT_GT(object["limit"]["images_per_second"].get<double>(), 0);
-    const json& profile = object["profile_seconds_per_image"];
-    double sum = 0;
-    for (const char* part : {"read", "decode", "resize", "other", "waiting"})
-      sum += profile[part].get<double>();
-    EXPECT_NEAR(sum, profile["all"].get<double>(), 1e-12);
-    for (const char* part : {"read", "decode", "resize", "entropy_decoding_alone"})
-      EXPECT_GT(profile[part].get<double>(), 0) << part;
+    EXPECT_GT(object["fraction_of_limit_by_cpu_time"].get<double>(), 0);
+    const json& profile = object["profile_of_an_image"];
+    for (const char* clock : {"seconds", "cpu_seconds"}) {
+      double sum = 0;
+      for (const char* part : {"read", "decode", "resize", "other", "waiting"})
+        sum += profile[part][clock].get<double>();
+      EXPECT_NEAR(sum, profile["all"][clock].get<double>(), 1e-12) << clock;
+      for (const char* part : {"read", "decode", "resize", "entropy_decoding_alone"})
+        EXPECT_GT(profile[part][clock].get<double>(), 0) << part << " " << clock;
+    }
   }
   const json eval = bench({"--eval", "--no-limit", "--data-threads", "1", "--rounds", "1"});
   EXPECT_EQ(eval["transform"], "evaluation");
   EXPECT_EQ(eval["dataset_images"], 15);
   EXPECT_GT(eval["images_per_second"].get<double>(), 0);
   EXPECT_FALSE(eval.contains("fraction_of_limit"));
-  EXPECT_FALSE(eval.contains("profile_seconds_per_image"));
+  EXPECT_FALSE(eval.contains("profile_of_an_image"));
 
   const Outcome table = convoy({"bench", "loader", "--data", images.path(), "--set",
                                 "data.train.size=32", "--seconds", "0.05", "--profile"});
-  for (const char* words : {"images/s", "ring", "inverse DCT", "waiting for room"})
+  for (const char* words : {"images/s", "ring", "entropy decoding alone", "waiting for room"})
     EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.all();
   // Nothing to be compared with where no image is a JPEG.
   const Outcome raw = convoy({"bench", "loader", "--data", make_idx(folder(), "bench_loader", {}),
