@@ -481,6 +481,8 @@ std::optional<LoaderBench> parse_loader_options(const Arguments& arguments) {
   if (!(b.seconds >= 0 && b.seconds <= 1e6) || b.rounds < 1 || b.rounds > 10000)
     fail(ExitCode::kUsage, "--seconds {:g} --rounds {}: give 0 to 1e6 seconds, 1 to 10000 rounds",
          b.seconds, b.rounds);
+  if (b.job_file.empty() && data.empty() && b.sets.empty())
+    fail(ExitCode::kUsage, "no images: give --data DIR, or --job FILE with data.path in it");
   if (!data.empty()) b.sets.push_back("data.path=" + data);
   return b;
 }
