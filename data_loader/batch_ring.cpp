@@ -37,6 +37,8 @@ const Batch& BatchRing::acquire(uint64_t k) {
   if (k >= config_.batches || slot.number > k || (slot.number == k && slot.state == State::kHeld))
     fail(ExitCode::kFault, "loader: batch {} of {} was acquired before or does not exist", k,
          config_.batches);
+  ++stats_.acquired;
+  stats_.ready += static_cast<uint64_t>(ready_slots_);
   const State wanted = config_.threads == 0 ? State::kFree : State::kReady;
   const auto here = [&] {
     return stopped_ || (slot.number == k && (slot.state == wanted || slot.state == State::kReady));
@@ -50,13 +52,16 @@ const Batch& BatchRing::acquire(uint64_t k) {
   if (slot.state == State::kFree) {
     begin(slot);
     thread_local SampleScratch scratch;
+    scratches_.push_back(&scratch);
     fill(lock, slot, 0, config_.batch_size, scratch);
+    std::erase(scratches_, &scratch);
   }
   if (slot.error) {
     stop_locked(slot.error);
     std::rethrow_exception(stopped_);
   }
   slot.state = State::kHeld;
+  --ready_slots_;
   return slot.batch;
 }
 
@@ -115,13 +120,20 @@ void BatchRing::begin(Slot& slot) {
 void BatchRing::work(std::stop_token stop) {
   SampleScratch scratch;
   Lock lock(mutex_);
+  scratches_.push_back(&scratch);
+  make_batches(lock, stop, scratch);
+  std::erase(scratches_, &scratch);
+}
+
+void BatchRing::make_batches(Lock& lock, const std::stop_token& stop, SampleScratch& scratch) {
+  const auto has_work = [this] {
+    const Slot& slot = slots_[next_batch_ % slots_.size()];
+    return next_batch_ == config_.batches || next_image_ > 0 ||
+           (slot.number == next_batch_ && slot.state == State::kFree);
+  };
   while (next_batch_ < config_.batches) {
-    const auto ready = [this] {
-      const Slot& slot = slots_[next_batch_ % slots_.size()];
-      return next_batch_ == config_.batches || next_image_ > 0 ||
-             (slot.number == next_batch_ && slot.state == State::kFree);
-    };
-    work_.wait(lock, stop, ready);
+    // Waiting registers with the stop token even where there is nothing to wait for.
+    if (!has_work()) work_.wait(lock, stop, has_work);
     if (stop.stop_requested() || next_batch_ == config_.batches) return;
     Slot& slot = slots_[next_batch_ % slots_.size()];
     if (next_image_ == 0) begin(slot);
@@ -141,7 +153,9 @@ void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& sc
   const Clock::time_point start = Clock::now();
   scratch.now_making.store(SampleScratch::kNone, std::memory_order_relaxed);
   scratch.since.store(start, std::memory_order_relaxed);
-  scratches_.push_back(&scratch);
+  scratch.profile = config_.profile;
+  scratch.times = {};
+  scratch.bytes = 0;
   lock.unlock();
   std::exception_ptr error;
   int error_at = 0;
@@ -156,9 +170,11 @@ void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& sc
   }
   const double seconds = seconds_since(start);
   lock.lock();
-  std::erase(scratches_, &scratch);
+  scratch.now_making.store(SampleScratch::kNone, std::memory_order_relaxed);
   stats_.work_seconds += seconds;
   stats_.samples += static_cast<uint64_t>(n);
+  stats_.bytes += scratch.bytes;
+  stats_.times += scratch.times;
   if (error && (!slot.error || error_at < slot.error_at)) {
     slot.error = error;
     slot.error_at = error_at;
@@ -166,6 +182,7 @@ void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& sc
   slot.left -= n;
   if (slot.left > 0) return;
   slot.state = State::kReady;
+  ++ready_slots_;
   ready_.notify_all();
 }
 

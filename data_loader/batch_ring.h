@@ -24,9 +24,15 @@ class BatchRing {
     uint64_t batches = 0;
     int batch_size = 0;
     ImageShape shape;
-    int threads = 1;  // 0: acquire() makes the batch
-    int slots = 1;    // at least as many as are held at once
-    int group = 1;    // consecutive images that one thread takes at once
+    int threads = 1;       // 0: acquire() makes the batch
+    int slots = 1;         // at least as many as are held at once
+    int group = 1;         // consecutive images that one thread takes at once
+    bool profile = false;  // whether LoaderStats::times are kept
+
+    // Of the pixels of all slots.
+    uint64_t bytes() const {
+      return static_cast<uint64_t>(slots) * static_cast<uint64_t>(batch_size) * shape.bytes();
+    }
   };
   // Makes image i of batch k: pixels at `out`, and batch.labels[i], sample_ids[i], epochs[i].
   using MakeImage =
@@ -64,6 +70,7 @@ class BatchRing {
   using Lock = std::unique_lock<std::mutex>;
 
   void work(std::stop_token stop);
+  void make_batches(Lock& lock, const std::stop_token& stop, SampleScratch& scratch);
   void begin(Slot& slot);
   void stop_locked(std::exception_ptr error);
   // Makes images [first, first + n) with the lock let go, then books them.
@@ -80,7 +87,8 @@ class BatchRing {
   uint64_t next_batch_ = 0;  // the next image that a thread takes
   int next_image_ = 0;
   LoaderStats stats_;
-  std::vector<const SampleScratch*> scratches_;  // of the threads that are filling
+  int ready_slots_ = 0;
+  std::vector<const SampleScratch*> scratches_;  // of all threads, and of callers that are filling
   std::exception_ptr stopped_;
   std::vector<std::jthread> threads_;  // last: they stop before what they use is gone
 };

@@ -11,6 +11,11 @@ namespace convoy::data {
 ImageDecoder::ImageDecoder(Reading reading) : reading_(reading) {}
 ImageDecoder::~ImageDecoder() = default;
 
+void ImageDecoder::release() {
+  jpeg_.reset();
+  png_.reset();
+}
+
 ImageCodec& ImageDecoder::open(std::span<const uint8_t> bytes, const std::string& name,
                                uint64_t max_pixels, ImageShape& shape) {
   const std::string_view start(reinterpret_cast<const char*>(bytes.data()), bytes.size());

@@ -80,6 +80,8 @@ class ImageDecoder {
   // The codec, opened; the image's shape in `shape`. Throws BadContent.
   ImageCodec& open(std::span<const uint8_t> bytes, const std::string& name, uint64_t max_pixels,
                    ImageShape& shape);
+  // Gives the codecs' memory back; they are made again when needed.
+  void release();
 
  private:
   Reading reading_;

@@ -19,7 +19,39 @@ int group_size(const Dataset& dataset) {
   return dataset.raw_shape() ? 32 : 1;
 }
 
+// Batches in the ring. One for each lane that holds one, and behind it either the one that this
+// lane holds next or, where batches are small or threads many, room for four images a thread: then
+// one image that takes long keeps nobody waiting but those who want its batch.
+int ring_slots(int threads, int lanes, int batch) {
+  if (threads == 0) return lanes;
+  return lanes + std::max(lanes, 1 + (4 * threads + batch - 1) / batch);
+}
+
 }  // namespace
+
+LoaderStats& LoaderStats::operator+=(const LoaderStats& other) {
+  wait_seconds += other.wait_seconds;
+  work_seconds += other.work_seconds;
+  samples += other.samples;
+  bytes += other.bytes;
+  substituted += other.substituted;
+  acquired += other.acquired;
+  ready += other.ready;
+  times += other.times;
+  return *this;
+}
+
+LoaderStats& LoaderStats::operator-=(const LoaderStats& earlier) {
+  wait_seconds -= earlier.wait_seconds;
+  work_seconds -= earlier.work_seconds;
+  samples -= earlier.samples;
+  bytes -= earlier.bytes;
+  substituted -= earlier.substituted;
+  acquired -= earlier.acquired;
+  ready -= earlier.ready;
+  times -= earlier.times;
+  return *this;
+}
 
 class Loader::Impl {
  public:
@@ -34,6 +66,29 @@ class Loader::Impl {
               make(out, batch, k, i, scratch);
             }) {}
 
+  static uint64_t hosted(const LoaderConfig& config) {
+    return static_cast<uint64_t>(config.end_worker - config.first_worker);
+  }
+
+  static BatchRing::Config ring_config(const LoaderConfig& config, const SampleMaker& maker) {
+    if (config.batch_per_worker < 1 || config.first_worker < 0 ||
+        config.first_worker >= config.end_worker || config.end_worker > config.workers ||
+        config.first_step > config.end_step || config.threads < 0)
+      fail(ExitCode::kFault,
+           "loader: batch {}, workers {} ... {} of {}, steps {} ... {}, {} threads",
+           config.batch_per_worker, config.first_worker, config.end_worker, config.workers,
+           config.first_step, config.end_step, config.threads);
+    const int most = config.end_worker - config.first_worker;
+    const int lanes = config.lanes > 0 ? std::min(config.lanes, most) : most;
+    return {.batches = (config.end_step - config.first_step) * hosted(config),
+            .batch_size = config.batch_per_worker,
+            .shape = maker.output(),
+            .threads = config.threads,
+            .slots = ring_slots(config.threads, lanes, config.batch_per_worker),
+            .group = group_size(maker.dataset()),
+            .profile = config.profile};
+  }
+
   const Batch& acquire(uint64_t step, int worker) {
     if (step < config_.first_step || step >= config_.end_step || worker < config_.first_worker ||
         worker >= config_.end_worker)
@@ -46,6 +101,7 @@ class Loader::Impl {
   void release(const Batch& batch) { ring_.release(batch); }
   void stop(std::exception_ptr error) { ring_.stop(std::move(error)); }
   ImageShape shape() const { return maker_.output(); }
+  const BatchRing& ring() const { return ring_; }
 
   LoaderStats stats() const {
     LoaderStats stats = ring_.stats();
@@ -68,28 +124,6 @@ class Loader::Impl {
   }
 
  private:
-  static uint64_t hosted(const LoaderConfig& config) {
-    return static_cast<uint64_t>(config.end_worker - config.first_worker);
-  }
-
-  static BatchRing::Config ring_config(const LoaderConfig& config, const SampleMaker& maker) {
-    if (config.batch_per_worker < 1 || config.first_worker < 0 ||
-        config.first_worker >= config.end_worker || config.end_worker > config.workers ||
-        config.first_step > config.end_step || config.threads < 0)
-      fail(ExitCode::kFault,
-           "loader: batch {}, workers {} ... {} of {}, steps {} ... {}, {} threads",
-           config.batch_per_worker, config.first_worker, config.end_worker, config.workers,
-           config.first_step, config.end_step, config.threads);
-    const int most = config.end_worker - config.first_worker;
-    const int lanes = config.lanes > 0 ? std::min(config.lanes, most) : most;
-    return {.batches = (config.end_step - config.first_step) * hosted(config),
-            .batch_size = config.batch_per_worker,
-            .shape = maker.output(),
-            .threads = config.threads,
-            .slots = config.threads == 0 ? lanes : std::max(config.slots, 2 * lanes),
-            .group = group_size(maker.dataset())};
-  }
-
   void begin(Batch& batch, uint64_t k) const {
     batch.step = config_.first_step + k / hosted(config_);
     batch.worker = config_.first_worker + static_cast<int>(k % hosted(config_));
@@ -186,6 +220,16 @@ ImageShape Loader::shape() const {
 LoaderStats Loader::stats() const {
   return impl_->stats();
 }
+int Loader::slots() const {
+  return impl_->ring().config().slots;
+}
+uint64_t Loader::ring_bytes() const {
+  return impl_->ring().config().bytes();
+}
+uint64_t Loader::ring_bytes(const Dataset& dataset, const LoaderConfig& config) {
+  const SampleMaker maker(dataset, output_shape(config.transform, dataset), config.max_pixels);
+  return Impl::ring_config(config, maker).bytes();
+}
 std::optional<InProgress> Loader::in_progress() const {
   return impl_->in_progress();
 }
@@ -206,11 +250,6 @@ class EvalLoader::Impl {
               make(out, batch, i, scratch);
             }) {}
 
-  BatchRing& ring() { return ring_; }
-  ImageShape shape() const { return maker_.output(); }
-  std::optional<InProgress> in_progress() const { return ring_.in_progress(maker_.dataset()); }
-
- private:
   static BatchRing::Config ring_config(const EvalLoaderConfig& config, const SampleMaker& maker) {
     const uint64_t slices =
         config.batch < 1 ? 0 : EvalLoader::slices(maker.dataset().size(), config.batch);
@@ -225,10 +264,16 @@ class EvalLoader::Impl {
             .batch_size = config.batch,
             .shape = maker.output(),
             .threads = config.threads,
-            .slots = config.threads == 0 ? config.lanes : 2 * config.lanes,
-            .group = group_size(maker.dataset())};
+            .slots = ring_slots(config.threads, config.lanes, config.batch),
+            .group = group_size(maker.dataset()),
+            .profile = config.profile};
   }
 
+  BatchRing& ring() { return ring_; }
+  ImageShape shape() const { return maker_.output(); }
+  std::optional<InProgress> in_progress() const { return ring_.in_progress(maker_.dataset()); }
+
+ private:
   void make(uint8_t* out, Batch& batch, int i, SampleScratch& scratch) const {
     const auto at = static_cast<size_t>(i);
     const uint64_t sample =
@@ -274,6 +319,16 @@ ImageShape EvalLoader::shape() const {
 }
 LoaderStats EvalLoader::stats() const {
   return impl_->ring().stats();
+}
+int EvalLoader::slots() const {
+  return impl_->ring().config().slots;
+}
+uint64_t EvalLoader::ring_bytes() const {
+  return impl_->ring().config().bytes();
+}
+uint64_t EvalLoader::ring_bytes(const Dataset& dataset, const EvalLoaderConfig& config) {
+  const SampleMaker maker(dataset, output_shape(config.transform, dataset), config.max_pixels);
+  return Impl::ring_config(config, maker).bytes();
 }
 std::optional<InProgress> EvalLoader::in_progress() const {
   return impl_->in_progress();

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "data_loader/dataset.h"
+#include "data_loader/sample_times.h"
 #include "data_loader/transforms.h"
 
 namespace convoy::data {
@@ -52,7 +53,14 @@ struct LoaderStats {
                             // is waiting for a free slot only
   double work_seconds = 0;  // reading, decoding and transforming, summed over threads
   uint64_t samples = 0;     // made so far
+  uint64_t bytes = 0;       // read for them: files, or raw pixels
   uint64_t substituted = 0;
+  uint64_t acquired = 0;  // batches asked for
+  uint64_t ready = 0;     // batches that lay ready when one was asked for, summed over `acquired`
+  SampleTimes times;      // of work_seconds, summed over threads; with `profile` alone
+
+  LoaderStats& operator+=(const LoaderStats& other);
+  LoaderStats& operator-=(const LoaderStats& earlier);  // what came since
 };
 
 // What a thread of the loader is reading or decoding at this moment.
@@ -70,8 +78,8 @@ struct LoaderConfig {
   uint64_t first_step = 0, end_step = 0;  // [first_step, end_step)
   int threads = 1;                        // 0: acquire() makes the batch in the caller's thread
   int lanes = 0;                          // batches held at once; 0: one per hosted worker
-  // Batches in the ring; at least two per lane are used (one with threads = 0).
-  int slots = 0;
+  bool profile = false;                   // whether LoaderStats::times are kept: two clock readings
+                                          // more for each part of a sample
   BadSample bad_sample = BadSample::kFail;
   uint64_t max_pixels = 178956970;  // images with more are refused before memory is taken
   bool apply_exif_orientation = false;
@@ -95,6 +103,12 @@ class Loader {
 
   ImageShape shape() const;  // of one sample
   LoaderStats stats() const;
+  // Batches that the ring has room for, and the bytes of their pixels: all that the loader holds
+  // but the dataset and, for each thread, what one image takes (SampleScratch).
+  int slots() const;
+  uint64_t ring_bytes() const;
+  // The same of a loader that is not there yet.
+  static uint64_t ring_bytes(const Dataset& dataset, const LoaderConfig& config);
   // The one that has taken longest; nullopt where no thread makes a sample. Any thread.
   std::optional<InProgress> in_progress() const;
   // All so far, in order of the stream.
@@ -113,6 +127,7 @@ struct EvalLoaderConfig {
   int threads = 1;               // 0: acquire() makes the batch in the caller's thread
   uint64_t max_pixels = 178956970;
   bool apply_exif_orientation = false;
+  bool profile = false;  // as LoaderConfig's
 };
 
 // Slices for evaluation: slice k holds samples [k * E, (k + 1) * E) of the dataset, the last one
@@ -132,6 +147,9 @@ class EvalLoader {
 
   ImageShape shape() const;
   LoaderStats stats() const;
+  int slots() const;
+  uint64_t ring_bytes() const;
+  static uint64_t ring_bytes(const Dataset& dataset, const EvalLoaderConfig& config);
   std::optional<InProgress> in_progress() const;
 
  private:

@@ -1,4 +1,5 @@
-// convoy bench: steps on synthetic data, against the machine's own matrix-product rate.
+// convoy bench: the table of benchmarks; steps on synthetic data, against the machine's own
+// matrix-product rate.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include "ops/fusion.h"
 #include "trainer/commands.h"
 #include "trainer/engine.h"
+#include "trainer/limits.h"
 #include "trainer/percentile.h"
 #include "trainer/step_profile.h"
 
@@ -133,7 +135,7 @@ ReductionWait reduction_wait(comm::Communicator& communicator, const std::vector
 int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   // A device that is not there is an error here, not in a thread.
   ops::make_device(b.device, 1, communicator.local_rank());
-  const int cpus = comm::cpu_set().count;
+  const int cpus = usable_cpus();
   const int threads = b.threads > 0 ? b.threads : std::max(1, cpus / b.workers);
   if (b.batch % b.workers != 0)
     fail(ExitCode::kUsage, "--batch {} does not divide into --workers {}", b.batch, b.workers);
@@ -352,6 +354,8 @@ struct Benchmark {
 
 constexpr Benchmark kBenchmarks[] = {
     {"step", "training or inference steps on synthetic images", bench_step},
+    {"loader", "reading, decoding and transforming images, against entropy decoding alone",
+     bench_loader},
     {"allreduce", "the sum over all ranks, against the library's", bench_allreduce},
 };
 

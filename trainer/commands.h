@@ -13,5 +13,6 @@ int model_command(const Arguments& arguments);
 int data_command(const Arguments& arguments);
 int bench_command(const Arguments& arguments);
 int bench_allreduce(const Arguments& arguments);  // convoy bench allreduce
+int bench_loader(const Arguments& arguments);     // convoy bench loader
 
 }  // namespace convoy::trainer

@@ -38,7 +38,8 @@ double measure_step(Engine& engine, const ops::ImageInput& input) {
 }  // namespace
 
 void print_dry_run(comm::Communicator& communicator, Engine& engine, const Job& job,
-                   const RunLength& length, const ops::ImageInput& input, uint64_t val_images) {
+                   const RunLength& length, const ops::ImageInput& input, uint64_t val_images,
+                   const LoaderPlan& loader) {
   const double step_seconds = measure_step(engine, input);
   if (communicator.rank() != 0) return;
   const auto workers = static_cast<int>(job.workers);
@@ -59,14 +60,17 @@ void print_dry_run(comm::Communicator& communicator, Engine& engine, const Job& 
       "# ranks       {} x {} lane(s) x {} thread(s); {:.0f} % of their time used by workers\n"
       "# reduction   {:.2f} x a ring's volume here; no more than a ring's on {} ranks\n"
       "# memory      {} on this rank, {:.2f} M parameters\n"
+      "# loader      {} thread(s) and a ring of batches of {} on this rank, in evaluations another "
+      "of {}\n"
       "# checkpoint  {} each, {} and the best are kept\n"
       "# time        {:.1f} ms a step without input, {} in all (evaluations and input apart)\n",
       length.dataset_size, val_images, job.data.classes, steps, length.epochs, length.dataset_size,
       length.global_batch, workers, job.batch_per_worker, communicator.size(), engine.lanes(),
       job.threads_per_worker, 100 * balance, engine.redundancy(), free_ranks,
-      mebibytes(static_cast<double>(engine.memory_bytes())), parameters / 1e6,
-      mebibytes(checkpoint_bytes), job.checkpoint.keep, 1e3 * step_seconds,
-      duration(step_seconds * static_cast<double>(steps)));
+      mebibytes(static_cast<double>(engine.memory_bytes())), parameters / 1e6, loader.threads,
+      mebibytes(static_cast<double>(loader.training_bytes)),
+      mebibytes(static_cast<double>(loader.evaluation_bytes)), mebibytes(checkpoint_bytes),
+      job.checkpoint.keep, 1e3 * step_seconds, duration(step_seconds * static_cast<double>(steps)));
   std::cout << std::flush;
 }
 

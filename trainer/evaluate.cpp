@@ -8,6 +8,7 @@
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "trainer/commands.h"
+#include "trainer/limits.h"
 #include "trainer/model_state.h"
 #include "trainer/version.h"
 
@@ -118,7 +119,7 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
                                  {"instruction set", own.instruction_set},
                                  {"libraries", own.libraries}});
   const Normalisation normalisation = stored_normalisation(state);
-  const int cpus = comm::cpu_set().count;
+  const int cpus = usable_cpus();
   job.workers = 1;
   job.threads_per_worker = std::max(1u, job.threads_per_worker);
   const int threads = static_cast<int>(job.threads_per_worker);

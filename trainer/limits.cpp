@@ -10,6 +10,7 @@
 #include <sstream>
 #include <system_error>
 
+#include "comm/launch.h"
 #include "trainer/text.h"
 
 namespace convoy::trainer {
@@ -36,26 +37,54 @@ std::optional<uint64_t> number_in(const std::string& path) {
   return number;
 }
 
-// The lowest number that the named files hold between this process's cgroup and the root.
-std::optional<uint64_t> cgroup_number(const std::string& controller, const char* v1_file,
-                                      const char* v2_file) {
-  std::optional<uint64_t> lowest;
+// Calls visit(folder, whether it is cgroup v2) for this process's cgroup and all above it.
+template <typename Visit>
+void for_each_cgroup(const std::string& controller, Visit visit) {
   std::ifstream groups("/proc/self/cgroup");
   for (std::string line; std::getline(groups, line);) {  // "4:memory:/path", or "0::/path" (v2)
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (second == std::string::npos) continue;
     const std::string name = line.substr(first + 1, second - first - 1);
-    if (!name.empty() && name != controller) continue;
+    if (!name.empty() && ("," + name + ",").find("," + controller + ",") == std::string::npos)
+      continue;
     const std::string mount = name.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + name;
     for (std::string path = line.substr(second + 1);;) {
-      const auto number = number_in(mount + path + "/" + (name.empty() ? v2_file : v1_file));
-      if (number) lowest = std::min(lowest.value_or(*number), *number);
+      visit(mount + path + "/", name.empty());
       const size_t slash = path.rfind('/');
       if (path.size() <= 1 || slash == std::string::npos) break;
       path.resize(std::max<size_t>(slash, 1));
     }
   }
+}
+
+// The lowest number that the named files hold between this process's cgroup and the root.
+std::optional<uint64_t> cgroup_number(const std::string& controller, const char* v1_file,
+                                      const char* v2_file) {
+  std::optional<uint64_t> lowest;
+  for_each_cgroup(controller, [&](const std::string& folder, bool v2) {
+    const auto number = number_in(folder + (v2 ? v2_file : v1_file));
+    if (number) lowest = std::min(lowest.value_or(*number), *number);
+  });
   return lowest;
+}
+
+std::string first_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+// The least of the quotas between this process's cgroup and the root, in CPUs.
+std::optional<double> cgroup_cpu_quota() {
+  std::optional<double> least;
+  for_each_cgroup("cpu", [&](const std::string& folder, bool v2) {
+    const auto quota = parse_cpu_quota(v2 ? first_line(folder + "cpu.max")
+                                          : first_line(folder + "cpu.cfs_quota_us") + " " +
+                                                first_line(folder + "cpu.cfs_period_us"));
+    if (quota) least = std::min(least.value_or(*quota), *quota);
+  });
+  return least;
 }
 
 std::string used_memory() {
@@ -105,6 +134,23 @@ MemoryLimit memory_limit() {
   if (const auto group = cgroup_number("memory", "memory.limit_in_bytes", "memory.max"))
     consider(*group, "the control group (cgroup) allows");
   return least;
+}
+
+std::optional<double> parse_cpu_quota(const std::string& text) {
+  std::istringstream words(text);
+  double quota = 0, period = 0;
+  if (!(words >> quota >> period) || quota <= 0 || period <= 0) return std::nullopt;
+  return quota / period;
+}
+
+int usable_cpus() {
+  const int set = comm::cpu_set().count;
+  const std::optional<double> quota = cgroup_cpu_quota();
+  return quota ? std::clamp(static_cast<int>(std::min(*quota, 1e6)), 1, set) : set;
+}
+
+int cpu_share(int cpus, int local_ranks) {
+  return std::clamp(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / local_ranks, 1, cpus);
 }
 
 std::string memory_warning(uint64_t bytes, int ranks, const MemoryLimit& limit) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <string>
 
 #include "ops/core/error.h"
@@ -19,6 +20,17 @@ struct MemoryLimit {
 };
 // The machine's memory, or what this process's cgroup (v1 or v2) leaves of it.
 MemoryLimit memory_limit();
+
+// CPUs that one group of processes may use at once, from "200000 100000" (microseconds of CPU time
+// in microseconds of time: cgroup v2's cpu.max); nullopt where there is no bound ("max 100000").
+std::optional<double> parse_cpu_quota(const std::string& text);
+// CPUs that this process can use at once: those of its set (sched_getaffinity), no more than the
+// quota of its cgroup (v1 or v2) lets run, at least one. Containers get a quota where batch systems
+// bind.
+int usable_cpus();
+// Of the CPUs that a rank can use those that it may fill: no more than its part of the host's,
+// which counts where nobody bound the host's ranks apart.
+int cpu_share(int cpus, int local_ranks);
 
 // "" where `bytes` on each of the `ranks` of this host fit; else one line with the numbers.
 std::string memory_warning(uint64_t bytes, int ranks, const MemoryLimit& limit);

@@ -1,7 +1,5 @@
 #include "trainer/train.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -292,7 +290,7 @@ class Run {
     val_ = open_split(job_, data::Split::kVal);
     comm::handshake(communicator_, {{"training set digest", train_->digest()},
                                     {"validation set digest", val_->digest()}});
-    const int cpus = comm::cpu_set().count;
+    const int cpus = usable_cpus();
     choose_workers(cpus);
     const int hosted = comm::map_workers(static_cast<int>(job_.workers), communicator_.size())
                            .at(static_cast<size_t>(communicator_.rank()))
@@ -301,8 +299,9 @@ class Run {
     // On a GPU the host computes nothing: one thread enqueues.
     const int computing =
         options_.device == "cpu" ? lanes_ * static_cast<int>(job_.threads_per_worker) : 1;
-    data_threads_ =
-        options_.data_threads >= 0 ? options_.data_threads : std::max(1, cpus - computing);
+    data_threads_ = options_.data_threads >= 0
+                        ? options_.data_threads
+                        : std::max(1, cpu_share(cpus, communicator_.local_size()) - computing);
     comm::warn_of_too_few_cpus(communicator_, hosted > 0 ? computing : 0);
     watchdog_->set_rounds(static_cast<uint32_t>((hosted + lanes_ - 1) / lanes_));
     normalisation_ =
@@ -331,8 +330,7 @@ class Run {
       return;
     }
     // The CPUs of the rank with the fewest. Ranks that nobody bound share those of their host.
-    const auto share = std::clamp(
-        static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / communicator_.local_size(), 1, cpus);
+    const int share = cpu_share(cpus, communicator_.local_size());
     auto threads = static_cast<uint32_t>(-communicator_.all_reduce_max(-std::min(share, 1024)));
     job_.workers = static_cast<uint32_t>(communicator_.size());
     if (resume_.found) {
@@ -414,8 +412,24 @@ class Run {
     if (communicator_.local_rank() == 0 && !warning.empty()) log::warning("{}", warning);
   }
 
+  LoaderPlan loader_plan() const {
+    const comm::WorkerRange hosted = engine_->hosted();
+    return {
+        .threads = data_threads_,
+        .training_bytes = hosted.size() == 0
+                              ? 0
+                              : data::Loader::ring_bytes(
+                                    *train_, loader_config(0, total_steps_, hosted, data_threads_)),
+        .evaluation_bytes =
+            data::EvalLoader::ring_bytes(*val_, {.transform = eval_transform(job_),
+                                                 .batch = static_cast<int>(job_.evaluation.batch),
+                                                 .slices = {},
+                                                 .lanes = engine_->lanes(),
+                                                 .threads = data_threads_})};
+  }
+
   int dry_run() {
-    print_dry_run(communicator_, *engine_, job_, length_, input_, val_->size());
+    print_dry_run(communicator_, *engine_, job_, length_, input_, val_->size(), loader_plan());
     return 0;
   }
 
@@ -546,17 +560,22 @@ class Run {
   }
 
   // Batches of these workers from step `first` on; none where there is nothing to load.
-  std::unique_ptr<data::Loader> open_loader(uint64_t first, uint64_t end,
-                                            const comm::WorkerRange& workers, int threads) const {
-    if (workers.size() == 0 || first >= end) return nullptr;
-    data::LoaderConfig config = loader_config(job_);
+  data::LoaderConfig loader_config(uint64_t first, uint64_t end, const comm::WorkerRange& workers,
+                                   int threads) const {
+    data::LoaderConfig config = trainer::loader_config(job_);
     config.first_worker = workers.begin;
     config.end_worker = workers.end;
     config.first_step = first;
     config.end_step = end;
     config.threads = threads;
     config.lanes = lanes_;
-    return std::make_unique<data::Loader>(*train_, config);
+    return config;
+  }
+
+  std::unique_ptr<data::Loader> open_loader(uint64_t first, uint64_t end,
+                                            const comm::WorkerRange& workers, int threads) const {
+    if (workers.size() == 0 || first >= end) return nullptr;
+    return std::make_unique<data::Loader>(*train_, loader_config(first, end, workers, threads));
   }
 
   int loop() {

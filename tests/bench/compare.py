@@ -10,18 +10,14 @@ cannot run is a row with the reason. README.md beside this file says how to read
 """
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import platform
-import resource
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
+
+from turns import (CannotRun, Peer, Program, machine_facts, measure_in_turns, rate, ratio_text,
+                   ratios, run_json, say, spread, table)
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -115,93 +111,18 @@ class Case:
         return f"{self.model}/{self.pass_}/{self.precision}/{self.batch}"
 
 
-class CannotRun(Exception):
-    """The reason why a system has no number."""
+# ---- Systems, as turns.py measures them
 
 
-# ---- Systems: start(), measure(seconds) -> a dict with images_per_second, peak_memory_bytes and
-# cpu_seconds, stop()
-
-
-class Peer:
-    """A process that is measured whenever it is told to and sleeps in between."""
-
-    def __init__(self, command, environment):
-        self.command, self.environment = command, environment
-        self.process = None
-        self.errors = tempfile.TemporaryFile("w+", errors="replace")
-
-    def start(self):
-        self.process = subprocess.Popen(
-            self.command, env=os.environ | self.environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self.errors, text=True)
-        self._answer()
-
-    def measure(self, seconds):
-        with contextlib.suppress(BrokenPipeError):  # it is gone: _answer says why
-            self.process.stdin.write(f"{seconds}\n")
-            self.process.stdin.flush()
-        return self._answer()
-
-    def stop(self):
-        if self.process is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def _answer(self):
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            self.errors.seek(0)
-            raise CannotRun(f"ended with exit code {code}: {last_line(self.errors.read())}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise CannotRun(answer["error"])
-        return answer
-
-
-class Convoy:
-    """A process for each repetition: it starts in a fraction of a second."""
-
+class Convoy(Program):
     def __init__(self, command, environment, warmup):
-        self.command = [*command, "--no-peak", "--json", "--warmup", str(warmup)]
-        self.environment = environment
-
-    def start(self):
-        pass
+        super().__init__([*command, "--no-peak", "--json", "--warmup", str(warmup)], environment)
 
     def measure(self, seconds):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        answer = run_json([*self.command, "--seconds", str(seconds)], self.environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        answer["cpu_seconds"] = (after.ru_utime + after.ru_stime
-                                 - before.ru_utime - before.ru_stime)
+        answer = super().measure(seconds)
         if "cuda" in self.command:
             answer["peak_memory_bytes"] = answer["planned_memory_bytes"]  # on the GPU, as peers say
         return answer
-
-    def stop(self):
-        pass
-
-
-def last_line(text):
-    lines = [line for line in (text or "").splitlines() if line.strip()]
-    return lines[-1].strip()[:200] if lines else "no message"
-
-
-def run_json(command, environment=None):
-    """The JSON object that a command prints."""
-    done = subprocess.run(command, env=os.environ | (environment or {}), stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True)
-    if done.returncode != 0:
-        raise CannotRun(f"exit code {done.returncode}: {last_line(done.stderr)}")
-    return json.loads(done.stdout)
 
 
 def make_system(name, case, options):
@@ -238,13 +159,6 @@ def convoy_bench(case, batch, device):
 # ---- Measurement
 
 
-def machine_cpu_seconds():
-    """CPU seconds that this machine's processes, and its host (steal), have used since it started."""
-    with open("/proc/stat", encoding="ascii") as file:
-        user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
 def measure_limit(case, options):
     """The machine's matrix-product rate and the FLOPs of an image, as `convoy bench step` counts;
     nothing where Convoy cannot run the case, which its rows will say."""
@@ -258,58 +172,7 @@ def measure_limit(case, options):
             "gflop_per_image": answer["gflops"] / answer["images_per_second"]}
 
 
-def measure_case(case, names, options):
-    """Starts all systems, measures them in turns, stops them: name -> {"rounds": [...], "reason"}."""
-    results = {name: {"rounds": [], "reason": None} for name in names}
-    systems = {}
-    try:
-        for name in names:
-            say(f"{case}: starting {name}")
-            systems[name] = make_system(name, case, options)
-            attempt(results[name], systems[name].start)
-        for number in range(options.rounds):
-            # Another one goes first each time, so that none always follows the same one.
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                if results[name]["reason"] is None:
-                    attempt(results[name], lambda n=name: results[n]["rounds"].append(
-                        measure(systems[n], options.seconds, number)))
-            say(f"{case}: round {number + 1} of {options.rounds}: " + ", ".join(
-                f"{name} {r['rounds'][-1]['images_per_second']:.4g}"
-                for name, r in results.items() if r["reason"] is None))
-    finally:
-        for system in systems.values():
-            system.stop()
-    return results
-
-
-def attempt(result, action):
-    try:
-        action()
-    except CannotRun as reason:
-        result["reason"] = str(reason)
-
-
-def measure(system, seconds, number):
-    machine, start = machine_cpu_seconds(), time.monotonic()
-    answer = system.measure(seconds)
-    elapsed = time.monotonic() - start
-    other = machine_cpu_seconds() - machine - answer["cpu_seconds"]
-    # /proc/stat counts ticks: a difference below one in each CPU is none.
-    return answer | {"round": number, "other_cpus": max(0.0, other / elapsed)}
-
-
 # ---- Statistics and tables: pure functions
-
-
-def spread(values):
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
-
-
-def ratios(ours, theirs):
-    """Of the rounds that both have: ours / theirs, images per second."""
-    rates = {r["round"]: r["images_per_second"] for r in theirs}
-    return [r["images_per_second"] / rates[r["round"]] for r in ours if r["round"] in rates]
 
 
 def summarise(case, results, limit):
@@ -358,18 +221,6 @@ def musts(rows):
     return found
 
 
-def rate(value):
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
-
-
-def table(header, rows):
-    """Markdown with columns that stand under each other."""
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths))
-             for row in [header, ["-" * width for width in widths], *rows]]
-    return "\n".join(f"| {line} |" for line in lines) + "\n"
-
-
 def tables(rows, comparisons):
     cells = []
     for row in rows:
@@ -404,44 +255,7 @@ def share(fraction):
     return f"{100 * fraction:.0f} %" if fraction else ""
 
 
-def ratio_text(ratio):
-    if ratio is None:
-        return ""
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f} - {ratio['max']:.2f})"
-
-
 # ---- The program
-
-
-def machine_facts(options):
-    """What a speed depends on."""
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        first = file.read().split("\n\n")[0]
-    cpu = dict([part.strip() for part in line.split(":", 1)]
-               for line in first.splitlines() if ":" in line)
-    flags = cpu.get("flags", "").split()
-    return {
-        "cpu": cpu.get("model name", platform.machine()),
-        "cpus": os.cpu_count(),
-        "threads": options.threads,
-        "flags": [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": platform.release(),
-        **({"gpu": gpu_facts()} if options.device == "cuda" else {}),
-    }
-
-
-def gpu_facts():
-    """Name, driver, and the clock and power that it may have; None where nobody says."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm,power.limit",
-             "--format=csv,noheader"], capture_output=True, text=True, check=True).stdout.strip()
-    return None
-
-
-def say(text):
-    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 def parse_options(arguments):
@@ -501,12 +315,14 @@ def main(arguments=None):
     if not options.convoy.exists():
         sys.exit(f"compare.py: {options.convoy}: no such program; build it (README) or name it in "
                  "CONVOY")
-    report = {"machine": machine_facts(options), "versions": peer_versions(options), "cases": []}
+    report = {"machine": machine_facts(options.threads, options.device == "cuda"),
+              "versions": peer_versions(options), "cases": []}
     all_rows, all_comparisons = [], []
     for case in options.cases:
         limit = measure_limit(case, options)
-        results = measure_case(case, options.systems or
-                               DEFAULT_SYSTEMS[options.device][case.pass_], options)
+        results = measure_in_turns(
+            case, options.systems or DEFAULT_SYSTEMS[options.device][case.pass_],
+            lambda name: make_system(name, case, options), options.rounds, options.seconds)
         rows, comparisons = summarise(case, results, limit)
         all_rows += rows
         all_comparisons += comparisons

@@ -2,16 +2,21 @@
 #include "data_loader/loader.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <mutex>
 #include <set>
 #include <thread>
 
+#include "data_loader/sample_maker.h"
 #include "data_loader/sampler.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
@@ -405,6 +410,160 @@ TEST(Loader, TheDestructorStopsAtAnyMoment) {
     }
 }
 
+// Waits until the threads have filled the ring: nobody gives a batch back.
+LoaderStats stats_of_full_ring(const Loader& loader, uint64_t samples) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (loader.stats().samples < samples && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // for one that would go too far
+  return loader.stats();
+}
+
+TEST(Loader, TheRingIsBoundedAndItsBytesAreKnownBefore) {
+  const Numbered dataset(50, {4, 4, 1});
+  LoaderConfig config = small_config();
+  config.transform.crop = Crop::kCenter;
+  config.transform.size = config.transform.resize = 0;
+  config.batch_per_worker = 32;
+  config.end_step = 1000;
+  config.lanes = 2;
+  const auto slots_with = [&](int threads) {
+    config.threads = threads;
+    return Loader::ring_bytes(dataset, config) / (32 * 16);
+  };
+  EXPECT_EQ(slots_with(0), 2u);  // what lanes hold
+  EXPECT_EQ(slots_with(1), 4u);
+  EXPECT_EQ(slots_with(64), 11u);  // 2 held, 1 next, 256 images under way
+  for (const int threads : {1, 5, 64}) {
+    config.threads = threads;
+    const Loader loader(dataset, config);
+    const auto slots = static_cast<uint64_t>(loader.slots());
+    EXPECT_EQ(loader.ring_bytes(), Loader::ring_bytes(dataset, config));
+    EXPECT_EQ(loader.ring_bytes(), slots * 32 * 16);
+    EXPECT_EQ(stats_of_full_ring(loader, slots * 32).samples, slots * 32) << threads;
+  }
+}
+
+TEST(Loader, ManyThreadsMakeTheSameBatches) {
+  const TempFolder root;
+  test::make_image_folder(root, 2, 9, 1);
+  const auto dataset = open_folder(root.path());
+  LoaderConfig config = small_config();
+  const Hashes expected = run(*dataset, config);
+  config.threads = 64;
+  EXPECT_EQ(run(*dataset, config), expected);
+}
+
+TEST(Loader, CountsBytesAndBatchesThatLayReady) {
+  const TempFolder root;
+  test::make_image_folder(root, 2, 5, 1);
+  const auto dataset = open_folder(root.path());
+  uint64_t bytes = 0;
+  for (uint64_t i = 0; i < dataset->size(); ++i)
+    bytes += std::filesystem::file_size(dataset->name(i));
+  LoaderConfig config = small_config();
+  config.workers = config.end_worker = 1;
+  config.end_step = 2;  // one epoch, which fits into the ring
+  config.threads = 2;
+  Loader loader(*dataset, config);
+  ASSERT_GE(loader.slots(), 2);
+  LoaderStats stats = stats_of_full_ring(loader, 10);
+  EXPECT_EQ(stats.bytes, bytes);
+  EXPECT_EQ(stats.acquired, 0u);
+  loader.release(loader.acquire(0, 0));
+  loader.release(loader.acquire(1, 0));
+  stats = loader.stats();
+  EXPECT_EQ(stats.acquired, 2u);
+  EXPECT_EQ(stats.ready, 2u + 1u);
+}
+
+TEST(Loader, ProfilesWhereAskedFor) {
+  const TempFolder root;
+  test::make_image_folder(root, 2, 5, 2);
+  const auto dataset = open_folder(root.path());
+  for (const bool profile : {false, true})
+    for (const int threads : {0, 2}) {
+      LoaderConfig config = small_config();
+      config.workers = config.end_worker = 1;
+      config.threads = threads;
+      config.profile = profile;
+      Loader loader(*dataset, config);
+      for (uint64_t step = 0; step < config.end_step; ++step)
+        loader.release(loader.acquire(step, 0));
+      const LoaderStats stats = loader.stats();
+      const SampleTimes& times = stats.times;
+      for (const Spent& part : {times.read, times.decode, times.resize}) {
+        EXPECT_EQ(part.seconds > 0, profile) << threads << " threads";
+        EXPECT_EQ(part.cpu_seconds > 0, profile) << threads << " threads";
+      }
+      EXPECT_LT(times.read.seconds + times.decode.seconds + times.resize.seconds,
+                stats.work_seconds);
+    }
+}
+
+// A huge image costs its memory while it is made, not for the rest of the run.
+TEST(Loader, TheMemoryOfALargeImageIsGivenBack) {
+  const TempFolder root;
+  root.write("a/1.jpg", test::encode_jpeg(test::make_image(300, 200, 3, 1)));
+  const std::string whole = test::encode_jpeg(test::make_image(2600, 2300, 3, 2));
+  root.write("a/2.jpg", whole);
+  root.write("a/3.jpg", whole.substr(0, whole.size() / 2));
+  const auto dataset = open_folder(root.path());
+  const SampleMaker maker(*dataset, {16, 16, 3}, 178956970);
+  SampleScratch scratch;
+  std::vector<uint8_t> out(16 * 16 * 3);
+  const auto make = [&](uint64_t i) {
+    maker.make(
+        out.data(), i,
+        [&](ImageShape image, const std::string& name) {
+          return eval_geometry({.resize = 16, .size = 16}, image, {16, 16, 3}, name);
+        },
+        scratch);
+    return scratch.sample.storage.capacity() + scratch.image.pixels.capacity();
+  };
+  EXPECT_GT(make(0), 300u * 200u * 3u / 2u);
+  EXPECT_EQ(make(1), 0u);
+  EXPECT_GT(make(0), 0u);
+  EXPECT_THROW(make(2), BadContent);  // a bad one likewise
+  EXPECT_EQ(scratch.sample.storage.capacity() + scratch.image.pixels.capacity(), 0u);
+}
+
+double resident_mebibytes() {
+  std::ifstream file("/proc/self/statm");
+  double pages = 0;
+  file >> pages >> pages;
+  return pages * static_cast<double>(sysconf(_SC_PAGESIZE)) / 1048576;
+}
+
+// What is resident after a tenth of the images must be so at the end. By hand with more of them:
+// CONVOY_LOADER_IMAGES=50000, and CONVOY_LOADER_DATA naming a folder of real ones.
+TEST(Loader, MemoryStaysFlat) {
+  const auto variable = [](const char* name, const char* otherwise) {
+    const char* value = std::getenv(name);
+    return std::string(value ? value : otherwise);
+  };
+  const auto images = static_cast<uint64_t>(std::stoull(variable("CONVOY_LOADER_IMAGES", "2000")));
+  const std::string data = variable("CONVOY_LOADER_DATA", "");
+  const TempFolder root;
+  if (data.empty()) test::make_image_folder(root, 4, 10, 1);
+  const auto dataset = open_folder(data.empty() ? root.path() : data);
+  LoaderConfig config;
+  config.transform.size = data.empty() ? 64 : 224;
+  config.batch_per_worker = 50;
+  config.end_step = images / 50;
+  config.threads = 3;
+  Loader loader(*dataset, config);
+  double tenth = 0, end = 0;
+  for (uint64_t step = 0; step < config.end_step; ++step) {
+    loader.release(loader.acquire(step, 0));
+    end = resident_mebibytes();
+    if (step == config.end_step / 10) tenth = end;
+  }
+  std::printf("resident after %d images: %.1f MiB, after %d: %.1f MiB\n",
+              static_cast<int>(images / 10), tenth, static_cast<int>(images), end);
+  EXPECT_LT(end, tenth + 0.1 * tenth + 8);
+}
+
 TEST(Loader, WrongUseIsAnError) {
   const Numbered dataset(10);
   LoaderConfig config = small_config();
@@ -503,8 +662,8 @@ TEST(EvalLoader, ABadImageIsAnError) {
   EXPECT_THROW(EvalLoader(*dataset, config), Error);
 }
 
-// Slice 4 needs the place of slice 0, which nobody will release: whoever waits for it gets the
-// error.
+// What comes a whole ring behind slice 0 needs its place, which nobody will release: whoever waits
+// for what lies behind gets the error.
 TEST(EvalLoader, ABadImageFreesThoseWhoWaitBehindIt) {
   const TempFolder root;
   test::make_image_folder(root, 1, 1, 8);
@@ -513,16 +672,19 @@ TEST(EvalLoader, ABadImageFreesThoseWhoWaitBehindIt) {
   EvalLoaderConfig config;
   config.transform = {20, 16};
   config.batch = 1;
-  config.slices = {0, 1, 2, 3, 4, 5, 6, 7};
+  config.slices = {0};
+  for (uint64_t n = 0; n < 50; ++n) config.slices.push_back(1 + n % 7);
   config.lanes = 2;
   EvalLoader loader(*dataset, config);
+  const auto ring = static_cast<uint64_t>(loader.slots());
+  ASSERT_LT(ring + 3, config.slices.size());
   loader.release(loader.acquire(1));
   loader.release(loader.acquire(3));
-  std::jthread other([&] { EXPECT_THROW(loader.acquire(5), Error); });
+  std::jthread other([&] { EXPECT_THROW(loader.acquire(ring + 1), Error); });
   std::this_thread::sleep_for(std::chrono::milliseconds(50));  // so that it waits already
   EXPECT_THROW(loader.acquire(0), Error);
   other.join();
-  EXPECT_THROW(loader.acquire(7), Error);
+  EXPECT_THROW(loader.acquire(ring + 3), Error);
 }
 
 }  // namespace

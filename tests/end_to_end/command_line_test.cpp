@@ -56,10 +56,13 @@ TEST(CommandLine, HelpIsComplete) {
       {{"model", "show"},
        {"show NAME", "--format", "--input", "--classes", "--batch", "--precision", "--shortcut",
         "--stride-in-first-conv"}},
-      {{"bench"}, {"step", "allreduce"}},
+      {{"bench"}, {"step", "loader", "allreduce"}},
       {{"bench", "step"},
        {"--model", "--precision", "--batch", "--image", "--inference", "--workers", "--threads",
         "--seconds", "--warmup", "--device", "--json"}},
+      {{"bench", "loader"},
+       {"--data", "--job", "--set", "--data-threads", "--eval", "--seconds", "--rounds",
+        "--no-limit", "--profile", "--json", "jpeg_read_coefficients"}},
       {{"bench", "allreduce"},
        {"--min-bytes", "--max-bytes", "--factor", "--iterations", "--repetitions", "--json",
         "algbw", "busbw =", "#wrong", "70"}},
@@ -105,12 +108,16 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"model", "show", "resnet50", "--fast"}, "--fast"},
       {{"model", "show", "resnet50", "--input", "3x224"}, "3x224"},
       {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
-      {{"bench", "stop"}, "step, allreduce"},
+      {{"bench", "stop"}, "step, loader, allreduce"},
       {{"bench", "step"}, "--model"},
       {{"bench", "step", "--model", "cifar_resnet20", "--fast"}, "--fast"},
       {{"bench", "step", "--model", "cifar_resnet20", "--precision", "fp64"}, "fp64"},
       {{"bench", "step", "--model", "cifar_resnet20", "--batch", "0"}, "--batch"},
       {{"bench", "step", "--model", "cifar_resnet20", "--profile", "--no-peak"}, "--no-peak"},
+      {{"bench", "loader"}, "--data"},
+      {{"bench", "loader", "--fast"}, "--fast"},
+      {{"bench", "loader", "--data-threads", "-1"}, "--data-threads -1"},
+      {{"bench", "loader", "--rounds", "0"}, "--rounds 0"},
       {{"bench", "allreduce", "--fast"}, "--fast"},
       {{"bench", "allreduce", "--min-bytes", "64k"}, "--min-bytes 64k"},
       {{"bench", "allreduce", "--max-bytes", "5G"}, "--max-bytes 5G"},
@@ -275,6 +282,66 @@ TEST(Bench, JsonAndProfile) {
     EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.out;
 }
 
+// Both transforms, any number of threads; the parts of a thread's time are all of it.
+TEST(Bench, LoaderJsonAndProfile) {
+  const TempFolder images;
+  make_image_folder(images, 3, 8, 5);
+  const auto bench = [&](const Arguments& more) {
+    Arguments command = {"bench",     "loader",
+                         "--data",    images.path(),
+                         "--set",     "data.train.size=32",
+                         "--set",     "data.eval.resize=40",
+                         "--seconds", "0.05",
+                         "--json"};
+    command.insert(command.end(), more.begin(), more.end());
+    return object_of(command);
+  };
+  for (const char* threads : {"0", "1", "3"}) {
+    const json object = bench({"--data-threads", threads, "--rounds", "2", "--profile"});
+    for (const char* key : {"images_per_second", "bytes_per_second", "fraction_of_limit",
+                            "ring_bytes", "peak_memory_bytes", "consumer_waiting"}) {
+      ASSERT_TRUE(object.contains(key)) << object.dump(2);
+      EXPECT_GE(object[key].get<double>(), 0) << key;
+    }
+    EXPECT_EQ(std::to_string(object["threads"].get<int>()), threads);
+    EXPECT_EQ(object["transform"], "training");
+    EXPECT_EQ(object["dataset_images"], 24);
+    EXPECT_EQ(object["image"], "32x32x3");
+    EXPECT_EQ(object["rounds"].size(), 2u);
+    EXPECT_EQ(object["ring_bytes"], object["ring_batches"].get<int>() * 32 * 32 * 32 * 3);
+    EXPECT_GE(object["batch_seconds"]["p99"].get<double>(),
+              object["batch_seconds"]["median"].get<double>());
+    EXPECT_GT(object["limit"]["images_per_second"].get<double>(), 0);
+    EXPECT_GT(object["fraction_of_limit_by_cpu_time"].get<double>(), 0);
+    const json& profile = object["profile_of_an_image"];
+    for (const char* clock : {"seconds", "cpu_seconds"}) {
+      double sum = 0;
+      for (const char* part : {"read", "decode", "resize", "other", "waiting"})
+        sum += profile[part][clock].get<double>();
+      EXPECT_NEAR(sum, profile["all"][clock].get<double>(), 1e-12) << clock;
+      for (const char* part : {"read", "decode", "resize", "entropy_decoding_alone"})
+        EXPECT_GT(profile[part][clock].get<double>(), 0) << part << " " << clock;
+    }
+  }
+  const json eval = bench({"--eval", "--no-limit", "--data-threads", "1", "--rounds", "1"});
+  EXPECT_EQ(eval["transform"], "evaluation");
+  EXPECT_EQ(eval["dataset_images"], 15);
+  EXPECT_GT(eval["images_per_second"].get<double>(), 0);
+  EXPECT_FALSE(eval.contains("fraction_of_limit"));
+  EXPECT_FALSE(eval.contains("profile_of_an_image"));
+
+  const Outcome table = convoy({"bench", "loader", "--data", images.path(), "--set",
+                                "data.train.size=32", "--seconds", "0.05", "--profile"});
+  for (const char* words : {"images/s", "ring", "entropy decoding alone", "waiting for room"})
+    EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.all();
+  // Nothing to be compared with where no image is a JPEG.
+  const Outcome raw = convoy({"bench", "loader", "--data", make_idx(folder(), "bench_loader", {}),
+                              "--set", "data.train.crop=CENTER", "--set", "data.train.size=0",
+                              "--set", "data.eval.resize=0", "--seconds", "0.01", "--json"});
+  EXPECT_EQ(raw.exit_code, 0) << raw.all();
+  EXPECT_FALSE(json::parse(raw.out, nullptr, false).contains("fraction_of_limit")) << raw.out;
+}
+
 TEST(Bench, WaitingForSumsIsAShareOfTheStep) {
   const Outcome outcome = run(folder(),
                               {"bench", "step", "--model", "cifar_resnet20", "--batch", "4",
@@ -338,6 +405,7 @@ TEST(Training, DryRunPrintsThePlanAndWritesNothing) {
     EXPECT_EQ(lines_with(outcome.out, "89 (3 epochs x 235 images / 8 images a step"), 1)
         << outcome.all();
     EXPECT_EQ(lines_with(outcome.out, "learning_rate: 0.1"), 1) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.out, "# loader"), 1) << outcome.all();
     EXPECT_FALSE(std::filesystem::exists(out));
   }
 }
