@@ -53,14 +53,7 @@ class Stream {
 class TrainingStream final : public Stream {
  public:
   TrainingStream(const data::Dataset& dataset, const Job& job, const LoaderBench& b)
-      : loader_(dataset, {.transform = train_transform(job),
-                          .seed = job.seed,
-                          .batch_per_worker = static_cast<int>(job.batch_per_worker),
-                          .end_step = uint64_t{1} << 40,
-                          .threads = b.threads,
-                          .profile = b.profile,
-                          .bad_sample = bad_sample_policy(job),
-                          .max_pixels = job.data.max_pixels}) {}
+      : loader_(dataset, config_of(job, b)) {}
   const data::Batch& acquire() override { return loader_.acquire(next_++, 0); }
   void release(const data::Batch& batch) override { loader_.release(batch); }
   data::LoaderStats stats() const override { return loader_.stats(); }
@@ -68,6 +61,16 @@ class TrainingStream final : public Stream {
   uint64_t ring_bytes() const override { return loader_.ring_bytes(); }
 
  private:
+  // As in training, of one worker, for as long as one likes.
+  static data::LoaderConfig config_of(const Job& job, const LoaderBench& b) {
+    data::LoaderConfig config = loader_config(job);
+    config.workers = 1;
+    config.end_step = uint64_t{1} << 40;
+    config.threads = b.threads;
+    config.profile = b.profile;
+    return config;
+  }
+
   data::Loader loader_;
   uint64_t next_ = 0;
 };
@@ -75,13 +78,9 @@ class TrainingStream final : public Stream {
 class EvaluationStream final : public Stream {
  public:
   EvaluationStream(const data::Dataset& dataset, const Job& job, const LoaderBench& b)
-      : config_{.transform = eval_transform(job),
-                .batch = static_cast<int>(job.evaluation.batch),
-                .slices = {},
-                .threads = b.threads,
-                .max_pixels = job.data.max_pixels,
-                .profile = b.profile},
-        dataset_(dataset) {
+      : config_(eval_loader_config(job)), dataset_(dataset) {
+    config_.threads = b.threads;
+    config_.profile = b.profile;
     const uint64_t slices = data::EvalLoader::slices(dataset.size(), config_.batch);
     for (uint64_t n = 0; n < kBatchesOfALoader; ++n) config_.slices.push_back(n % slices);
     loader_.emplace(dataset_, config_);
