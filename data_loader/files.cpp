@@ -22,7 +22,8 @@ bool may_pass(int error) {
 }
 
 // False with errno set when something failed that may pass.
-bool try_read_file(const std::string& path, std::vector<uint8_t>& out) {
+template <typename Bytes>
+bool try_read_file(const std::string& path, Bytes& out) {
   const OpenFile file = open_regular(path);
   if (file.bytes > kMaxFileBytes)
     fail(ExitCode::kBadData, "{}: has {} bytes; of such a file at most {} are read",
@@ -43,6 +44,15 @@ bool try_read_file(const std::string& path, std::vector<uint8_t>& out) {
          printable(path), file.bytes, filled);
   out.resize(filled);
   return true;
+}
+
+template <typename Bytes>
+void read_whole(const std::string& path, Bytes& out) {
+  for (int attempt = 0; !try_read_file(path, out); ++attempt) {
+    if (attempt == 2)
+      fail(ExitCode::kIo, "{}: cannot read, tried 3 times: {}", printable(path), errno_text());
+    std::this_thread::sleep_for(std::chrono::milliseconds(attempt == 0 ? 50 : 500));
+  }
 }
 
 }  // namespace
@@ -80,11 +90,7 @@ OpenFile open_regular(const std::string& path) {
 }
 
 void read_file(const std::string& path, std::vector<uint8_t>& out) {
-  for (int attempt = 0; !try_read_file(path, out); ++attempt) {
-    if (attempt == 2)
-      fail(ExitCode::kIo, "{}: cannot read, tried 3 times: {}", printable(path), errno_text());
-    std::this_thread::sleep_for(std::chrono::milliseconds(attempt == 0 ? 50 : 500));
-  }
+  read_whole(path, out);
 }
 
 bool is_directory(const std::string& path) {
@@ -110,27 +116,27 @@ void require_directory(const std::string& path) {
 }
 
 std::string read_cache(const std::string& path) {
-  std::vector<uint8_t> bytes;
+  std::string text;
   try {
     if (!is_regular_file(path)) return {};
-    read_file(path, bytes);
+    read_whole(path, text);
   } catch (const Error&) {
     return {};
   }
   constexpr size_t kDigestLine = 65;
-  if (bytes.size() < kDigestLine) return {};
-  std::string text(bytes.begin(), bytes.end());
+  if (text.size() < kDigestLine) return {};
   const std::string digest = text.substr(text.size() - kDigestLine, 64);
   text.resize(text.size() - kDigestLine);
   return sha256_hex(text) == digest ? text : std::string();
 }
 
-void write_cache(const std::string& path, std::string text) {
-  text += sha256_hex(text) + "\n";
+void write_cache(const std::string& path, std::string_view text) {
+  const std::string last = sha256_hex(text) + "\n";
   // Ranks of one host may write the same cache at once: each its own file, the last rename stays.
   const std::string temporary = fmt::format("{}.{}", path, ::getpid());
   FILE* file = std::fopen(temporary.c_str(), "wbe");
-  bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  bool good = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size() &&
+              std::fwrite(last.data(), 1, last.size(), file) == last.size();
   if (file != nullptr) good = std::fclose(file) == 0 && good;
   if (!good || std::rename(temporary.c_str(), path.c_str()) != 0) {
     log::warning("cache {} cannot be written ({}): it is made again next time", printable(path),

@@ -6,48 +6,52 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
-#include <chrono>
+#include <limits>
 #include <map>
 
 #include "data_loader/files.h"
 #include "data_loader/image.h"
-#include "ops/core/digest.h"
+#include "data_loader/listing.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 
 namespace convoy::data {
 namespace {
 
-struct ImageFile {
-  std::string name;  // within its class's folder
-  uint64_t bytes = 0;
-  bool operator<(const ImageFile& other) const { return name < other.name; }
-};
-
 struct ClassFolder {
   std::string name;
   int64_t modified_ns = 0;
-  std::vector<ImageFile> files;
+  uint64_t files = 0;
 };
 
-// What one split's folder holds.
+// What one split's folder holds. `text` has a record "convoy image index 2", one of the folder
+// (time, entries skipped, classes), and for each class one of its folder (time, images, name),
+// followed by its images' (bytes, name), sorted.
 struct Index {
   int64_t modified_ns = 0;
   uint64_t skipped = 0;
   std::vector<ClassFolder> folders;
+  std::string text;
+  std::vector<uint32_t> images;  // where each one's record begins in `text`
+
+  uint64_t bytes(uint64_t i) const {
+    uint64_t bytes = 0;
+    record(i, bytes);
+    return bytes;
+  }
+  std::string_view name(uint64_t i) const {
+    uint64_t bytes = 0;
+    return record(i, bytes);
+  }
+  // Its name.
+  std::string_view record(uint64_t i, uint64_t& bytes) const {
+    std::string_view record(text.data() + images[i]);
+    take_number(record, bytes);
+    return record;
+  }
 };
 
-constexpr std::string_view kMagic = "convoy image index 1";
-
-bool is_image_name(std::string_view name) {
-  const size_t dot = name.rfind('.');
-  if (dot == std::string_view::npos) return false;
-  std::string extension(name.substr(dot + 1));
-  for (char& c : extension)
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return extension == "jpg" || extension == "jpeg" || extension == "png";
-}
+constexpr std::string_view kMagic = "convoy image index 2";
 
 int64_t nanoseconds(const timespec& time) {
   return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
@@ -119,7 +123,7 @@ void for_each_entry(const std::string& path, Visit visit) {
                                                      ::fstatat(::dirfd(folder.get()), entry->d_name,
                                                                &itself, AT_SYMLINK_NOFOLLOW) == 0 &&
                                                      S_ISLNK(itself.st_mode));
-    visit(std::string(entry->d_name), known ? &status : nullptr, is_link);
+    visit(std::string_view(entry->d_name), known ? &status : nullptr, is_link);
   }
 }
 
@@ -129,7 +133,8 @@ Index list_classes(const std::string& root, LinkGuard* links = nullptr) {
   Index index;
   index.modified_ns = modified_ns(root);
   std::map<std::pair<dev_t, ino_t>, std::string> seen;
-  for_each_entry(root, [&](const std::string& name, const struct stat* status, bool is_link) {
+  for_each_entry(root, [&](std::string_view entry, const struct stat* status, bool is_link) {
+    const std::string name(entry);
     if (status == nullptr || !S_ISDIR(status->st_mode)) {
       ++index.skipped;
       return;
@@ -140,104 +145,137 @@ Index list_classes(const std::string& root, LinkGuard* links = nullptr) {
       fail(ExitCode::kBadData, "{}: \"{}\" and \"{}\" are one folder, not two classes: remove one",
            printable(root), printable(std::min(first->second, name)),
            printable(std::max(first->second, name)));
-    index.folders.push_back({name, nanoseconds(status->st_mtim), {}});
+    index.folders.push_back({name, nanoseconds(status->st_mtim)});
   });
   std::sort(index.folders.begin(), index.folders.end(),
             [](const ClassFolder& a, const ClassFolder& b) { return a.name < b.name; });
   return index;
 }
 
+// A class folder's images, sorted, as records of the index; how many, the entries skipped, and
+// which of the images are links.
+struct ClassListing {
+  std::string text;
+  uint64_t files = 0, skipped = 0;
+  std::vector<std::string> links;
+};
+
+ClassListing scan_class(const std::string& path) {
+  struct File {
+    size_t begin, length;
+    uint64_t bytes;
+  };
+  ClassListing listing;
+  std::string names;
+  std::vector<File> files;
+  for_each_entry(path, [&](std::string_view name, const struct stat* status, bool is_link) {
+    if (status == nullptr || !S_ISREG(status->st_mode) || !is_image_name(name)) {
+      ++listing.skipped;
+      return;
+    }
+    if (is_link) listing.links.push_back(fmt::format("{}/{}", path, name));
+    files.push_back({names.size(), name.size(), static_cast<uint64_t>(status->st_size)});
+    names += name;
+  });
+  const auto name_of_file = [&](const File& file) {
+    return std::string_view(names).substr(file.begin, file.length);
+  };
+  std::sort(files.begin(), files.end(),
+            [&](const File& a, const File& b) { return name_of_file(a) < name_of_file(b); });
+  listing.files = files.size();
+  for (const File& file : files)
+    fmt::format_to(std::back_inserter(listing.text), "{} {}{}", file.bytes, name_of_file(file),
+                   '\0');
+  return listing;
+}
+
+// Where images' records begin is kept in 32 bits.
+void add_image(Index& index, size_t at, const std::string& root) {
+  if (at > std::numeric_limits<uint32_t>::max())
+    fail(ExitCode::kBadData,
+         "{}: the names of its images have more than 4 GiB: pack them into "
+         "shards (convoy pack)",
+         printable(root));
+  index.images.push_back(static_cast<uint32_t>(at));
+}
+
 Index scan(const std::string& root, LinkGuard& links) {
   Index index = list_classes(root, &links);
-  for (ClassFolder& folder : index.folders) {
-    const std::string path = fmt::format("{}/{}", root, folder.name);
-    for_each_entry(path, [&](std::string name, const struct stat* status, bool is_link) {
-      if (status == nullptr || !S_ISREG(status->st_mode) || !is_image_name(name)) {
-        ++index.skipped;
-        return;
-      }
-      if (is_link) links.see(fmt::format("{}/{}", path, name));
-      folder.files.push_back({std::move(name), static_cast<uint64_t>(status->st_size)});
-    });
-    std::sort(folder.files.begin(), folder.files.end());
+  std::vector<ClassListing> listings(index.folders.size());
+  for_each_in_parallel(listings.size(), [&](size_t i) {
+    listings[i] = scan_class(root + "/" + index.folders[i].name);
+  });
+  size_t bytes = 0, files = 0;
+  for (const ClassListing& listing : listings) {
+    for (const std::string& link : listing.links) links.see(link);
+    index.skipped += listing.skipped;
+    bytes += listing.text.size();
+    files += listing.files;
+  }
+  index.images.reserve(files);
+  index.text.reserve(bytes + 100 + 300 * listings.size());
+  const auto add = std::back_inserter(index.text);
+  fmt::format_to(add, "{}{}{} {} {}{}", kMagic, '\0', index.modified_ns, index.skipped,
+                 listings.size(), '\0');
+  for (size_t i = 0; i < listings.size(); ++i) {
+    ClassFolder& folder = index.folders[i];
+    folder.files = listings[i].files;
+    fmt::format_to(add, "{} {} {}{}", folder.modified_ns, folder.files, folder.name, '\0');
+    const std::string text = std::move(listings[i].text);
+    for (size_t at = 0; at < text.size(); at = text.find('\0', at) + 1)
+      add_image(index, index.text.size() + at, root);
+    index.text += text;
   }
   return index;
 }
 
-std::string cache_path(const DatasetSpec& spec, const std::string& root) {
-  // An index with links that lead out must not be found by who does not want them.
-  const std::string key = real_path(root) + (spec.follow_links ? "\nlinks out" : "\nno links out");
-  return fmt::format("{}/images-{}.index", spec.cache_folder, sha256_hex(key).substr(0, 16));
-}
-
 void keep(const std::string& path, const Index& index) {
-  std::string text =
-      fmt::format("{}\n{} {} {}\n", kMagic, index.modified_ns, index.skipped, index.folders.size());
   int64_t newest = index.modified_ns;
-  for (const ClassFolder& folder : index.folders) {
-    newest = std::max(newest, folder.modified_ns);
-    text += fmt::format("{} {} {}\n", folder.modified_ns, folder.files.size(), folder.name);
-    for (const ImageFile& file : folder.files) {
-      // One name per line; a name of several lines is too rare to be worth more.
-      if (file.name.find('\n') != std::string::npos) return;
-      text += fmt::format("{} {}\n", file.bytes, file.name);
-    }
-    if (folder.name.find('\n') != std::string::npos) return;
-  }
-  // A folder changed in the last seconds may change again within the same tick of its clock.
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  if (std::chrono::nanoseconds(now).count() - newest < 2'000'000'000) return;
-  write_cache(path, std::move(text));
+  for (const ClassFolder& folder : index.folders) newest = std::max(newest, folder.modified_ns);
+  if (is_settled(newest)) write_cache(path, index.text);
 }
 
-// Takes "NUMBER " off the line.
-template <typename T>
-bool take_number(std::string_view& line, T& value) {
-  const auto [end, error] = std::from_chars(line.data(), line.data() + line.size(), value);
-  if (error != std::errc()) return false;
-  line.remove_prefix(static_cast<size_t>(end - line.data()));
-  if (!line.empty()) line.remove_prefix(1);
+// The images of a class out of a kept index, which `text` is the rest of.
+bool recall_class(std::string_view& text, ClassFolder& folder, Index& index,
+                  const std::string& root) {
+  std::string_view record, last;
+  for (uint64_t n = folder.files; n > 0; --n) {
+    const size_t at = index.text.size() - text.size();
+    uint64_t bytes = 0;
+    if (!next_record(text, record) || !take_number(record, bytes) || !is_plain_name(record) ||
+        !is_image_name(record) || record <= last)
+      return false;
+    last = record;
+    add_image(index, at, root);
+  }
   return true;
 }
 
-// A name that scan() could have found: it stays in its folder.
-bool is_inside(std::string_view name) {
-  return !name.empty() && name[0] != '.' && name.find('/') == std::string_view::npos;
-}
-
-// False where there is no index, a folder has changed since, or it is not as keep() writes it: what
+// False where there is no index, a folder has changed since, or it is not as scan() makes it: what
 // lies in a cache folder is not trusted more than what lies elsewhere.
 bool recall(const std::string& path, const std::string& root, Index& index) {
-  const std::string cached = read_cache(path);
-  std::string_view text = cached, line;
-  size_t folders = 0;
-  if (!next_line(text, line) || line != kMagic || !next_line(text, line) ||
-      !take_number(line, index.modified_ns) || !take_number(line, index.skipped) ||
-      !take_number(line, folders) || modified_ns(root) != index.modified_ns)
+  index.text = read_cache(path);
+  std::string_view text = index.text, record;
+  uint64_t folders = 0;
+  if (!next_record(text, record) || record != kMagic || !next_record(text, record) ||
+      !take_number(record, index.modified_ns) || !take_number(record, index.skipped) ||
+      !take_number(record, folders) || modified_ns(root) != index.modified_ns)
     return false;
   for (; folders > 0; --folders) {
     ClassFolder folder;
-    size_t files = 0;
-    if (!next_line(text, line) || !take_number(line, folder.modified_ns) ||
-        !take_number(line, files))
+    if (!next_record(text, record) || !take_number(record, folder.modified_ns) ||
+        !take_number(record, folder.files))
       return false;
-    folder.name = line;
-    if (!is_inside(folder.name) ||
+    folder.name = record;
+    if (!is_plain_name(folder.name) ||
         (!index.folders.empty() && index.folders.back().name >= folder.name))
       return false;
     const std::string folder_path = root + "/" + folder.name;
     if (!is_directory(folder_path) || modified_ns(folder_path) != folder.modified_ns) return false;
-    for (; files > 0; --files) {
-      ImageFile file;
-      if (!next_line(text, line) || !take_number(line, file.bytes)) return false;
-      file.name = line;
-      if (!is_inside(file.name) || !is_image_name(file.name) ||
-          (!folder.files.empty() && folder.files.back().name >= file.name))
-        return false;
-      folder.files.push_back(std::move(file));
-    }
+    if (!recall_class(text, folder, index, root)) return false;
     index.folders.push_back(std::move(folder));
   }
+  index.images.shrink_to_fit();
   return text.empty();
 }
 
@@ -245,50 +283,49 @@ class ImageFolder final : public Dataset {
  public:
   // `classes`: what the labels count; the folders of the index are among them.
   ImageFolder(std::string root, Index index, std::vector<std::string> classes)
-      : root_(std::move(root)), folders_(std::move(index.folders)), classes_(std::move(classes)) {
-    Sha256 digest;
-    for (const ClassFolder& folder : folders_) {
+      : root_(std::move(root)), index_(std::move(index)), classes_(std::move(classes)) {
+    ListingDigest digest;
+    uint64_t i = 0;
+    for (const ClassFolder& folder : index_.folders) {
       const auto found = std::find(classes_.begin(), classes_.end(), folder.name);
       const auto label = static_cast<int32_t>(found - classes_.begin());
-      first_.push_back(size_);
+      first_.push_back(i);
       labels_.push_back(label);
-      size_ += folder.files.size();
-      digest.update(fmt::format("class {} {} {}:{}\n", label, folder.files.size(),
-                                folder.name.size(), folder.name));
-      for (const ImageFile& file : folder.files)
-        digest.update(fmt::format("{} {}:{}\n", file.bytes, file.name.size(), file.name));
+      digest.add_class(static_cast<uint64_t>(label), folder.files, folder.name);
+      for (const uint64_t end = i + folder.files; i < end; ++i) {
+        uint64_t bytes = 0;
+        const std::string_view name = index_.record(i, bytes);
+        digest.add_image(bytes, name);
+      }
     }
     digest_ = digest.hex();
   }
 
-  uint64_t size() const override { return size_; }
+  uint64_t size() const override { return index_.images.size(); }
   const std::vector<std::string>& classes() const override { return classes_; }
   std::optional<ImageShape> raw_shape() const override { return std::nullopt; }
   const std::string& digest() const override { return digest_; }
   int32_t label(uint64_t i) const override { return labels_[folder_of(i)]; }
 
   std::string name(uint64_t i) const override {
-    const size_t folder = folder_of(i);
-    return root_ + "/" + folders_[folder].name + "/" +
-           folders_[folder].files[i - first_[folder]].name;
+    return fmt::format("{}/{}/{}", root_, index_.folders[folder_of(i)].name, index_.name(i));
   }
 
   void read(uint64_t i, Sample& sample) const override {
-    const size_t folder = folder_of(i);
-    const ImageFile& file = folders_[folder].files[i - first_[folder]];
     const std::string path = name(i);
-    if (file.bytes > kMaxFileBytes)
+    const uint64_t bytes = index_.bytes(i);
+    if (bytes > kMaxFileBytes)
       throw BadContent(fmt::format("{}: has {} bytes; an image's file has at most {}",
-                                   printable(path), file.bytes, kMaxFileBytes),
+                                   printable(path), bytes, kMaxFileBytes),
                        Damage::kTooLarge);
     read_file(path, sample.storage);
-    if (sample.storage.size() != file.bytes)
+    if (sample.storage.size() != bytes)
       fail(ExitCode::kBadData,
            "{}: has {} bytes, had {} when the dataset was indexed: start again (touch its folder "
            "first, so that the index is made anew)",
-           printable(path), sample.storage.size(), file.bytes);
+           printable(path), sample.storage.size(), bytes);
     sample.bytes = sample.storage;
-    sample.label = labels_[folder];
+    sample.label = label(i);
   }
 
  private:
@@ -298,11 +335,10 @@ class ImageFolder final : public Dataset {
   }
 
   std::string root_;
-  std::vector<ClassFolder> folders_;
+  Index index_;
   std::vector<uint64_t> first_;  // of each folder: its first sample
   std::vector<int32_t> labels_;  // of each folder
   std::vector<std::string> classes_;
-  uint64_t size_ = 0;
   std::string digest_;
 };
 
@@ -310,21 +346,6 @@ std::vector<std::string> names_of(const Index& index) {
   std::vector<std::string> names;
   for (const ClassFolder& folder : index.folders) names.push_back(folder.name);
   return names;
-}
-
-// Throws Error (kBadData) that names all of these classes at once; nothing where there are none.
-void refuse_classes(const std::string& root, const std::vector<std::string>& names,
-                    const std::string& what, const std::string& remedy) {
-  constexpr size_t kMostSaid = 20;
-  if (names.empty()) return;
-  if (names.size() == 1)
-    fail(ExitCode::kBadData, "{}/{}: {}: {}", printable(root), printable(names[0]), what, remedy);
-  std::string list;
-  for (size_t i = 0; i < std::min(names.size(), kMostSaid); ++i)
-    list += fmt::format("{}\"{}\"", i == 0 ? "" : ", ", printable(names[i]));
-  if (names.size() > kMostSaid) list += fmt::format(" and {} more", names.size() - kMostSaid);
-  fail(ExitCode::kBadData, "{}: {} classes: {}: {}; {}", printable(root), names.size(), list, what,
-       remedy);
 }
 
 }  // namespace
@@ -347,7 +368,7 @@ FolderEvidence image_folder_evidence(const std::string& path) {
     for (size_t i = 0; i < std::min(kLookInto, index.folders.size()); ++i, ++seen) {
       bool any = false;
       for_each_entry(split + "/" + index.folders[i].name,
-                     [&](const std::string& name, const struct stat* status, bool) {
+                     [&](std::string_view name, const struct stat* status, bool) {
                        any |= status != nullptr && S_ISREG(status->st_mode) && is_image_name(name);
                      });
       with_images += any ? 1 : 0;
@@ -375,7 +396,9 @@ std::unique_ptr<Dataset> open_image_folder(const DatasetSpec& spec, Split split)
   LinkGuard links(spec);
   links.see(root);  // train/ itself may be a link
   Index index;
-  const std::string cache = spec.cache_folder.empty() ? std::string() : cache_path(spec, root);
+  // An index with links that lead out must not be found by who does not want them.
+  const std::string cache = index_path(spec.cache_folder, "images", root,
+                                       spec.follow_links ? "links out" : "no links out");
   if (cache.empty() || !recall(cache, root, index)) {
     index = scan(root, links);
     links.require_none();
@@ -387,7 +410,7 @@ std::unique_ptr<Dataset> open_image_folder(const DatasetSpec& spec, Split split)
          printable(root));
   std::vector<std::string> empty;
   for (const ClassFolder& folder : index.folders)
-    if (folder.files.empty()) empty.push_back(folder.name);
+    if (folder.files == 0) empty.push_back(folder.name);
   refuse_classes(root, empty, "class folder without images (*.jpg, *.jpeg, *.png)",
                  "fill or remove it");
   if (index.skipped > 0)

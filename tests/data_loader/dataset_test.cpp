@@ -422,6 +422,32 @@ TEST(ImageFolder, TheIndexIsKeptAndVerified) {
   EXPECT_EQ(size(), 4u);
 }
 
+// Whatever stands in a name, and on however many threads the folders are listed.
+TEST(ImageFolder, AnIndexedFolderIsTheListedOne) {
+  const TempFolder root, cache;
+  for (int i = 0; i < 60; ++i) {
+    root.write(fmt::format("train/class {}/a\nb {}.jpg", i % 40, i), std::string(size_t(i), 'x'));
+    root.write(fmt::format("train/class {}/\xff\x01{}.PNG", i % 40, i), "y");
+  }
+  root.write("train/new\nline/1.jpg", "z");
+  make_old(root);
+  DatasetSpec spec = spec_of(root.path());
+  const auto listed = open_dataset(spec, Split::kTrain);
+  spec.cache_folder = cache.path();
+  open_dataset(spec, Split::kTrain);
+  EXPECT_NE(only_file(cache), "");
+  const auto recalled = open_dataset(spec, Split::kTrain);
+  EXPECT_EQ(recalled->digest(), listed->digest());
+  EXPECT_EQ(recalled->classes(), listed->classes());
+  ASSERT_EQ(recalled->size(), 121u);
+  ASSERT_EQ(listed->size(), 121u);
+  for (uint64_t i = 0; i < listed->size(); ++i) {
+    EXPECT_EQ(recalled->name(i), listed->name(i));
+    EXPECT_EQ(recalled->label(i), listed->label(i));
+    EXPECT_EQ(read(*recalled, i), read(*listed, i));
+  }
+}
+
 TEST(Synthetic, IsTheSameEachTime) {
   DatasetSpec spec;
   spec.format = Format::kSynthetic;

@@ -1,5 +1,6 @@
 // Writes the first inputs of every fuzzer: DIR/<parser>/<name>, made by our own encoders. From
 // these and from what fuzzing found, `run.sh --merge` makes the corpus that is committed.
+#include <algorithm>
 #include <cstdio>
 
 #include "ops/core/error.h"
@@ -20,6 +21,12 @@ using test::make_image;
 std::string counted(const std::string& piece) {
   return std::string{static_cast<char>(piece.size() & 0xff), static_cast<char>(piece.size() >> 8)} +
          piece;
+}
+
+// Lines as records of an index, which end in zero bytes.
+std::string records(std::string lines) {
+  std::replace(lines.begin(), lines.end(), '\n', '\0');
+  return lines;
 }
 
 std::string safetensors(const std::string& header, const std::string& data) {
@@ -104,10 +111,11 @@ void datasets(const auto& write) {
   write("cifar/hundred",
         counted(names + (names.size() % 2 == 0 ? "\n" : "")) + std::string(3074, '\x05'));
   write("index/two",
-        "convoy image index 1\n4000000000000000000 0 2\n4000000000000000000 1 a\n1 1.jpg\n"
-        "4000000000000000000 1 b\n2 2.jpg\n");
+        records("convoy image index 2\n4000000000000000000 0 2\n4000000000000000000 1 a\n1 1.jpg\n"
+                "4000000000000000000 1 b\n2 2.jpg\n"));
   write("index/outside",
-        "convoy image index 1\n4000000000000000000 0 1\n4000000000000000000 1 a\n9 ../../x.jpg\n");
+        records("convoy image index 2\n4000000000000000000 0 1\n4000000000000000000 1 a\n"
+                "9 ../../x.jpg\n"));
   write("statistics/two", "2\n204\n6\n8\n10\n12\n");
 }
 

@@ -26,7 +26,7 @@ fi
 [[ $seconds =~ ^[0-9]+$ ]] || { echo "run.sh: SECONDS must be a number, not $seconds" >&2; exit 64; }
 
 # A row of tests/fuzz/parsers.cpp: its name and the greatest input that is made up.
-rows() { sed -n 's/^    {"\([a-z]*\)", &feed_[a-z]*, \([0-9]*\)},$/\1 \2/p' tests/fuzz/parsers.cpp; }
+rows() { sed -n 's/^    {"\([a-z_]*\)", &feed_[a-z_]*, \([0-9]*\)},$/\1 \2/p' tests/fuzz/parsers.cpp; }
 max_bytes() { rows | sed -n "s/^$1 //p"; }
 names=("$@")
 if ((${#names[@]} == 0)); then mapfile -t names < <(rows | cut -d ' ' -f 1); fi
