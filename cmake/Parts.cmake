@@ -11,7 +11,7 @@ convoy_library(trainer
     trainer/checkpoint.cpp trainer/checkpoint_writer.cpp trainer/file.cpp trainer/file_calls.cpp
     trainer/graph_text.cpp trainer/job.cpp trainer/job_mistakes.cpp trainer/job_text.cpp
     trainer/ledger.cpp trainer/ledger_proof.cpp trainer/line_log.cpp trainer/lives.cpp trainer/metrics.cpp
-    trainer/output_lock.cpp trainer/safetensors.cpp trainer/text.cpp
+    trainer/output_lock.cpp trainer/pack.cpp trainer/safetensors.cpp trainer/text.cpp
   LINK convoy::core convoy::ops convoy::data_loader Threads::Threads
   PRIVATE_LINK convoy::proto nlohmann_json::nlohmann_json)
 target_compile_definitions(convoy_trainer PUBLIC CONVOY_VERSION="${PROJECT_VERSION}")

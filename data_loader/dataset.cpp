@@ -5,6 +5,7 @@
 #include "data_loader/idx.h"
 #include "data_loader/image_folder.h"
 #include "data_loader/synthetic.h"
+#include "data_loader/tar_shards.h"
 #include "ops/core/error.h"
 
 namespace convoy::data {
@@ -23,6 +24,8 @@ constexpr FormatRow kFormats[] = {
     {Format::kIdx, "idx", "IDX files (train-images-idx3-ubyte[.gz] ...)", &is_idx, &open_idx},
     {Format::kCifar, "cifar", "CIFAR binaries (data_batch_1.bin ... or train.bin)", &is_cifar,
      &open_cifar},
+    {Format::kTarShards, "tar_shards", "tar shards (train/*.tar and val/*.tar, or *.tar)",
+     &is_tar_shards, &open_tar_shards},
     {Format::kImageFolder, "image_folder",
      "an image folder (train/<class>/* and val/<class>/*, or <class>/*)", &is_image_folder,
      &open_image_folder},
@@ -37,6 +40,10 @@ const char* name_of(Split split) {
 
 std::string to_string(const ImageShape& shape) {
   return fmt::format("{}x{}x{}", shape.height, shape.width, shape.channels);
+}
+
+SampleFile Dataset::file(uint64_t i) const {
+  fail(ExitCode::kFault, "{}: its dataset has no files", printable(name(i)));
 }
 
 std::vector<Recognised> recognise(const std::string& path) {
@@ -74,8 +81,14 @@ std::unique_ptr<Dataset> open_dataset(const DatasetSpec& spec, Split split) {
   if (spec.format != Format::kSynthetic) require_directory(spec.path);
   for (const FormatRow& row : kFormats) {
     if (spec.format == Format::kAuto ? row.is_at != nullptr && row.is_at(spec.path)
-                                     : row.format == spec.format)
+                                     : row.format == spec.format) {
+      if (spec.order == SampleOrder::kByShard && row.format != Format::kTarShards)
+        fail(ExitCode::kBadJob,
+             "data.shuffle: WINDOW needs tar shards, and {} holds none: pack it (convoy pack) or "
+             "leave data.shuffle out",
+             printable(spec.path));
       return row.open(spec, split);
+    }
   }
   std::string formats;
   for (const FormatRow& row : kFormats)

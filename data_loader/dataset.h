@@ -14,7 +14,13 @@ namespace convoy::data {
 enum class Split { kTrain, kVal };
 const char* name_of(Split split);  // "train", "val"
 
-enum class Format { kAuto, kImageFolder, kIdx, kCifar, kSynthetic };
+enum class Format { kAuto, kImageFolder, kIdx, kCifar, kSynthetic, kTarShards };
+
+// How samples are numbered, where the format gives a choice.
+enum class SampleOrder {
+  kByName,   // by class and name
+  kByShard,  // as they lie in their shards; of tar shards alone
+};
 
 // Height, width and channels of an image in memory, NHWC.
 struct ImageShape {
@@ -31,6 +37,12 @@ struct Sample {
                                    // next read() into this Sample or the end of the dataset
   int32_t label = 0;
   std::vector<uint8_t> storage;
+};
+
+// The file that an encoded image is, or was before it was packed.
+struct SampleFile {
+  std::string name;  // within its class
+  uint64_t bytes = 0;
 };
 
 // Immutable after it is opened; every member function may be called from several threads at once.
@@ -50,9 +62,18 @@ class Dataset {
   // Sample i in messages: its file, or "FILE, image 17". Not yet printable().
   virtual std::string name(uint64_t i) const = 0;
   // SHA-256, 64 hexadecimal digits, the same on every machine that holds the same data. Image
-  // folders: over names, sizes and labels of all files; IDX and CIFAR: over the (unpacked)
+  // folders and tar shards: over names, sizes and labels of all images, the same for a folder and
+  // for shards of it; kByShard: over their places, too. IDX and CIFAR: over the (unpacked)
   // contents.
   virtual const std::string& digest() const = 0;
+
+  // Encoded images only, else Error (kFault).
+  virtual SampleFile file(uint64_t i) const;
+  // kByShard: images of each shard, in order; else empty.
+  virtual std::span<const uint64_t> shard_sizes() const { return {}; }
+  // Sample i will be read soon: asks the system to fetch it. May fail as read() does, and wait as
+  // long; nothing but speed depends on it.
+  virtual void will_read(uint64_t /*i*/) const {}
 };
 
 struct DatasetSpec {
@@ -60,12 +81,13 @@ struct DatasetSpec {
   std::string path;
   // Labels outside 0 ... classes - 1 are an error; 0: as many classes as the dataset has.
   int classes = 0;
-  // Existing folder for the index of an image folder; empty: none is kept. A stale or damaged index
-  // is made anew.
+  // Existing folder for the index of an image folder, or of shards that have none; empty: none is
+  // kept. A stale or damaged index is made anew.
   std::string cache_folder;
   // Image folders: links may lead out of the folder. Otherwise they are an error that names the
   // first.
   bool follow_links = false;
+  SampleOrder order = SampleOrder::kByName;
   // kSynthetic alone.
   uint64_t synthetic_samples = 0;
   ImageShape synthetic_shape;
@@ -88,7 +110,8 @@ std::string format_names();
 std::optional<Format> format_of(std::string_view name);
 
 // Throws Error: kBadData when the folder is missing, empty, or wrong in any way that can be seen
-// without decoding, kIo when it is there but cannot be read.
+// without decoding, kIo when it is there but cannot be read, kBadJob when its format does not have
+// the order.
 std::unique_ptr<Dataset> open_dataset(const DatasetSpec& spec, Split split);
 
 }  // namespace convoy::data

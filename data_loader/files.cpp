@@ -93,6 +93,25 @@ void read_file(const std::string& path, std::vector<uint8_t>& out) {
   read_whole(path, out);
 }
 
+void read_at(int fd, const std::string& path, uint64_t at, void* out, size_t bytes) {
+  int attempt = 0;
+  for (size_t filled = 0; filled < bytes;) {
+    const ssize_t got = ::pread(fd, static_cast<uint8_t*>(out) + filled, bytes - filled,
+                                static_cast<off_t>(at + filled));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && (attempt == 2 || !may_pass(errno)))
+      fail(ExitCode::kIo, "{}: cannot read {} bytes at {}: {}", printable(path), bytes, at,
+           errno_text());
+    if (got == 0)
+      fail(ExitCode::kBadData, "{}: ends at byte {}, {} bytes were expected at {}: it is cut off",
+           printable(path), at + filled, bytes, at);
+    if (got > 0)
+      filled += static_cast<size_t>(got);
+    else
+      std::this_thread::sleep_for(std::chrono::milliseconds(attempt++ == 0 ? 50 : 500));
+  }
+}
+
 bool is_directory(const std::string& path) {
   struct stat status {};
   return ::stat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode);

@@ -39,6 +39,10 @@ constexpr uint64_t kMaxFileBytes = uint64_t{1} << 30;
 // then), and kIo when reading fails.
 void read_file(const std::string& path, std::vector<uint8_t>& out);
 
+// Exactly `bytes` bytes at `at` of an open file; passing troubles are tried again twice. Throws
+// Error: kIo where that fails, kBadData where the file ends before.
+void read_at(int fd, const std::string& path, uint64_t at, void* out, size_t bytes);
+
 bool is_directory(const std::string& path);     // false also where it cannot be looked at
 bool is_regular_file(const std::string& path);  // likewise
 

@@ -17,9 +17,6 @@
 namespace convoy::data {
 namespace {
 
-// More than cores: a thread that lists waits most of its time, on a network for milliseconds.
-constexpr size_t kListingThreads = 16;
-
 bool ends_with_lower(std::string_view name, std::string_view lower) {
   if (name.size() < lower.size()) return false;
   name.remove_prefix(name.size() - lower.size());
@@ -113,7 +110,7 @@ void refuse_classes(const std::string& root, const std::vector<std::string>& nam
        remedy);
 }
 
-void for_each_in_parallel(size_t n, const std::function<void(size_t)>& body) {
+void for_each_in_parallel(size_t n, size_t threads, const std::function<void(size_t)>& body) {
   std::atomic<size_t> next = 0;
   std::mutex mutex;
   std::exception_ptr error;
@@ -135,7 +132,7 @@ void for_each_in_parallel(size_t n, const std::function<void(size_t)>& body) {
   };
   {
     std::vector<std::jthread> others;
-    for (size_t t = 1; t < std::min(n, kListingThreads); ++t) others.emplace_back(work);
+    for (size_t t = 1; t < std::min(n, threads); ++t) others.emplace_back(work);
     work();
   }
   if (error) std::rethrow_exception(error);

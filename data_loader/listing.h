@@ -58,8 +58,11 @@ class ListingDigest {
 void refuse_classes(const std::string& root, const std::vector<std::string>& names,
                     const std::string& what, const std::string& remedy);
 
-// Calls body(i) for i in [0, n) on as many threads as help where the file system is the limit.
-// Throws the error of the lowest i that failed.
-void for_each_in_parallel(size_t n, const std::function<void(size_t)>& body);
+// More than cores: a thread that lists waits most of its time, on a network for milliseconds.
+constexpr size_t kListingThreads = 16;
+
+// Calls body(i) for i in [0, n), on at most so many threads, the caller's among them. Throws the
+// error of the lowest i that failed.
+void for_each_in_parallel(size_t n, size_t threads, const std::function<void(size_t)>& body);
 
 }  // namespace convoy::data

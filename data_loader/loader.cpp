@@ -5,6 +5,7 @@
 
 #include "data_loader/batch_ring.h"
 #include "data_loader/colour.h"
+#include "data_loader/read_ahead.h"
 #include "data_loader/sample_maker.h"
 #include "data_loader/sampler.h"
 #include "ops/core/error.h"
@@ -53,13 +54,21 @@ LoaderStats& LoaderStats::operator-=(const LoaderStats& earlier) {
   return *this;
 }
 
+Windows windows_of(const Dataset& dataset, uint64_t window_shards) {
+  if (window_shards == 0) return {};
+  const std::span<const uint64_t> shards = dataset.shard_sizes();
+  if (shards.empty()) fail(ExitCode::kFault, "windows of shards, but the dataset has none");
+  return {.shards = {shards.begin(), shards.end()}, .window = window_shards};
+}
+
 class Loader::Impl {
  public:
   Impl(const Dataset& dataset, const LoaderConfig& config)
       : config_(config),
-        sampler_(config.seed, dataset.size()),
+        sampler_(config.seed, dataset.size(), windows_of(dataset, config.window_shards)),
         maker_(dataset, output_shape(config.transform, dataset), config.max_pixels,
                config.apply_exif_orientation),
+        read_ahead_(make_read_ahead()),
         ring_(
             ring_config(config, maker_), [this](Batch& batch, uint64_t k) { begin(batch, k); },
             [this](uint8_t* out, Batch& batch, uint64_t k, int i, SampleScratch& scratch) {
@@ -129,12 +138,34 @@ class Loader::Impl {
     batch.worker = config_.first_worker + static_cast<int>(k % hosted(config_));
   }
 
-  void make(uint8_t* out, Batch& batch, uint64_t, int i, SampleScratch& scratch) {
-    const uint64_t size = static_cast<uint64_t>(config_.batch_per_worker);
-    const uint64_t position = (batch.step * static_cast<uint64_t>(config_.workers) +
-                               static_cast<uint64_t>(batch.worker)) *
-                                  size +
-                              static_cast<uint64_t>(i);
+  // nullptr: none.
+  std::unique_ptr<ReadAhead> make_read_ahead() const {
+    ring_config(config_, maker_);  // refuses what is no configuration
+    if (config_.threads == 0 || config_.read_ahead <= 0 || maker_.dataset().raw_shape())
+      return nullptr;
+    return std::make_unique<ReadAhead>(
+        maker_.dataset(), images(), static_cast<uint64_t>(config_.read_ahead),
+        [this](uint64_t n) { return sampler_.at(position_of(n)).sample; });
+  }
+
+  uint64_t batch_size() const { return static_cast<uint64_t>(config_.batch_per_worker); }
+  // That are made here, in the order of the ring.
+  uint64_t images() const {
+    return (config_.end_step - config_.first_step) * hosted(config_) * batch_size();
+  }
+  // The stream's position of the n-th of them.
+  uint64_t position_of(uint64_t n) const {
+    const uint64_t batch = n / batch_size();
+    const uint64_t step = config_.first_step + batch / hosted(config_);
+    const uint64_t worker = static_cast<uint64_t>(config_.first_worker) + batch % hosted(config_);
+    return (step * static_cast<uint64_t>(config_.workers) + worker) * batch_size() +
+           n % batch_size();
+  }
+
+  void make(uint8_t* out, Batch& batch, uint64_t k, int i, SampleScratch& scratch) {
+    const uint64_t n = k * batch_size() + static_cast<uint64_t>(i);
+    if (read_ahead_) read_ahead_->reached(n);
+    const uint64_t position = position_of(n);
     const StreamPoint point = sampler_.at(position);
     const auto at = static_cast<size_t>(i);
     batch.sample_ids[at] = point.sample;
@@ -199,7 +230,8 @@ class Loader::Impl {
   const SampleMaker maker_;
   mutable std::mutex mutex_;
   std::vector<Substitution> substitutions_;  // guarded by mutex_
-  BatchRing ring_;                           // last: its threads use all of the above
+  const std::unique_ptr<ReadAhead> read_ahead_;
+  BatchRing ring_;  // last: its threads use all of the above
 };
 
 Loader::Loader(const Dataset& dataset, const LoaderConfig& config)

@@ -13,6 +13,7 @@
 
 #include "data_loader/dataset.h"
 #include "data_loader/sample_times.h"
+#include "data_loader/sampler.h"
 #include "data_loader/transforms.h"
 
 namespace convoy::data {
@@ -69,9 +70,16 @@ struct InProgress {
   double seconds = 0;  // so far, with the few samples that it took at once
 };
 
+// The windows of the dataset's shards. Throws Error (kFault) where `window_shards` is not 0 and the
+// dataset has none.
+Windows windows_of(const Dataset& dataset, uint64_t window_shards);
+
 struct LoaderConfig {
   TrainTransform transform;
   uint64_t seed = 1;
+  // Shards in a window; 0: all samples are shuffled as one. Others need a dataset in the order
+  // kByShard.
+  uint64_t window_shards = 0;
   int batch_per_worker = 32;              // B
   int workers = 1;                        // W of the job
   int first_worker = 0, end_worker = 1;   // hosted here: [first_worker, end_worker)
@@ -80,6 +88,9 @@ struct LoaderConfig {
   int lanes = 0;                          // batches held at once; 0: one per hosted worker
   bool profile = false;                   // whether LoaderStats::times are kept: two clock readings
                                           // more for each part of a sample
+  // Images whose files are asked for before they are read; 0: none. For encoded images, with
+  // threads.
+  int read_ahead = 64;
   BadSample bad_sample = BadSample::kFail;
   uint64_t max_pixels = 178956970;  // images with more are refused before memory is taken
   bool apply_exif_orientation = false;

@@ -14,8 +14,8 @@ constexpr int kWeightBits = 32 - 8 - 2;
 // Output lane i of a row is channel i % channels of pixel i / channels; it filters the bytes of its
 // channel in the source pixels [first, first + taps), counted from the row's start.
 struct RowFilter {
-  int count = 0;  // output pixels
-  int channels = 0;  // 1 or 3
+  int count = 0;                     // output pixels
+  int channels = 0;                  // 1 or 3
   int taps = 0;                      // even; the same for all pixels, filled up with zero weights
   const int32_t* first = nullptr;    // [count]
   const int32_t* weights = nullptr;  // [count, taps]

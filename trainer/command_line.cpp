@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <sstream>
 
 #include "comm/launch.h"
 #include "trainer/limits.h"
@@ -19,7 +20,8 @@ std::optional<po::variables_map> parse_options(const Arguments& arguments,
   all.add(options);
   all.add_options()("help,h", "print this and leave");
   po::positional_options_description positions;
-  if (positional) positions.add(positional, 1);
+  std::istringstream names(positional ? positional : "");
+  for (std::string name; names >> name;) positions.add(name.c_str(), 1);
   po::variables_map values;
   try {
     po::store(po::command_line_parser(arguments).options(all).positional(positions).run(), values);

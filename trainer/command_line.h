@@ -20,8 +20,8 @@ namespace convoy::trainer {
 using Arguments = std::vector<std::string>;
 
 // Parsed options, or nothing after --help was printed (then return 0).
-// `usage`: the line behind "Usage: convoy". `notes`: printed below the options. `positional`: an
-// option that may stand without its name. Throws Error (kUsage).
+// `usage`: the line behind "Usage: convoy". `notes`: printed below the options. `positional`: the
+// options that may stand without their names, with blanks between. Throws Error (kUsage).
 std::optional<boost::program_options::variables_map> parse_options(
     const Arguments& arguments, const boost::program_options::options_description& options,
     const std::string& usage, const std::string& notes, const char* positional = nullptr);

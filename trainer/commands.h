@@ -8,6 +8,7 @@ namespace convoy::trainer {
 int train_command(const Arguments& arguments);
 int eval_command(const Arguments& arguments);
 int verify_command(const Arguments& arguments);
+int pack_command(const Arguments& arguments);
 int report_command(const Arguments& arguments);
 int model_command(const Arguments& arguments);
 int data_command(const Arguments& arguments);

@@ -62,6 +62,8 @@ void fields(Job::Data& d, auto&& visit) {
   visit("synthetic_samples", d.synthetic_samples);
   visit("apply_exif_orientation", d.apply_exif_orientation);
   visit("follow_links", d.follow_links);
+  visit("shuffle", d.shuffle);
+  visit("window_shards", d.window_shards);
 }
 
 void fields(Job::Model& m, auto&& visit) {
@@ -265,11 +267,12 @@ constexpr std::array<std::string_view, 9> kNotIdentity = {"name",
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.
-constexpr std::array<std::string_view, 8> kLaterGroups = {
+constexpr std::array<std::string_view, 10> kLaterGroups = {
     "non_finite.",           "mixing.",
     "data.train.pca_jitter", "data.train.brightness",
     "data.train.contrast",   "data.train.saturation",
-    "data.train.hue",        "data.apply_exif_orientation"};
+    "data.train.hue",        "data.apply_exif_orientation",
+    "data.shuffle",          "data.window_shards"};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {

@@ -13,9 +13,10 @@ struct Job {
   enum class Precision { kFp32, kBf16, kTf32, kFp16 };
 
   struct Data {
-    enum class Format { kAuto, kImageFolder, kIdx, kCifar, kSynthetic };
+    enum class Format { kAuto, kImageFolder, kIdx, kCifar, kSynthetic, kTarShards };
     enum class MeanSubtraction { kPerChannel, kPerPixel, kNone };
     enum class BadSample { kFail, kSubstitute };
+    enum class Shuffle { kFull, kWindow };
 
     struct Train {
       enum class Crop { kRandomResized, kScaleAndCrop, kPadAndCrop, kCenter };
@@ -46,6 +47,8 @@ struct Job {
     uint64_t synthetic_samples = 10000;
     bool apply_exif_orientation = false;
     bool follow_links = false;
+    Shuffle shuffle = Shuffle::kFull;
+    uint32_t window_shards = 16;
   };
 
   struct Model {

@@ -98,9 +98,16 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   mistakes.require(!data.path.empty() || data.format == Job::Data::Format::kSynthetic,
                    {"data.path"}, "is missing; give the dataset's folder here or with --data");
   whole("data.classes", data.classes, 0, 1u << 20);
-  mistakes.require(train.size > 0 || data.format != Job::Data::Format::kImageFolder,
-                   {"data.train.size", "data.format"},
-                   "is 0, but the images of a folder have no common size; give one, e.g. 224");
+  using Format = Job::Data::Format;
+  mistakes.require(
+      train.size > 0 || (data.format != Format::kImageFolder && data.format != Format::kTarShards),
+      {"data.train.size", "data.format"},
+      "is 0, but the images of a folder have no common size; give one, e.g. 224");
+  mistakes.require(data.shuffle != Job::Data::Shuffle::kWindow || data.format == Format::kAuto ||
+                       data.format == Format::kTarShards,
+                   {"data.shuffle", "data.format"},
+                   "is WINDOW, which only TAR_SHARDS have (convoy pack makes them)");
+  whole("data.window_shards", data.window_shards, 1, 1000000);
   whole("data.train.size", train.size, 0, 8192);
   fraction("data.train.area_min", train.area_min);
   fraction("data.train.area_max", train.area_max);

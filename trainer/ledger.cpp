@@ -20,11 +20,12 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 using Wide = unsigned __int128;
 
-constexpr uint64_t kFormat = 1;
+constexpr uint64_t kFormat = 2;  // 1: without windows, and still written for runs that have none
 constexpr size_t kMaxFileBytes = size_t{1} << 30;
 constexpr size_t kMaxLineBytes = size_t{64} << 20;
 constexpr uint64_t kMaxDataset = uint64_t{1} << 33;
 constexpr uint64_t kMaxBatch = uint64_t{1} << 26;
+constexpr uint64_t kMaxShards = 10'000'000;
 constexpr size_t kMaxText = 300;
 // A save of more becomes several lines.
 constexpr size_t kStepsPerLine = 65536, kSubstitutedPerLine = 16384;
@@ -126,6 +127,34 @@ std::vector<SkippedRange> parse_skipped(const json& object, const LedgerRecord& 
   return list;
 }
 
+// Equal shards that follow each other are one entry: how many, and the samples of each.
+data::Windows parse_windows(const json& object, uint64_t samples) {
+  data::Windows windows;
+  if (!object.contains("window")) return windows;
+  windows.window = number(object, "window", kMaxShards);
+  uint64_t sum = 0;
+  for (const json& row : rows(object, "shards", 2)) {
+    const uint64_t count = number_in(row[0], "shards", kMaxShards - windows.shards.size());
+    const uint64_t each = number_in(row[1], "samples of a shard", samples);
+    if (Wide{count} * each > samples - sum) refuse("its shards have more samples than it");
+    windows.shards.insert(windows.shards.end(), count, each);
+    sum += count * each;
+  }
+  if (windows.window == 0 || sum != samples)
+    refuse(fmt::format("its shards have {} of {} samples, in windows of {}", sum, samples,
+                       windows.window));
+  return windows;
+}
+
+ordered_json to_json(std::span<const uint64_t> shards) {
+  ordered_json list = ordered_json::array();
+  for (size_t i = 0, end = 0; i < shards.size(); i = end) {
+    while (end < shards.size() && shards[end] == shards[i]) ++end;
+    list.push_back(ordered_json::array({end - i, shards[i]}));
+  }
+  return list;
+}
+
 // A whole line without its newline.
 LedgerRecord parse_line(std::string_view line) {
   const size_t tail = kCheck.size() + kDigits + kEnd.size();
@@ -170,6 +199,7 @@ LedgerRecord parse_record(std::string_view text) {
                   .dataset_digest = text_in(member(object, "dataset"), "dataset")};
   if (record.terms.dataset_size == 0 || record.terms.global_batch == 0)
     refuse("its data set or its batch is empty");
+  record.terms.windows = parse_windows(object, record.terms.dataset_size);
   if (Wide{record.end} * record.terms.global_batch > Wide{~uint64_t{0} >> 1})
     refuse(fmt::format("step {} has no position of 63 bits", record.end));
   if (object.contains("unrecorded")) {
@@ -185,7 +215,8 @@ LedgerRecord parse_record(std::string_view text) {
 }
 
 std::string to_line(const LedgerRecord& record) {
-  ordered_json object = {{"ledger", kFormat},
+  const data::Windows& windows = record.terms.windows;
+  ordered_json object = {{"ledger", windows.shards.empty() ? 1 : kFormat},
                          {"life", record.life},
                          {"first", record.first},
                          {"end", record.end},
@@ -193,6 +224,10 @@ std::string to_line(const LedgerRecord& record) {
                          {"batch", record.terms.global_batch},
                          {"seed", record.terms.seed},
                          {"dataset", record.terms.dataset_digest}};
+  if (!windows.shards.empty()) {
+    object["window"] = windows.window;
+    object["shards"] = to_json(windows.shards);
+  }
   if (!record.unrecorded.empty())
     object["unrecorded"] = short_text(record.unrecorded, kMaxText);
   else

@@ -18,6 +18,7 @@
 
 #include "comm/communicator.h"
 #include "data_loader/loader.h"
+#include "data_loader/sampler.h"
 
 namespace convoy::trainer {
 
@@ -43,6 +44,7 @@ struct LedgerTerms {
   uint64_t global_batch = 1;  // G
   uint64_t seed = 0;
   std::string dataset_digest;  // of the training set
+  data::Windows windows;
 
   bool operator==(const LedgerTerms&) const = default;
 };

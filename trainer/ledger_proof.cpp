@@ -45,7 +45,7 @@ class StretchProof {
   StretchProof(const Stretch& stretch, int threads)
       : stretch_(stretch),
         terms_(stretch.terms()),
-        sampler_(terms_.seed, terms_.dataset_size),
+        sampler_(terms_.seed, terms_.dataset_size, terms_.windows),
         threads_(threads),
         expected_(stretch.end() - stretch.first()) {
     for (const LedgerPiece& piece : stretch.pieces) {
@@ -114,16 +114,18 @@ class StretchProof {
   void consume_epoch(uint64_t from, uint64_t to) {
     used_.assign((terms_.dataset_size + 63) / 64, 0);
     std::atomic<uint64_t> twice = ~uint64_t{0};
+    const uint64_t epoch = from / terms_.dataset_size;
+    const data::EpochOrder order = sampler_.order(epoch);
     in_parallel(from, to, threads_, [&](uint64_t begin, uint64_t end) {
       for (uint64_t p = begin; p < end;) {
         const uint64_t step = step_of(p);
         const uint64_t step_end = std::min(end, (step + 1) * terms_.global_batch);
         uint64_t sum = 0;
         for (; p < step_end; ++p) {
-          const data::StreamPoint point = sampler_.at(p);
-          sum += sample_mark(p, point.epoch, point.sample, substitute_at(p));
-          const uint64_t bit = uint64_t{1} << (point.sample % 64);
-          const std::atomic_ref word(used_[point.sample / 64]);
+          const uint64_t sample = order.at(p - epoch * terms_.dataset_size);
+          sum += sample_mark(p, epoch, sample, substitute_at(p));
+          const uint64_t bit = uint64_t{1} << (sample % 64);
+          const std::atomic_ref word(used_[sample / 64]);
           if ((word.fetch_or(bit, std::memory_order_relaxed) & bit) != 0) twice = p;
         }
         std::atomic_ref(expected_[step - stretch_.first()]).fetch_add(sum);

@@ -23,6 +23,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"train", "train a network as a job file says", train_command},
     {"eval", "evaluate a checkpoint on a validation set", eval_command},
+    {"pack", "pack an image folder into tar shards", pack_command},
     {"verify", "prove that a checkpoint, a run or a dataset is whole", verify_command},
     {"report", "show the lives of a run, and where its time went", report_command},
     {"data", "show the very images that a step is fed", data_command},

@@ -47,6 +47,9 @@ std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split) {
     case Format::kSynthetic:
       spec.format = data::Format::kSynthetic;
       break;
+    case Format::kTarShards:
+      spec.format = data::Format::kTarShards;
+      break;
   }
   if (job.data.path.empty() && spec.format != data::Format::kSynthetic)
     fail(ExitCode::kUsage, "no dataset: give --data DIR or data.path in the job file");
@@ -54,6 +57,9 @@ std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split) {
   spec.classes = static_cast<int>(job.data.classes);
   spec.cache_folder = cache_folder();
   spec.follow_links = job.data.follow_links;
+  // Evaluation has one order, whatever the training's.
+  if (job.data.shuffle == Job::Data::Shuffle::kWindow && split == data::Split::kTrain)
+    spec.order = data::SampleOrder::kByShard;
   spec.synthetic_samples = job.data.synthetic_samples;
   const int size = static_cast<int>(job.data.train.size);
   spec.synthetic_shape = {.height = size, .width = size, .channels = 3};
@@ -106,9 +112,14 @@ data::BadSample bad_sample_policy(const Job& job) {
                                                             : data::BadSample::kSubstitute;
 }
 
+uint64_t window_shards(const Job& job) {
+  return job.data.shuffle == Job::Data::Shuffle::kWindow ? job.data.window_shards : 0;
+}
+
 data::LoaderConfig loader_config(const Job& job) {
   return {.transform = train_transform(job),
           .seed = job.seed,
+          .window_shards = window_shards(job),
           .batch_per_worker = static_cast<int>(job.batch_per_worker),
           .workers = static_cast<int>(job.workers),
           .bad_sample = bad_sample_policy(job),
@@ -122,6 +133,10 @@ data::EvalLoaderConfig eval_loader_config(const Job& job) {
           .slices = {},
           .max_pixels = job.data.max_pixels,
           .apply_exif_orientation = job.data.apply_exif_orientation};
+}
+
+data::Windows windows_of(const Job& job, const data::Dataset& train) {
+  return data::windows_of(train, window_shards(job));
 }
 
 comm::WatchdogConfig watchdog_config(const Job& job) {

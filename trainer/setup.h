@@ -12,6 +12,7 @@
 #include "comm/watchdog.h"
 #include "data_loader/dataset.h"
 #include "data_loader/loader.h"
+#include "data_loader/sampler.h"
 #include "ops/graph.h"
 #include "ops/image_input.h"
 #include "trainer/checkpoint.h"
@@ -32,6 +33,10 @@ data::BadSample bad_sample_policy(const Job& job);
 data::LoaderConfig loader_config(const Job& job);
 // Likewise; which slices, threads and lanes are the caller's.
 data::EvalLoaderConfig eval_loader_config(const Job& job);
+// data.window_shards, 0 where all samples are shuffled as one.
+uint64_t window_shards(const Job& job);
+// data.shuffle, for the training set as open_split() opened it.
+data::Windows windows_of(const Job& job, const data::Dataset& train);
 comm::WatchdogConfig watchdog_config(const Job& job);
 // "file /x/y.JPEG" for the watchdog's line; "" where nothing is in progress.
 std::string file_in_progress(const std::optional<data::InProgress>& progress);

@@ -24,17 +24,25 @@ void expect_same_terms(const LedgerText& ledger, const CheckpointFacts& facts) {
   for (const LedgerPiece& piece : surviving_path(ledger.records)) {
     if (facts.step <= piece.first || facts.step > piece.end) continue;
     const LedgerTerms& there = piece.record->terms;
-    const LedgerTerms here{.dataset_size = facts.dataset_size,
-                           .global_batch = facts.global_batch,
-                           .seed = parse_job(facts.job, "the checkpoint's job", {}, "").seed,
-                           .dataset_digest = facts.dataset_digest};
+    const Job job = parse_job(facts.job, "the checkpoint's job", {}, "");
+    // With windows the digest is over the shards' sizes, too.
+    const bool windows = job.data.shuffle == Job::Data::Shuffle::kWindow;
+    const LedgerTerms here{
+        .dataset_size = facts.dataset_size,
+        .global_batch = facts.global_batch,
+        .seed = job.seed,
+        .dataset_digest = facts.dataset_digest,
+        .windows = windows ? data::Windows{there.windows.shards, job.data.window_shards}
+                           : data::Windows{}};
     if (there == here) return;
     fail(ExitCode::kFault,
-         "ledger: steps {} to {} are of another run: {} samples, batch {}, seed {}, data {}; the "
-         "checkpoint of step {} says {}, {}, {}, {}",
+         "ledger: steps {} to {} are of another run: {} samples, batch {}, seed {}, data {}, "
+         "windows "
+         "of {} shards; the checkpoint of step {} says {}, {}, {}, {}, {}",
          piece.first, piece.end - 1, there.dataset_size, there.global_batch, there.seed,
-         printable(there.dataset_digest.substr(0, 12)), facts.step, here.dataset_size,
-         here.global_batch, here.seed, printable(here.dataset_digest.substr(0, 12)));
+         printable(there.dataset_digest.substr(0, 12)), there.windows.window, facts.step,
+         here.dataset_size, here.global_batch, here.seed,
+         printable(here.dataset_digest.substr(0, 12)), here.windows.window);
   }
 }
 

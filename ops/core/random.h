@@ -16,15 +16,17 @@ namespace convoy {
 // Who draws. A purpose is part of the key, so two draws never share numbers. The values are part of
 // every run's identity: add at the end, never renumber.
 enum class Purpose : uint32_t {
-  kShuffle = 1,        // counter: (epoch, round)
-  kCrop = 2,           // counter: (epoch, sample)
-  kFlip = 3,           // counter: (epoch, sample)
-  kInitialise = 4,     // counter: (parameter, element)
-  kDropout = 5,        // counter: (step, worker), key part: node
-  kSubstitute = 6,     // counter: (epoch, sample)
-  kSyntheticData = 7,  // benchmarks and tests
-  kBatchMix = 8,       // counter: (step, worker, draw, attempt)
-  kColour = 9,         // counter: (epoch, sample)
+  kShuffle = 1,         // counter: (epoch, round)
+  kCrop = 2,            // counter: (epoch, sample)
+  kFlip = 3,            // counter: (epoch, sample)
+  kInitialise = 4,      // counter: (parameter, element)
+  kDropout = 5,         // counter: (step, worker), key part: node
+  kSubstitute = 6,      // counter: (epoch, sample)
+  kSyntheticData = 7,   // benchmarks and tests
+  kBatchMix = 8,        // counter: (step, worker, draw, attempt)
+  kColour = 9,          // counter: (epoch, sample)
+  kShuffleShards = 20,  // counter: (epoch, round)
+  kShuffleWindow = 21,  // counter: (epoch and window, round)
 };
 
 // Four words. Not a std::array, whose operator[] is the host's alone.

@@ -3,8 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 #include <vector>
 
 #include "ops/core/error.h"
@@ -120,6 +122,83 @@ TEST(Sampler, TheStreamIsPinned) {
     got.push_back(point.sample);
   }
   EXPECT_EQ(got, (std::vector<uint64_t>{10105, 24045, 19818, 198, 31697}));
+}
+
+bool is_epoch_of_windows(uint64_t seed, uint64_t epoch, const Windows& windows) {
+  uint64_t n = 0;
+  for (const uint64_t shard : windows.shards) n += shard;
+  const EpochOrder order = Sampler(seed, n, windows).order(epoch);
+  std::vector<bool> seen(n);
+  for (uint64_t i = 0; i < n; ++i) {
+    const uint64_t to = order.at(i);
+    if (to >= n || seen[to]) return false;
+    seen[to] = true;
+  }
+  return true;
+}
+
+TEST(Windows, EveryEpochIsAPermutation) {
+  for (uint64_t shards = 1; shards <= 24; ++shards)
+    for (const uint64_t window : {1, 2, 3, 7, 24, 1000})
+      for (uint64_t epoch = 0; epoch < 3; ++epoch) {
+        Windows windows{.shards = {}, .window = window};
+        // Uneven, some empty.
+        for (uint64_t k = 0; k < shards; ++k)
+          windows.shards.push_back((k * 7 + epoch * 5 + shards) % 11);
+        windows.shards.push_back(3);
+        ASSERT_TRUE(is_epoch_of_windows(shards, epoch, windows)) << shards << " " << window;
+      }
+  EXPECT_TRUE(is_epoch_of_windows(1, 7, {std::vector<uint64_t>(533, 2403), 16}));
+}
+
+TEST(Windows, ReadFewShardsAtATime) {
+  const Windows windows{.shards = std::vector<uint64_t>(40, 25), .window = 4};
+  const Sampler sampler(3, 1000, windows);
+  std::set<std::set<uint64_t>> groups;
+  std::set<std::vector<uint64_t>> orders;
+  for (uint64_t epoch = 0; epoch < 4; ++epoch)
+    for (uint64_t window = 0; window < 10; ++window) {
+      std::set<uint64_t> shards;
+      std::vector<uint64_t> order;
+      for (uint64_t i = 0; i < 100; ++i) {
+        const StreamPoint point = sampler.at(epoch * 1000 + window * 100 + i);
+        EXPECT_EQ(point.epoch, epoch);
+        shards.insert(point.sample / 25);
+        order.push_back(point.sample);
+      }
+      EXPECT_EQ(shards.size(), 4u);
+      groups.insert(shards);
+      EXPECT_FALSE(std::is_sorted(order.begin(), order.end()));
+      for (uint64_t& sample : order) sample %= 25;
+      orders.insert(order);
+    }
+  EXPECT_EQ(groups.size(), 40u) << "each epoch has other windows";
+  EXPECT_EQ(orders.size(), 40u) << "each window has an order of its own";
+}
+
+// Samples of the shards of one window follow each other as in any shuffle.
+TEST(Windows, MixAllShardsOfAWindow) {
+  constexpr uint64_t kShards = 8, kEach = 2000;
+  const Windows windows{.shards = std::vector<uint64_t>(kShards, kEach), .window = kShards};
+  const EpochOrder order = Sampler(9, kShards * kEach, windows).order(2);
+  std::vector<uint64_t> pairs(kShards * kShards);
+  for (uint64_t i = 0; i + 1 < kShards * kEach; ++i)
+    ++pairs[order.at(i) / kEach * kShards + order.at(i + 1) / kEach];
+  EXPECT_LT(chi_square(pairs), limit(pairs.size()));
+}
+
+// As TheStreamIsPinned: never to change.
+TEST(Windows, TheStreamIsPinned) {
+  const Sampler sampler(1, 60000, {.shards = std::vector<uint64_t>(60, 1000), .window = 16});
+  std::vector<uint64_t> got;
+  for (const uint64_t position : {0, 1, 59999, 60000, 123456})
+    got.push_back(sampler.at(position).sample);
+  EXPECT_EQ(got, (std::vector<uint64_t>{33556, 49988, 34839, 37835, 18136}));
+}
+
+TEST(Windows, ShardsOfAnotherNumberOfSamplesAreAFault) {
+  EXPECT_THROW(Sampler(1, 10, {.shards = {4, 5}, .window = 1}), Error);
+  EXPECT_THROW(Sampler(1, 9, {.shards = {4, 5}, .window = 0}), Error);
 }
 
 TEST(Sampler, AnEmptyDatasetIsAnError) {

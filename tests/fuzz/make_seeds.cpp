@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "data_loader/tar.h"
 #include "ops/core/error.h"
 #include "tests/fuzz/tiny_checkpoint.h"
 #include "tests/support/tiny_images.h"
@@ -116,6 +117,20 @@ void datasets(const auto& write) {
   write("index/outside",
         records("convoy image index 2\n4000000000000000000 0 1\n4000000000000000000 1 a\n"
                 "9 ../../x.jpg\n"));
+  const auto member = [](const std::string& name, const std::string& bytes) {
+    return data::tar_header(name, bytes.size()) + bytes +
+           std::string(data::tar_padding(bytes.size()), '\0');
+  };
+  const std::string end(data::kTarEnd, '\0');
+  const std::string one = member("c/1.jpg", "image") + member("c/1.cls", "1");
+  write("tar/one", one + end);
+  write("tar/long", member(std::string(120, 'd') + "/" + std::string(180, 'n') + ".png", "x") +
+                        member(std::string(120, 'd') + "/" + std::string(180, 'n') + ".cls", "0") +
+                        one + end);
+  write("tar_index/two",
+        records(fmt::format("convoy shard index 1\n4096 2 1 1 {}\n512 5 1 0badcafe c/1.jpg\n"
+                            "2048 600 0 - 2%2Ex.PNG\nleft out\n",
+                            std::string(64, 'a'))));
   write("statistics/two", "2\n204\n6\n8\n10\n12\n");
 }
 

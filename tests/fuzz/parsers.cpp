@@ -359,6 +359,40 @@ void feed_index(std::string_view bytes) {
   });
 }
 
+// What is read of a dataset of one shard stays in it.
+void use_shard(const data::DatasetSpec& spec) {
+  for (const data::SampleOrder order : {data::SampleOrder::kByName, data::SampleOrder::kByShard}) {
+    data::DatasetSpec ordered = spec;
+    ordered.order = order;
+    accepted({ExitCode::kBadData}, [&] {
+      const auto dataset = open_dataset(ordered, data::Split::kTrain);
+      for (uint64_t i = 0; i < std::min<uint64_t>(dataset->size(), 100); ++i)
+        require(!dataset->file(i).name.empty(), "an image without a name");
+      if (order == data::SampleOrder::kByShard)
+        require(dataset->shard_sizes().size() == 1 && dataset->shard_sizes()[0] == dataset->size(),
+                "a shard of another size");
+      use(*dataset);
+    });
+  }
+}
+
+// A shard without an index.
+void feed_tar(std::string_view bytes) {
+  static const TempFolder folder;
+  static const MemoryFile shard(folder.path("a.tar"));
+  shard.set(bytes);
+  use_shard({.format = data::Format::kTarShards, .path = folder.path()});
+}
+
+// The index beside a shard of 4096 bytes, without its digest.
+void feed_tar_index(std::string_view bytes) {
+  static const TempFolder folder;
+  static const MemoryFile shard(folder.path("a.tar")), index(folder.path("a.tar.index"));
+  shard.set(std::string(4096, 'x'));
+  index.set(fmt::format("{}{}\n", bytes, sha256_hex(bytes)));
+  use_shard({.format = data::Format::kTarShards, .path = folder.path()});
+}
+
 // The numbers of kept image statistics, after what they are of.
 struct KeptStatistics {
   KeptStatistics() {
@@ -537,6 +571,8 @@ constexpr Parser kParsers[] = {
     {"idx", &feed_idx, 4096},
     {"cifar", &feed_cifar, 16384},
     {"index", &feed_index, 2048},
+    {"tar", &feed_tar, 8192},
+    {"tar_index", &feed_tar_index, 2048},
     {"statistics", &feed_statistics, 512},
     {"safetensors", &feed_safetensors, 4096},
     {"manifest", &feed_manifest, 4096},

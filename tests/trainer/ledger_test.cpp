@@ -28,7 +28,7 @@ const LedgerTerms kTerms{
 
 // What a loader delivers of one step and worker.
 data::Batch batch_of(uint64_t step, int worker, const LedgerTerms& terms = kTerms) {
-  const data::Sampler sampler(terms.seed, terms.dataset_size);
+  const data::Sampler sampler(terms.seed, terms.dataset_size, terms.windows);
   data::Batch batch;
   batch.step = step;
   batch.worker = worker;
@@ -45,7 +45,7 @@ data::Batch batch_of(uint64_t step, int worker, const LedgerTerms& terms = kTerm
 }
 
 uint64_t number_of(uint64_t step, const LedgerTerms& terms = kTerms) {
-  const data::Sampler sampler(terms.seed, terms.dataset_size);
+  const data::Sampler sampler(terms.seed, terms.dataset_size, terms.windows);
   uint64_t sum = 0;
   for (uint64_t p = step * terms.global_batch; p < (step + 1) * terms.global_batch; ++p)
     sum += sample_mark(p, sampler.at(p).epoch, sampler.at(p).sample);
@@ -234,6 +234,29 @@ TEST(LedgerProof, ThreadsAgree) {
     EXPECT_EQ(proof.whole_epochs, 2u);
     EXPECT_EQ(proof.last_epoch_samples, 120000u - 2 * 50021);
   }
+}
+
+// What windows of shards consumed is proven, too, and is not what a full shuffle consumes.
+TEST(LedgerProof, KnowsWindowsOfShards) {
+  LedgerTerms terms{.dataset_size = 5003, .global_batch = 100, .seed = 1, .dataset_digest = "d"};
+  terms.windows = {.shards = {1000, 1000, 3, 2000, 1000}, .window = 2};
+  const LedgerRecord record = record_of(0, 120, 1, terms);
+  const LedgerText ledger = parse_ledger(to_line(record) + "\n");
+  ASSERT_EQ(ledger.records.size(), 1u) << ledger.damaged.front();
+  EXPECT_EQ(ledger.records[0].terms, terms);
+  for (const int threads : {1, 3}) EXPECT_EQ(prove(ledger, 120, threads).whole_epochs, 2u);
+  LedgerText other = ledger;
+  other.records[0].terms.windows.window = 3;
+  EXPECT_NE(flaw(other, 120), "");
+  other.records[0].terms.windows = {};
+  EXPECT_NE(flaw(other, 120), "");
+  // Shards that are not those of the dataset.
+  std::string line = to_line(record);
+  line = line.substr(0, line.rfind(",\"check\"")) + "}";
+  EXPECT_EQ(parse_record(line).terms, terms);
+  const size_t at = line.find("[1,3]");
+  ASSERT_NE(at, std::string::npos) << line.substr(0, 300);
+  EXPECT_THROW(parse_record(line.replace(at, 5, "[2,3]")), Error);
 }
 
 TEST(LedgerProof, NamesTheFirstStepAndPositionThatDiffers) {
