@@ -191,8 +191,7 @@ class TarShards final : public Dataset {
     if (order == SampleOrder::kByShard) {
       digest_ = digest_by_shard();
     } else {
-      order_by_name();
-      digest_ = digest_by_name();
+      digest_ = order_by_name();
       sizes_.clear();
     }
   }
@@ -258,58 +257,54 @@ class TarShards final : public Dataset {
   Place place(uint64_t i) const { return place_of_slot(by_name_.empty() ? i : by_name_[i]); }
   ShardImage image(Place at) const { return shards_[at.shard].index.image(at.image); }
 
-  void order_by_name() {
+  // Fills by_name_; returns the digest.
+  std::string order_by_name() {
     if (size_ > UINT32_MAX)
       fail(ExitCode::kBadData, "{} images; at most {} are ordered by their names", size_,
            UINT32_MAX);
     // By label, as they come; then the names of each class.
+    std::vector<uint32_t> labels;
+    labels.reserve(size_);
     std::vector<uint32_t> begins(classes_.size() + 1);
     for (const Shard& shard : shards_)
-      for (size_t k = 0; k < shard.index.size(); ++k) ++begins[shard.index.image(k).label + 1];
+      for (size_t k = 0; k < shard.index.size(); ++k) {
+        labels.push_back(static_cast<uint32_t>(shard.index.image(k).label));
+        ++begins[labels.back() + 1];
+      }
     std::partial_sum(begins.begin(), begins.end(), begins.begin());
     by_name_.resize(size_);
     std::vector<uint32_t> next(begins);
-    uint32_t slot = 0;
-    for (const Shard& shard : shards_)
-      for (size_t k = 0; k < shard.index.size(); ++k)
-        by_name_[next[shard.index.image(k).label]++] = slot++;
+    for (uint32_t slot = 0; slot < labels.size(); ++slot) by_name_[next[labels[slot]]++] = slot;
+    ListingDigest digest;
     for (size_t c = 0; c < classes_.size(); ++c)
-      sort_class(std::span(by_name_).subspan(begins[c], begins[c + 1] - begins[c]), classes_[c]);
+      order_class(c, std::span(by_name_).subspan(begins[c], begins[c + 1] - begins[c]), digest);
+    return digest.hex();
   }
 
-  void sort_class(std::span<uint32_t> slots, const std::string& class_name) const {
+  void order_class(size_t label, std::span<uint32_t> slots, ListingDigest& digest) const {
     struct Named {
       std::string_view name;
+      uint64_t bytes;
       uint32_t slot;
     };
+    if (slots.empty()) return;
     std::vector<Named> named;
     std::list<std::string> put_together;
     std::string scratch;
     for (const uint32_t slot : slots) {
-      std::string_view name = original_name(image(place_of_slot(slot)).name, class_name, scratch);
+      const ShardImage found = image(place_of_slot(slot));
+      std::string_view name = original_name(found.name, classes_[label], scratch);
       if (name.data() == scratch.data()) name = put_together.emplace_back(scratch);
-      named.push_back({name, slot});
+      named.push_back({name, found.bytes, slot});
     }
     std::sort(named.begin(), named.end(), [](const Named& a, const Named& b) {
       return a.name != b.name ? a.name < b.name : a.slot < b.slot;
     });
-    for (size_t k = 0; k < slots.size(); ++k) slots[k] = named[k].slot;
-  }
-
-  std::string digest_by_name() const {
-    ListingDigest digest;
-    std::string scratch;
-    for (uint64_t i = 0; i < size_;) {
-      const uint64_t label = image(place(i)).label;
-      uint64_t end = i;
-      while (end < size_ && image(place(end)).label == label) ++end;
-      digest.add_class(label, end - i, classes_[label]);
-      for (; i < end; ++i) {
-        const ShardImage found = image(place(i));
-        digest.add_image(found.bytes, original_name(found.name, classes_[label], scratch));
-      }
+    digest.add_class(label, slots.size(), classes_[label]);
+    for (size_t k = 0; k < slots.size(); ++k) {
+      slots[k] = named[k].slot;
+      digest.add_image(named[k].bytes, named[k].name);
     }
-    return digest.hex();
   }
 
   std::string digest_by_shard() const {

@@ -124,10 +124,10 @@ TEST(TarShards, WindowsNeedShards) {
 // A tar of the system's own, with long names and with each format that it knows.
 TEST(TarShards, ReadsWhatTarWrites) {
   const QuietLog quiet;
-  const std::string long_class(120, 'c');
+  const std::string long_class(90, 'c');
   for (const std::string format : {"gnu", "pax", "ustar", "oldgnu"}) {
     const TempFolder root, source;
-    const std::string long_name(format == "ustar" ? 90 : 140, 'n');
+    const std::string long_name(format == "ustar" ? 60 : 140, 'n');
     source.write("in/" + long_class + "/" + long_name + ".jpg", "long");
     source.write("in/" + long_class + "/" + long_name + ".cls", "1");
     source.write("in/short.jpg", "short");

@@ -613,6 +613,8 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                            "data.bad_sample=substitute",
                                            "data.max_pixels=5",
                                            "data.synthetic_samples=5",
+                                           "data.shuffle=window",
+                                           "data.window_shards=3",
                                            "model.name=x",
                                            "model.stride_in_first_conv=true",
                                            "model.shortcut=a",

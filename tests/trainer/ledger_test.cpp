@@ -160,7 +160,12 @@ TEST(LedgerText, HostileRecordsAreRefused) {
     }
   };
   const std::pair<const char*, const char*> changes[] = {
-      {"\"ledger\":1", "\"ledger\":2"},
+      {"\"ledger\":1", "\"ledger\":3"},
+      {"\"seed\"", "\"window\":1,\"seed\""},
+      {"\"seed\"", "\"window\":0,\"shards\":[[1,23]],\"seed\""},
+      {"\"seed\"", "\"window\":1,\"shards\":[[1,22]],\"seed\""},
+      {"\"seed\"", "\"window\":1,\"shards\":[[9999999,23]],\"seed\""},
+      {"\"seed\"", "\"window\":1,\"shards\":[[10000001,0],[1,23]],\"seed\""},
       {"\"ledger\":1", "\"ledger\":\"1\""},
       {"\"life\":1", "\"life\":-1"},
       {"\"life\":1", "\"life\":1e400"},

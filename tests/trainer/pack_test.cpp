@@ -200,7 +200,7 @@ TEST(Pack, GoesOnWhereItDied) {
   int died = 0;
   for (uint64_t call = 1;; call += 17, ++died) {
     const std::string target = out.path(std::to_string(call));
-    FailingCalls fault({.error = EIO, .call = call, .path_has = "/" + std::to_string(call)});
+    FailingCalls fault({.error = EIO, .call = call, .path_has = fmt::format("/{}", call)});
     bool failed = false;
     set_file_hook(&fault);
     try {
