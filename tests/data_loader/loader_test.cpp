@@ -169,6 +169,16 @@ TEST(Loader, RawBatchesDependOnTheJobAlone) {
   expect_same_for_all_splits(dataset, config);
 }
 
+TEST(Loader, WindowsOfShardsDependOnTheJobAlone) {
+  const Numbered dataset(103, {16, 16, 1});
+  LoaderConfig config = small_config();
+  config.transform.crop = Crop::kPadAndCrop;
+  const Hashes full = run(dataset, config);
+  config.windows = {.shards = {40, 3, 30, 30}, .window = 2};
+  expect_same_for_all_splits(dataset, config);
+  EXPECT_NE(run(dataset, config), full);
+}
+
 TEST(Loader, SeedAndEpochChangeTheBatches) {
   const TempFolder root;
   test::make_image_folder(root, 2, 5, 1);

@@ -7,9 +7,11 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
+#include <set>
 
 #include "data_loader/image.h"
 #include "data_loader/loader.h"
+#include "data_loader/shard_index.h"
 #include "data_loader/tar_shards.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
@@ -128,6 +130,14 @@ TEST(Pack, AFolderAndItsShardsAreOneDataset) {
       EXPECT_EQ(hash_of_batches(*shards, threads), hash_of_batches(*folder, 1));
   }
   EXPECT_EQ(packed[0].digest, open(source.path())->digest());
+  // No two images have the same key, also where files differ in their endings alone.
+  std::set<std::string> keys;
+  const auto shards = open(out.path("t"));
+  for (uint64_t i = 0; i < shards->size(); ++i) {
+    const std::string name = shards->name(i);
+    keys.emplace(data::key_of(name.substr(name.rfind(": ") + 2)));
+  }
+  EXPECT_EQ(keys.size(), shards->size());
   // In the shards the classes are mixed.
   const auto by_shard = open(out.path("t"), data::Split::kTrain, data::SampleOrder::kByShard);
   std::vector<int32_t> labels;
