@@ -280,8 +280,7 @@ TarListing list_tar(int fd, uint64_t bytes, const std::string& path,
 std::string tar_header(std::string_view name, uint64_t bytes) {
   if (name.size() <= kName.bytes) return plain_header("", name, bytes, '0');
   // The prefix is cut at a slash.
-  for (size_t slash = name.find('/'); slash != std::string_view::npos && slash <= kPrefix.bytes;
-       slash = name.find('/', slash + 1))
+  for (size_t slash = name.find('/'); slash <= kPrefix.bytes; slash = name.find('/', slash + 1))
     if (slash > 0 && name.size() - slash - 1 <= kName.bytes && slash + 1 < name.size())
       return plain_header(name.substr(0, slash), name.substr(slash + 1), bytes, '0');
   const std::string record = pax_record("path", name);

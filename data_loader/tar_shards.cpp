@@ -111,7 +111,8 @@ bool recall(const std::string& path, std::vector<Shard>& shards, const std::vect
 
 std::vector<Shard> open_shards(const std::string& folder, const std::string& cache_folder) {
   std::vector<Shard> shards;
-  for (const std::string& name : list_shards(folder)) shards.push_back({folder + "/" + name, {}});
+  for (const std::string& name : list_shards(folder))
+    shards.push_back({fmt::format("{}/{}", folder, name), {}});
   std::vector<char> has_index(shards.size());
   for_each_in_parallel(shards.size(), kListingThreads, [&](size_t i) {
     has_index[i] = read_index(shards[i].path, shards[i].index) ? 1 : 0;
@@ -385,7 +386,8 @@ std::vector<std::string> list_shards(const std::string& folder) {
   if (!listing) return names;
   while (const dirent* entry = ::readdir(listing.get())) {
     const std::string name = entry->d_name;
-    if (name[0] != '.' && name.ends_with(".tar") && is_regular_file(folder + "/" + name))
+    if (name[0] != '.' && name.ends_with(".tar") &&
+        is_regular_file(fmt::format("{}/{}", folder, name)))
       names.push_back(name);
   }
   std::sort(names.begin(), names.end());
