@@ -29,7 +29,7 @@ namespace {
 using test::TempFolder;
 
 // Small raw images: sample i is filled with the byte i, so pixels tell the sample.
-class Numbered final : public Dataset {
+class Numbered : public Dataset {
  public:
   explicit Numbered(uint64_t size, ImageShape shape = {4, 4, 1}) : size_(size), shape_(shape) {
     for (int c = 0; c < 10; ++c) classes_.push_back(std::to_string(c));
@@ -50,6 +50,17 @@ class Numbered final : public Dataset {
   uint64_t size_;
   ImageShape shape_;
   std::vector<std::string> classes_;
+};
+
+// Numbered, in shards.
+class NumberedShards final : public Numbered {
+ public:
+  NumberedShards(uint64_t size, ImageShape shape, std::vector<uint64_t> shards)
+      : Numbered(size, shape), shards_(std::move(shards)) {}
+  std::span<const uint64_t> shard_sizes() const override { return shards_; }
+
+ private:
+  const std::vector<uint64_t> shards_;
 };
 
 // Numbered, but reading sample `stuck` waits until let_go().
@@ -174,9 +185,11 @@ TEST(Loader, WindowsOfShardsDependOnTheJobAlone) {
   LoaderConfig config = small_config();
   config.transform.crop = Crop::kPadAndCrop;
   const Hashes full = run(dataset, config);
-  config.windows = {.shards = {40, 3, 30, 30}, .window = 2};
-  expect_same_for_all_splits(dataset, config);
-  EXPECT_NE(run(dataset, config), full);
+  config.window_shards = 2;
+  EXPECT_THROW(run(dataset, config), Error) << "no shards";
+  const NumberedShards shards(103, {16, 16, 1}, {40, 3, 30, 30});
+  expect_same_for_all_splits(shards, config);
+  EXPECT_NE(run(shards, config), full);
 }
 
 TEST(Loader, SeedAndEpochChangeTheBatches) {
