@@ -78,6 +78,7 @@ class Engine {
   // Belongs to the state where scale_loss is set.
   bool scales_loss() const { return config_.scale_loss; }
   LossScale& loss_scale() { return loss_scale_; }
+  const LossScale& loss_scale() const { return loss_scale_; }
 
   struct Images {
     const uint8_t* pixels;  // [batch_per_worker, H, W, C]

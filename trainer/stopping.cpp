@@ -1,0 +1,55 @@
+#include "trainer/stopping.h"
+
+#include <cstdlib>
+
+#include "ops/core/log.h"
+#include "trainer/signals.h"
+#include "trainer/text.h"
+
+namespace convoy::trainer {
+
+void Stopping::end_by(const Until& until, Clock::time_point started) {
+  const std::optional<double> left = seconds_left(
+      until, unix_now(), seconds_since(started), [](const char* name) { return std::getenv(name); },
+      ask_squeue);
+  if (!left) return;
+  log::info("--until: this life ends by itself within {}", duration(*left));
+  until_ = Clock::now() +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*left));
+}
+
+void Stopping::begin(double state_bytes) {
+  constexpr double kBytesPerSecond = 100e6;  // until a save is measured
+  if (until_) deadline_.emplace(*until_, 1 + state_bytes / kBytesPerSecond);
+}
+
+bool Stopping::asked(comm::Watchdog& watchdog, uint64_t step, int workers, bool evaluation_due) {
+  bool asked = stop_requested();
+  if (communicator_.size() > workers) {
+    watchdog.enter(comm::Phase::kReduce, step);
+    asked = communicator_.all_reduce_max(asked) > 0;
+  }
+  return asked || time_is_up(evaluation_due);
+}
+
+bool Stopping::time_is_up(bool evaluation_due) {
+  const auto now = Clock::now();
+  if (!deadline_ || !deadline_->last_step(now, evaluation_due)) return false;
+  log::info("--until: time is up {}: stopping", deadline_->reason(now));
+  time_is_up_ = true;
+  return true;
+}
+
+void Stopping::note_step(double seconds) {
+  if (deadline_) deadline_->note_step(seconds);
+}
+
+void Stopping::note_save(double seconds) {
+  if (deadline_) deadline_->note_save(seconds);
+}
+
+void Stopping::note_evaluation(double seconds) {
+  if (deadline_) deadline_->note_evaluation(seconds);
+}
+
+}  // namespace convoy::trainer

@@ -1,0 +1,364 @@
+#include "trainer/train_loop.h"
+
+#include <iostream>
+#include <utility>
+
+#include "ops/core/clock.h"
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "trainer/dry_run.h"
+#include "trainer/model_state.h"
+
+namespace convoy::trainer {
+
+TrainLoop::TrainLoop(const RunContext& run)
+    : communicator_(run.communicator),
+      watchdog_(run.watchdog),
+      options_(run.options),
+      job_(run.job),
+      fingerprint_(run.fingerprint),
+      plan_(run.plan),
+      faults_(run.faults),
+      folder_(run.folder),
+      stopping_(run.stopping),
+      resume_(run.resume),
+      evaluator_(*run.plan.val, run.job, run.plan.normalisation, run.plan.data_threads) {
+  const data::ImageShape shape = data::output_shape(train_transform(job_), *plan_.train);
+  input_ = image_input(job_, plan_.normalisation, shape, job_.batch_per_worker);
+  const ops::Graph graph = graph_of(job_, shape);
+  EngineConfig config =
+      engine_config(job_, options_.device, communicator_.local_rank(), input_, plan_.lanes);
+  config.hooks = {.compute = [this] { watchdog_.enter(comm::Phase::kCompute, step_); },
+                  .reduce =
+                      [this](int bucket) {
+                        watchdog_.enter(comm::Phase::kReduce, step_, bucket);
+                        faults_.at(FaultPoint::kReduce, step_);
+                      }};
+  if (options_.device == "cpu") warn_of_too_little_memory(communicator_, graph, config);
+  engine_ = std::make_unique<Engine>(communicator_, graph, config);
+  replicas_.emplace(communicator_, *engine_, job_.checks.replicas_every_steps);
+  cross_check_.emplace(communicator_, *engine_, static_cast<int>(job_.workers),
+                       job_.checks.recompute_every_steps, [this](uint64_t step, int worker) {
+                         return open_loader(plan_, job_, step, step + 1, {worker, worker + 1}, 0);
+                       });
+  report_.emplace(plan_, job_, *engine_);
+}
+
+void TrainLoop::dry_run() {
+  print_dry_run(communicator_, *engine_, job_, plan_.length, input_, plan_.val->size(),
+                loader_plan(plan_, job_, engine_->hosted()));
+}
+
+void TrainLoop::restore_state(const std::optional<CheckpointState>& checkpoint, const char* how) {
+  step_ = resume_.step;
+  plateau_ = resume_.plateau;
+  skipped_ = resume_.skipped;
+  if (!resume_.found) return;
+  restore_on_all(communicator_, *engine_, checkpoint);
+  if (is_root())
+    log::info("{} at step {} of {} from {}", how, step_, plan_.total_steps,
+              printable(resume_.folder));
+}
+
+void TrainLoop::open_folder() {
+  folder_.open(watchdog_, plan_, step_, resume_.folder, state_to_save(std::nullopt));
+  folder_.write(
+      {.step = step_,
+       .event = resume_.found ? "resume" : "start",
+       .detail = fmt::format("{} ranks, {} workers", communicator_.size(), job_.workers)});
+  folder_.begin(step_, plan_);
+  if (!is_root()) return;
+  log::info("{} on {}: {} parameters, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
+            job_.model.name, printable(job_.data.path), engine_->layout().parameter_floats,
+            job_.workers, job_.batch_per_worker, plan_.total_steps, communicator_.size(),
+            plan_.lanes);
+  double bytes = 0;
+  for (const std::span<float> flat : engine_->state().all())
+    bytes += static_cast<double>(flat.size_bytes());
+  stopping_.begin(bytes);
+}
+
+int TrainLoop::run(std::optional<CheckpointState> checkpoint) {
+  restore_state(std::exchange(checkpoint, std::nullopt), "resumed");
+  open_folder();
+  for (std::optional<RollBack> back;;) {
+    try {
+      if (back) go_back(*std::exchange(back, std::nullopt));
+      return run_steps();
+    } catch (const RollBack& reason) {
+      back = reason;
+    }
+  }
+}
+
+// In this process, to the newest whole checkpoint, or to the start where there is none.
+void TrainLoop::go_back(const RollBack& reason) {
+  if (!reason.pass_over && roll_backs_++ >= job_.checks.max_roll_backs)
+    fail(ExitCode::kFault,
+         "{}; this life of the run has gone back {} time(s) already (checks.max_roll_backs): "
+         "leave out the host that is named and start again",
+         reason.why, job_.checks.max_roll_backs);
+  watchdog_.enter(comm::Phase::kStart, step_);
+  folder_.enter(Phase::kStarting);
+  if (is_root()) {
+    log::warning("{}; going back to the last checkpoint", reason.why);
+    folder_.wait_for_save();
+    folder_.expect_held();
+  }
+  loader_ = nullptr;
+  engine_->reset();
+  restore_state(find_resume(communicator_, options_, resume_), "goes on");
+  replicas_->went_back(step_);
+  report_->went_back();
+  folder_.go_back(step_);
+  folder_.write({.step = step_, .event = "roll_back", .detail = reason.why});
+  report_judgement();
+  if (reason.pass_over) pass_over(*reason.pass_over, reason.why);
+}
+
+// The steps from here to `end` will count but not be computed.
+void TrainLoop::pass_over(uint64_t end, const std::string& why) {
+  if (end <= step_) fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
+  skipped_.add(step_, end);
+  ++skipped_.skips;
+  if (is_root())
+    log::warning("steps {} to {} are passed over, number {} of at most {} (non_finite.max_skips)",
+                 step_, end - 1, skipped_.skips, job_.non_finite.max_skips);
+  // The checkpoint says so, too: a life that begins there does the same.
+  save(resume_.evaluated ? std::optional(resume_.top1) : std::nullopt);
+}
+
+bool TrainLoop::evaluation_due(uint64_t done) const {
+  return trainer::evaluation_due(plan_, job_, skipped_, done);
+}
+
+int TrainLoop::run_steps() {
+  const std::unique_ptr<data::Loader> loader = open_loader(
+      plan_, job_, skipped_.next(step_), plan_.last_step, engine_->hosted(), plan_.data_threads);
+  std::vector<const data::Batch*> held(job_.workers);
+  const Engine::Source source{[&](uint64_t worker) {
+                                const data::Batch& batch = acquire(*loader, worker);
+                                held[worker] = &batch;
+                                folder_.consumed(batch);
+                                faults_.at(FaultPoint::kCompute, step_);
+                                return Engine::Images{batch.pixels, batch.labels.data()};
+                              },
+                              [&](uint64_t worker) { loader->release(*held[worker]); },
+                              [&](const std::exception_ptr& error) { loader->stop(error); }};
+
+  const auto words = watchdog_.describe(comm::Phase::kInput, [&] {
+    return loader ? file_in_progress(loader->in_progress()) : std::string();
+  });
+  loader_ = loader.get();
+  // A life that stopped when an evaluation was due left it to us.
+  if (resume_.found && step_ > 0 && evaluation_due(step_) && !resume_.evaluated)
+    evaluate_and_save();
+  if (is_root()) report_->begin(loader_);
+  folder_.restart_save_clock();
+  bool stopped = false;
+  while (step_ < plan_.last_step && !stopped) {
+    folder_.enter(Phase::kUseful);
+    Engine::Control asked;
+    // Only a life, or a roll-back, begins in front of steps that are passed over.
+    if (const uint64_t next = skipped_.next(step_); next > step_) {
+      folder_.passed_over(step_, next);
+      step_ = next;
+    } else {
+      asked = train_step(source);
+      stopped = asked.stop;
+    }
+    const bool evaluate_now = evaluation_due(step_) && (!stopped || step_ == plan_.total_steps);
+    const bool by_steps =
+        job_.checkpoint.every_steps > 0 && step_ % job_.checkpoint.every_steps == 0;
+    // Before an evaluation too: whatever happens in it, the steps before are safe.
+    if (asked.save || by_steps || evaluate_now || stopped || step_ >= plan_.last_step)
+      save(std::nullopt);
+    if (evaluate_now) {
+      report_->finish();
+      evaluate_and_save();
+      if (is_root()) report_->begin(loader_);
+    }
+  }
+  report_->finish();
+  report_substitutions();
+  return leave(stopped && step_ < plan_.last_step);
+}
+
+const data::Batch& TrainLoop::acquire(data::Loader& loader, uint64_t worker) {
+  const auto wait = watchdog_.input();
+  faults_.at(FaultPoint::kInput, step_);
+  return loader.acquire(step_, static_cast<int>(worker));
+}
+
+// One step. Returns what the ranks have agreed on.
+Engine::Control TrainLoop::train_step(const Engine::Source& source) {
+  const auto start = Clock::now();
+  const double rate = learning_rate(step_, plan_.length, job_.optimizer, job_.schedule, plateau_);
+  const Engine::Control control{
+      .stop = stopping_.asked(watchdog_, step_, static_cast<int>(job_.workers),
+                              evaluation_due(step_ + 1)),
+      .save = is_root() && folder_.save_due()};
+  while (const Fault* fault = faults_.change(step_)) engine_->apply(*fault);
+  engine_->compute(step_, control, source, cross_check_->worker_of(step_));
+  watchdog_.enter(comm::Phase::kReduce, step_);  // all ranks compare
+  if (const auto wrong = cross_check_->check(step_)) throw RollBack{*wrong, std::nullopt};
+  replicas_->before_update(step_);
+  const Engine::Result result = engine_->update(rate);
+  ++step_;
+  const double seconds = seconds_since(start);
+  stopping_.note_step(seconds);
+  folder_.step_done(report_->take_waited(loader_));
+  if (result.diverged) skip_or_stop(result);
+  watchdog_.enter(comm::Phase::kReduce, step_);
+  if (const auto differ = replicas_->after_update(step_)) throw RollBack{*differ, std::nullopt};
+  report_judgement();
+  if (is_root())
+    if (const auto line = report_->add(step_, rate, result, seconds_since(start), loader_))
+      folder_.write(*line);
+  return result.control;
+}
+
+void TrainLoop::report_judgement() {
+  const std::optional<std::string> judgement = replicas_->take_judgement();
+  if (!judgement || !is_root()) return;
+  log::warning("{}", *judgement);
+  folder_.write({.step = step_, .event = "judgement", .detail = *judgement});
+}
+
+// The last step had a loss or a gradient that is not finite, and has changed nothing.
+void TrainLoop::skip_or_stop(const Engine::Result& result) {
+  // A rank whose memory was hit by a flipped bit is no reason to change the run's course.
+  if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
+  std::string why = engine_->about_divergence(step_ - 1, result);
+  const std::vector<std::string> workers =
+      communicator_.all_gather(fmt::format("{}", fmt::join(engine_->losses_not_finite(), ", ")));
+  for (size_t rank = 0; rank < workers.size(); ++rank)
+    if (!workers[rank].empty())
+      why += fmt::format("; not finite on rank {} ({}): the loss of worker {}", rank,
+                         printable(communicator_.hosts()[rank]), workers[rank]);
+  stop_or_roll_back(why);
+  ++skipped_.skips;
+  if (!is_root()) return;
+  log::warning("{}; the update is skipped, number {} of at most {} (non_finite.max_skips)", why,
+               skipped_.skips, job_.non_finite.max_skips);
+  folder_.write({.step = step_, .event = "skip", .detail = why});
+}
+
+// Returns where the policy goes on without an update.
+void TrainLoop::stop_or_roll_back(const std::string& why) const {
+  using Policy = Job::NonFinite::Policy;
+  if (job_.non_finite.policy == Policy::kStop)
+    fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
+  if (skipped_.skips >= job_.non_finite.max_skips)
+    fail(ExitCode::kFault, "{}; the run has skipped {} time(s) already (non_finite.max_skips); {}",
+         why, skipped_.skips, Engine::kDivergenceRemedy);
+  if (job_.non_finite.policy == Policy::kRollBack) throw RollBack{why, step_};
+}
+
+void TrainLoop::evaluate_and_save() {
+  const double top1 = evaluate();
+  note_evaluation(plateau_, 1 - top1, job_.schedule);
+  save(top1);
+}
+
+// Returns top-1, of 0 to 1.
+double TrainLoop::evaluate() {
+  watchdog_.enter(comm::Phase::kEvaluate, step_);
+  folder_.enter(Phase::kEvaluating);
+  const auto start = Clock::now();
+  faults_.at(FaultPoint::kEvaluate, step_);
+  const auto accuracy_of = [&](Engine::Weights weights) {
+    return evaluator_.run(communicator_, *engine_, weights, watchdog_, step_);
+  };
+  const Accuracy accuracy = accuracy_of(Engine::Weights::kTrained);
+  std::optional<Accuracy> ema;
+  if (engine_->has_ema()) ema = accuracy_of(Engine::Weights::kAverage);
+  result_ = accuracy;
+  stopping_.note_evaluation(seconds_since(start));
+  if (is_root()) folder_.write(report_evaluation(step_, plan_, accuracy, ema));
+  return accuracy.top1_share();
+}
+
+void TrainLoop::save(std::optional<double> top1) {
+  watchdog_.enter(comm::Phase::kSave, step_);
+  folder_.enter(Phase::kSaving);
+  folder_.restart_save_clock();
+  saved_top1_ = top1;
+  if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
+  if (!engine_->state_is_finite()) refuse_to_save();
+  faults_.at(FaultPoint::kSave, step_);
+  const bool saves = folder_.save(
+      step_, top1, loader_ ? loader_->substitutions() : std::vector<data::Substitution>(),
+      state_to_save(top1));
+  if (saves) stopping_.note_save(folder_.save_seconds());
+}
+
+void TrainLoop::refuse_to_save() {
+  const std::string why = fmt::format(
+      "step {}: weights or batch-norm statistics are no longer finite, so they are not saved",
+      step_);
+  if (is_root()) folder_.keep_apart(state_to_save(std::nullopt));
+  communicator_.barrier();
+  if (job_.non_finite.policy == Job::NonFinite::Policy::kRollBack) stop_or_roll_back(why);
+  fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
+}
+
+RunFolder::MakeState TrainLoop::state_to_save(std::optional<double> top1) {
+  return [this, top1] { return checkpoint_state(top1); };
+}
+
+// Borrows the engine's memory.
+CheckpointState TrainLoop::checkpoint_state(std::optional<double> top1) {
+  CheckpointState state;
+  state.facts = {.step = step_,
+                 .job_digest = plan_.job_digest,
+                 .job = to_text(job_),
+                 .dataset_digest = plan_.train->digest(),
+                 .fingerprint = fingerprint_,
+                 .dataset_size = plan_.length.dataset_size,
+                 .global_batch = plan_.length.global_batch,
+                 .plateau = plateau_,
+                 .top1 = top1,
+                 .confirmed_by_ranks = static_cast<uint32_t>(communicator_.size()),
+                 .skipped = skipped_};
+  state.model = model_tensors(*engine_, step_);
+  state.optimizer = optimizer_tensors(*engine_, plan_.normalisation);
+  state.ema = ema_tensors(*engine_);
+  return state;
+}
+
+void TrainLoop::report_substitutions() const {
+  if (!loader_) return;
+  for (const data::Substitution& s : loader_->substitutions())
+    log::warning("epoch {}: sample {} was replaced by {}: {}", s.epoch, s.sample, s.substitute,
+                 s.reason);
+}
+
+// Everything is on the disk when this returns.
+int TrainLoop::leave(bool stopped) {
+  watchdog_.enter(comm::Phase::kLeave, step_);
+  if (is_root()) {
+    folder_.enter(Phase::kSaving);
+    folder_.close(step_, stopped ? "stop" : "end", state_to_save(saved_top1_));
+    say_end(stopped);
+  }
+  communicator_.barrier();
+  return static_cast<int>(stopped ? ExitCode::kRecoverable : ExitCode::kDone);
+}
+
+void TrainLoop::say_end(bool stopped) {
+  if (stopped) {
+    ending_ = stopping_.reason();
+    log::info("stopped at step {} of {}, saved; run the same command again to go on", step_,
+              plan_.total_steps);
+  } else if (step_ < plan_.total_steps) {
+    ending_ = "stop_after_steps";
+    log::info("stop_after_steps: {} of {} steps done, saved", step_, plan_.total_steps);
+  } else {
+    ending_ = "done";
+    std::cout << (result_ ? to_text(*result_) : std::string("this run was already complete"))
+              << std::endl;
+  }
+}
+
+}  // namespace convoy::trainer

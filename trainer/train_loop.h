@@ -1,0 +1,112 @@
+// The training loop of a life: from the state it begins with to the step at which it ends.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "comm/communicator.h"
+#include "comm/watchdog.h"
+#include "trainer/cross_check.h"
+#include "trainer/engine.h"
+#include "trainer/evaluate.h"
+#include "trainer/fault.h"
+#include "trainer/job.h"
+#include "trainer/replicas.h"
+#include "trainer/resume.h"
+#include "trainer/roll_back.h"
+#include "trainer/run_folder.h"
+#include "trainer/run_plan.h"
+#include "trainer/step_report.h"
+#include "trainer/stopping.h"
+#include "trainer/train_options.h"
+
+namespace convoy::trainer {
+
+// What a life has once its ranks have met; all of it outlives the loop.
+struct RunContext {
+  comm::Communicator& communicator;
+  comm::Watchdog& watchdog;
+  const TrainOptions& options;
+  const Job& job;
+  const Fingerprint& fingerprint;
+  const RunPlan& plan;
+  Faults& faults;
+  RunFolder& folder;
+  Stopping& stopping;
+  Resume& resume;
+};
+
+class TrainLoop {
+ public:
+  // Collective. Builds the engine.
+  explicit TrainLoop(const RunContext& context);
+  TrainLoop(const TrainLoop&) = delete;
+  TrainLoop& operator=(const TrainLoop&) = delete;
+
+  // Collective; in place of run().
+  void dry_run();
+  // Collective; `checkpoint`: rank 0's, where one was found. Returns the exit code: 0 (done, or
+  // stop_after_steps reached) or 75 (stopped, saved). Everything is on the disk then.
+  int run(std::optional<CheckpointState> checkpoint);
+
+  uint64_t step() const { return step_; }                // optimizer steps done
+  const std::string& ending() const { return ending_; }  // how the life has ended
+
+ private:
+  bool is_root() const { return communicator_.rank() == 0; }
+  bool evaluation_due(uint64_t done) const;
+
+  void restore_state(const std::optional<CheckpointState>& checkpoint, const char* how);
+  void open_folder();
+  void go_back(const RollBack& reason);
+  void pass_over(uint64_t end, const std::string& why);
+
+  int run_steps();
+  Engine::Control train_step(const Engine::Source& source);
+  const data::Batch& acquire(data::Loader& loader, uint64_t worker);
+  void report_judgement();
+  void skip_or_stop(const Engine::Result& result);
+  void stop_or_roll_back(const std::string& why) const;
+
+  void evaluate_and_save();
+  double evaluate();
+  void save(std::optional<double> top1);
+  [[noreturn]] void refuse_to_save();
+  RunFolder::MakeState state_to_save(std::optional<double> top1);
+  CheckpointState checkpoint_state(std::optional<double> top1);
+
+  void report_substitutions() const;
+  int leave(bool stopped);
+  void say_end(bool stopped);
+
+  comm::Communicator& communicator_;
+  comm::Watchdog& watchdog_;
+  const TrainOptions& options_;
+  const Job& job_;
+  const Fingerprint& fingerprint_;
+  const RunPlan& plan_;
+  Faults& faults_;
+  RunFolder& folder_;
+  Stopping& stopping_;
+  Resume& resume_;
+
+  ops::ImageInput input_;
+  Evaluator evaluator_;
+  std::unique_ptr<Engine> engine_;
+  std::optional<Replicas> replicas_;
+  std::optional<CrossCheck> cross_check_;
+  std::optional<StepReport> report_;
+  const data::Loader* loader_ = nullptr;  // while run_steps() runs
+
+  uint64_t step_ = 0;  // optimizer steps done
+  PlateauState plateau_;
+  SkippedSteps skipped_;
+  std::optional<double> saved_top1_;  // as in the last save
+  uint32_t roll_backs_ = 0;           // of this life, because of corruption
+  std::optional<Accuracy> result_;
+  std::string ending_;  // how this life ends
+};
+
+}  // namespace convoy::trainer
