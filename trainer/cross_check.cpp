@@ -4,12 +4,14 @@
 
 #include "ops/core/error.h"
 #include "trainer/replicas.h"
+#include "trainer/setup.h"
 
 namespace convoy::trainer {
 
-CrossCheck::CrossCheck(comm::Communicator& communicator, Engine& engine, int workers,
-                       uint32_t every, MakeLoader make_loader)
+CrossCheck::CrossCheck(comm::Communicator& communicator, comm::Watchdog& watchdog, Engine& engine,
+                       int workers, uint32_t every, MakeLoader make_loader)
     : communicator_(communicator),
+      watchdog_(watchdog),
       engine_(engine),
       workers_(workers),
       every_(every),
@@ -51,8 +53,11 @@ std::vector<CrossCheck::Attempt> CrossCheck::more(const std::vector<Attempt>& fi
 std::vector<uint64_t> CrossCheck::compute(uint64_t step, int worker, const Attempt& attempt) {
   if (attempt.rank != communicator_.rank()) return {};
   const std::unique_ptr<data::Loader> loader = make_loader_(step, worker);
+  const auto words = watchdog_.describe(comm::Phase::kInput,
+                                        [&] { return file_in_progress(loader->in_progress()); });
   const data::Batch* batch = nullptr;
   const Engine::Source source{[&](uint64_t) {
+                                const auto wait = watchdog_.input();
                                 batch = &loader->acquire(step, worker);
                                 return Engine::Images{batch->pixels, batch->labels.data()};
                               },

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "comm/watchdog.h"
 #include "comm/worker_map.h"
 #include "data_loader/loader.h"
 #include "trainer/engine.h"
@@ -22,9 +23,9 @@ class CrossCheck {
   // Makes that one worker's batch of a step; `loader` as for Loader, first_step = step.
   using MakeLoader = std::function<std::unique_ptr<data::Loader>(uint64_t step, int worker)>;
 
-  // every: steps between checks; 0: none.
-  CrossCheck(comm::Communicator& communicator, Engine& engine, int workers, uint32_t every,
-             MakeLoader make_loader);
+  // every: steps between checks; 0: none. The watchdog hears what is read.
+  CrossCheck(comm::Communicator& communicator, comm::Watchdog& watchdog, Engine& engine,
+             int workers, uint32_t every, MakeLoader make_loader);
 
   // The worker that is computed twice in this step, each in its turn; -1: none.
   int worker_of(uint64_t step) const;
@@ -43,6 +44,7 @@ class CrossCheck {
   std::vector<uint64_t> compute(uint64_t step, int worker, const Attempt& attempt);
 
   comm::Communicator& communicator_;
+  comm::Watchdog& watchdog_;
   Engine& engine_;
   const int workers_;
   const uint32_t every_;

@@ -37,7 +37,7 @@ TrainLoop::TrainLoop(const RunContext& run)
   if (options_.device == "cpu") warn_of_too_little_memory(communicator_, graph, config);
   engine_ = std::make_unique<Engine>(communicator_, graph, config);
   replicas_.emplace(communicator_, *engine_, job_.checks.replicas_every_steps);
-  cross_check_.emplace(communicator_, *engine_, static_cast<int>(job_.workers),
+  cross_check_.emplace(communicator_, watchdog_, *engine_, static_cast<int>(job_.workers),
                        job_.checks.recompute_every_steps, [this](uint64_t step, int worker) {
                          return open_loader(plan_, job_, step, step + 1, {worker, worker + 1}, 0);
                        });

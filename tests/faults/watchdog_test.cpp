@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "data_loader/sampler.h"
 #include "tests/end_to_end/program.h"
 
 namespace convoy::test {
@@ -52,6 +53,7 @@ class Watchdog : public RunTest {
     allow_faults();
     make_idx(folder_, "data", {.train = 96, .val = 30, .classes = 3});
   }
+  void TearDown() override { ::unsetenv("LD_PRELOAD"); }
 
   Arguments train(const Arguments& more = {}, const std::string& data = "data",
                   const std::string& name = "a") const {
@@ -81,6 +83,16 @@ class Watchdog : public RunTest {
     const Outcome outcome = expect_verdict(running, words);
     EXPECT_LT(seconds_since(start), kDeadline + kEnd) << outcome.all();
     return outcome;
+  }
+
+  // Of a run on images in the folder whose rank 1 gets no further than this file.
+  Arguments train_with_stuck(const std::string& file, const Arguments& more = {}) const {
+    ::setenv("CONVOY_TEST_STUCK", std::filesystem::canonical(folder_.path(file)).c_str(), 1);
+    ::setenv("LD_PRELOAD", CONVOY_STUCK_FILE, 1);
+    Arguments arguments = deadline("input");
+    arguments.insert(arguments.end(), {"--set", "data.eval.resize=16"});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return train(arguments, "");
   }
 };
 
@@ -120,20 +132,27 @@ TEST_F(Watchdog, R3ARankThatIsStoppedForAWhileIsNotedAndTheRunGoesOn) {
 #ifndef CONVOY_SANITIZED
 TEST_F(Watchdog, R4AFileThatCannotBeReadIsNamed) {
   make_image_folder(folder_, 3, 8, 2);
-  const std::string file = folder_.path("train/class_1/image_3.jpg");
-  ASSERT_TRUE(std::filesystem::exists(file));
-  ::setenv("CONVOY_TEST_STUCK", std::filesystem::canonical(file).c_str(), 1);
-  ::setenv("LD_PRELOAD", CONVOY_STUCK_FILE, 1);
-  Arguments arguments = deadline("input");
-  arguments.insert(arguments.end(), {"--set", "data.eval.resize=16"});
-  Running running(folder_, train(arguments, ""), 3);
-  ::unsetenv("LD_PRELOAD");
+  Running running(folder_, train_with_stuck("train/class_1/image_3.jpg"), 3);
   const bool begun = running.wait_until([&] { return step() >= 1; });
   const Outcome outcome = expect_verdict(running, "rank 1 on ");
   EXPECT_TRUE(begun) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, ": waiting for input "), 1) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, "train/class_1/image_3.jpg, step "), 1) << outcome.all();
   EXPECT_EQ(lines_with(outcome.err, "; ranks 0, 2 waiting in reduce of bucket 0, step"), 1)
+      << outcome.all();
+}
+
+// Rank 1 reads the first image of worker 0, which is rank 0's, only to compute that worker again.
+TEST_F(Watchdog, R4AFileThatCannotBeReadAgainIsNamed) {
+  constexpr uint64_t kEach = 10;
+  make_image_folder(folder_, 3, kEach, 2);
+  const uint64_t sample = data::Sampler(/*seed=*/1, 3 * kEach).at(0).sample;
+  const std::string file =
+      fmt::format("train/class_{}/image_{}.jpg", sample / kEach, sample % kEach);
+  Running running(folder_, train_with_stuck(file, {"--set", "checks.recompute_every_steps=1"}), 3);
+  const Outcome outcome = expect_verdict(running, "rank 1 on ");
+  EXPECT_EQ(lines_with(outcome.err, ": waiting for input "), 1) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, file + ", step 0; ranks 0, 2 waiting in reduce"), 1)
       << outcome.all();
 }
 #endif
