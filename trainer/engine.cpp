@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "comm/worker_map.h"
 #include "ops/core/clock.h"
@@ -14,8 +15,9 @@
 namespace convoy::trainer {
 namespace {
 
-// What travels behind the batch-norm statistics in bucket 0.
-enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kExtras };
+// What travels behind the batch-norm statistics in bucket 0. As many floats as keep the gradients
+// behind them where vectors want them.
+enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kLeftOut, kExtras = 8 };
 
 std::vector<comm::Range> cut_buckets(const ops::ParameterLayout& layout, size_t head_floats,
                                      double bucket_mib) {
@@ -224,8 +226,8 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
     forward(state, step, source, state.flat);
     // Flags once per rank; sums of them travel, and anything above zero is a yes.
     const bool first = worker == range.begin;
-    const float flags[] = {first && control.stop ? 1.0f : 0.0f,
-                           first && control.save ? 1.0f : 0.0f};
+    const float flags[] = {first && control.stop ? 1.0f : 0.0f, first && control.save ? 1.0f : 0.0f,
+                           first && control.left_out ? 1.0f : 0.0f};
     state.device->upload(state.flat + extras_begin_ + kStop, flags, sizeof flags);
     if (worker == digested_ && !state.digester)
       state.digester = state.device->make_digester(contribution_ranges(state.flat));
@@ -264,6 +266,7 @@ Engine::Result Engine::update(double learning_rate) {
     gradients_[p] =
         reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
   }
+  if (sum_fault_) spoil_sum(*std::exchange(sum_fault_, std::nullopt));
   Clock::time_point backward_end;
   for (const auto& lane : lane_state_) backward_end = std::max(backward_end, lane->backward_end);
   if (hosted().size() > 0) exposed_seconds_ += seconds_since(backward_end);
@@ -289,6 +292,8 @@ Engine::Result Engine::update(double learning_rate) {
       (static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker));
   result.gradient_norm = optimizer_->result().gradient_norm;
   result.control = {.stop = extras[kStop] > 0, .save = extras[kSave] > 0};
+  // A number of ranks, whatever a broken memory says.
+  result.left_out = extras[kLeftOut] > 0 ? static_cast<int>(std::min(extras[kLeftOut], 1e6f)) : 0;
   result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
   result.diverged = config_.scale_loss ? !loss_scale_.note(result.updated) : !result.updated;
   return result;
@@ -419,8 +424,8 @@ std::vector<int> Engine::losses_not_finite() const {
 }
 
 void Engine::apply(const Fault& fault) {
-  if (fault.what == FaultTarget::kGradient) {
-    gradient_fault_ = fault;
+  if (fault.what == FaultTarget::kGradient || fault.what == FaultTarget::kSum) {
+    (fault.what == FaultTarget::kSum ? sum_fault_ : gradient_fault_) = fault;
     return;
   }
   const State now = state();
@@ -432,6 +437,24 @@ void Engine::apply(const Fault& fault) {
   float& value = flat[fault.index % flat.size()];
   value = changed(fault, value);
   put_state();
+}
+
+// In a copy: the sum itself may lie in memory that other ranks read.
+void Engine::spoil_sum(const Fault& fault) {
+  const size_t at = fault.index % layout_.parameter_floats;
+  const auto behind = [](size_t offset, const auto& p) { return offset < p.offset; };
+  const auto next =
+      std::upper_bound(layout_.parameters.begin(), layout_.parameters.end(), at, behind);
+  const auto p = static_cast<size_t>(next - layout_.parameters.begin()) - 1;
+  ops::Device& device = *lane_state_[0]->device;
+  std::vector<float> sum(layout_.parameters[p].floats());
+  device.download(sum.data(), gradients_[p], sum.size() * sizeof(float));
+  float& value = sum[at - layout_.parameters[p].offset];
+  value = changed(fault, value);
+  wrong_sum_ = std::make_unique<ops::DeviceFloats>(device, sum.size());
+  std::ranges::copy(sum, wrong_sum_->read().begin());
+  wrong_sum_->write();
+  gradients_[p] = wrong_sum_->data();
 }
 
 Engine::State Engine::state() {

@@ -97,6 +97,7 @@ class Engine {
   struct Control {
     bool stop = false;
     bool save = false;
+    bool left_out = false;  // this rank's update of the step before changed nothing
   };
   struct Result {
     double loss = 0;  // mean over the samples of the step
@@ -104,7 +105,8 @@ class Engine {
     double gradient_norm = 0;
     bool updated = true;    // false: loss or gradient were not finite, and nothing was changed
     bool diverged = false;  // not finite, and no loss scale helps: what now is the caller's to say
-    Control control;        // of all ranks
+    Control control;        // of all ranks: stop and save
+    int left_out = 0;       // ranks that raised that flag
   };
   // Collective: compute(), then update(). Throws Error (kFault) where the step diverged.
   Result step(uint64_t step, double learning_rate, const Control& control, const Source& source);
@@ -138,7 +140,8 @@ class Engine {
   // does not look).
   std::vector<int> losses_not_finite() const;
 
-  // Tests: changes the state now, or the gradient of this rank's first worker in the next step.
+  // Tests: changes the state now, or in the next step the gradient of this rank's first worker, or
+  // its copy of the sum.
   void apply(const Fault& fault);
 
   enum class Weights { kTrained, kAverage };
@@ -174,6 +177,7 @@ class Engine {
   void say_reduce(int bucket) const {
     if (config_.hooks.reduce) config_.hooks.reduce(bucket);
   }
+  void spoil_sum(const Fault& fault);
   // Packs the weights of a network of lane 0, which those of the other lanes share.
   void prepare(std::unique_ptr<ops::Network> Lane::*network);
   void run_lanes(const Source& source, const std::function<void(int)>& body);
@@ -192,10 +196,11 @@ class Engine {
   size_t extras_begin_ = 0, head_floats_ = 0;  // bucket 0: statistics, then the extras
   std::vector<comm::Range> buckets_;
   std::unique_ptr<comm::Reducer> reducer_;
-  std::vector<int> bucket_of_;           // of each parameter
-  std::vector<const float*> gradients_;  // of each parameter, after the reduction
-  int digested_ = -1;                    // worker of this step
-  std::optional<Fault> gradient_fault_;  // of the next step
+  std::vector<int> bucket_of_;                       // of each parameter
+  std::vector<const float*> gradients_;              // of each parameter, after the reduction
+  int digested_ = -1;                                // worker of this step
+  std::optional<Fault> gradient_fault_, sum_fault_;  // of the next step
+  std::unique_ptr<ops::DeviceFloats> wrong_sum_;     // of a parameter, where sum_fault_ said so
   LossScale loss_scale_;
   double prepare_seconds_ = 0, update_seconds_ = 0;
   double exposed_seconds_ = 0;

@@ -30,11 +30,11 @@ const Names<FaultPoint> kPoints = {
     {"start", FaultPoint::kStart},     {"input", FaultPoint::kInput},
     {"compute", FaultPoint::kCompute}, {"reduce", FaultPoint::kReduce},
     {"save", FaultPoint::kSave},       {"evaluate", FaultPoint::kEvaluate}};
-const Names<FaultTarget> kTargets = {{"weights", FaultTarget::kWeights},
-                                     {"momentum", FaultTarget::kMomentum},
-                                     {"running", FaultTarget::kRunning},
-                                     {"ema", FaultTarget::kEma},
-                                     {"gradient", FaultTarget::kGradient}};
+const Names<FaultTarget> kTargets = {
+    {"weights", FaultTarget::kWeights},   {"momentum", FaultTarget::kMomentum},
+    {"running", FaultTarget::kRunning},   {"ema", FaultTarget::kEma},
+    {"gradient", FaultTarget::kGradient}, {"sum", FaultTarget::kSum},
+    {"plateau", FaultTarget::kPlateau},   {"skips", FaultTarget::kSkips}};
 
 template <typename Value>
 Value named(const Names<Value>& names, const std::string& key, const std::string& text) {

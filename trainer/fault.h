@@ -28,7 +28,16 @@ enum class FaultKind {
 enum class FaultPoint { kStart, kInput, kCompute, kReduce, kSave, kEvaluate };
 
 // What kNan and kBitflip change.
-enum class FaultTarget { kWeights, kMomentum, kRunning, kEma, kGradient };
+enum class FaultTarget {
+  kWeights,
+  kMomentum,
+  kRunning,
+  kEma,
+  kGradient,  // as a worker contributes it
+  kSum,       // of the gradients, as this rank has received it
+  kPlateau,   // state of the schedule; its bit `bit` is flipped
+  kSkips,     // of the run; likewise
+};
 
 struct Fault {
   FaultKind kind = FaultKind::kKill;

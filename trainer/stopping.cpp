@@ -23,12 +23,9 @@ void Stopping::begin(double state_bytes) {
   if (until_) deadline_.emplace(*until_, 1 + state_bytes / kBytesPerSecond);
 }
 
-bool Stopping::asked(comm::Watchdog& watchdog, uint64_t step, int workers, bool evaluation_due) {
+bool Stopping::asked(bool idle_ranks, bool evaluation_due) {
   bool asked = stop_requested();
-  if (communicator_.size() > workers) {
-    watchdog.enter(comm::Phase::kReduce, step);
-    asked = communicator_.all_reduce_max(asked) > 0;
-  }
+  if (idle_ranks) asked = communicator_.all_reduce_max(asked) > 0;
   return asked || time_is_up(evaluation_due);
 }
 

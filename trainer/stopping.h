@@ -7,7 +7,6 @@
 #include <string>
 
 #include "comm/communicator.h"
-#include "comm/watchdog.h"
 #include "ops/core/clock.h"
 #include "trainer/until.h"
 
@@ -22,9 +21,10 @@ class Stopping {
   // Rank 0: the first step comes next. `state_bytes`: what a save writes.
   void begin(double state_bytes);
 
-  // Collective where ranks host none of the `workers`: a flag travels with the contribution of a
-  // hosted worker, so they need another way. evaluation_due: behind the step that begins.
-  bool asked(comm::Watchdog& watchdog, uint64_t step, int workers, bool evaluation_due);
+  // Does this rank want the step that begins to be the last one? idle_ranks: there are ranks whose
+  // word does not travel; then it is collective, and the ranks agree on signals here.
+  // evaluation_due: behind that step.
+  bool asked(bool idle_ranks, bool evaluation_due);
 
   // What they took, in seconds; rank 0.
   void note_step(double seconds);

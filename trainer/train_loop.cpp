@@ -41,6 +41,7 @@ TrainLoop::TrainLoop(const RunContext& run)
                        job_.checks.recompute_every_steps, [this](uint64_t step, int worker) {
                          return open_loader(plan_, job_, step, step + 1, {worker, worker + 1}, 0);
                        });
+  non_finite_.emplace(communicator_, *engine_, *replicas_, folder_, job_.non_finite, skipped_);
   report_.emplace(plan_, job_, *engine_);
 }
 
@@ -109,6 +110,7 @@ void TrainLoop::go_back(const RollBack& reason) {
   engine_->reset();
   restore_state(find_resume(communicator_, options_, resume_), "goes on");
   replicas_->went_back(step_);
+  non_finite_->forget();
   report_->went_back();
   folder_.go_back(step_);
   folder_.write({.step = step_, .event = "roll_back", .detail = reason.why});
@@ -190,14 +192,24 @@ const data::Batch& TrainLoop::acquire(data::Loader& loader, uint64_t worker) {
   return loader.acquire(step_, static_cast<int>(worker));
 }
 
+// What this rank says in the step that begins. It travels with the contribution of a hosted worker,
+// so where ranks host none, all need another way.
+Engine::Control TrainLoop::control_word() {
+  const bool idle_ranks = communicator_.size() > static_cast<int>(job_.workers);
+  if (idle_ranks) {
+    watchdog_.enter(comm::Phase::kReduce, step_);
+    non_finite_->ask(step_);
+  }
+  const bool stop = stopping_.asked(idle_ranks, evaluation_due(step_ + 1));
+  return {
+      .stop = stop, .save = is_root() && folder_.save_due(), .left_out = non_finite_->pending()};
+}
+
 // One step. Returns what the ranks have agreed on.
 Engine::Control TrainLoop::train_step(const Engine::Source& source) {
   const auto start = Clock::now();
   const double rate = learning_rate(step_, plan_.length, job_.optimizer, job_.schedule, plateau_);
-  const Engine::Control control{
-      .stop = stopping_.asked(watchdog_, step_, static_cast<int>(job_.workers),
-                              evaluation_due(step_ + 1)),
-      .save = is_root() && folder_.save_due()};
+  const Engine::Control control = control_word();
   while (const Fault* fault = faults_.change(step_)) engine_->apply(*fault);
   engine_->compute(step_, control, source, cross_check_->worker_of(step_));
   watchdog_.enter(comm::Phase::kReduce, step_);  // all ranks compare
@@ -208,7 +220,8 @@ Engine::Control TrainLoop::train_step(const Engine::Source& source) {
   const double seconds = seconds_since(start);
   stopping_.note_step(seconds);
   folder_.step_done(report_->take_waited(loader_));
-  if (result.diverged) skip_or_stop(result);
+  non_finite_->settle(result.left_out, step_);
+  non_finite_->note(step_ - 1, result);
   watchdog_.enter(comm::Phase::kReduce, step_);
   if (const auto differ = replicas_->after_update(step_)) throw RollBack{*differ, std::nullopt};
   report_judgement();
@@ -223,36 +236,6 @@ void TrainLoop::report_judgement() {
   if (!judgement || !is_root()) return;
   log::warning("{}", *judgement);
   folder_.write({.step = step_, .event = "judgement", .detail = *judgement});
-}
-
-// The last step had a loss or a gradient that is not finite, and has changed nothing.
-void TrainLoop::skip_or_stop(const Engine::Result& result) {
-  // A rank whose memory was hit by a flipped bit is no reason to change the run's course.
-  if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
-  std::string why = engine_->about_divergence(step_ - 1, result);
-  const std::vector<std::string> workers =
-      communicator_.all_gather(fmt::format("{}", fmt::join(engine_->losses_not_finite(), ", ")));
-  for (size_t rank = 0; rank < workers.size(); ++rank)
-    if (!workers[rank].empty())
-      why += fmt::format("; not finite on rank {} ({}): the loss of worker {}", rank,
-                         printable(communicator_.hosts()[rank]), workers[rank]);
-  stop_or_roll_back(why);
-  ++skipped_.skips;
-  if (!is_root()) return;
-  log::warning("{}; the update is skipped, number {} of at most {} (non_finite.max_skips)", why,
-               skipped_.skips, job_.non_finite.max_skips);
-  folder_.write({.step = step_, .event = "skip", .detail = why});
-}
-
-// Returns where the policy goes on without an update.
-void TrainLoop::stop_or_roll_back(const std::string& why) const {
-  using Policy = Job::NonFinite::Policy;
-  if (job_.non_finite.policy == Policy::kStop)
-    fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
-  if (skipped_.skips >= job_.non_finite.max_skips)
-    fail(ExitCode::kFault, "{}; the run has skipped {} time(s) already (non_finite.max_skips); {}",
-         why, skipped_.skips, Engine::kDivergenceRemedy);
-  if (job_.non_finite.policy == Policy::kRollBack) throw RollBack{why, step_};
 }
 
 void TrainLoop::evaluate_and_save() {
@@ -284,6 +267,7 @@ void TrainLoop::save(std::optional<double> top1) {
   folder_.enter(Phase::kSaving);
   folder_.restart_save_clock();
   saved_top1_ = top1;
+  non_finite_->ask(step_);
   if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
   if (!engine_->state_is_finite()) refuse_to_save();
   faults_.at(FaultPoint::kSave, step_);
@@ -299,7 +283,8 @@ void TrainLoop::refuse_to_save() {
       step_);
   if (is_root()) folder_.keep_apart(state_to_save(std::nullopt));
   communicator_.barrier();
-  if (job_.non_finite.policy == Job::NonFinite::Policy::kRollBack) stop_or_roll_back(why);
+  if (job_.non_finite.policy == Job::NonFinite::Policy::kRollBack)
+    non_finite_->stop_or_roll_back(why, step_);
   fail(ExitCode::kFault, "{}; {}", why, Engine::kDivergenceRemedy);
 }
 

@@ -13,6 +13,7 @@
 #include "trainer/evaluate.h"
 #include "trainer/fault.h"
 #include "trainer/job.h"
+#include "trainer/non_finite.h"
 #include "trainer/replicas.h"
 #include "trainer/resume.h"
 #include "trainer/roll_back.h"
@@ -64,11 +65,10 @@ class TrainLoop {
   void pass_over(uint64_t end, const std::string& why);
 
   int run_steps();
+  Engine::Control control_word();
   Engine::Control train_step(const Engine::Source& source);
   const data::Batch& acquire(data::Loader& loader, uint64_t worker);
   void report_judgement();
-  void skip_or_stop(const Engine::Result& result);
-  void stop_or_roll_back(const std::string& why) const;
 
   void evaluate_and_save();
   double evaluate();
@@ -97,6 +97,7 @@ class TrainLoop {
   std::unique_ptr<Engine> engine_;
   std::optional<Replicas> replicas_;
   std::optional<CrossCheck> cross_check_;
+  std::optional<NonFinite> non_finite_;
   std::optional<StepReport> report_;
   const data::Loader* loader_ = nullptr;  // while run_steps() runs
 
