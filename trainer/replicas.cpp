@@ -94,14 +94,27 @@ std::vector<Digests> gather(comm::Communicator& communicator, const Digests& min
   return all;
 }
 
-Replicas::Replicas(comm::Communicator& communicator, Engine& engine, uint32_t every)
-    : communicator_(communicator), engine_(engine), every_(every) {}
+Replicas::Replicas(comm::Communicator& communicator, Engine& engine, uint32_t every, Beside beside)
+    : communicator_(communicator), engine_(engine), every_(every), beside_(std::move(beside)) {}
+
+Digests Replicas::digests() const {
+  Digests all = engine_.state_digests();
+  const Digests more = beside_.digests();
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+std::vector<std::string> Replicas::names() const {
+  std::vector<std::string> all = engine_.state_names();
+  all.insert(all.end(), beside_.names.begin(), beside_.names.end());
+  return all;
+}
 
 void Replicas::before_update(uint64_t done) {
   if (communicator_.size() != 2 || every_ == 0) return;
   // Where no comparison was due for long, the oldest go.
   if (noted_.size() >= 2 * static_cast<size_t>(every_)) noted_.erase(noted_.begin());
-  noted_.push_back({done, engine_.state_digests()});
+  noted_.push_back({done, digests()});
 }
 
 std::optional<std::string> Replicas::after_update(uint64_t done) {
@@ -113,8 +126,7 @@ std::optional<std::string> Replicas::after_update(uint64_t done) {
 
 std::optional<std::string> Replicas::compare(uint64_t done) {
   if (!compares()) return std::nullopt;
-  if (noted_.empty() || noted_.back().done != done)
-    noted_.push_back({done, engine_.state_digests()});
+  if (noted_.empty() || noted_.back().done != done) noted_.push_back({done, digests()});
   const std::vector<Digests> all = gather(communicator_, {joined(noted_.back().digests)});
   if (compare_digests(all).all_equal()) {
     noted_.clear();
@@ -136,7 +148,7 @@ std::string Replicas::find_first_difference() {
   if (!difference.decided) dispute_ = {done, all};
   return fmt::format(
       "step {}: the replicas differ: {}{}", noted_.back().done,
-      to_text(difference, engine_.state_names(), communicator_.hosts()),
+      to_text(difference, names(), communicator_.hosts()),
       difference.decided ? "" : fmt::format("; a replay will decide at step {}", done));
 }
 
@@ -148,7 +160,7 @@ void Replicas::went_back(uint64_t done) {
 // Has the replay reached the moment at which the replicas first differed?
 void Replicas::settle(uint64_t done) {
   if (!dispute_ || dispute_->done != done) return;
-  const Digests replayed = engine_.state_digests();
+  const Digests replayed = digests();
   if (!compare_digests(gather(communicator_, replayed)).all_equal()) {
     judgement_ = fmt::format("step {}: the replays differ, too: they cannot say who was wrong",
                              dispute_->done);
@@ -165,9 +177,9 @@ void Replicas::settle(uint64_t done) {
       tensor_wrong[t] = tensor_wrong[t] || before[t] != replayed[t];
   }
   std::vector<std::string> tensors;
-  const std::vector<std::string> names = engine_.state_names();
-  for (size_t t = 0; t < names.size(); ++t)
-    if (tensor_wrong[t]) tensors.push_back(names[t]);
+  const std::vector<std::string> all_names = names();
+  for (size_t t = 0; t < all_names.size(); ++t)
+    if (tensor_wrong[t]) tensors.push_back(all_names[t]);
   judgement_ =
       wrong.size() == dispute_->digests.size()
           ? fmt::format("step {}: the replay agrees with no rank: it cannot say who was wrong",

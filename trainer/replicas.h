@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -44,8 +45,14 @@ std::vector<Digests> gather(comm::Communicator& communicator, const Digests& min
 // is exact, says whose digests were wrong.
 class Replicas {
  public:
+  // What must be the same on all ranks beside the engine's state.
+  struct Beside {
+    std::vector<std::string> names;
+    std::function<Digests()> digests;  // of each name
+  };
+
   // every: steps between comparisons; 0: none but those that are asked for.
-  Replicas(comm::Communicator& communicator, Engine& engine, uint32_t every);
+  Replicas(comm::Communicator& communicator, Engine& engine, uint32_t every, Beside beside);
 
   // Between compute and update of a step; `done` steps are done.
   void before_update(uint64_t done);
@@ -69,6 +76,8 @@ class Replicas {
     std::vector<Digests> digests;  // of each rank
   };
 
+  Digests digests() const;
+  std::vector<std::string> names() const;
   bool compares() const { return communicator_.size() > 1; }
   void settle(uint64_t done);
   std::string find_first_difference();
@@ -76,6 +85,7 @@ class Replicas {
   comm::Communicator& communicator_;
   Engine& engine_;
   const uint32_t every_;
+  const Beside beside_;
   std::vector<Noted> noted_;  // since the last comparison; the last one is of now
   std::optional<Dispute> dispute_;
   std::optional<std::string> judgement_;

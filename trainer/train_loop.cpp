@@ -1,5 +1,6 @@
 #include "trainer/train_loop.h"
 
+#include <bit>
 #include <iostream>
 #include <utility>
 
@@ -10,6 +11,20 @@
 #include "trainer/model_state.h"
 
 namespace convoy::trainer {
+namespace {
+
+uint64_t digest_of(const PlateauState& plateau) {
+  return joined(
+      {plateau.drops, std::bit_cast<uint64_t>(plateau.best_error), plateau.evaluations_since});
+}
+
+uint64_t digest_of(const SkippedSteps& skipped) {
+  Digests numbers = {skipped.skips};
+  for (const auto& [begin, end] : skipped.ranges) numbers.insert(numbers.end(), {begin, end});
+  return joined(numbers);
+}
+
+}  // namespace
 
 TrainLoop::TrainLoop(const RunContext& run)
     : communicator_(run.communicator),
@@ -36,7 +51,10 @@ TrainLoop::TrainLoop(const RunContext& run)
                       }};
   if (options_.device == "cpu") warn_of_too_little_memory(communicator_, graph, config);
   engine_ = std::make_unique<Engine>(communicator_, graph, config);
-  replicas_.emplace(communicator_, *engine_, job_.checks.replicas_every_steps);
+  replicas_.emplace(communicator_, *engine_, job_.checks.replicas_every_steps,
+                    Replicas::Beside{{"the plateau schedule", "the skipped steps"}, [this] {
+                                       return Digests{digest_of(plateau_), digest_of(skipped_)};
+                                     }});
   cross_check_.emplace(communicator_, watchdog_, *engine_, static_cast<int>(job_.workers),
                        job_.checks.recompute_every_steps, [this](uint64_t step, int worker) {
                          return open_loader(plan_, job_, step, step + 1, {worker, worker + 1}, 0);
@@ -210,7 +228,7 @@ Engine::Control TrainLoop::train_step(const Engine::Source& source) {
   const auto start = Clock::now();
   const double rate = learning_rate(step_, plan_.length, job_.optimizer, job_.schedule, plateau_);
   const Engine::Control control = control_word();
-  while (const Fault* fault = faults_.change(step_)) engine_->apply(*fault);
+  while (const Fault* fault = faults_.change(step_)) apply(*fault);
   engine_->compute(step_, control, source, cross_check_->worker_of(step_));
   watchdog_.enter(comm::Phase::kReduce, step_);  // all ranks compare
   if (const auto wrong = cross_check_->check(step_)) throw RollBack{*wrong, std::nullopt};
@@ -229,6 +247,15 @@ Engine::Control TrainLoop::train_step(const Engine::Source& source) {
     if (const auto line = report_->add(step_, rate, result, seconds_since(start), loader_))
       folder_.write(*line);
   return result.control;
+}
+
+void TrainLoop::apply(const Fault& fault) {
+  if (fault.what == FaultTarget::kPlateau)
+    plateau_.drops ^= 1u << fault.bit;
+  else if (fault.what == FaultTarget::kSkips)
+    skipped_.skips ^= 1u << fault.bit;
+  else
+    engine_->apply(fault);
 }
 
 void TrainLoop::report_judgement() {

@@ -68,6 +68,7 @@ class TrainLoop {
   Engine::Control control_word();
   Engine::Control train_step(const Engine::Source& source);
   const data::Batch& acquire(data::Loader& loader, uint64_t worker);
+  void apply(const Fault& fault);
   void report_judgement();
 
   void evaluate_and_save();
