@@ -25,24 +25,28 @@ void NonFinite::ask(uint64_t done) {
 
 void NonFinite::settle(int ranks, uint64_t done) {
   if (ranks == 0) return;
-  const std::optional<LeftOut> mine = std::exchange(pending_, std::nullopt);
-  if (ranks < communicator_.size()) replicas_have_parted(mine, done);
-  if (mine && mine->diverged) follow_policy(*mine, done);
+  if (ranks < communicator_.size()) {
+    const auto differ = replicas_.compare(done);
+    throw RollBack{differ ? *differ : fmt::format("step {}: the ranks have parted", done),
+                   std::nullopt};
+  }
+  const std::optional<LeftOut> left_out = std::exchange(pending_, std::nullopt);
+  if (left_out && left_out->diverged) follow_policy(*left_out, done);
 }
 
-void NonFinite::replicas_have_parted(const std::optional<LeftOut>& mine, uint64_t done) {
-  const std::optional<std::string> differ = replicas_.compare(done);
-  std::string why = differ ? *differ + "; " : "";
+std::string NonFinite::take_apart() {
+  const std::optional<LeftOut> mine = std::exchange(pending_, std::nullopt);
   const std::vector<std::string> said = communicator_.all_gather(mine ? mine->why : "");
   std::string ranks, found;
+  size_t count = 0;
   for (size_t rank = 0; rank < said.size(); ++rank) {
     if (said[rank].empty()) continue;
     ranks += fmt::format("{}rank {} ({})", ranks.empty() ? "" : ", ", rank,
                          printable(communicator_.hosts()[rank]));
-    if (found.empty()) found = said[rank];
+    if (++count == 1) found = said[rank];
   }
-  throw RollBack{fmt::format("{}{} alone found sums that are not finite: {}", why, ranks, found),
-                 std::nullopt};
+  if (count == 0 || count == said.size()) return "";
+  return fmt::format("; {} alone found sums that are not finite: {}", ranks, found);
 }
 
 void NonFinite::follow_policy(const LeftOut& left_out, uint64_t done) {

@@ -4,7 +4,7 @@
 // bit that flips in the sums as one rank has received them is that rank's alone. So it goes on, and
 // says what it found in the control word of its next step; at the end of that step all ranks know
 // how many of them said so. All: the policy of the job decides. Some: their replicas have parted;
-// they are named, and the run goes back. Before a save, and where ranks that host no worker have no
+// the run goes back, and they are named. Before a save, and where ranks that host no worker have no
 // control word, the ranks ask each other at once.
 //
 // The step in between changes nothing in this: it was computed on the weights that the update which
@@ -46,8 +46,9 @@ class NonFinite {
   void settle(int ranks, uint64_t done);
   // Collective: the ranks ask each other of the last update, and settle it.
   void ask(uint64_t done);
-  // The run goes back: what was pending never was.
-  void forget() { pending_.reset(); }
+  // Collective: the run goes back, and what was pending never was. Names the ranks, where some but
+  // not all of them had left out an update: "; rank 1 (node7) alone found ...", else "".
+  std::string take_apart();
 
   // The state cannot be saved after `done` steps, on all ranks alike. Returns where the policy
   // goes on without an update; throws as settle().
@@ -61,7 +62,6 @@ class NonFinite {
     std::string losses;  // workers of this rank whose loss was not finite, "" for none
   };
 
-  [[noreturn]] void replicas_have_parted(const std::optional<LeftOut>& mine, uint64_t done);
   void follow_policy(const LeftOut& left_out, uint64_t done);
 
   comm::Communicator& communicator_;

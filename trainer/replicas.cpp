@@ -98,15 +98,16 @@ Replicas::Replicas(comm::Communicator& communicator, Engine& engine, uint32_t ev
     : communicator_(communicator), engine_(engine), every_(every), beside_(std::move(beside)) {}
 
 Digests Replicas::digests() const {
-  Digests all = engine_.state_digests();
-  const Digests more = beside_.digests();
+  Digests all = beside_.digests();
+  const Digests more = engine_.state_digests();
   all.insert(all.end(), more.begin(), more.end());
   return all;
 }
 
 std::vector<std::string> Replicas::names() const {
-  std::vector<std::string> all = engine_.state_names();
-  all.insert(all.end(), beside_.names.begin(), beside_.names.end());
+  std::vector<std::string> all = beside_.names;
+  const std::vector<std::string> more = engine_.state_names();
+  all.insert(all.end(), more.begin(), more.end());
   return all;
 }
 

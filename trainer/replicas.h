@@ -45,7 +45,8 @@ std::vector<Digests> gather(comm::Communicator& communicator, const Digests& min
 // is exact, says whose digests were wrong.
 class Replicas {
  public:
-  // What must be the same on all ranks beside the engine's state.
+  // What must be the same on all ranks beside the engine's state, which follows from it: it is
+  // named first.
   struct Beside {
     std::vector<std::string> names;
     std::function<Digests()> digests;  // of each name

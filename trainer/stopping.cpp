@@ -18,21 +18,21 @@ void Stopping::end_by(const Until& until, Clock::time_point started) {
            std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(*left));
 }
 
-void Stopping::begin(double state_bytes) {
+void Stopping::begin(double state_bytes, double evaluation_steps) {
   constexpr double kBytesPerSecond = 100e6;  // until a save is measured
-  if (until_) deadline_.emplace(*until_, 1 + state_bytes / kBytesPerSecond);
+  if (until_) deadline_.emplace(*until_, 1 + state_bytes / kBytesPerSecond, evaluation_steps);
 }
 
-bool Stopping::asked(bool idle_ranks, bool evaluation_due) {
+bool Stopping::asked(bool idle_ranks, Deadline::Next next) {
   bool asked = stop_requested();
   if (idle_ranks) asked = communicator_.all_reduce_max(asked) > 0;
-  return asked || time_is_up(evaluation_due);
+  return asked || time_is_up(next);
 }
 
-bool Stopping::time_is_up(bool evaluation_due) {
+bool Stopping::time_is_up(Deadline::Next next) {
   const auto now = Clock::now();
-  if (!deadline_ || !deadline_->last_step(now, evaluation_due)) return false;
-  log::info("--until: time is up {}: stopping", deadline_->reason(now));
+  if (!deadline_ || !deadline_->last_step(now, next)) return false;
+  log::info("--until: time is up {}: stopping", deadline_->reason(now, next));
   time_is_up_ = true;
   return true;
 }

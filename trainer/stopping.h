@@ -18,13 +18,13 @@ class Stopping {
 
   // Rank 0: --until. The wall clock is read here, once.
   void end_by(const Until& until, Clock::time_point started);
-  // Rank 0: the first step comes next. `state_bytes`: what a save writes.
-  void begin(double state_bytes);
+  // Rank 0: the first step comes next. `state_bytes`: what a save writes. evaluation_steps: see
+  // Deadline.
+  void begin(double state_bytes, double evaluation_steps);
 
   // Does this rank want the step that begins to be the last one? idle_ranks: there are ranks whose
   // word does not travel; then it is collective, and the ranks agree on signals here.
-  // evaluation_due: behind that step.
-  bool asked(bool idle_ranks, bool evaluation_due);
+  bool asked(bool idle_ranks, Deadline::Next next);
 
   // What they took, in seconds; rank 0.
   void note_step(double seconds);
@@ -35,7 +35,7 @@ class Stopping {
   std::string reason() const { return time_is_up_ ? "stopped by --until" : "stopped by a signal"; }
 
  private:
-  bool time_is_up(bool evaluation_due);
+  bool time_is_up(Deadline::Next next);
 
   comm::Communicator& communicator_;
   std::optional<Clock::time_point> until_;

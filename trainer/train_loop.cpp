@@ -94,7 +94,8 @@ void TrainLoop::open_folder() {
   double bytes = 0;
   for (const std::span<float> flat : engine_->state().all())
     bytes += static_cast<double>(flat.size_bytes());
-  stopping_.begin(bytes);
+  const auto evaluated = static_cast<double>(plan_.val->size()) * (engine_->has_ema() ? 2 : 1);
+  stopping_.begin(bytes, evaluated / static_cast<double>(plan_.length.global_batch));
 }
 
 int TrainLoop::run(std::optional<CheckpointState> checkpoint) {
@@ -112,15 +113,17 @@ int TrainLoop::run(std::optional<CheckpointState> checkpoint) {
 
 // In this process, to the newest whole checkpoint, or to the start where there is none.
 void TrainLoop::go_back(const RollBack& reason) {
+  watchdog_.enter(comm::Phase::kReduce, step_);
+  const std::string why = reason.why + non_finite_->take_apart();
   if (!reason.pass_over && roll_backs_++ >= job_.checks.max_roll_backs)
     fail(ExitCode::kFault,
          "{}; this life of the run has gone back {} time(s) already (checks.max_roll_backs): "
          "leave out the host that is named and start again",
-         reason.why, job_.checks.max_roll_backs);
+         why, job_.checks.max_roll_backs);
   watchdog_.enter(comm::Phase::kStart, step_);
   folder_.enter(Phase::kStarting);
   if (is_root()) {
-    log::warning("{}; going back to the last checkpoint", reason.why);
+    log::warning("{}; going back to the last checkpoint", why);
     folder_.wait_for_save();
     folder_.expect_held();
   }
@@ -128,12 +131,11 @@ void TrainLoop::go_back(const RollBack& reason) {
   engine_->reset();
   restore_state(find_resume(communicator_, options_, resume_), "goes on");
   replicas_->went_back(step_);
-  non_finite_->forget();
   report_->went_back();
   folder_.go_back(step_);
-  folder_.write({.step = step_, .event = "roll_back", .detail = reason.why});
+  folder_.write({.step = step_, .event = "roll_back", .detail = why});
   report_judgement();
-  if (reason.pass_over) pass_over(*reason.pass_over, reason.why);
+  if (reason.pass_over) pass_over(*reason.pass_over, why);
 }
 
 // The steps from here to `end` will count but not be computed.
@@ -187,7 +189,8 @@ int TrainLoop::run_steps() {
       asked = train_step(source);
       stopped = asked.stop;
     }
-    const bool evaluate_now = evaluation_due(step_) && (!stopped || step_ == plan_.total_steps);
+    // Who stops has no time for it: the next life evaluates first of all.
+    const bool evaluate_now = evaluation_due(step_) && !stopped;
     const bool by_steps =
         job_.checkpoint.every_steps > 0 && step_ % job_.checkpoint.every_steps == 0;
     // Before an evaluation too: whatever happens in it, the steps before are safe.
@@ -201,7 +204,7 @@ int TrainLoop::run_steps() {
   }
   report_->finish();
   report_substitutions();
-  return leave(stopped && step_ < plan_.last_step);
+  return leave(stopped && (step_ < plan_.last_step || evaluation_due(step_)));
 }
 
 const data::Batch& TrainLoop::acquire(data::Loader& loader, uint64_t worker) {
@@ -218,7 +221,11 @@ Engine::Control TrainLoop::control_word() {
     watchdog_.enter(comm::Phase::kReduce, step_);
     non_finite_->ask(step_);
   }
-  const bool stop = stopping_.asked(idle_ranks, evaluation_due(step_ + 1));
+  using Next = Deadline::Next;
+  const Next next = step_ + 1 == plan_.total_steps ? Next::kEndOfTraining
+                    : evaluation_due(step_ + 1)    ? Next::kEvaluation
+                                                   : Next::kStep;
+  const bool stop = stopping_.asked(idle_ranks, next);
   return {
       .stop = stop, .save = is_root() && folder_.save_due(), .left_out = non_finite_->pending()};
 }
@@ -361,8 +368,8 @@ int TrainLoop::leave(bool stopped) {
 void TrainLoop::say_end(bool stopped) {
   if (stopped) {
     ending_ = stopping_.reason();
-    log::info("stopped at step {} of {}, saved; run the same command again to go on", step_,
-              plan_.total_steps);
+    log::info("stopped at step {} of {}, saved; run the same command again to {}", step_,
+              plan_.total_steps, step_ < plan_.last_step ? "go on" : "evaluate");
   } else if (step_ < plan_.total_steps) {
     ending_ = "stop_after_steps";
     log::info("stop_after_steps: {} of {} steps done, saved", step_, plan_.total_steps);

@@ -189,16 +189,25 @@ double Deadline::step_seconds() const {
   return *std::ranges::max_element(steps_);
 }
 
-bool Deadline::last_step(Clock::time_point now, bool evaluation_due) const {
-  double needed = 2 * step_seconds() + 2 * save_seconds_;
-  if (evaluation_due) needed += evaluation_seconds_ + save_seconds_;
+double Deadline::evaluation_seconds() const {
+  return evaluation_seconds_ > 0 ? evaluation_seconds_ : evaluation_steps_ * step_seconds();
+}
+
+bool Deadline::last_step(Clock::time_point now, Next next) const {
+  double steps = 2, saves = 2;
+  if (next == Next::kEvaluation) saves = 3;
+  if (next == Next::kEndOfTraining) steps = 1;
+  double needed = steps * step_seconds() + saves * save_seconds_;
+  if (next != Next::kStep) needed += evaluation_seconds();
   return std::chrono::duration<double>(until_ - now).count() < needed;
 }
 
-std::string Deadline::reason(Clock::time_point now) const {
-  return fmt::format("in {:.1f} s; a step takes {:.2f} s, a save {:.1f} s",
-                     std::chrono::duration<double>(until_ - now).count(), step_seconds(),
-                     save_seconds_);
+std::string Deadline::reason(Clock::time_point now, Next next) const {
+  std::string text = fmt::format("in {:.1f} s; a step takes {:.2f} s, a save {:.1f} s",
+                                 std::chrono::duration<double>(until_ - now).count(),
+                                 step_seconds(), save_seconds_);
+  if (next != Next::kStep) text += fmt::format(", an evaluation {:.1f} s", evaluation_seconds());
+  return text;
 }
 
 }  // namespace convoy::trainer

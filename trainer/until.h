@@ -41,28 +41,40 @@ std::optional<double> seconds_left(const Until& until, double now, double runnin
 // Decides from what steps, saves and evaluations took so far. All on the monotonic clock.
 class Deadline {
  public:
-  // `save_seconds`: an estimate, until one is measured.
-  Deadline(Clock::time_point until, double save_seconds)
-      : until_(until), save_seconds_(save_seconds) {}
+  // What follows the step that begins.
+  enum class Next {
+    kStep,
+    kEvaluation,     // and further steps
+    kEndOfTraining,  // the last evaluation, and nothing else
+  };
+
+  // `save_seconds`: an estimate, until one is measured. `evaluation_steps`: an evaluation takes no
+  // longer than that many steps; likewise.
+  Deadline(Clock::time_point until, double save_seconds, double evaluation_steps)
+      : until_(until), save_seconds_(save_seconds), evaluation_steps_(evaluation_steps) {}
 
   void note_step(double seconds);        // the slowest of the last 32 counts
   void note_save(double seconds);        // until it is on the disk; the last one counts
   void note_evaluation(double seconds);  // likewise
 
-  // Must the step that begins now be the last of this life? Yes where a further step after it, its
-  // save, another save in reserve and, with `evaluation_due` after this step, the evaluation and
-  // its save would end too late.
-  bool last_step(Clock::time_point now, bool evaluation_due) const;
-  // "in 95 s; a step takes 0.4 s, a save 12.0 s"
-  std::string reason(Clock::time_point now) const;
+  // Must the life end with the step that begins now, and leave an evaluation behind it to the next
+  // one? Yes where a further step after it, its save, another save in reserve and the evaluation
+  // with its save, if one follows, would end too late; at the end of training there is no further
+  // step, and where the step with its save, the evaluation and the save of that would.
+  bool last_step(Clock::time_point now, Next next) const;
+  // "in 95.0 s; a step takes 0.40 s, a save 12.0 s", and where one follows ", an evaluation 60.0 s"
+  std::string reason(Clock::time_point now, Next next) const;
 
  private:
   static constexpr size_t kSteps = 32;
 
   double step_seconds() const;
+  double evaluation_seconds() const;
 
   Clock::time_point until_;
-  double save_seconds_, evaluation_seconds_ = 0;
+  double save_seconds_;
+  const double evaluation_steps_;
+  double evaluation_seconds_ = 0;  // 0: none is measured
   double steps_[kSteps] = {};
   size_t next_ = 0;
 };

@@ -296,6 +296,58 @@ TEST_F(Corruption, NotANumberInTheLastStepRollsBackToo) {
   EXPECT_EQ(digests.size(), 1u);
 }
 
+// R43: a bit that flips in the sums as one rank has received them, in the middle of the run and in
+// its last step; on the workers' ranks, and on one that hosts none.
+TEST_F(Corruption, NotANumberInWhatOneRankHasReceivedIsNamedByAll) {
+  const struct {
+    const char* name;
+    int ranks, rank, step;
+    const char* policy;
+  } cases[] = {{"sum-2", 2, 1, 7, "STOP"},
+               {"sum-3", 3, 2, 6, "SKIP"},
+               {"sum-last", 3, 0, kSteps - 1, "ROLL_BACK"},
+               {"sum-idle", 5, 4, 7, "STOP"}};
+  for (const auto& c : cases) {
+    const Outcome outcome =
+        train(c.name, c.ranks,
+              {"--set", fmt::format("non_finite.policy={}", c.policy), "--fault",
+               fmt::format("kind=nan rank={} step={} what=sum index=5", c.rank, c.step)});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, " alone found sums that are not finite: "), 1)
+        << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "not finite: the gradient of fc.weight"), 1) << outcome.all();
+    EXPECT_NE(event(c.name, "roll_back").find(fmt::format("; rank {} (", c.rank)),
+              std::string::npos)
+        << event(c.name, "roll_back");
+    EXPECT_EQ(digest(c.name), digest("unbroken")) << c.name;
+    EXPECT_EQ(steps_of(c.name), all_steps());
+  }
+}
+
+// Where the value stays finite that rank's update is wrong, and its replica with it.
+TEST_F(Corruption, AFlippedBitInWhatOneRankHasReceivedIsFoundInItsReplica) {
+  const Outcome outcome =
+      train("sum-bit", 3, {"--fault", "kind=bitflip rank=1 step=6 what=sum index=5 bit=22"});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "step 8: the replicas differ: rank 1 ("), 1) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "fc.weight"), 1) << outcome.all();
+  EXPECT_EQ(digest("sum-bit"), digest("unbroken"));
+}
+
+// What decides how a run goes on, beside weights and their like, is compared as well.
+TEST_F(Corruption, AFlippedBitInTheScheduleOrTheSkippedStepsIsFound) {
+  const std::pair<const char*, const char*> cases[] = {{"plateau", "the plateau schedule"},
+                                                       {"skips", "the skipped steps"}};
+  for (const auto& [what, name] : cases) {
+    const Outcome outcome =
+        train(what, 3, {"--fault", fmt::format("kind=bitflip rank=2 step=6 what={} bit=3", what)});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "step 8: the replicas differ: rank 2 ("), 1) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, name), 1) << outcome.all();
+    EXPECT_EQ(digest(what), digest("unbroken")) << what;
+  }
+}
+
 // R44: images that are all black (their standard deviation is zero), labels that are all the same,
 // and inputs that are all denormal: the run trains, to something finite and the same on any ranks.
 TEST_F(Corruption, DegenerateDataTrains) {

@@ -288,6 +288,24 @@ TEST_F(LedgerRun, UntilLeavesInTimeSaved) {
   }
 }
 
+// R10: the steps fit in and the evaluation behind the last one does not. None is measured yet, so
+// it counts as many steps as its images fill: 250, of more than a second.
+TEST_F(LedgerRun, AnEvaluationAtTheEndThatDoesNotFitIsLeftToTheNextLife) {
+  make_idx(folder_, "data", {.train = kSamples, .val = 2000, .classes = 3});
+  const Outcome first = run(train({"--set", "epochs=1", "--until", "+200s", "--fault",
+                                   "kind=slow seconds=1 rank=0 step=2 at=input count=1"}),
+                            2);
+  EXPECT_EQ(first.exit_code, 75) << first.all();
+  EXPECT_EQ(lines_with(first.err, "--until: time is up"), 1) << first.all();
+  EXPECT_EQ(lines_with(first.err, "stopped at step 13 of 13, saved; "), 1) << first.all();
+  EXPECT_EQ(lines_with(first.out, "top-1"), 0) << first.all();
+  EXPECT_TRUE(fs::exists(checkpoint(13)));
+  const Outcome second = run(train({"--set", "epochs=1"}), 1);
+  EXPECT_EQ(second.exit_code, 0) << second.all();
+  EXPECT_EQ(lines_with(second.out, "top-1"), 1) << second.all();
+  EXPECT_EQ(step_of(), 13);
+}
+
 // R9: signals that come twice, and while the run is saved because of the first one.
 TEST_F(LedgerRun, FurtherSignalsDoNotCorruptTheSave) {
   int before = 0;

@@ -146,28 +146,46 @@ TEST(UntilMoment, OneThatIsOverIsRefused) {
   EXPECT_EQ(seconds_left(parse_until("+100s"), 0, 30, none, ask_squeue), 70);
 }
 
+using Next = Deadline::Next;
+
 TEST(Deadline, LeavesWhenAnotherStepAndTwoSavesNoLongerFit) {
   const Clock::time_point start;
-  Deadline deadline(start + seconds(1000), 50);
-  EXPECT_FALSE(deadline.last_step(start + seconds(899), false));  // no step is measured
-  EXPECT_TRUE(deadline.last_step(start + seconds(901), false));
+  Deadline deadline(start + seconds(1000), 50, 0);
+  EXPECT_FALSE(deadline.last_step(start + seconds(899), Next::kStep));  // no step is measured
+  EXPECT_TRUE(deadline.last_step(start + seconds(901), Next::kStep));
   for (int i = 0; i < 40; ++i) deadline.note_step(3);
-  EXPECT_FALSE(deadline.last_step(start + seconds(893), false));
-  EXPECT_TRUE(deadline.last_step(start + seconds(895), false));
+  EXPECT_FALSE(deadline.last_step(start + seconds(893), Next::kStep));
+  EXPECT_TRUE(deadline.last_step(start + seconds(895), Next::kStep));
   deadline.note_save(10);
-  EXPECT_FALSE(deadline.last_step(start + seconds(973), false));
-  EXPECT_TRUE(deadline.last_step(start + seconds(975), false));
+  EXPECT_FALSE(deadline.last_step(start + seconds(973), Next::kStep));
+  EXPECT_TRUE(deadline.last_step(start + seconds(975), Next::kStep));
   deadline.note_save(0);  // nothing measured: it stays
-  EXPECT_FALSE(deadline.last_step(start + seconds(973), false));
+  EXPECT_FALSE(deadline.last_step(start + seconds(973), Next::kStep));
   // An evaluation after this step needs its own time and a save.
   deadline.note_evaluation(100);
-  EXPECT_FALSE(deadline.last_step(start + seconds(863), true));
-  EXPECT_TRUE(deadline.last_step(start + seconds(865), true));
+  EXPECT_FALSE(deadline.last_step(start + seconds(863), Next::kEvaluation));
+  EXPECT_TRUE(deadline.last_step(start + seconds(865), Next::kEvaluation));
   // One slow step counts while it is among the last 32.
   deadline.note_step(20);
-  EXPECT_TRUE(deadline.last_step(start + seconds(941), false));
+  EXPECT_TRUE(deadline.last_step(start + seconds(941), Next::kStep));
   for (int i = 0; i < 32; ++i) deadline.note_step(3);
-  EXPECT_FALSE(deadline.last_step(start + seconds(941), false));
+  EXPECT_FALSE(deadline.last_step(start + seconds(941), Next::kStep));
+}
+
+TEST(Deadline, AtTheEndOfTrainingOnlyTheLastEvaluationMustFit) {
+  const Clock::time_point start;
+  Deadline deadline(start + seconds(1000), 10, 30);
+  deadline.note_step(3);
+  // None is measured: 30 steps.
+  EXPECT_FALSE(deadline.last_step(start + seconds(886), Next::kEndOfTraining));
+  EXPECT_TRUE(deadline.last_step(start + seconds(888), Next::kEndOfTraining));
+  EXPECT_FALSE(deadline.last_step(start + seconds(873), Next::kEvaluation));
+  EXPECT_TRUE(deadline.last_step(start + seconds(875), Next::kEvaluation));
+  EXPECT_NE(deadline.reason(start, Next::kEndOfTraining).find("an evaluation 90.0 s"),
+            std::string::npos);
+  deadline.note_evaluation(40);
+  EXPECT_FALSE(deadline.last_step(start + seconds(936), Next::kEndOfTraining));
+  EXPECT_TRUE(deadline.last_step(start + seconds(938), Next::kEndOfTraining));
 }
 
 }  // namespace
