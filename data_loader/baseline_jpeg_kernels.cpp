@@ -247,7 +247,7 @@ CONVOY_INLINE int clamp(int x, int low, int high) {
 CONVOY_INLINE uint8_t to_pixel(int x) {
   return static_cast<uint8_t>(clamp(x + 128, 0, 255));
 }
-CONVOY_INLINE int descale(int x, int bits) {
+[[maybe_unused]] CONVOY_INLINE int descale(int x, int bits) {
   return (x + (1 << (bits - 1))) >> bits;
 }
 

@@ -30,8 +30,9 @@ double mean_grey(const uint8_t* pixels, ImageShape shape, const ColourKernels& k
   if (shape.channels == 1)
     return static_cast<double>(std::accumulate(pixels, pixels + bytes, uint64_t{0})) /
            static_cast<double>(bytes);
-  return std::ldexp(static_cast<double>(kernels.grey_sum(pixels, bytes / 3)), -kGreyBits) /
-         static_cast<double>(bytes / 3);
+  const size_t count = bytes / 3;
+  return std::ldexp(static_cast<double>(kernels.grey_sum(pixels, count)), -kGreyBits) /
+         static_cast<double>(count);
 }
 
 }  // namespace

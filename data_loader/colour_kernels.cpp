@@ -4,6 +4,8 @@
 
 #define CONVOY_INLINE [[gnu::always_inline]] static inline
 
+// Products count bytes of a block.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
 namespace convoy::data::CONVOY_ISA {
 namespace {
 
@@ -155,3 +157,4 @@ void turn_hue(uint8_t* rgb, size_t n, float sixths) {
 const ColourKernels colour_kernels = {add, scale, grey_sum, saturate, turn_hue};
 
 }  // namespace convoy::data::CONVOY_ISA
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)

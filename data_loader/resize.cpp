@@ -50,7 +50,7 @@ bool make_filter(ResizeScratch::Axis& axis, const AxisMap& map, bool flip,
   for (size_t a = 0, b = count - 1; flip && a < b; ++a, --b) {
     std::swap(axis.first[a], axis.first[b]);
     std::swap(axis.end[a], axis.end[b]);
-    const auto row = [&](size_t o) { return axis.weights.begin() + product(int(o), axis.taps); };
+    const auto row = [&](size_t o) { return axis.weights.data() + product(int(o), axis.taps); };
     std::swap_ranges(row(a), row(a + 1), row(b));
   }
   return true;

@@ -16,11 +16,13 @@
 
 #define CONVOY_INLINE [[gnu::always_inline]] static inline
 
+// Products count bytes of a row or a block.
+// NOLINTBEGIN(bugprone-implicit-widening-of-multiplication-result)
 namespace convoy::data::CONVOY_ISA {
 namespace {
 
 constexpr int32_t kHalf = 1 << (kWeightBits - 1);
-constexpr int kLowBits = 8;
+[[maybe_unused]] constexpr int kLowBits = 8;
 
 CONVOY_INLINE uint32_t to_byte(int32_t sum) {
   const int32_t value = sum >> kWeightBits;
@@ -368,7 +370,7 @@ CONVOY_INLINE void rows_by_windows(uint32_t* const out[2], const uint8_t* const 
     for (int p = 0; p < kPairs; ++p)
       for (int r = 0; r < 4; ++r)
         sum[r] = multiply_add(sum[r], x[p][r], load(table + (3 * p + 2) * kLanes));
-    for (int r = 0; r < 4; ++r) sum[r] = shift_right<kLowBits>(sum[r]);
+    for (Vector& s : sum) s = shift_right<kLowBits>(s);
     for (int p = 0; p < kPairs; ++p)
       for (int r = 0; r < 4; ++r)
         sum[r] = multiply_add(sum[r], x[p][r], load(table + (3 * p + 1) * kLanes));
@@ -406,7 +408,7 @@ CONVOY_INLINE void columns(uint8_t* out, const uint32_t* const* pairs, const int
   const int count = kPairs > 0 ? kPairs : any_count;
   for (size_t i = 0; i < lanes; i += 4 * kLanes) {
     Vector sum[4];
-    for (int v = 0; v < 4; ++v) sum[v] = splat(kHalf);
+    for (Vector& s : sum) s = splat(kHalf);
     const auto add_products = [&](const auto& words) __attribute__((always_inline)) {
       for (int p = 0; p < count; ++p) {
         const Vector w = splat(words(weights + 2 * p));
@@ -415,9 +417,9 @@ CONVOY_INLINE void columns(uint8_t* out, const uint32_t* const* pairs, const int
       }
     };
     add_products(low_pair);
-    for (int v = 0; v < 4; ++v) sum[v] = shift_right<kLowBits>(sum[v]);
+    for (Vector& s : sum) s = shift_right<kLowBits>(s);
     add_products(high_pair);
-    for (int v = 0; v < 4; ++v) sum[v] = shift_right<kWeightBits - kLowBits>(sum[v]);
+    for (Vector& s : sum) s = shift_right<kWeightBits - kLowBits>(s);
     const Vector bytes = pack_bytes(sum);
     if (i + 4 * kLanes <= lanes)
       store(out + i, bytes);
@@ -447,7 +449,7 @@ void filter_columns(uint8_t* out, const uint32_t* const* pairs, const int32_t* w
   constexpr size_t kBlock = 64;
   for (size_t begin = 0; begin < lanes; begin += kBlock) {
     int32_t sums[kBlock];
-    for (size_t i = 0; i < kBlock; ++i) sums[i] = kHalf;
+    for (int32_t& sum : sums) sum = kHalf;
     for (int p = 0; p < count; ++p) {
       const uint32_t* pair = pairs[p] + begin;
       const int32_t a = weights[2 * p], b = weights[2 * p + 1];
@@ -468,3 +470,4 @@ const ResizeKernels resize_kernels = {find_taps, make_weights, prepare, filter_r
                                       filter_columns};
 
 }  // namespace convoy::data::CONVOY_ISA
+// NOLINTEND(bugprone-implicit-widening-of-multiplication-result)

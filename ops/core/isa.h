@@ -1,7 +1,7 @@
 // Which instruction set this processor offers our kernels, and the choice of a kernel table by it.
 //
-// The highest level has VBMI and VNNI, too: all processors with AVX512_BF16 do but Cooper Lake, which
-// counts as AVX-512.
+// The highest level has VBMI and VNNI, too: all processors with AVX512_BF16 do but Cooper Lake,
+// which counts as AVX-512.
 //
 // Files called *_kernels.cpp are compiled once per instruction set (cmake/ConvoyTargets.cmake) and
 // define their table in the namespaces isa_baseline, isa_avx2, isa_avx512 and isa_avx512_bf16.
