@@ -32,7 +32,7 @@ TEST(BatchMix, EveryStepWorkerAndSeedDrawsItsOwn) {
 
 // Beta(a, a): mean 1/2, variance 1 / (4 (2 a + 1)); small parameters keep to the ends.
 TEST(BatchMix, MixUpSharesAreBetaDistributed) {
-  for (const double alpha : {0.01, 0.2, 1.0, 4.0}) {
+  for (const double alpha : {0.01, 0.2, 1.0, 1.5, 4.0, 100.0}) {
     double sum = 0, squares = 0;
     for (int step = 0; step < kDraws; ++step) {
       const BatchMix mix = draw({.mixup_alpha = alpha}, static_cast<uint64_t>(step));
