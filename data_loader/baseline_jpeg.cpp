@@ -102,6 +102,7 @@ AcEntry ac_entry(const ShortCode* codes, uint32_t index) {
     if (!code.is_usual() || behind > kAcPeekBits) break;
     is_end = code.is_end();
     advance += is_end ? 0 : code.run + 1u;
+    if (advance > 63) break;  // behind the block's end: a damaged file's
     at = behind + code.size;
     if (code.is_zeros()) continue;
     if (!is_end && n == 2) break;

@@ -184,9 +184,10 @@ void warm_up(Stream& stream, uint64_t images) {
 std::optional<data::Spent> measure_limit(const data::Dataset& dataset,
                                          const std::vector<uint64_t>& ids, int threads) {
   if (dataset.raw_shape()) return std::nullopt;
-  std::mutex mutex;
+  std::mutex mutex;  // guards all but `next`
   data::Spent all;
   double images = 0;
+  std::exception_ptr error;
   std::atomic<size_t> next = 0;
   {
     std::vector<std::jthread> pool;
@@ -194,16 +195,22 @@ std::optional<data::Spent> measure_limit(const data::Dataset& dataset,
       pool.emplace_back([&] {
         data::EntropyDecoder decoder;
         data::Sample sample;
-        for (size_t i = next++; i < ids.size(); i = next++) {
-          dataset.read(ids[i], sample);
-          const std::optional<data::Spent> spent = decoder.decode(sample.bytes);
-          if (!spent) continue;
+        try {
+          for (size_t i = next++; i < ids.size(); i = next++) {
+            dataset.read(ids[i], sample);
+            const std::optional<data::Spent> spent = decoder.decode(sample.bytes);
+            if (!spent) continue;
+            const std::lock_guard lock(mutex);
+            all += *spent;
+            ++images;
+          }
+        } catch (const Error&) {
           const std::lock_guard lock(mutex);
-          all += *spent;
-          ++images;
+          error = std::current_exception();
         }
       });
   }
+  if (error) std::rethrow_exception(error);
   if (images == 0) return std::nullopt;
   return data::Spent{all.seconds / images, all.cpu_seconds / images};
 }

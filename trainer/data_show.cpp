@@ -3,7 +3,6 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "comm/launch.h"
 #include "data_loader/loader.h"
 #include "data_loader/png.h"
 #include "ops/core/error.h"
@@ -11,6 +10,7 @@
 #include "trainer/contact_sheet.h"
 #include "trainer/file.h"
 #include "trainer/job.h"
+#include "trainer/limits.h"
 #include "trainer/sample_log.h"
 #include "trainer/setup.h"
 
@@ -181,7 +181,7 @@ int show(const Arguments& arguments) {
   if (o.count < 0 || o.threads < 0)
     fail(ExitCode::kUsage, "--count and --data-threads must not be negative");
   if (o.count == 0) o.count = std::numeric_limits<int>::max();
-  if (o.threads == 0) o.threads = std::max(1, comm::cpu_set().count);
+  if (o.threads == 0) o.threads = usable_cpus();
   if (o.split != "train" && o.split != "val")
     fail(ExitCode::kUsage, "--split {}: there are train and val", printable(o.split));
   if (!o.data.empty()) o.sets.push_back("data.path=" + o.data);

@@ -120,8 +120,11 @@ SplitPlan plan_split(const PackConfig& config, data::Split which, bool flat) {
   SplitPlan split;
   split.name = flat ? "images" : name_of(which);
   split.folder = flat ? config.target : config.target + "/" + split.name;
-  split.source =
-      data::open_dataset({.path = config.source, .cache_folder = config.cache_folder}, which);
+  split.source = data::open_dataset({.path = config.source,
+                                     .cache_folder = config.cache_folder,
+                                     .follow_links = config.follow_links,
+                                     .synthetic_shape = {}},
+                                    which);
   if (split.source->raw_shape())
     fail(ExitCode::kUsage,
          "{}: raw pixels of one size, which are read whole into memory anyway; pack is for encoded "
@@ -139,13 +142,12 @@ SplitPlan plan_split(const PackConfig& config, data::Split which, bool flat) {
   return split;
 }
 
-// All that decides what the shards hold.
+// All that decides what whole shards hold. Not skip_bad: a shard without a bad image is the same.
 std::string text_of(const PackConfig& config, const std::vector<SplitPlan>& splits) {
   std::string text =
       fmt::format("convoy pack 1\nshort_side {} quality {} half_chroma {}\n",
                   config.shrink.short_side, config.shrink.quality, config.shrink.half_chroma);
-  text += fmt::format("max_pixels {} check {} skip_bad {}\n", config.shrink.max_pixels,
-                      config.check, config.skip_bad);
+  text += fmt::format("max_pixels {} check {}\n", config.shrink.max_pixels, config.check);
   for (const SplitPlan& split : splits)
     text += fmt::format("{}: {} images, {} per shard, dataset {}\n", split.name,
                         split.source->size(), split.per_shard, split.source->digest());
@@ -155,6 +157,13 @@ std::string text_of(const PackConfig& config, const std::vector<SplitPlan>& spli
 // The target is ours: empty, or this work unfinished.
 void take_target(const PackConfig& config, const std::string& plan) {
   const std::string& target = config.target;
+  const fs::path source = fs::weakly_canonical(config.source);
+  const fs::path inside = fs::weakly_canonical(target).lexically_relative(source);
+  if (!inside.empty() && *inside.begin() != "..")
+    fail(ExitCode::kUsage,
+         "{}: lies in {}, which would then no longer be a dataset: choose another "
+         "TARGET",
+         printable(target), printable(config.source));
   make_folder(target);
   const std::string path = target + "/" + data::kUnfinishedPack;
   if (data::is_regular_file(path)) {
@@ -231,6 +240,7 @@ class SplitPacker {
       got = file.read(piece.data(), piece.size());
       sha.update(piece.data(), got);
     }
+    if (!config_.skip_bad && !index.left_out.empty()) return std::nullopt;  // fails when made anew
     if (file.size() == index.shard_bytes && sha.hex() == index.shard_sha256) return index;
     log::warning("{}: not whole: it is packed again", printable(path));
     return std::nullopt;

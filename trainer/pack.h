@@ -23,6 +23,7 @@ struct PackConfig {
   uint64_t shard_bytes = uint64_t{256} << 20;  // about; a shard holds at least one image
   int threads = 1;
   data::ShrinkSettings shrink;  // short_side 0: bytes stay as they are
+  bool follow_links = false;    // of the source: see DatasetSpec
   bool check = true;            // decode images that stay as they are, to find damaged ones
   bool skip_bad = false;        // leave bad images out and list them, instead of failing
   // Images that are done and how many there are; now and then, from several threads.

@@ -7,10 +7,10 @@
 #include <mutex>
 #include <nlohmann/json.hpp>
 
-#include "comm/launch.h"
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "trainer/commands.h"
+#include "trainer/limits.h"
 #include "trainer/pack.h"
 #include "trainer/setup.h"
 
@@ -131,7 +131,11 @@ int pack_command(const Arguments& arguments) {
                     "leave out what cannot be decoded and list it, instead of failing")(
       "no-check", po::bool_switch(&no_check),
       "do not decode images that stay as they are: damaged ones are then found in training")(
-      "json", po::bool_switch(&json), "one JSON object on standard output");
+      "follow-links", po::bool_switch(&config.follow_links),
+      "take images that links to outside the folder lead to")(
+      "max-pixels", po::value(&config.shrink.max_pixels)->default_value(config.shrink.max_pixels),
+      "images with more are bad")("json", po::bool_switch(&json),
+                                  "one JSON object on standard output");
   const auto values = parse_options(
       arguments, options, "pack SOURCE TARGET [OPTIONS]",
       "Packs an image folder (train/ and val/, or one of classes) into tar shards that tar and\n"
@@ -148,7 +152,7 @@ int pack_command(const Arguments& arguments) {
   check(*values, megabytes, threads, short_side, quality, chroma);
   config.cache_folder = cache_folder();
   config.shard_bytes = static_cast<uint64_t>(megabytes) << 20;
-  config.threads = threads > 0 ? threads : std::max(1, comm::cpu_set().count);
+  config.threads = threads > 0 ? threads : usable_cpus();
   config.shrink = {.short_side = short_side,
                    .quality = quality,
                    .half_chroma = chroma == "420",

@@ -4,12 +4,12 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "comm/launch.h"
 #include "ops/core/error.h"
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
 #include "trainer/job.h"
 #include "trainer/ledger.h"
+#include "trainer/limits.h"
 #include "trainer/lives.h"
 #include "trainer/verify_dataset.h"
 
@@ -253,7 +253,7 @@ int verify_command(const Arguments& arguments) {
        {std::pair{"threads", threads}, std::pair{"data-threads", data_threads}})
     if (values->count(name) > 0 && value < 1)
       fail(ExitCode::kUsage, "--{} {}: must be at least 1", name, value);
-  const int cpus = std::max(1, comm::cpu_set().count);
+  const int cpus = usable_cpus();
   if (const auto format = dataset_at(dir, as)) {
     dataset.path = dir;
     dataset.format = *format;

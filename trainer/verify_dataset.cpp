@@ -66,7 +66,9 @@ struct Report {
 std::vector<std::pair<data::Split, std::string>> splits_at(const VerifyDatasetOptions& options) {
   using data::Split;
   std::vector<std::pair<Split, std::string>> all = {{Split::kTrain, "train"}, {Split::kVal, "val"}};
-  if (options.format.format != data::Format::kImageFolder) return all;
+  if (options.format.format != data::Format::kImageFolder &&
+      options.format.format != data::Format::kTarShards)
+    return all;
   std::erase_if(all, [&](const auto& split) {
     std::error_code error;
     return !fs::is_directory(options.path + "/" + split.second, error);

@@ -237,6 +237,126 @@ TEST(BaselineJpeg, DamagedFilesAreDeclinedOrHaveLibjpegsPixels) {
   EXPECT_GT(declined, trials / 50);
 }
 
+// Files that no encoder writes: few symbols with very short codes, so that one look at the bits
+// finds many; values up to the format's limits; now and then a block that runs over its end.
+class OddFile {
+ public:
+  explicit OddFile(uint64_t seed) : seed_(seed) {}
+
+  std::string make() {
+    const bool grey = draw(2) == 0;
+    const uint32_t x = grey ? 1 : 1 + draw(2), y = x == 1 ? 1 : 1 + draw(2);
+    const uint32_t width = 1 + draw(60), height = 1 + draw(40), components = grey ? 1 : 3;
+    runs_over_ = draw(10) < 3;
+    file_ = "\xff\xd8";
+    std::string quantisation(1, '\0');
+    const uint32_t largest = draw(2) == 0 ? 1 : 100;
+    for (int i = 0; i < 64; ++i) quantisation += static_cast<char>(1 + draw(largest));
+    segment(0xdb, quantisation);
+    std::string frame = {8,
+                         0,
+                         static_cast<char>(height),
+                         0,
+                         static_cast<char>(width),
+                         static_cast<char>(components)};
+    std::string scan(1, static_cast<char>(components));
+    for (uint32_t c = 1; c <= components; ++c) {
+      frame += static_cast<char>(c);
+      frame += static_cast<char>(c == 1 ? x << 4 | y : 0x11);
+      frame += '\0';
+      scan += {static_cast<char>(c), 0};
+    }
+    segment(0xc0, frame);
+    std::vector<uint8_t> dc = {0, static_cast<uint8_t>(1 + draw(11))}, ac = {0x00, 0xf0};
+    for (uint32_t i = 0; i < 1 + draw(5); ++i) {
+      constexpr uint8_t kSizes[] = {1, 1, 2, 3, 10};
+      const auto symbol = static_cast<uint8_t>(draw(16) << 4 | kSizes[draw(5)]);
+      if (std::ranges::find(ac, symbol) == ac.end()) ac.push_back(symbol);
+    }
+    std::swap(ac[0], ac[draw(static_cast<uint32_t>(ac.size()))]);
+    table(0x00, dc);
+    table(0x10, ac);
+    segment(0xda, scan + std::string("\0\x3f\0", 3));
+    const uint32_t mcus = ((width + 8 * x - 1) / (8 * x)) * ((height + 8 * y - 1) / (8 * y));
+    for (uint32_t i = 0; i < mcus * (x * y + components - 1); ++i) block(dc, ac);
+    while (bits_.size() % 8 != 0) bits_ += '1';
+    for (size_t i = 0; i < bits_.size(); i += 8) {
+      file_ += static_cast<char>(std::stoi(bits_.substr(i, 8), nullptr, 2));
+      if (file_.back() == '\xff') file_ += '\0';
+    }
+    return file_ + "\xff\xd9";
+  }
+
+ private:
+  uint32_t draw(uint32_t below) { return data::draw(seed_, next_++, below); }
+  void segment(uint8_t marker, const std::string& body) {
+    const size_t length = body.size() + 2;
+    file_ += {'\xff', static_cast<char>(marker), static_cast<char>(length >> 8),
+              static_cast<char>(length)};
+    file_ += body;
+  }
+  // The i-th symbol's code is i ones and a zero.
+  void table(uint8_t id, const std::vector<uint8_t>& symbols) {
+    std::string body(17, '\0');
+    body[0] = static_cast<char>(id);
+    for (size_t i = 0; i < symbols.size(); ++i) body[1 + i] = 1;
+    segment(0xc4, body + std::string(symbols.begin(), symbols.end()));
+  }
+  void put(size_t code, uint32_t size) {
+    bits_ += std::string(code, '1') + '0';
+    for (uint32_t i = 0; i < size; ++i) bits_ += draw(2) == 0 ? '0' : '1';
+  }
+  void block(const std::vector<uint8_t>& dc, const std::vector<uint8_t>& ac) {
+    const size_t first = draw(static_cast<uint32_t>(dc.size()));
+    put(first, dc[first]);
+    for (uint32_t k = 0; k < 63;) {
+      size_t code = draw(static_cast<uint32_t>(ac.size()));
+      if (!runs_over_ && k + (ac[code] >> 4) + 1 > 63)
+        code = static_cast<size_t>(std::ranges::find(ac, 0) - ac.begin());
+      put(code, ac[code] & 15);
+      if (ac[code] == 0) return;
+      k += (ac[code] >> 4) + 1;
+    }
+  }
+
+  uint64_t seed_, next_ = 0;
+  bool runs_over_ = false;
+  std::string file_, bits_;
+};
+
+TEST(BaselineJpeg, OddCodesAndValuesAreDeclinedOrHaveLibjpegsPixels) {
+  Both both;
+  const uint64_t trials = std::getenv("CONVOY_LONG_TESTS") != nullptr ? 200'000 : 4'000;
+  uint64_t accepted = 0;
+  for (uint64_t trial = 0; trial < trials; ++trial) {
+    const std::string file = OddFile(trial).make();
+    ImageShape shape;
+    ASSERT_TRUE(both.ours.open(bytes_of(file), shape)) << trial;
+    const int denominator = 1 << draw(trial, 1000, 4);
+    const Region region =
+        random_region(shrunk(shape.width, denominator), shrunk(shape.height, denominator), trial);
+    if (!both.ours.decode(region, denominator, both.our_image)) continue;
+    if (!both.decode_theirs(file, region, denominator)) continue;  // damage below the region
+    ++accepted;
+    ASSERT_EQ(both.differences(region), 0) << trial << ", 1/" << denominator;
+  }
+  EXPECT_GT(accepted, trials / 20);
+}
+
+// Codes of one bit for sixteen zeros, twice in what one look at the bits sees.
+TEST(BaselineJpeg, ZerosBehindABlocksEndAreDeclined) {
+  std::string file("\xff\xd8\xff\xdb\0\x43\0", 7);
+  file += std::string(64, '\1');
+  file += std::string("\xff\xc0\0\x0b\x08\0\x08\0\x08\1\1\x11\0\xff\xc4\0\x14\0\1", 19);
+  file += std::string(16, '\0');
+  file += std::string("\xff\xc4\0\x15\x10\1\1", 7) + std::string(14, '\0') + "\xf0\xf1";
+  file += std::string("\xff\xda\0\x08\1\1\0\0\x3f\0\0\x5f\xff\xd9", 14);
+  Both both;
+  ImageShape shape;
+  ASSERT_TRUE(both.ours.open(bytes_of(file), shape));
+  EXPECT_FALSE(both.ours.decode({0, 0, 8, 8}, 1, both.our_image));
+}
+
 std::vector<const BaselineJpegKernels*> all_kernels() {
   std::vector<const BaselineJpegKernels*> tables = {&isa_baseline::baseline_jpeg_kernels};
 #if defined(__x86_64__)

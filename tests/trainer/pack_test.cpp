@@ -277,6 +277,10 @@ TEST(Pack, TargetsOfOthersAreLeftAlone) {
   out.write("full/notes.txt", "x");
   expect_has(error_of(config_of(source.path(), out.path("full")), ExitCode::kUsage),
              "is not empty");
+  for (const char* inside : {".", "train/..", "new/shards"})
+    expect_has(error_of(config_of(source.path(), source.path(inside)), ExitCode::kUsage),
+               "would then no longer be a dataset");
+  EXPECT_FALSE(fs::exists(source.path("new")));
   FailingCalls fault({.error = EIO, .call = 1, .path_has = "classes.txt"});
   set_file_hook(&fault);
   error_of(config_of(source.path(), out.path("t")), ExitCode::kIo);
@@ -305,6 +309,14 @@ TEST(Pack, BadImagesAreNamedOrLeftOut) {
   source.write("train/class_0/cut.jpg", file.substr(0, file.size() / 2));
   source.write("train/class_1/page.jpg", "<html>");
   PackConfig config = config_of(source.path(), out.path("t"), 1);
+  expect_has(error_of(config, ExitCode::kBadData), "--skip-bad");
+  // As the message says: the same target, and back again.
+  config.skip_bad = true;
+  FailingCalls last({.error = EIO, .call = 1, .path_has = "classes.txt"});
+  set_file_hook(&last);
+  EXPECT_THROW(pack(config), Error);
+  set_file_hook(nullptr);
+  config.skip_bad = false;
   expect_has(error_of(config, ExitCode::kBadData), "--skip-bad");
   config.check = false;
   config.target = out.path("unchecked");
