@@ -147,6 +147,72 @@ TEST(VerifyDataset, LinksThatLeadOutNeedTheFlag) {
   EXPECT_EQ(run(folder, {"verify", folder.path("data"), "--follow-links"}).exit_code, 0);
 }
 
+// ---- pack ----
+
+constexpr const char* kPackedJob = R"(
+data {
+  train { size: 16 }
+  eval { resize: 18 }
+  mean: [0.5, 0.5, 0.5]
+  std: [0.2, 0.2, 0.2]
+}
+model { name: "cifar_resnet20" }
+workers: 2
+batch_per_worker: 4
+epochs: 2
+evaluation { batch: 4 }
+)";
+
+class PackCommand : public RunTest {
+ protected:
+  PackCommand() : RunTest(kPackedJob) { make_image_folder(images_, 3, 8, 3); }
+
+  json packed(const Arguments& more) {
+    Arguments arguments = {"pack", images_.path(), shards_, "--json"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return output_of(arguments);
+  }
+  std::string digest_of(const std::string& name, const std::string& data, int ranks,
+                        const Arguments& more = {}) {
+    Arguments arguments = {"train", "--job",  folder_.path("job.txtpb"), "--data", data,
+                           "--out", out(name)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = run(arguments, ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    return digest(out(name));
+  }
+
+  const TempFolder images_;
+  const std::string shards_ = folder_.path("shards");
+};
+
+TEST_F(PackCommand, TrainingOnShardsIsTrainingOnTheFolder) {
+  const json summary = packed({});
+  EXPECT_EQ(summary["splits"][0]["images"], 24) << summary;
+  EXPECT_EQ(summary["splits"][1]["images"], 9) << summary;
+  EXPECT_EQ(output_of({"verify", shards_, "--json"})["bad"], false);
+  const std::string folder = digest_of("folder", images_.path(), 2);
+  EXPECT_EQ(digest_of("shards", shards_, 1), folder);
+  EXPECT_EQ(digest_of("shards3", shards_, 3), folder);
+}
+
+TEST_F(PackCommand, WindowsOfShardsTrainTheSameOnAnyRanks) {
+  packed({"--shard-megabytes", "1"});
+  const Arguments window = {"--set", "data.shuffle=window", "--set", "data.window_shards=1"};
+  const std::string one = digest_of("one", shards_, 1, window);
+  EXPECT_EQ(digest_of("two", shards_, 2, window), one);
+  EXPECT_EQ(verified(out("two"))["ledger"]["whole_epochs"], 2) << verified(out("two"));
+  EXPECT_NE(digest_of("full", shards_, 1), one);
+}
+
+TEST_F(PackCommand, AFlatFolderIsVerifiedOnce) {
+  Arguments arguments = {"pack", images_.path("val"), shards_};
+  EXPECT_EQ(run(arguments).exit_code, 0);
+  const json object = output_of({"verify", shards_, "--json"});
+  EXPECT_EQ(object["splits"].size(), 1u) << object;
+  EXPECT_EQ(object["splits"][0]["samples"], 9);
+}
+
 // ---- data show ----
 
 constexpr const char* kJob = R"(name: "shown"
