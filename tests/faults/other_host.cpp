@@ -1,6 +1,7 @@
 // For LD_PRELOAD: what another machine would have of its own. Its wall clock is ahead by as many
 // seconds as the file CONVOY_TEST_CLOCK.<host name> says at that moment (none: 0); and with
-// CONVOY_TEST_NO_FLOCK its file system does not carry flock to others, as NFS without a lock daemon.
+// CONVOY_TEST_NO_FLOCK its file system does not carry flock to others, as NFS without a lock
+// daemon.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/file.h>
