@@ -33,6 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
 sys.dont_write_bytecode = True
 import compare
+import turns
 
 MPIRUN = ROOT / "cluster" / "mpirun.sh"
 COMPARE = ROOT / "tests" / "bench" / "compare.py"
@@ -51,7 +52,7 @@ class Result:
 
     def reason(self):
         """One line that says why it did not do what it should."""
-        last = compare.last_line(self.errors or self.out)
+        last = turns.last_line(self.errors or self.out)
         return f"cut after {self.seconds:.0f} s; last line: {last}" if self.timed_out else (
             f"exit code {self.code}: {last}")
 
@@ -609,7 +610,7 @@ def summary_table(rows):
 
 
 def bench_table(rows):
-    return compare.table(
+    return turns.table(
         ["model", "precision", "batch", "images/s", "step ms", "best", "90 %", "TFLOP/s",
          "of GEMM rate", "planned memory"],
         [[r["model"], r["precision"], str(r["batch"]), f"{r['images_per_second']:.0f}",
@@ -632,11 +633,11 @@ def profile_table(profile):
              sorted(sums.items(), key=lambda item: -item[1][0]) if s > 0]
     cells += [[name, "", f"{1e3 * s:.3f}", f"{100 * s / step:.1f}", "", "", ""]
               for name, s in profile["other_seconds"].items()]
-    return compare.table(["kind", "pass", "ms", "step %", "TFLOP/s", "GB/s", "of limit"], cells)
+    return turns.table(["kind", "pass", "ms", "step %", "TFLOP/s", "GB/s", "of limit"], cells)
 
 
 def reduce_table(rows):
-    return compare.table(
+    return turns.table(
         ["ranks", "way", "bytes", "us", "algbw GB/s", "busbw GB/s", "wrong"],
         [[str(r["ranks"]), r["way"], str(r["bytes"]), f"{r['time_us']['median']:.1f}",
           f"{r['algbw_gb_per_second']:.2f}", f"{r['busbw_gb_per_second']:.2f}", str(r["wrong"])]
