@@ -200,9 +200,9 @@ TEST(ColourTransform, ContradictionsAreNamed) {
     TrainTransform transform;
     transform.crop = Crop::kPadAndCrop;
     transform.size = 0;
-    const auto with = [&](double value) {
+    const auto with = [&transform, at = field](double value) {
       TrainTransform changed = transform;
-      changed.*field = value;
+      changed.*at = value;
       return changed;
     };
     const std::string key = std::string("data.train.") + name;
