@@ -2,15 +2,15 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <iostream>
-#include <mutex>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "trainer/commands.h"
 #include "trainer/limits.h"
+#include "trainer/metrics.h"
 #include "trainer/pack.h"
 #include "trainer/setup.h"
 
@@ -19,35 +19,6 @@ namespace {
 
 namespace po = boost::program_options;
 using nlohmann::ordered_json;
-
-// One live line on standard error where that is a terminal; nothing elsewhere.
-class Bar {
- public:
-  void update(uint64_t done, uint64_t of) {
-    if (!terminal_) return;
-    const std::lock_guard lock(mutex_);
-    const double seconds = seconds_since(start_);
-    if (seconds - printed_ < kRedrawSeconds && done < of) return;
-    printed_ = seconds;
-    const double rate = static_cast<double>(done) / std::max(seconds, 1e-3);
-    const double left = rate > 0 ? static_cast<double>(of - done) / rate : 0;
-    std::fprintf(stderr, "\r\x1b[Kpacked %llu of %llu images (%.0f %%), %.0f images/s, %.0f s left",
-                 static_cast<unsigned long long>(done), static_cast<unsigned long long>(of),
-                 100.0 * static_cast<double>(done) / static_cast<double>(std::max<uint64_t>(of, 1)),
-                 rate, left);
-  }
-  ~Bar() {
-    if (terminal_ && printed_ > 0) std::fputs("\n", stderr);
-  }
-
- private:
-  static constexpr double kRedrawSeconds = 0.1;
-
-  const bool terminal_ = ::isatty(2) == 1;
-  const Clock::time_point start_ = Clock::now();
-  std::mutex mutex_;
-  double printed_ = 0;
-};
 
 double mean(uint64_t bytes, uint64_t images) {
   return static_cast<double>(bytes) / static_cast<double>(std::max<uint64_t>(images, 1));
@@ -162,8 +133,11 @@ int pack_command(const Arguments& arguments) {
   const Clock::time_point start = Clock::now();
   std::vector<PackedSplit> splits;
   {
-    Bar bar;
-    config.progress = [&bar](uint64_t done, uint64_t of) { bar.update(done, of); };
+    std::optional<Progress> progress;
+    if (::isatty(2) == 1) progress.emplace();
+    config.progress = [&](uint64_t done, uint64_t of) {
+      if (progress) progress->update(to_line("pack", done, of, seconds_since(start), ""));
+    };
     splits = pack(config);
   }
   if (json)
