@@ -101,6 +101,8 @@ JpegFacts jpeg_facts(Bytes file) {
     facts.height = static_cast<int>(big_endian(body, 1, 2));
     facts.width = static_cast<int>(big_endian(body, 3, 2));
     facts.components = body[5];
+    // Three bytes for each: number, sampling factors, table.
+    facts.has_half_chroma = facts.components >= 3 && body.size() >= 12 && body[7] != body[10];
   }
   return facts;
 }

@@ -13,7 +13,8 @@ struct JpegFacts {
   int process = -1;
   int precision = 0;  // bits of a value
   int width = 0, height = 0;
-  int components = 0;  // 1 grey, 3 colour, 4 CMYK or YCCK
+  int components = 0;            // 1 grey, 3 colour, 4 CMYK or YCCK
+  bool has_half_chroma = false;  // chroma is stored at less than luma's resolution
   // EXIF's tag 0x112: 1 upright ... 8; 1 also where there is none, or one that makes no sense.
   int orientation = 1;
 };

@@ -275,10 +275,12 @@ class EvalLoader::Impl {
       : config_(config),
         maker_(dataset, output_shape(config.transform, dataset), config.max_pixels,
                config.apply_exif_orientation),
+        read_ahead_(make_read_ahead()),
         ring_(
             ring_config(config, maker_),
             [this](Batch& batch, uint64_t k) { batch.step = config_.slices[k]; },
-            [this](uint8_t* out, Batch& batch, uint64_t, int i, SampleScratch& scratch) {
+            [this](uint8_t* out, Batch& batch, uint64_t k, int i, SampleScratch& scratch) {
+              if (read_ahead_) read_ahead_->reached(k * batch_size() + static_cast<uint64_t>(i));
               make(out, batch, i, scratch);
             }) {}
 
@@ -306,6 +308,24 @@ class EvalLoader::Impl {
   std::optional<InProgress> in_progress() const { return ring_.in_progress(maker_.dataset()); }
 
  private:
+  uint64_t batch_size() const { return static_cast<uint64_t>(config_.batch); }
+
+  // nullptr: none.
+  std::unique_ptr<ReadAhead> make_read_ahead() const {
+    ring_config(config_, maker_);  // refuses what is no configuration
+    const uint64_t size = maker_.dataset().size();
+    if (config_.threads == 0 || config_.read_ahead <= 0 || maker_.dataset().raw_shape() ||
+        size == 0)
+      return nullptr;
+    // Padding behind the last sample asks for that sample again.
+    return std::make_unique<ReadAhead>(
+        maker_.dataset(), config_.slices.size() * batch_size(),
+        static_cast<uint64_t>(config_.read_ahead), [this, size](uint64_t n) {
+          return std::min(config_.slices[n / batch_size()] * batch_size() + n % batch_size(),
+                          size - 1);
+        });
+  }
+
   void make(uint8_t* out, Batch& batch, int i, SampleScratch& scratch) const {
     const auto at = static_cast<size_t>(i);
     const uint64_t sample =
@@ -328,6 +348,7 @@ class EvalLoader::Impl {
 
   const EvalLoaderConfig config_;
   const SampleMaker maker_;
+  const std::unique_ptr<ReadAhead> read_ahead_;
   BatchRing ring_;  // last: its threads use all of the above
 };
 

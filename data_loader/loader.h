@@ -136,6 +136,7 @@ struct EvalLoaderConfig {
   std::vector<uint64_t> slices;  // in the order in which they will be acquired
   int lanes = 1;                 // batches held at once
   int threads = 1;               // 0: acquire() makes the batch in the caller's thread
+  int read_ahead = 64;           // as LoaderConfig::read_ahead
   uint64_t max_pixels = 178956970;
   bool apply_exif_orientation = false;
   bool profile = false;  // as LoaderConfig's

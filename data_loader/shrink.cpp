@@ -8,29 +8,11 @@
 #include <algorithm>
 #include <cstdlib>
 
+#include "data_loader/jpeg_facts.h"
 #include "ops/core/error.h"
 
 namespace convoy::data {
 namespace {
-
-// Whether a JPEG stores chroma at less than luma's resolution, by its frame's header.
-bool has_half_chroma(std::span<const uint8_t> jpeg) {
-  size_t at = 2;
-  while (at + 4 <= jpeg.size() && jpeg[at] == 0xff) {
-    const uint8_t marker = jpeg[at + 1];
-    if (marker == 0xff) {  // padding
-      ++at;
-      continue;
-    }
-    const bool is_frame =
-        marker >= 0xc0 && marker <= 0xcf && marker != 0xc4 && marker != 0xc8 && marker != 0xcc;
-    // Length, precision, height, width, components; then three bytes for each.
-    if (is_frame)
-      return at + 16 <= jpeg.size() && jpeg[at + 9] >= 3 && jpeg[at + 11] != jpeg[at + 14];
-    at += 2 + (size_t{jpeg[at + 2]} << 8 | jpeg[at + 3]);
-  }
-  return false;
-}
 
 // One axis of a whole image, scaled.
 AxisMap whole_axis(int from, int to) {
@@ -139,8 +121,7 @@ class Shrinker::Impl {
       for (size_t i = 0; i < pixels_.size() / 3; ++i) pixels_[i] = pixels_[3 * i];
       pixels_.resize(pixels_.size() / 3);
     }
-    const bool is_jpeg = image.size() > 2 && image[0] == 0xff && image[1] == 0xd8;
-    const bool half = !grey && (settings_.half_chroma || (is_jpeg && has_half_chroma(image)));
+    const bool half = !grey && (settings_.half_chroma || jpeg_facts(image).has_half_chroma);
     encoder_.encode(pixels_, width, height, grey ? 1 : 3, settings_.quality, half, out);
     return true;
   }

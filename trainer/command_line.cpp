@@ -12,6 +12,23 @@ namespace convoy::trainer {
 
 namespace po = boost::program_options;
 
+namespace {
+
+// Boost reads "-1" as the largest unsigned number.
+void refuse_negative(const po::parsed_options& parsed, const po::options_description& options) {
+  for (const po::option& option : parsed.options) {
+    const auto* known = options.find_nothrow(option.string_key, false);
+    if (!known || !dynamic_cast<const po::typed_value<uint64_t>*>(known->semantic().get()))
+      continue;
+    for (const std::string& value : option.value)
+      if (value.starts_with('-'))
+        fail(ExitCode::kUsage, "--{} {}: must not be negative", option.string_key,
+             printable(value));
+  }
+}
+
+}  // namespace
+
 std::optional<po::variables_map> parse_options(const Arguments& arguments,
                                                const po::options_description& options,
                                                const std::string& usage, const std::string& notes,
@@ -24,7 +41,10 @@ std::optional<po::variables_map> parse_options(const Arguments& arguments,
   for (std::string name; names >> name;) positions.add(name.c_str(), 1);
   po::variables_map values;
   try {
-    po::store(po::command_line_parser(arguments).options(all).positional(positions).run(), values);
+    const po::parsed_options parsed =
+        po::command_line_parser(arguments).options(all).positional(positions).run();
+    refuse_negative(parsed, all);
+    po::store(parsed, values);
     if (values.count("help") > 0) {
       std::cout << "Usage: convoy " << usage << "\n\n" << all;
       if (!notes.empty()) std::cout << "\n" << notes;

@@ -174,12 +174,12 @@ void make_folder(const std::string& path) {
   const std::string parent = above.empty() ? std::string(".") : above;
   if (parent != name && !is_folder(parent)) {
     if (errno != ENOENT)
-      fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out", printable(path),
+      fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another one", printable(path),
            errno_text());
     make_folder(parent);
   }
   if (sys::mkdir(name) != 0 && !(errno == EEXIST && is_folder(name)))
-    fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another --out", printable(path),
+    fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another one", printable(path),
          errno_text());
   // A folder that we may use but not read cannot be synced.
   if (::access(parent.c_str(), R_OK) == 0) sync_folder(parent);

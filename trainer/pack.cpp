@@ -34,6 +34,7 @@ struct SplitPlan {
   std::string folder;  // of the shards
   std::unique_ptr<data::Dataset> source;
   uint64_t per_shard = 1, shards = 1;
+  uint64_t bytes = 0;  // of all shards; an estimate where images are encoded anew
 };
 
 // Blocks of a sample in a shard: two headers, the label, the image.
@@ -135,8 +136,8 @@ SplitPlan plan_split(const PackConfig& config, data::Split which, bool flat) {
       fail(ExitCode::kBadData, "{}: the class \"{}\" has a line break in its name: rename it",
            printable(config.source), printable(name));
   const uint64_t n = split.source->size();
-  const uint64_t bytes = estimate_bytes(config, split);
-  const uint64_t wanted = std::clamp<uint64_t>(bytes / config.shard_bytes + 1, 1, n);
+  split.bytes = estimate_bytes(config, split);
+  const uint64_t wanted = std::clamp<uint64_t>(split.bytes / config.shard_bytes + 1, 1, n);
   split.per_shard = (n + wanted - 1) / wanted;
   split.shards = (n + split.per_shard - 1) / split.per_shard;
   return split;
@@ -178,6 +179,31 @@ void take_target(const PackConfig& config, const std::string& plan) {
     fail(ExitCode::kUsage, "{}: is not empty: choose another TARGET", printable(target));
   rewrite_file(path, plan);
   sync_folder(target);
+}
+
+// Bytes of files that are there already.
+uint64_t bytes_in(const std::string& folder) {
+  uint64_t bytes = 0;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file()) bytes += entry.file_size();
+  return bytes;
+}
+
+// Hours of work must not end in a full disk that could have been foreseen.
+void expect_space(const PackConfig& config, const std::vector<SplitPlan>& splits) {
+  uint64_t needed = 0;
+  for (const SplitPlan& split : splits) needed += split.bytes;
+  const uint64_t there = bytes_in(config.target) + fs::space(config.target).available;
+  if (there >= needed) return;
+  const std::string words = fmt::format(
+      "{}: the shards take {}{:.2f} GB, there is room for {:.2f} GB: free some space, or choose "
+      "another TARGET",
+      printable(config.target), config.shrink.short_side > 0 ? "about " : "",
+      static_cast<double>(needed) / 1e9, static_cast<double>(there) / 1e9);
+  if (config.shrink.short_side > 0)
+    log::warning("{}", words);
+  else
+    fail(ExitCode::kIo, "{}", words);
 }
 
 class SplitPacker {
@@ -347,6 +373,7 @@ std::vector<PackedSplit> pack(const PackConfig& config) {
   if (has_train || flat) splits.push_back(plan_split(config, data::Split::kTrain, flat));
   if (has_val) splits.push_back(plan_split(config, data::Split::kVal, flat));
   take_target(config, text_of(config, splits));
+  expect_space(config, splits);
 
   uint64_t images = 0;
   for (const SplitPlan& split : splits) images += split.source->size();

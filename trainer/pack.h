@@ -43,7 +43,8 @@ struct PackedSplit {
 
 // Writes to `target`, made where it is missing; it is empty or holds this very work unfinished:
 // then shards that are whole are kept. Throws Error: kUsage where the target is something else or
-// the source cannot be packed, kBadData for a bad image (unless skip_bad), kIo.
+// the source cannot be packed, kBadData for a bad image (unless skip_bad), kIo, also where the
+// shards would not fit on the disk.
 std::vector<PackedSplit> pack(const PackConfig& config);
 
 }  // namespace convoy::trainer

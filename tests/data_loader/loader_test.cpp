@@ -63,6 +63,39 @@ class NumberedShards final : public Numbered {
   const std::vector<uint64_t> shards_;
 };
 
+// One grey JPEG, whatever the sample; remembers which files were asked for ahead.
+class Announced final : public Dataset {
+ public:
+  explicit Announced(uint64_t size) : samples_(size) {
+    jpeg_ = test::encode_jpeg(test::make_image(16, 16, 1, 1));
+  }
+  uint64_t size() const override { return samples_.size(); }
+  const std::vector<std::string>& classes() const override { return samples_.classes(); }
+  std::optional<ImageShape> raw_shape() const override { return std::nullopt; }
+  void read(uint64_t i, Sample& sample) const override {
+    sample.storage.assign(jpeg_.begin(), jpeg_.end());
+    sample.bytes = sample.storage;
+    sample.label = label(i);
+  }
+  int32_t label(uint64_t i) const override { return samples_.label(i); }
+  std::string name(uint64_t i) const override { return samples_.name(i); }
+  const std::string& digest() const override { return samples_.digest(); }
+  void will_read(uint64_t i) const override {
+    const std::lock_guard lock(mutex_);
+    announced_.insert(i);
+  }
+  std::multiset<uint64_t> announced() const {
+    const std::lock_guard lock(mutex_);
+    return announced_;
+  }
+
+ private:
+  const Numbered samples_;
+  std::string jpeg_;
+  mutable std::mutex mutex_;
+  mutable std::multiset<uint64_t> announced_;
+};
+
 // Numbered, but reading sample `stuck` waits until let_go().
 class Stuck final : public Dataset {
  public:
@@ -708,6 +741,51 @@ TEST(EvalLoader, ABadImageFreesThoseWhoWaitBehindIt) {
   EXPECT_THROW(loader.acquire(0), Error);
   other.join();
   EXPECT_THROW(loader.acquire(ring + 3), Error);
+}
+
+// What was read before it could be asked for is not asked for any more.
+TEST(Loader, FilesOfItsOwnSamplesAreAskedForOnce) {
+  const auto expect_some_of = [](const Announced& dataset, const std::set<uint64_t>& samples) {
+    const std::multiset<uint64_t> announced = dataset.announced();
+    EXPECT_FALSE(announced.empty());
+    EXPECT_EQ(std::set<uint64_t>(announced.begin(), announced.end()).size(), announced.size());
+    for (const uint64_t i : announced) EXPECT_TRUE(samples.contains(i)) << i;
+  };
+  const auto range = [](uint64_t begin, uint64_t end) {
+    std::set<uint64_t> samples;
+    for (uint64_t i = begin; i < end; ++i) samples.insert(i);
+    return samples;
+  };
+  EvalLoaderConfig evaluation;
+  evaluation.transform = {.resize = 16, .size = 8};
+  evaluation.batch = 10;
+  evaluation.slices = {1, 5};
+  const auto evaluate = [&](const Announced& dataset) {
+    EvalLoader loader(dataset, evaluation);
+    for (uint64_t n = 0; n < 2; ++n) loader.release(loader.acquire(n));
+  };
+  const Announced evaluated(60);
+  evaluate(evaluated);
+  std::set<uint64_t> samples = range(10, 20);
+  samples.merge(range(50, 60));
+  expect_some_of(evaluated, samples);
+
+  const Announced trained(60);
+  LoaderConfig training;
+  training.transform.crop = Crop::kRandomResized;
+  training.transform.size = 8;
+  training.batch_per_worker = 30;
+  training.end_step = 2;
+  {
+    Loader loader(trained, training);
+    for (uint64_t step = 0; step < 2; ++step) loader.release(loader.acquire(step, 0));
+  }
+  expect_some_of(trained, range(0, 60));
+
+  const Announced none(60);
+  evaluation.read_ahead = 0;
+  evaluate(none);
+  EXPECT_TRUE(none.announced().empty());
 }
 
 }  // namespace

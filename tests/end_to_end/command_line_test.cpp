@@ -108,6 +108,7 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"model", "show", "resnet50", "--fast"}, "--fast"},
       {{"model", "show", "resnet50", "--input", "3x224"}, "3x224"},
       {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
+      {{"data", "show", "--job", "a", "--out", "b.png", "--step", "-1"}, "--step -1: must not be"},
       {{"bench", "stop"}, "step, loader, allreduce"},
       {{"bench", "step"}, "--model"},
       {{"bench", "step", "--model", "cifar_resnet20", "--fast"}, "--fast"},

@@ -1,9 +1,12 @@
 // `convoy verify DATASET` and `convoy data show`: what they say of folders, and that the pixels
 // shown are those that a run was fed.
 #include <gtest/gtest.h>
+#include <signal.h>
 
+#include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "ops/core/error.h"
 #include "tests/end_to_end/program.h"
@@ -211,6 +214,44 @@ TEST_F(PackCommand, AFlatFolderIsVerifiedOnce) {
   const json object = output_of({"verify", shards_, "--json"});
   EXPECT_EQ(object["splits"].size(), 1u) << object;
   EXPECT_EQ(object["splits"][0]["samples"], 9);
+}
+
+// Killed at moments spread over the whole run, and told to go on each time.
+TEST_F(PackCommand, KilledAtAnyMomentItGoesOnToTheSameShards) {
+  for (int i = 0; i < 60; ++i)
+    images_.write(
+        fmt::format("train/class_1/large_{}.jpg", i),
+        encode_jpeg(make_image(320 + i, 240, 3, 100 + static_cast<uint64_t>(i)), {.quality = 97}));
+  const auto pack_into = [&](const std::string& target) {
+    return Arguments{"pack", images_.path(), target, "--shard-megabytes", "1", "--threads", "2"};
+  };
+  const auto files_of = [](const std::string& folder) {
+    std::map<std::string, std::string> files;
+    for (const auto& entry : fs::recursive_directory_iterator(folder))
+      if (entry.is_regular_file())
+        files[fs::relative(entry.path(), folder).string()] = read_file(entry.path().string());
+    return files;
+  };
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  ASSERT_EQ(run(pack_into(folder_.path("whole"))).exit_code, 0);
+  const auto whole_time = Clock::now() - start;
+  const auto expected = files_of(folder_.path("whole"));
+  EXPECT_GT(expected.size(), 6u);  // several shards
+  constexpr int kKills = 8;
+  int unfinished = 0;
+  for (int k = 1; k <= kKills; ++k) {
+    Running running(folder_, pack_into(shards_), kAlone);
+    std::this_thread::sleep_for(whole_time * k / (kKills + 1));
+    ::kill(running.pid(), SIGKILL);
+    running.finish();
+    if (fs::exists(shards_ + "/pack.unfinished")) ++unfinished;
+    if (fs::exists(shards_ + "/classes.txt") && !fs::exists(shards_ + "/pack.unfinished")) break;
+  }
+  EXPECT_GT(unfinished, 0);
+  const Outcome last = run(pack_into(shards_));
+  EXPECT_TRUE(last.exit_code == 0 || lines_with(last.err, "is not empty") == 1) << last.all();
+  EXPECT_TRUE(files_of(shards_) == expected);  // megabytes: not to be printed
 }
 
 // ---- data show ----

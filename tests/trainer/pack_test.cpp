@@ -16,6 +16,7 @@
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "tests/support/mounts.h"
 #include "tests/support/tiny_images.h"
 #include "trainer/file_calls.h"
 
@@ -268,6 +269,27 @@ std::string error_of(const PackConfig& config, ExitCode code) {
 
 void expect_has(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), std::string::npos) << "\"" << part << "\" is not in: " << text;
+}
+
+TEST(Pack, ADiskThatIsTooSmallIsRefusedAtOnce) {
+  if (const std::string reason = test::why_no_mounts(); !reason.empty())
+    GTEST_SKIP() << "not root: " << reason;
+  const QuietLog quiet;
+  const TempFolder source, disk;
+  test::make_image_folder(source, 3, 40, 3);
+  const test::Mount small(disk.path(), 64 * 1024);
+  const uint64_t before = small.used();
+  try {
+    pack(config_of(source.path(), disk.path()));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ExitCode::kIo);
+    EXPECT_NE(std::string(error.what()).find("there is room for 0.00 GB"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_LE(small.used(), before + 8192);  // no shard was begun
+  small.resize(4 << 20);
+  EXPECT_EQ(pack(config_of(source.path(), disk.path())).front().images, 120u);
 }
 
 TEST(Pack, TargetsOfOthersAreLeftAlone) {
