@@ -442,11 +442,14 @@ void BaselineJpeg::choose_columns(const Region& region) {
   sums_.resize(columns);
 }
 
-// The region's columns of the next row of MCUs, into the planes.
-bool BaselineJpeg::decode_row() {
-  const int mcus = end_mcu_ - first_mcu_;
-  if (!pass(first_mcu_, nullptr, nullptr) || !pass(mcus, coefficients_.data(), last_.data()))
-    return false;
+// The coefficients of the region's columns of the next row of MCUs.
+bool BaselineJpeg::read_row() {
+  return pass(first_mcu_, nullptr, nullptr) &&
+         pass(end_mcu_ - first_mcu_, coefficients_.data(), last_.data());
+}
+
+// From there into the planes.
+bool BaselineJpeg::transform_row() {
   int block = 0;
   for (Component& component : components_)
     for (int v = 0; v < component.v; ++v)
@@ -455,7 +458,7 @@ bool BaselineJpeg::decode_row() {
         row.coefficients = coefficients_.data() + static_cast<ptrdiff_t>(block) * kBlock;
         row.last = last_.data() + block;
         row.step = static_cast<int>(blocks_.size());
-        row.count = mcus;
+        row.count = end_mcu_ - first_mcu_;
         row.quantisation = quantisation_[static_cast<size_t>(component.quantisation)].data();
         row.out = component.row(v * component.size) + static_cast<ptrdiff_t>(h) * component.size;
         row.out_step = component.h * component.size;
@@ -520,6 +523,9 @@ void BaselineJpeg::emit(int first, int end, int base, const Region& region, Imag
 }
 
 bool BaselineJpeg::decode(const Region& region, int denominator, Image& out) {
+  SampleTimes unused;
+  SampleTimes& times = times_ ? *times_ : unused;
+  Stopwatch watch(times_ != nullptr);
   scale(denominator);
   if (!prepare_tables() || !unstuff() || !begin_segment(0)) return false;
   choose_columns(region);
@@ -536,7 +542,9 @@ bool BaselineJpeg::decode(const Region& region, int denominator, Image& out) {
   const int end_row = std::min(ceil_div(end + context, mcu_height_), mcu_rows_);
   if (!pass(first_row * mcus_per_row_, nullptr, nullptr)) return false;
   for (int row = first_row; row < end_row; ++row) {
-    if (!decode_row()) return false;
+    if (!read_row()) return false;
+    watch.book(times.entropy);
+    if (!transform_row()) return false;
     if (is_smooth_) extend_edges(row);
     const int base = row * mcu_height_, next = base + mcu_height_;
     emit(std::max(base - context, region.y),
@@ -545,6 +553,7 @@ bool BaselineJpeg::decode(const Region& region, int denominator, Image& out) {
       for (Component& component : components_)
         std::memcpy(component.row(-1) - kMargin, component.row(component.rows() - 1) - kMargin,
                     component.stride);
+    watch.book(times.pixels);
     if (row + 1 < end_row && !pass(mcus_per_row_ - end_mcu_, nullptr, nullptr)) return false;
   }
   // What was taken was there; and nothing is left behind the last MCU.

@@ -17,6 +17,7 @@
 
 #include "data_loader/baseline_jpeg_kernels.h"
 #include "data_loader/image.h"
+#include "data_loader/sample_times.h"
 
 namespace convoy::data {
 
@@ -32,6 +33,8 @@ class BaselineJpeg {
   // The pixels of `region` (in coordinates of the image shrunk to 1/denominator: 1, 2, 4, 8), once
   // after open(); false: not for this decoder, and `out` is undefined.
   bool decode(const Region& region, int denominator, Image& out);
+  // Where its parts are booked: entropy and pixels, twice for each row of MCUs; null: nowhere.
+  void profile(SampleTimes* times) { times_ = times; }
 
  private:
   struct Tables;
@@ -65,12 +68,14 @@ class BaselineJpeg {
 
   void scale(int denominator);
   void choose_columns(const Region& region);
-  bool decode_row();
+  bool read_row();
+  bool transform_row();
   void extend_edges(int mcu_row);
   const uint8_t* chroma_row(size_t c, int y, int left, int width);
   void emit(int first, int end, int base, const Region& region, Image& out);
 
   const BaselineJpegKernels& kernels_;
+  SampleTimes* times_ = nullptr;
   std::unique_ptr<Tables> tables_;
   // The file.
   int width_ = 0, height_ = 0, restart_interval_ = 0;

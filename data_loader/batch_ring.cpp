@@ -154,6 +154,7 @@ void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& sc
   scratch.now_making.store(SampleScratch::kNone, std::memory_order_relaxed);
   scratch.since.store(start, std::memory_order_relaxed);
   scratch.profile = config_.profile;
+  scratch.decoder.profile(config_.profile ? &scratch.times : nullptr);
   scratch.times = {};
   scratch.bytes = 0;
   lock.unlock();

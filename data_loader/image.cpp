@@ -40,6 +40,7 @@ ImageCodec& ImageDecoder::open(std::span<const uint8_t> bytes, const std::string
                                  printable(name), printable(start.substr(0, 16))),
                      Damage::kNotAnImage);
   }
+  codec->profile(times_);
   shape = codec->open(bytes, name, max_pixels);
   return *codec;
 }

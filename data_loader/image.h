@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "data_loader/dataset.h"
+#include "data_loader/sample_times.h"
 #include "data_loader/transforms.h"
 #include "ops/core/error.h"
 
@@ -70,6 +71,9 @@ class ImageCodec {
   // A file that is cut off is found out whatever the region; for other damage see Reading. Throws
   // BadContent.
   virtual void decode(const Region& region, int denominator, Image& out) = 0;
+  // From now on the parts of decode() are booked there, by codecs that can tell them apart; null:
+  // nowhere.
+  virtual void profile(SampleTimes* /*times*/) {}
 };
 
 // Chooses the codec by the first bytes and keeps one of each. Not thread-safe: one per thread.
@@ -82,9 +86,12 @@ class ImageDecoder {
                    ImageShape& shape);
   // Gives the codecs' memory back; they are made again when needed.
   void release();
+  // ImageCodec::profile() of all codecs.
+  void profile(SampleTimes* times) { times_ = times; }
 
  private:
   Reading reading_;
+  SampleTimes* times_ = nullptr;
   std::unique_ptr<ImageCodec> jpeg_, png_;
 };
 

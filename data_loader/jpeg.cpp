@@ -224,6 +224,8 @@ class FastestCodec final : public ImageCodec {
     libjpeg_.decode(region, denominator, out);
   }
 
+  void profile(SampleTimes* times) override { baseline_.profile(times); }
+
  private:
   BaselineJpeg baseline_;
   LibjpegCodec libjpeg_{Reading::kRegion};

@@ -23,20 +23,27 @@ struct Spent {
   }
 };
 
-// decode: header and pixels. What is in none of them is the rest of a sample's work.
+// decode: header and pixels; what is in none of read, decode and resize is the rest of a sample's
+// work. Of decode, where our own decoder of JPEGs did it: Huffman decoding, and from there to
+// pixels (inverse DCT, chroma, colour).
 struct SampleTimes {
   Spent read, decode, resize;
+  Spent entropy, pixels;
 
   SampleTimes& operator+=(const SampleTimes& other) {
     read += other.read;
     decode += other.decode;
     resize += other.resize;
+    entropy += other.entropy;
+    pixels += other.pixels;
     return *this;
   }
   SampleTimes& operator-=(const SampleTimes& other) {
     read -= other.read;
     decode -= other.decode;
     resize -= other.resize;
+    entropy -= other.entropy;
+    pixels -= other.pixels;
     return *this;
   }
 };

@@ -215,9 +215,10 @@ std::optional<data::Spent> measure_limit(const data::Dataset& dataset,
   return data::Spent{all.seconds / images, all.cpu_seconds / images};
 }
 
-// What a thread spends on an image; the seconds add up to threads / (images/s).
+// What a thread spends on an image; the seconds add up to threads / (images/s). huffman and pixels
+// are parts of decode, where our own decoder did it.
 struct Profile {
-  data::Spent read, decode, resize, other, waiting, all;
+  data::Spent read, decode, huffman, pixels, resize, other, waiting, all;
   std::optional<data::Spent> entropy;  // the limit
 };
 
@@ -263,6 +264,8 @@ Profile profile_of(const std::vector<Round>& rounds, int threads) {
   for (const data::Spent& part : {t.read, t.decode, t.resize}) other -= part;
   Profile profile{.read = of_image(t.read),
                   .decode = of_image(t.decode),
+                  .huffman = of_image(t.entropy),
+                  .pixels = of_image(t.pixels),
                   .resize = of_image(t.resize),
                   .other = of_image(other),
                   .waiting = of_image({all.seconds - sum.work_seconds, 0}),
@@ -325,6 +328,7 @@ nlohmann::ordered_json to_json(const data::Spent& spent) {
 
 nlohmann::ordered_json to_json(const Profile& p) {
   nlohmann::ordered_json out = {{"read", to_json(p.read)},       {"decode", to_json(p.decode)},
+                                {"huffman", to_json(p.huffman)}, {"pixels", to_json(p.pixels)},
                                 {"resize", to_json(p.resize)},   {"other", to_json(p.other)},
                                 {"waiting", to_json(p.waiting)}, {"all", to_json(p.all)}};
   if (p.entropy) out["entropy_decoding_alone"] = to_json(*p.entropy);
@@ -373,6 +377,8 @@ std::string to_text(const Profile& p) {
   };
   row("read", p.read);
   row("decode", p.decode);
+  row("  of it Huffman decoding", p.huffman);
+  row("  inverse DCT, chroma and colour", p.pixels);
   row("crop, resize and flip", p.resize);
   row("other work, and the caller's", p.other);
   row("waiting for room", p.waiting);

@@ -320,7 +320,10 @@ TEST(Bench, LoaderJsonAndProfile) {
       for (const char* part : {"read", "decode", "resize", "other", "waiting"})
         sum += profile[part][clock].get<double>();
       EXPECT_NEAR(sum, profile["all"][clock].get<double>(), 1e-12) << clock;
-      for (const char* part : {"read", "decode", "resize", "entropy_decoding_alone"})
+      EXPECT_LE(profile["huffman"][clock].get<double>() + profile["pixels"][clock].get<double>(),
+                profile["decode"][clock].get<double>());
+      for (const char* part :
+           {"read", "decode", "huffman", "pixels", "resize", "entropy_decoding_alone"})
         EXPECT_GT(profile[part][clock].get<double>(), 0) << part << " " << clock;
     }
   }
