@@ -12,6 +12,7 @@
 #include "ops/core/random.h"
 #include "ops/digest_kernels.h"
 #include "ops/elementwise_kernels.h"
+#include "ops/local_response_norm_kernels.h"
 #include "ops/optim/optimizer_kernels.h"
 #include "ops/pool_kernels.h"
 #if defined(__x86_64__)
@@ -28,6 +29,7 @@ struct Tables {
   const BatchNormKernels<T>* batch_norm;
   const ElementwiseKernels<T>* elementwise;
   const PoolKernels<T>* pool;
+  const LocalResponseNormKernels<T>* local_response_norm;
 };
 
 // Those that this processor can run; the baseline is the first.
@@ -36,7 +38,7 @@ std::vector<Tables<T>> tables();
 #define TABLES(isa, suffix)                                                      \
   {                                                                              \
 #isa, &isa::batch_norm_kernels_##suffix, &isa::elementwise_kernels_##suffix, \
-        &isa::pool_kernels_##suffix                                              \
+        &isa::pool_kernels_##suffix, &isa::local_response_norm_kernels_##suffix  \
   }
 #if defined(__x86_64__)
 #define ALL_TABLES(suffix)                                                              \
@@ -230,6 +232,14 @@ void compare_elementwise() {
       out.add(y);
       t.elementwise->add(y.data(), a.data(), b.data(), size, 1);
       out.add(y);
+      t.elementwise->multiply(y.data(), a.data(), b.data(), size, 1);
+      out.add(y);
+      for (const float sign : {1.0f, -1.0f}) {
+        t.elementwise->sigmoid(y.data(), a.data(), sign, size, 1);
+        out.add(y);
+        t.elementwise->sigmoid_backward(y.data(), b.data(), a.data(), sign, size, 1);
+        out.add(y);
+      }
       std::vector<uint8_t> pixels(2 * n);
       for (size_t i = 0; i < pixels.size(); ++i)
         pixels[i] = static_cast<uint8_t>(random_word(2, i));
@@ -247,25 +257,56 @@ void compare_pool() {
         .n = 2, .c = c, .h = 7, .w = 6, .p = 4, .q = 3, .kernel = 3, .stride = 2, .padding = 1};
     const auto n = static_cast<size_t>(g.n * g.h * g.w * c);
     const auto m = static_cast<size_t>(g.n * g.p * g.q * c);
-    compare_tables<T>(
-        fmt::format("pool, {} channels", c), [&](const Tables<T>& t, Draw draw, Outputs& out) {
-          const auto x = random_vector<T>(draw, 0, n), dy = random_vector<T>(draw, 1, m);
-          std::vector<T> y(m), dx(n);
-          std::vector<uint8_t> place(m);
-          t.pool->max_forward(y.data(), nullptr, x.data(), g, 1);
-          out.add(y);
-          t.pool->max_forward(y.data(), place.data(), x.data(), g, 1);
-          out.add(y);
-          out.add(place);
-          t.pool->max_backward(dx.data(), dy.data(), place.data(), g, 1);
-          out.add(dx);
-          for (const bool include_pad : {false, true}) {
-            t.pool->avg_forward(y.data(), x.data(), g, include_pad, 1);
-            out.add(y);
-            t.pool->avg_backward(dx.data(), dy.data(), g, include_pad, 1);
-            out.add(dx);
-          }
-        });
+    compare_tables<T>(fmt::format("pool, {} channels", c), [&](const Tables<T>& t, Draw draw,
+                                                               Outputs& out) {
+      const auto x = random_vector<T>(draw, 0, n), dy = random_vector<T>(draw, 1, m);
+      std::vector<T> y(m), dx(n);
+      std::vector<uint8_t> place(m);
+      t.pool->max_forward(y.data(), nullptr, x.data(), g, 1);
+      out.add(y);
+      t.pool->max_forward(y.data(), place.data(), x.data(), g, 1);
+      out.add(y);
+      out.add(place);
+      t.pool->max_backward(dx.data(), dy.data(), place.data(), g, 1);
+      out.add(dx);
+      for (const bool include_pad : {false, true}) {
+        t.pool->avg_forward(y.data(), x.data(), g, include_pad, 1);
+        out.add(y);
+        t.pool->avg_backward(dx.data(), dy.data(), g, include_pad, 1);
+        out.add(dx);
+      }
+      const float per_row[] = {0.5f, 1 / 3.0f, 1 / 3.0f, 0.5f}, per_column[] = {0.5f, 0.5f, 0.5f};
+      t.pool->adaptive_forward(y.data(), x.data(), per_row, per_column, g, 1);
+      out.add(y);
+      t.pool->adaptive_backward(dx.data(), dy.data(), per_row, per_column, g, 1);
+      out.add(dx);
+    });
+  }
+}
+
+template <typename T>
+void compare_local_response_norm() {
+  for (const int64_t c : kChannels) {
+    const ChannelWindow w = {.c = c,
+                             .before = std::min<int64_t>(2, c - 1),
+                             .behind = std::min<int64_t>(3, c - 1),
+                             .scale = 0.4f,
+                             .beta = 0.75f,
+                             .k = 1.0f};
+    constexpr int64_t kRows = 7;
+    const auto n = static_cast<size_t>(kRows * c);
+    compare_tables<T>(fmt::format("local response norm, {} channels", c), [&](const Tables<T>& t,
+                                                                              Draw draw,
+                                                                              Outputs& out) {
+      const auto x = random_vector<T>(draw, 0, n);
+      const auto dy = random_vector<T>(draw, 1, n);
+      std::vector<T> y(n);
+      std::vector<float> scratch(static_cast<size_t>(local_response_norm_scratch(w)));
+      t.local_response_norm->forward(y.data(), scratch.data(), x.data(), w, kRows, 1);
+      out.add(y);
+      t.local_response_norm->backward(y.data(), scratch.data(), dy.data(), x.data(), w, kRows, 1);
+      out.add(y);
+    });
   }
 }
 
@@ -317,6 +358,10 @@ TEST_F(KernelsTest, ElementwiseHasTheSameBitsInEveryInstructionSet) {
 TEST_F(KernelsTest, PoolHasTheSameBitsInEveryInstructionSet) {
   compare_pool<float>();
   compare_pool<Bfloat16>();
+}
+TEST_F(KernelsTest, LocalResponseNormHasTheSameBitsInEveryInstructionSet) {
+  compare_local_response_norm<float>();
+  compare_local_response_norm<Bfloat16>();
 }
 
 TEST_F(KernelsTest, OptimizerHasTheSameBitsInEveryInstructionSet) {
