@@ -181,9 +181,13 @@ TEST(Models, ListSaysWhatShowSays) {
   EXPECT_EQ(list.exit_code, 0);
   const json models = object_of({"model", "list", "--json"})["models"];
   EXPECT_GT(models.size(), 60u);
+  const auto rows = lines_of(list.out);
   for (const json& model : models) {
     const auto name = model["model"].get<std::string>();
-    EXPECT_EQ(lines_with(list.out, fmt::format("  {} ", name)), 1) << name;
+    const auto is_row = [&](const std::string& line) {
+      return line.starts_with(fmt::format("  {} ", name));
+    };
+    EXPECT_EQ(std::ranges::count_if(rows, is_row), 1) << name;
     EXPECT_GE(lines_with(list.out, model["family"].get<std::string>()), 1) << name;
     for (const char* key : {"parameters", "training_parameters", "macs"})
       EXPECT_GT(model[key].get<int64_t>(), 0) << name;
