@@ -4,7 +4,8 @@
 convoy_library(ops
   SOURCES
     ops/add.cpp ops/batch_norm.cpp ops/catalogue.cpp ops/concat.cpp ops/conv2d.cpp ops/dropout.cpp
-    ops/graph.cpp ops/linear.cpp ops/pool.cpp ops/relu.cpp ops/subsample.cpp
+    ops/graph.cpp ops/linear.cpp ops/local_response_norm.cpp ops/multiply.cpp ops/pool.cpp ops/relu.cpp
+    ops/sigmoid.cpp ops/subsample.cpp
   LINK convoy::core)
 convoy_library(trainer
   SOURCES

@@ -19,6 +19,10 @@ struct Kind {
   std::string operator()(const Dropout&) const { return "Dropout"; }
   std::string operator()(const Concat&) const { return "Concat"; }
   std::string operator()(const Subsample&) const { return "Subsample"; }
+  std::string operator()(const LocalResponseNorm&) const { return "LocalResponseNorm"; }
+  std::string operator()(const Sigmoid&) const { return "Sigmoid"; }
+  std::string operator()(const Multiply&) const { return "Multiply"; }
+  std::string operator()(const AdaptiveAvgPool&) const { return "AdaptiveAvgPool"; }
 };
 
 }  // namespace

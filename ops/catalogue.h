@@ -11,15 +11,19 @@
 #include "ops/dropout.h"
 #include "ops/image_input.h"
 #include "ops/linear.h"
+#include "ops/local_response_norm.h"
+#include "ops/multiply.h"
 #include "ops/pool.h"
 #include "ops/relu.h"
+#include "ops/sigmoid.h"
 #include "ops/softmax_cross_entropy.h"
 #include "ops/subsample.h"
 
 namespace convoy::ops {
 
-using OpSpec = std::variant<Conv2d, BatchNorm, Relu, Add, MaxPool, AvgPool, GlobalAvgPool, Linear,
-                            Dropout, Concat, Subsample>;
+using OpSpec =
+    std::variant<Conv2d, BatchNorm, Relu, Add, MaxPool, AvgPool, GlobalAvgPool, Linear, Dropout,
+                 Concat, Subsample, LocalResponseNorm, Sigmoid, Multiply, AdaptiveAvgPool>;
 
 inline size_t saved_bytes(const Conv2d&, const Shape&) {
   return 0;

@@ -6,6 +6,9 @@
 //   s = gamma / sqrt(var + epsilon)    w' = w s    bias' = beta + (bias - mean) s
 // once per prepare(), in double, rounded once; its residual and ReLU are part of the same pass, and
 // y is written over the residual.
+//
+// Weights start as He et al. 2015 (Init::kHeNormal) unless weight_std is given, the bias uniform in
+// +-1 / sqrt(fan_in) unless bias_init is.
 #pragma once
 
 #include <optional>
@@ -25,6 +28,8 @@ struct Conv2d {
   int64_t groups = 1;
   bool bias = false;
   std::optional<BatchNorm> batch_norm = {};  // folded in; inference only
+  double weight_std = 0;                     // above 0: weights start normal, mean 0, with it
+  std::optional<double> bias_init = {};      // the bias starts at it
 };
 
 // Throws Error (kBadJob) that names what does not fit; the caller adds the node's name.

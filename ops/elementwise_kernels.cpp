@@ -1,6 +1,6 @@
 #include "ops/elementwise_kernels.h"
 
-#include "ops/simd.h"
+#include "ops/simd_math.h"
 
 namespace convoy::ops::CONVOY_ISA {
 namespace {
@@ -47,6 +47,31 @@ void add(T* y, const T* a, const T* b, int64_t n, int threads) {
 }
 
 template <typename T>
+void multiply(T* y, const T* a, const T* b, int64_t n, int threads) {
+  for_elements(
+      n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
+        access.put(y + i, access.get(a + i) * access.get(b + i));
+      });
+}
+
+template <typename T>
+void sigmoid(T* y, const T* x, float sign, int64_t n, int threads) {
+  for_elements(
+      n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
+        access.put(y + i, logistic(access.get(x + i) * sign));
+      });
+}
+
+template <typename T>
+void sigmoid_backward(T* dx, const T* dy, const T* y, float sign, int64_t n, int threads) {
+  for_elements(
+      n, threads, [=](int64_t i, auto access) __attribute__((always_inline)) {
+        const Floats v = access.get(y + i);
+        access.put(dx + i, access.get(dy + i) * (v * (1.0f - v)) * sign);
+      });
+}
+
+template <typename T>
 void normalise(T* y, const uint8_t* pixels, const float* mean, const float* inv_std, int64_t n,
                int64_t plane, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
@@ -74,8 +99,12 @@ void normalise_mixed(T* y, const uint8_t* pixels, const uint8_t* other, const fl
 }  // namespace
 
 const ElementwiseKernels<float> elementwise_kernels_fp32 = {
-    relu<float>, keep<float>, add<float>, normalise<float>, normalise_mixed<float>};
+    relu<float>,      keep<float>,           add<float>,
+    multiply<float>,  sigmoid<float>,        sigmoid_backward<float>,
+    normalise<float>, normalise_mixed<float>};
 const ElementwiseKernels<Bfloat16> elementwise_kernels_bf16 = {
-    relu<Bfloat16>, keep<Bfloat16>, add<Bfloat16>, normalise<Bfloat16>, normalise_mixed<Bfloat16>};
+    relu<Bfloat16>,      keep<Bfloat16>,           add<Bfloat16>,
+    multiply<Bfloat16>,  sigmoid<Bfloat16>,        sigmoid_backward<Bfloat16>,
+    normalise<Bfloat16>, normalise_mixed<Bfloat16>};
 
 }  // namespace convoy::ops::CONVOY_ISA

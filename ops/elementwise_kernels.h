@@ -17,6 +17,12 @@ struct ElementwiseKernels {
   void (*keep)(T* y, const T* x, const uint16_t* mask, float scale, int64_t n, int threads);
   // y = a + b. y may be a or b.
   void (*add)(T* y, const T* a, const T* b, int64_t n, int threads);
+  // y = a * b. y may be a or b.
+  void (*multiply)(T* y, const T* a, const T* b, int64_t n, int threads);
+  // y = 1 / (1 + e^-(sign * x)).
+  void (*sigmoid)(T* y, const T* x, float sign, int64_t n, int threads);
+  // dx = sign * dy * y * (1 - y). dx may be dy.
+  void (*sigmoid_backward)(T* dx, const T* dy, const T* y, float sign, int64_t n, int threads);
   // images [n, plane] of uint8: y = (pixel - mean[i]) * inv_std[i] for each place i of the plane.
   void (*normalise)(T* y, const uint8_t* pixels, const float* mean, const float* inv_std, int64_t n,
                     int64_t plane, int threads);

@@ -22,6 +22,7 @@ class Fuser {
         last_reader_[index(input)] = i;
       }
     }
+    for (const Auxiliary& a : graph_.auxiliary) ++readers_[index(a.node)];
   }
 
   Graph run() {
@@ -111,7 +112,9 @@ class Fuser {
       out.node_of[i] = out.graph.nodes.size();
       out.graph.nodes.push_back(std::move(node));
     }
-    for (size_t i = 0; i < graph_.nodes.size(); ++i) out.node_of[i] = out.node_of[merged_into_[i]];
+    for (size_t i = graph_.nodes.size(); i-- > 0;) out.node_of[i] = out.node_of[merged_into_[i]];
+    for (const Auxiliary& a : graph_.auxiliary)
+      out.graph.auxiliary.push_back({static_cast<int>(out.node_of[index(a.node)]), a.weight});
     return out;
   }
 
@@ -129,7 +132,16 @@ Graph fuse(const Graph& graph) {
 }
 
 InferenceGraph fold_batch_norms(const Graph& fused) {
-  return Fuser(fused).fold();
+  const Graph needed = inference_graph(fused);
+  InferenceGraph folded = Fuser(needed).fold();
+  std::vector<size_t> node_of;
+  size_t next = 0;  // of the needed nodes, which are a part of the fused ones, in their order
+  for (const Node& node : fused.nodes) {
+    const bool is_needed = next < needed.nodes.size() && needed.nodes[next].name == node.name;
+    node_of.push_back(is_needed ? folded.node_of[next++] : kNobody);
+  }
+  folded.node_of = std::move(node_of);
+  return folded;
 }
 
 }  // namespace convoy::ops

@@ -10,6 +10,62 @@
 
 namespace convoy::ops {
 
+namespace {
+
+// Memory plans compare nodes in pairs, which takes seconds for so many.
+constexpr size_t kMostNodes = size_t{1} << 15;
+// Of a node, so that int64_t counts all nodes' together. Products of sizes are taken in double
+// here, where they cannot overflow.
+constexpr double kMostElements = 0x1p44, kMostMacs = 0x1p56;
+
+double product(const Shape& s) {
+  return static_cast<double>(s.n) * static_cast<double>(s.c) * static_cast<double>(s.h) *
+         static_cast<double>(s.w);
+}
+
+// Throws Error (kBadJob) where a node's output, weights or work are beyond all memory and time.
+void check_size(const OpSpec& spec, const std::vector<Shape>& x, const Shape& y) {
+  if (product(y) > kMostElements)
+    fail(ExitCode::kBadJob, "an output of {} has more than 2^44 elements", to_string(y));
+  for (const ParameterSpec& p : parameters(spec, x)) {
+    double elements = 1;
+    for (const int64_t d : p.dims) elements *= static_cast<double>(d);
+    if (elements > kMostElements || product(y) * static_cast<double>(p.fan_in) > kMostMacs)
+      fail(ExitCode::kBadJob, "its {} [{}] for an output of {} is beyond any computer", p.name,
+           fmt::join(p.dims, ", "), to_string(y));
+  }
+}
+
+void check_auxiliary(const Graph& graph, const std::vector<Shape>& outputs) {
+  const size_t last = outputs.size() - 1;
+  for (size_t k = 0; k < graph.auxiliary.size(); ++k) {
+    const auto [node, weight] = graph.auxiliary[k];
+    if (node < 0 || static_cast<size_t>(node) > last)
+      fail(ExitCode::kBadJob, "network \"{}\": auxiliary classifier {} is node {}, there are {}",
+           printable(graph.name), k, node, last + 1);
+    const auto i = static_cast<size_t>(node);
+    const std::string name = printable(graph.nodes[i].name);
+    if (i == last)
+      fail(ExitCode::kBadJob,
+           "auxiliary classifier \"{}\" is the last node, whose loss counts anyway", name);
+    if (!(outputs[i] == Shape{outputs[last].n, outputs[last].c, 1, 1}))
+      fail(ExitCode::kBadJob,
+           "auxiliary classifier \"{}\" gives {}; it must give a logit for each of the {} classes, "
+           "{}",
+           name, to_string(outputs[i]), outputs[last].c,
+           to_string({outputs[last].n, outputs[last].c, 1, 1}));
+    if (!std::isfinite(weight) || weight < 0)
+      fail(ExitCode::kBadJob, "auxiliary classifier \"{}\": its weight is {}, must be 0 or more",
+           name, weight);
+    for (size_t other = 0; other < k; ++other)
+      if (graph.auxiliary[other].node == node)
+        fail(ExitCode::kBadJob, "auxiliary classifier \"{}\" is there twice; add up the weights",
+             name);
+  }
+}
+
+}  // namespace
+
 int Graph::add(std::string node_name, OpSpec op, std::vector<int> inputs) {
   const auto index = static_cast<int>(nodes.size());
   nodes.push_back({std::move(node_name), std::move(op), std::move(inputs), index});
@@ -30,9 +86,17 @@ std::vector<Shape> input_shapes(const Graph& graph, const std::vector<Shape>& ou
 std::vector<Shape> infer_shapes(const Graph& graph, int64_t batch) {
   if (graph.nodes.empty())
     fail(ExitCode::kBadJob, "network \"{}\" has no nodes", printable(graph.name));
+  if (graph.nodes.size() > kMostNodes)
+    fail(ExitCode::kBadJob, "network \"{}\" has {} nodes, more than {}", printable(graph.name),
+         graph.nodes.size(), kMostNodes);
   if (graph.image.c <= 0 || graph.image.h <= 0 || graph.image.w <= 0)
     fail(ExitCode::kBadJob, "network \"{}\": an image of {} channels, {} x {} pixels is empty",
          printable(graph.name), graph.image.c, graph.image.h, graph.image.w);
+  Shape images = graph.image;
+  images.n = batch;
+  if (product(images) > kMostElements)
+    fail(ExitCode::kBadJob, "network \"{}\": images of {} have more than 2^44 elements",
+         printable(graph.name), to_string(images));
   std::unordered_set<std::string> names;
   std::vector<Shape> outputs;
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
@@ -45,12 +109,34 @@ std::vector<Shape> infer_shapes(const Graph& graph, int64_t batch) {
         fail(ExitCode::kBadJob, "node \"{}\": input {} is not an earlier node",
              printable(node.name), input);
     try {
-      outputs.push_back(output_shape(node.op, input_shapes(graph, outputs, i, batch)));
+      const std::vector<Shape> x = input_shapes(graph, outputs, i, batch);
+      const Shape y = output_shape(node.op, x);
+      check_size(node.op, x, y);
+      outputs.push_back(y);
     } catch (const Error& e) {
       fail(e.code(), "{} \"{}\": {}", kind_of(node.op), printable(node.name), e.what());
     }
   }
+  check_auxiliary(graph, outputs);
   return outputs;
+}
+
+Graph inference_graph(const Graph& graph) {
+  std::vector<bool> needed(graph.nodes.size(), false);
+  if (!needed.empty()) needed.back() = true;
+  for (size_t i = needed.size(); i-- > 0;)
+    for (const int input : graph.nodes[i].inputs)
+      if (needed[i] && input != kImage) needed[static_cast<size_t>(input)] = true;
+  Graph out{.name = graph.name, .image = graph.image, .nodes = {}};
+  std::vector<int> index(graph.nodes.size());
+  for (size_t i = 0; i < needed.size(); ++i) {
+    if (!needed[i]) continue;
+    index[i] = static_cast<int>(out.nodes.size());
+    out.nodes.push_back(graph.nodes[i]);
+    for (int& input : out.nodes.back().inputs)
+      if (input != kImage) input = index[static_cast<size_t>(input)];
+  }
+  return out;
 }
 
 ParameterLayout layout_of(const Graph& graph) {
@@ -103,8 +189,14 @@ void initialise(const ParameterLayout& layout, uint64_t seed, float* out) {
           w[i] = bound * (2.0f * uniform_float(words(i / 4)[i % 4]) - 1.0f);
         break;
       }
+      case Init::kConstant:
+        std::fill_n(w, p.floats(), static_cast<float>(p.spec.value));
+        break;
+      case Init::kNormal:
       case Init::kHeNormal: {
-        const double std = std::sqrt(2.0 / static_cast<double>(p.spec.fan_out));
+        const double std = p.spec.init == Init::kNormal
+                               ? p.spec.value
+                               : std::sqrt(2.0 / static_cast<double>(p.spec.fan_out));
         for (size_t i = 0; i < p.floats(); ++i)
           w[i] = static_cast<float>(std * normal2(words(i / 2))[i % 2]);
         break;

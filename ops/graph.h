@@ -19,18 +19,34 @@ struct Node {
   int position = 0;  // in the list as the model wrote it: parameters are counted in this order
 };
 
+// A further classifier that training alone has (Szegedy et al. 2014, arXiv:1409.4842, section 5):
+// its node gives logits [N, classes, 1, 1], whose softmax cross-entropy with the same labels,
+// smoothing and mixing, times `weight`, is added to what gradients are of. The loss and the
+// accuracy that are reported stay those of the last node.
+struct Auxiliary {
+  int node = 0;  // not the last one
+  double weight = 0.3;
+};
+
 struct Graph {
   std::string name;
   Shape image;              // of one sample, n = 1
   std::vector<Node> nodes;  // the last one gives the logits
+  std::vector<Auxiliary> auxiliary = {};
 
   // Appends a node and returns its index.
   int add(std::string node_name, OpSpec op, std::vector<int> inputs);
 };
 
 // The output shape of every node for a batch. Throws Error (kBadJob) that names the node: unknown
-// or later input, shapes that do not fit, names that are doubled or empty, a network without nodes.
+// or later input, shapes that do not fit, names that are doubled or empty, a network without nodes,
+// with too many, or with tensors whose elements nobody could count; auxiliary classifiers that are
+// none.
 std::vector<Shape> infer_shapes(const Graph& graph, int64_t batch);
+
+// What inference runs: the nodes that the last one needs, and no auxiliary classifiers. Where
+// parameters lie, and how they start, says the layout of the whole graph alone.
+Graph inference_graph(const Graph& graph);
 
 // The shapes of the inputs of one node.
 std::vector<Shape> input_shapes(const Graph& graph, const std::vector<Shape>& outputs, size_t node,

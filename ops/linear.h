@@ -1,6 +1,9 @@
 // Fully connected: y [N,K] = x [N, C*H*W] w^T [K, C*H*W] (+ bias [K]). The features of one sample
-// are counted in the order C, H, W, as torch.flatten of an NCHW tensor gives them.
+// are counted in the order C, H, W, as torch.flatten of an NCHW tensor gives them. Weights and bias
+// start uniform in +-1 / sqrt(fan_in), as torch's, unless weight_std or bias_init is given.
 #pragma once
+
+#include <optional>
 
 #include "ops/op.h"
 
@@ -12,6 +15,8 @@ class CudaDevice;
 struct Linear {
   int64_t out_features = 0;
   bool bias = true;
+  double weight_std = 0;                 // above 0: weights start normal, mean 0, with it
+  std::optional<double> bias_init = {};  // the bias starts at it
 };
 
 Shape output_shape(const Linear& spec, const std::vector<Shape>& x);

@@ -11,9 +11,19 @@
 namespace convoy::ops {
 namespace {
 
+// Logits that only a loss reads.
+bool is_logits(const Graph& graph, size_t node) {
+  if (node + 1 == graph.nodes.size()) return true;
+  const auto is_node = [&](int other) { return other == static_cast<int>(node); };
+  const auto reads_it = [&](const Node& n) { return std::ranges::any_of(n.inputs, is_node); };
+  return std::ranges::any_of(graph.auxiliary, is_node, &Auxiliary::node) &&
+         std::ranges::none_of(graph.nodes, reads_it);
+}
+
 DType output_type(const Graph& graph, size_t node, DType type) {
-  const bool is_logits = node + 1 == graph.nodes.size();
-  return is_logits && std::holds_alternative<Linear>(graph.nodes[node].op) ? DType::kFloat32 : type;
+  return is_logits(graph, node) && std::holds_alternative<Linear>(graph.nodes[node].op)
+             ? DType::kFloat32
+             : type;
 }
 
 size_t bytes_of(const Shape& shape, DType type) {
@@ -90,8 +100,11 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
           add(bytes_of(shapes[i], output_type(graph, i, type)), when.forward[i], when.forward[i]));
   }
   lives_until(m.value[n], when.loss);
+  if (training)
+    for (const Auxiliary& a : graph.auxiliary) lives_until(m.value[value_of(a.node)], when.loss);
   for (size_t i = 0; i < n; ++i) {
     const BackwardNeeds needs = backward_needs(graph.nodes[i].op);
+    if (training && needs.output) lives_until(m.value[i + 1], when.backward[i]);
     const std::vector<int>& inputs = graph.nodes[i].inputs;
     for (size_t k = 0; k < inputs.size(); ++k) {
       const int value = m.value[value_of(inputs[k])];
@@ -106,6 +119,12 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
   if (training) {
     m.dlogits = add(bytes_of(shapes[n - 1], type), when.loss, when.backward[n - 1]);
     m.dy[n].push_back(m.dlogits);
+    for (const Auxiliary& a : graph.auxiliary) {
+      const auto node = static_cast<size_t>(a.node);
+      m.auxiliary_dlogits.push_back(
+          add(bytes_of(shapes[node], type), when.loss, when.backward[node]));
+      m.dy[node + 1].push_back(m.auxiliary_dlogits.back());
+    }
   }
   for (size_t i = n; training && i-- > 0;) {
     const Node& node = graph.nodes[i];
@@ -205,7 +224,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
   if (config_.input) input_ = device_.make_input(*config_.input, config_.type);
-  loss_result_ = device_.allocate(sizeof(LossResult));
+  loss_result_ = device_.allocate(2 * sizeof(LossResult));
 
   nodes_.resize(n);
   extra_dy_.resize(n);
@@ -242,8 +261,10 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
 
   // Gradients become final node by node, but nodes of one segment all at its end.
   std::vector<size_t> end_of(n, 0);
-  for (const ParameterLayout::Parameter& p : layout_.parameters)
+  for (const ParameterLayout::Parameter& p : layout_.parameters) {
+    if (node_of_[p.node] == kNobody) continue;
     end_of[node_of_[p.node]] = std::max(end_of[node_of_[p.node]], p.offset + p.floats());
+  }
   size_t ready = 0;
   for (const Segment& segment : passes_.backward) {
     for (const Call& call : segment.calls)
@@ -278,12 +299,14 @@ void Network::bind(const Buffers& b) {
   // Parameters stand in backward order, but weight before bias inside a node, as ops expect them;
   // those of a folded batch norm before its convolution's.
   for (const ParameterLayout::Parameter& p : layout_.parameters) {
+    if (node_of_[p.node] == kNobody) continue;
     for (NodeMemory& m : nodes_[node_of_[p.node]]) {
       m.parameters.push_back(b.parameters + p.offset);
       m.gradients.push_back(b.gradients ? b.gradients + p.offset : nullptr);
     }
   }
   for (const ParameterLayout::Statistics& s : layout_.statistics) {
+    if (node_of_[s.node] == kNobody) continue;
     for (NodeMemory& m : nodes_[node_of_[s.node]]) {
       m.running = b.running ? b.running + s.offset : nullptr;
       m.statistics = b.statistics ? b.statistics + s.offset : nullptr;
@@ -298,7 +321,8 @@ void Network::prepare(int part, int parts) {
   };
   std::vector<bool> mine(ops_.size(), part == 0);
   for (const ParameterLayout::Parameter& p : layout_.parameters)
-    mine[node_of_[p.node]] = p.offset >= border(part) && p.offset < border(part + 1);
+    if (node_of_[p.node] != kNobody)
+      mine[node_of_[p.node]] = p.offset >= border(part) && p.offset < border(part + 1);
   for (size_t i = 0; i < ops_.size(); ++i)
     if (mine[i]) ops_[i]->prepare(nodes_[i][0]);
 }
@@ -369,15 +393,21 @@ void Network::add_extra_dy(size_t node, size_t slice) {
 void Network::loss(const int32_t* labels, double gradient_scale, float* head, double loss_scale,
                    double label_share) {
   const Stopwatch watch(times_.loss);
+  SoftmaxCrossEntropy spec = {.n = config_.batch,
+                              .classes = shapes_.back().c,
+                              .label_smoothing = config_.label_smoothing,
+                              .gradient_scale = gradient_scale,
+                              .loss_scale = loss_scale,
+                              .label_share = label_share};
+  auto* results = static_cast<LossResult*>(loss_result_.data.get());
   const TensorView x = logits();
-  device_.loss({.n = config_.batch,
-                .classes = x.shape.c,
-                .label_smoothing = config_.label_smoothing,
-                .gradient_scale = gradient_scale,
-                .loss_scale = loss_scale,
-                .label_share = label_share},
-               at(memory_.dlogits), config_.type, x.data, x.type, labels,
-               static_cast<LossResult*>(loss_result_.data.get()), head);
+  device_.loss(spec, at(memory_.dlogits), config_.type, x.data, x.type, labels, &results[0], head);
+  for (size_t k = 0; k < graph_.auxiliary.size(); ++k) {
+    const TensorView y = output_of(static_cast<size_t>(graph_.auxiliary[k].node));
+    spec.gradient_scale = gradient_scale * graph_.auxiliary[k].weight;
+    device_.loss(spec, at(memory_.auxiliary_dlogits[k]), config_.type, y.data, y.type, labels,
+                 &results[1], nullptr);
+  }
   if (config_.profile) device_.wait();
 }
 
@@ -398,8 +428,11 @@ void Network::backward(const StepInfo& step, const std::function<void(size_t)>& 
 }
 
 TensorView Network::logits() const {
-  const size_t last = graph_.nodes.size() - 1;
-  return {at(memory_.value[last + 1]), shapes_[last], output_type(graph_, last, config_.type)};
+  return output_of(graph_.nodes.size() - 1);
+}
+
+TensorView Network::output_of(size_t node) const {
+  return {at(memory_.value[node + 1]), shapes_[node], output_type(graph_, node, config_.type)};
 }
 
 }  // namespace convoy::ops

@@ -48,6 +48,7 @@ struct NetworkMemory {
   std::vector<std::vector<int>> dx;  // per node and input
   std::vector<int> saved;
   int dlogits = -1;
+  std::vector<int> auxiliary_dlogits;  // per auxiliary classifier
 };
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
@@ -71,7 +72,8 @@ class Network {
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
-  const Graph& graph() const { return graph_; }  // fused; for inference, batch norms folded
+  // Fused; for inference without auxiliary classifiers, batch norms folded.
+  const Graph& graph() const { return graph_; }
   const ParameterLayout& layout() const { return layout_; }  // of the fused graph
   size_t arena_bytes() const { return arena_.bytes; }
 
@@ -97,7 +99,8 @@ class Network {
   void forward_activations(const void* x, const StepInfo& step);
   // labels [batch]; gradient_scale: what 1 / samples of the step is. Training: fills dlogits.
   // head: see Device::loss. loss_scale: times this, too, are all gradients. label_share:
-  // BatchMix's.
+  // BatchMix's. Auxiliary classifiers add to the gradients, not to head and loss_result(): where
+  // the loss of one is not finite, its gradients are not either.
   void loss(const int32_t* labels, double gradient_scale, float* head = nullptr,
             double loss_scale = 1.0, double label_share = 1.0);
   // Of the last loss(); waits.
@@ -117,6 +120,7 @@ class Network {
   void run(const Segment& segment, const StepInfo& step, size_t first_time);
   void run(const Call& call, size_t slice, const StepInfo& step);
   void add_extra_dy(size_t node, size_t slice);
+  TensorView output_of(size_t node) const;
   // Where slice `slice` of node `node` lies in a buffer whose samples are of this shape.
   void* at(int buffer, const Shape& shape, DType type, size_t node, size_t slice) const;
   void* at(int buffer) const;
@@ -125,14 +129,16 @@ class Network {
   NetworkConfig config_;
   Graph graph_;
   ParameterLayout layout_;
-  std::vector<size_t> node_of_;  // the node of graph_ that has what layout_ says of a node
+  // The node of graph_ that has what layout_ says of a node; kNobody: inference needs it not.
+  std::vector<size_t> node_of_;
   std::vector<Shape> shapes_;
   PassPlan passes_;
   NetworkMemory memory_;
   MemoryPlan plan_;
   std::unique_ptr<ImageInputOp> input_;
   std::vector<std::unique_ptr<Op>> ops_;
-  DeviceMemory arena_, loss_result_;
+  DeviceMemory arena_;
+  DeviceMemory loss_result_;  // of the last node, and behind it one for the auxiliary ones
   std::vector<std::vector<NodeMemory>> nodes_;  // per node and slice
   // Per node and slice: gradients of its output that it cannot add itself, to be added to dy[0].
   std::vector<std::vector<std::vector<void*>>> extra_dy_;

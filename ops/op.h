@@ -17,6 +17,8 @@ enum class Init {
   kUniform,   // uniform in +-1 / sqrt(fan_in), as torch.nn.Linear
   kZeros,
   kOnes,
+  kNormal,    // normal, mean 0, std = ParameterSpec::value
+  kConstant,  // ParameterSpec::value
 };
 
 // One trained tensor of a node, fp32, in PyTorch's order (convolution: OIHW).
@@ -26,7 +28,8 @@ struct ParameterSpec {
   Init init = Init::kZeros;
   int64_t fan_in = 1, fan_out = 1;
   bool is_weight =
-      true;  // false: a bias or a batch-norm parameter, which a job may leave undecayed
+      true;          // false: a bias or a batch-norm parameter, which a job may leave undecayed
+  double value = 0;  // of kNormal and kConstant
 
   int64_t elements() const {
     int64_t product = 1;
@@ -38,6 +41,7 @@ struct ParameterSpec {
 // What backward reads, and what it may overwrite: decides the lifetimes in the arena.
 struct BackwardNeeds {
   unsigned inputs = 0;     // bit k: the value of input k
+  bool output = false;     // the value of y
   int dy_sources = 1;      // gradients of the output that it can add while it reads them
   int dx_in_place = -1;    // the gradient of this input is written over dy[0]; -1: none
   bool writes_dy = false;  // dy[0] may be overwritten otherwise, too

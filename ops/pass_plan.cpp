@@ -144,9 +144,11 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
   const double y = bytes(shapes[call.node]);
   const double saved =
       training ? static_cast<double>(saved_bytes(node.op, shapes[call.node])) : 0.0;
-  double x = 0, dx = 0, floats = 0;
+  const BackwardNeeds needs = backward_needs(node.op);
+  double x = 0, dx = 0, floats = 0, read_again = needs.output ? y : 0;
   for (size_t k = 0; k < node.inputs.size(); ++k) {
     x += bytes(x_shapes[k]);
+    if ((needs.inputs >> k & 1u) != 0) read_again += bytes(x_shapes[k]);
     if (node.inputs[k] != kImage) dx += bytes(x_shapes[k]);
   }
   for (const ParameterSpec& p : parameters(node.op, x_shapes))
@@ -176,7 +178,7 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
   if (flops > 0)
     return {dx > 0 ? 2 * flops : flops,
             x + y + floats * sizeof(float) + (dx > 0 ? y + weights + dx : 0.0)};
-  return {0, y + saved + dx};
+  return {0, y + saved + read_again + dx};
 }
 
 }  // namespace convoy::ops

@@ -39,4 +39,10 @@ Shape output_shape(const GlobalAvgPool&, const std::vector<Shape>& x) {
   return {x[0].n, x[0].c};
 }
 
+Shape output_shape(const AdaptiveAvgPool& s, const std::vector<Shape>& x) {
+  expect_inputs(x, 1);
+  expect(s.h > 0 && s.w > 0, "{} x {} windows: height and width must be positive", s.h, s.w);
+  return {x[0].n, x[0].c, s.h, s.w};
+}
+
 }  // namespace convoy::ops

@@ -2,6 +2,10 @@
 //   MaxPool: the largest; padding never wins. Backward goes to the first largest of each window.
 //   AvgPool: the sum divided by the window's size, or by the part of it inside the image.
 //   GlobalAvgPool: the mean over H and W; y [N,C,1,1].
+//   AdaptiveAvgPool: the mean over a grid of h x w windows, y [N,C,h,w], as
+//     torch.nn.AdaptiveAvgPool2d: row p of y has the rows floor(p H / h) up to, not including,
+//     ceil((p + 1) H / h) of x, columns likewise; windows may share a row. The identity where the
+//     sizes are x's.
 #pragma once
 
 #include "ops/op.h"
@@ -28,9 +32,14 @@ struct AvgPool {
 
 struct GlobalAvgPool {};
 
+struct AdaptiveAvgPool {
+  int64_t h = 1, w = 1;
+};
+
 Shape output_shape(const MaxPool& spec, const std::vector<Shape>& x);
 Shape output_shape(const AvgPool& spec, const std::vector<Shape>& x);
 Shape output_shape(const GlobalAvgPool& spec, const std::vector<Shape>& x);
+Shape output_shape(const AdaptiveAvgPool& spec, const std::vector<Shape>& x);
 
 inline std::vector<ParameterSpec> parameters(const MaxPool&, const std::vector<Shape>&) {
   return {};
@@ -39,6 +48,9 @@ inline std::vector<ParameterSpec> parameters(const AvgPool&, const std::vector<S
   return {};
 }
 inline std::vector<ParameterSpec> parameters(const GlobalAvgPool&, const std::vector<Shape>&) {
+  return {};
+}
+inline std::vector<ParameterSpec> parameters(const AdaptiveAvgPool&, const std::vector<Shape>&) {
   return {};
 }
 inline int64_t macs(const MaxPool&, const std::vector<Shape>&) {
@@ -50,6 +62,9 @@ inline int64_t macs(const AvgPool&, const std::vector<Shape>&) {
 inline int64_t macs(const GlobalAvgPool&, const std::vector<Shape>&) {
   return 0;
 }
+inline int64_t macs(const AdaptiveAvgPool&, const std::vector<Shape>&) {
+  return 0;
+}
 inline BackwardNeeds backward_needs(const MaxPool&) {
   return {};
 }
@@ -57,6 +72,9 @@ inline BackwardNeeds backward_needs(const AvgPool&) {
   return {};
 }
 inline BackwardNeeds backward_needs(const GlobalAvgPool&) {
+  return {};
+}
+inline BackwardNeeds backward_needs(const AdaptiveAvgPool&) {
   return {};
 }
 // MaxPool keeps the winner's place in its window, a byte per output.
@@ -69,6 +87,9 @@ inline size_t saved_bytes(const AvgPool&, const Shape&) {
 inline size_t saved_bytes(const GlobalAvgPool&, const Shape&) {
   return 0;
 }
+inline size_t saved_bytes(const AdaptiveAvgPool&, const Shape&) {
+  return 0;
+}
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const MaxPool& spec, const OpConfig& config);
 std::unique_ptr<Op> make_op(CudaDevice& device, const MaxPool& spec, const OpConfig& config);
@@ -76,5 +97,8 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const AvgPool& spec, const OpConf
 std::unique_ptr<Op> make_op(CudaDevice& device, const AvgPool& spec, const OpConfig& config);
 std::unique_ptr<Op> make_op(CpuDevice& device, const GlobalAvgPool& spec, const OpConfig& config);
 std::unique_ptr<Op> make_op(CudaDevice& device, const GlobalAvgPool& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CpuDevice& device, const AdaptiveAvgPool& spec, const OpConfig& config);
+std::unique_ptr<Op> make_op(CudaDevice& device, const AdaptiveAvgPool& spec,
+                            const OpConfig& config);
 
 }  // namespace convoy::ops

@@ -1,4 +1,6 @@
 // Pooling on the CPU. Global average pooling is average pooling whose window is the image.
+#include <cstring>
+
 #include "ops/cpu_device.h"
 #include "ops/pool.h"
 #include "ops/pool_kernels.h"
@@ -66,6 +68,36 @@ class AvgPoolCpu final : public Op {
   bool include_pad_;
 };
 
+template <typename T>
+class AdaptiveAvgPoolCpu final : public Op {
+ public:
+  AdaptiveAvgPoolCpu(int threads, const OpConfig& c)
+      : threads_(threads),
+        geometry_(geometry(c, 1, 1, 0)),
+        same_bytes_(c.x[0] == c.y ? static_cast<size_t>(c.y.elements()) * sizeof(T) : 0) {}
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    if (same_bytes_ > 0)
+      std::memcpy(m.y, m.x[0], same_bytes_);
+    else
+      pool_kernels<T>().adaptive_forward(static_cast<T*>(m.y), static_cast<const T*>(m.x[0]),
+                                         geometry_, threads_);
+  }
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
+    if (same_bytes_ > 0)
+      std::memcpy(m.dx[0], m.dy[0], same_bytes_);
+    else
+      pool_kernels<T>().adaptive_backward(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
+                                          geometry_, threads_);
+  }
+
+ private:
+  int threads_;
+  PoolGeometry geometry_;
+  size_t same_bytes_;  // above 0: the identity
+};
+
 }  // namespace
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const MaxPool& s, const OpConfig& c) {
@@ -81,6 +113,10 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const GlobalAvgPool&, const OpCon
   // A window as large as the longer side, cut at the image's border.
   const int64_t side = c.x[0].h > c.x[0].w ? c.x[0].h : c.x[0].w;
   return make_for_type<AvgPoolCpu>(c.type, device.threads(), geometry(c, side, side, 0), false);
+}
+
+std::unique_ptr<Op> make_op(CpuDevice& device, const AdaptiveAvgPool&, const OpConfig& c) {
+  return make_for_type<AdaptiveAvgPoolCpu>(c.type, device.threads(), c);
 }
 
 }  // namespace convoy::ops

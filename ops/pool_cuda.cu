@@ -159,6 +159,47 @@ __global__ void avg_backward_kernel(T* dx, const T* dy, Geometry g) {
   });
 }
 
+// The pixels [begin, end) of a side of `size` that window `o` of `windows` covers; and, since the
+// rule is its own inverse, the windows out of `size` that cover pixel `o` of `windows`.
+__device__ Span grid_span(int o, int windows, int size) {
+  return {static_cast<int>(int64_t{o} * size / windows),
+          static_cast<int>((int64_t{o + 1} * size + windows - 1) / windows)};
+}
+__device__ float inverse_area(Span rows, Span columns) {
+  return 1.0f / static_cast<float>((rows.end - rows.begin) * (columns.end - columns.begin));
+}
+
+template <int kLanes, typename T>
+__global__ void adaptive_forward_kernel(T* y, const T* x, Geometry g) {
+  for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
+    const Span rows = grid_span(p, g.p, g.h), columns = grid_span(q, g.q, g.w);
+    Floats8 sum = {};
+    for (int i = rows.begin; i < rows.end; ++i)
+      for (int j = columns.begin; j < columns.end; ++j) {
+        const Floats8 v = load_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k);
+        for (int lane = 0; lane < kLanes; ++lane) sum.v[lane] += v.v[lane];
+      }
+    const float scale = inverse_area(rows, columns);
+    for (int lane = 0; lane < kLanes; ++lane) sum.v[lane] *= scale;
+    store_lanes<kLanes>(y + ((image * g.p + p) * g.q + q) * g.c + k, sum);
+  });
+}
+
+template <int kLanes, typename T>
+__global__ void adaptive_backward_kernel(T* dx, const T* dy, Geometry g) {
+  for_lanes<kLanes>(g.h, g.w, g.c, [=](int64_t image, int i, int j, int k) {
+    const Span rows = grid_span(i, g.h, g.p), columns = grid_span(j, g.w, g.q);
+    Floats8 sum = {};
+    for (int p = rows.begin; p < rows.end; ++p)
+      for (int q = columns.begin; q < columns.end; ++q) {
+        const Floats8 v = load_lanes<kLanes>(dy + ((image * g.p + p) * g.q + q) * g.c + k);
+        const float scale = inverse_area(grid_span(p, g.p, g.h), grid_span(q, g.q, g.w));
+        for (int lane = 0; lane < kLanes; ++lane) sum.v[lane] += v.v[lane] * scale;
+      }
+    store_lanes<kLanes>(dx + ((image * g.h + i) * g.w + j) * g.c + k, sum);
+  });
+}
+
 Geometry geometry(const OpConfig& c, int64_t kernel, int64_t stride, int64_t padding,
                   bool include_pad) {
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
@@ -231,6 +272,38 @@ class AvgPoolCuda final : public Op {
   Geometry geometry_;
 };
 
+template <typename T>
+class AdaptiveAvgPoolCuda final : public Op {
+ public:
+  AdaptiveAvgPoolCuda(cudaStream_t stream, const OpConfig& c)
+      : stream_(stream),
+        geometry_(geometry(c, 1, 1, 0, false)),
+        same_bytes_(c.x[0] == c.y ? static_cast<size_t>(c.y.elements()) * sizeof(T) : 0) {}
+
+  void forward(const NodeMemory& m, const StepInfo&) override {
+    if (same_bytes_ > 0) return copy(m.y, m.x[0]);
+    launch_rows(&adaptive_forward_kernel<kWide, T>, &adaptive_forward_kernel<1, T>, geometry_,
+                geometry_.p, geometry_.q, stream_, static_cast<T*>(m.y),
+                static_cast<const T*>(m.x[0]));
+  }
+  void backward(const NodeMemory& m, const StepInfo&) override {
+    if (!m.dx[0]) return;  // the input is the image
+    if (same_bytes_ > 0) return copy(m.dx[0], m.dy[0]);
+    launch_rows(&adaptive_backward_kernel<kWide, T>, &adaptive_backward_kernel<1, T>, geometry_,
+                geometry_.h, geometry_.w, stream_, static_cast<T*>(m.dx[0]),
+                static_cast<const T*>(m.dy[0]));
+  }
+
+ private:
+  void copy(void* to, const void* from) {
+    check(cudaMemcpyAsync(to, from, same_bytes_, cudaMemcpyDeviceToDevice, stream_));
+  }
+
+  cudaStream_t stream_;
+  Geometry geometry_;
+  size_t same_bytes_;  // above 0: the identity
+};
+
 std::unique_ptr<Op> make_avg(CudaDevice& device, DType type, const Geometry& g) {
   return with_cuda_type(type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
     return std::make_unique<AvgPoolCuda<T>>(device.stream(), g);
@@ -253,6 +326,12 @@ std::unique_ptr<Op> make_op(CudaDevice& device, const GlobalAvgPool&, const OpCo
   // A window as large as the longer side, cut at the image's border.
   const int64_t side = c.x[0].h > c.x[0].w ? c.x[0].h : c.x[0].w;
   return make_avg(device, c.type, geometry(c, side, side, 0, false));
+}
+
+std::unique_ptr<Op> make_op(CudaDevice& device, const AdaptiveAvgPool&, const OpConfig& config) {
+  return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
+    return std::make_unique<AdaptiveAvgPoolCuda<T>>(device.stream(), config);
+  });
 }
 
 }  // namespace convoy::ops

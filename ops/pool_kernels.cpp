@@ -134,11 +134,60 @@ void avg_backward(T* dx, const T* dy, const PoolGeometry& g, bool include_pad, i
   });
 }
 
+// The pixels [begin, end) of a side of `size` that window `o` of `windows` covers; and, since the
+// rule is its own inverse, the windows out of `size` that cover pixel `o` of `windows`.
+CONVOY_INLINE Span grid_span(int64_t o, int64_t windows, int64_t size) {
+  return {o * size / windows, ((o + 1) * size + windows - 1) / windows};
+}
+CONVOY_INLINE float inverse_area(Span rows, Span columns) {
+  return 1.0f / static_cast<float>((rows.end - rows.begin) * (columns.end - columns.begin));
+}
+
+template <typename T>
+void adaptive_forward(T* y, const T* x, const PoolGeometry& g, int threads) {
+  for_rows(g.n, g.p, threads, [=, &g](int64_t out_row, int64_t image, int64_t p) {
+    const Span rows = grid_span(p, g.p, g.h);
+    for (int64_t q = 0; q < g.q; ++q) {
+      const Span columns = grid_span(q, g.q, g.w);
+      const float scale = inverse_area(rows, columns);
+      for_channels(
+          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+            Floats sum = {};
+            for (int64_t i = rows.begin; i < rows.end; ++i)
+              for (int64_t j = columns.begin; j < columns.end; ++j)
+                sum += access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
+            access.put(y + (out_row * g.q + q) * g.c + k, sum * scale);
+          });
+    }
+  });
+}
+
+template <typename T>
+void adaptive_backward(T* dx, const T* dy, const PoolGeometry& g, int threads) {
+  for_rows(g.n, g.h, threads, [=, &g](int64_t in_row, int64_t image, int64_t i) {
+    const Span rows = grid_span(i, g.h, g.p);
+    for (int64_t j = 0; j < g.w; ++j) {
+      const Span columns = grid_span(j, g.w, g.q);
+      for_channels(
+          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+            Floats sum = {};
+            for (int64_t p = rows.begin; p < rows.end; ++p)
+              for (int64_t q = columns.begin; q < columns.end; ++q)
+                sum += access.get(dy + ((image * g.p + p) * g.q + q) * g.c + k) *
+                       inverse_area(grid_span(p, g.p, g.h), grid_span(q, g.q, g.w));
+            access.put(dx + (in_row * g.w + j) * g.c + k, sum);
+          });
+    }
+  });
+}
+
 }  // namespace
 
-const PoolKernels<float> pool_kernels_fp32 = {max_forward<float>, max_backward<float>,
-                                              avg_forward<float>, avg_backward<float>};
-const PoolKernels<Bfloat16> pool_kernels_bf16 = {max_forward<Bfloat16>, max_backward<Bfloat16>,
-                                                 avg_forward<Bfloat16>, avg_backward<Bfloat16>};
+const PoolKernels<float> pool_kernels_fp32 = {max_forward<float>,      max_backward<float>,
+                                              avg_forward<float>,      avg_backward<float>,
+                                              adaptive_forward<float>, adaptive_backward<float>};
+const PoolKernels<Bfloat16> pool_kernels_bf16 = {
+    max_forward<Bfloat16>,  max_backward<Bfloat16>,     avg_forward<Bfloat16>,
+    avg_backward<Bfloat16>, adaptive_forward<Bfloat16>, adaptive_backward<Bfloat16>};
 
 }  // namespace convoy::ops::CONVOY_ISA

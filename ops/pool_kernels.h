@@ -22,6 +22,9 @@ struct PoolKernels {
   // include_pad: divide by kernel^2 always, else by the pixels inside the image.
   void (*avg_forward)(T* y, const T* x, const PoolGeometry& g, bool include_pad, int threads);
   void (*avg_backward)(T* dx, const T* dy, const PoolGeometry& g, bool include_pad, int threads);
+  // A grid of p x q windows, as AdaptiveAvgPool says; kernel, stride and padding do not count.
+  void (*adaptive_forward)(T* y, const T* x, const PoolGeometry& g, int threads);
+  void (*adaptive_backward)(T* dx, const T* dy, const PoolGeometry& g, int threads);
 };
 
 CONVOY_KERNELS(PoolKernels<float>, pool_kernels_fp32)

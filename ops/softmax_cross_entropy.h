@@ -10,8 +10,9 @@
 //   loss_n = - sum_k target_k log softmax(logits_n)_k
 //   dlogits_n = (softmax(logits_n) - target) * gradient_scale * loss_scale
 //
-// Rows with a negative label are padding: no loss, no gradient, not counted. Sums in double, in
-// an order that the shape fixes.
+// Rows with a negative label are padding: no loss, no gradient, not counted. Where loss_n is not
+// finite, neither is dlogits_n: who looks at gradients alone sees it, too. Sums in double, in an
+// order that the shape fixes.
 #pragma once
 
 #include <cstdint>

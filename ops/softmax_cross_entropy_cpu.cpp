@@ -1,5 +1,6 @@
 // Loss on the CPU. A row is a few hundred numbers, so this is plain code in double.
 #include <cmath>
+#include <limits>
 
 #include "ops/cpu_device.h"
 
@@ -57,9 +58,12 @@ LossResult softmax_cross_entropy(const SoftmaxCrossEntropy& s, D* dlogits, const
     result.top1 += ahead == 0;
     result.top5 += ahead < 5;
 
+    const bool finite = std::isfinite(log_sum) && std::isfinite(own) &&
+                        (s.label_smoothing == 0 || std::isfinite(mean));
     for (int64_t i = 0; dx && i < s.classes; ++i) {
       const double target = s.label_smoothing / k + (1 - s.label_smoothing) * label.share_of(i);
-      put(dx[i], (std::exp(get(x[i]) - log_sum) - target) * gradient_scale);
+      put(dx[i], finite ? (std::exp(get(x[i]) - log_sum) - target) * gradient_scale
+                        : std::numeric_limits<double>::quiet_NaN());
     }
   }
   return result;

@@ -67,17 +67,20 @@ __global__ void row_loss_kernel(D* dlogits, RowLoss* rows, const T* logits, cons
   for (int64_t i = threadIdx.x; i < classes; i += kThreads) sum += exp(get(i) - largest);
   // A NaN anywhere is no largest, but reaches the loss through the sum.
   const double log_sum = largest + log(sum_block(sum));
+  const double wanted =
+      label.share < 1 ? label.share * own + (1 - label.share) * get(label.other) : own;
   if (threadIdx.x == 0) {
-    const double wanted =
-        label.share < 1 ? label.share * own + (1 - label.share) * get(label.other) : own;
     double loss = log_sum - (1 - smoothing) * wanted;
     if (smoothing > 0) loss -= smoothing * mean;
     rows[row] = {loss, static_cast<int64_t>(ahead)};
   }
+  const bool finite =
+      std::isfinite(log_sum) && std::isfinite(wanted) && (smoothing == 0 || std::isfinite(mean));
   for (int64_t i = threadIdx.x; dx && i < classes; i += kThreads) {
     const double target =
         smoothing / static_cast<double>(classes) + (1 - smoothing) * label.share_of(i);
-    store(dx + i, static_cast<float>((exp(get(i) - log_sum) - target) * gradient_scale));
+    const double gradient = (exp(get(i) - log_sum) - target) * gradient_scale;
+    store(dx + i, finite ? static_cast<float>(gradient) : NAN);
   }
 }
 

@@ -71,8 +71,9 @@ ops::NetworkTimes per_step(ops::NetworkTimes later, const ops::NetworkTimes& ear
 }
 
 // FLOPs of one image: two per multiply-accumulate, three passes in training; the first layer needs
-// no gradient of its input.
-double flops_per_image(const ops::Graph& graph, bool inference) {
+// no gradient of its input. Auxiliary classifiers are work in training alone.
+double flops_per_image(const ops::Graph& whole, bool inference) {
+  const ops::Graph graph = inference ? ops::inference_graph(whole) : whole;
   const std::vector<Shape> shapes = ops::infer_shapes(graph, 1);
   double all = 0, first = 0;
   for (size_t i = 0; i < graph.nodes.size(); ++i) {

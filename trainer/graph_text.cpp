@@ -16,6 +16,15 @@ namespace {
 constexpr const char* kImageName = "input";
 constexpr size_t kMaxBytes = size_t{4} << 20;  // a thousand layers have 200 kB
 
+// Of a convolution or a linear layer: how it starts, where that is not the usual.
+void write_start(auto& to, const auto& spec) {
+  if (spec.weight_std != 0) to.set_weight_std(spec.weight_std);
+  if (spec.bias_init) to.set_bias_init(*spec.bias_init);
+}
+std::optional<double> bias_init_of(const auto& from) {
+  return from.has_bias_init() ? std::optional(from.bias_init()) : std::nullopt;
+}
+
 // Fields of one op, both ways. To add an op: one overload of each, one case in op_of.
 void write(proto::NodeProto& n, const ops::Conv2d& s) {
   auto& p = *n.mutable_conv2d();
@@ -25,6 +34,7 @@ void write(proto::NodeProto& n, const ops::Conv2d& s) {
   p.set_padding(static_cast<uint32_t>(s.padding));
   p.set_groups(static_cast<uint32_t>(s.groups));
   p.set_bias(s.bias);
+  write_start(p, s);
 }
 void write(proto::NodeProto& n, const ops::BatchNorm& s) {
   auto& p = *n.mutable_batch_norm();
@@ -59,6 +69,7 @@ void write(proto::NodeProto& n, const ops::Linear& s) {
   auto& p = *n.mutable_linear();
   p.set_out_features(static_cast<uint32_t>(s.out_features));
   p.set_bias(s.bias);
+  write_start(p, s);
 }
 void write(proto::NodeProto& n, const ops::Dropout& s) {
   n.mutable_dropout()->set_rate(s.rate);
@@ -71,6 +82,24 @@ void write(proto::NodeProto& n, const ops::Subsample& s) {
   p.set_stride(static_cast<uint32_t>(s.stride));
   p.set_out_channels(static_cast<uint32_t>(s.out_channels));
 }
+void write(proto::NodeProto& n, const ops::LocalResponseNorm& s) {
+  auto& p = *n.mutable_local_response_norm();
+  p.set_size(static_cast<uint32_t>(s.size));
+  p.set_alpha(s.alpha);
+  p.set_beta(s.beta);
+  p.set_k(s.k);
+}
+void write(proto::NodeProto& n, const ops::Sigmoid& s) {
+  n.mutable_sigmoid()->set_complement(s.complement);
+}
+void write(proto::NodeProto& n, const ops::Multiply&) {
+  n.mutable_multiply();
+}
+void write(proto::NodeProto& n, const ops::AdaptiveAvgPool& s) {
+  auto& p = *n.mutable_adaptive_avg_pool();
+  p.set_height(static_cast<uint32_t>(s.h));
+  p.set_width(static_cast<uint32_t>(s.w));
+}
 
 // Nothing where the node has no op.
 std::optional<ops::OpSpec> op_of(const proto::NodeProto& n) {
@@ -82,7 +111,9 @@ std::optional<ops::OpSpec> op_of(const proto::NodeProto& n) {
                          .stride = p.stride(),
                          .padding = p.padding(),
                          .groups = p.groups(),
-                         .bias = p.bias()};
+                         .bias = p.bias(),
+                         .weight_std = p.weight_std(),
+                         .bias_init = bias_init_of(p)};
     }
     case proto::NodeProto::kBatchNorm: {
       const auto& p = n.batch_norm();
@@ -109,8 +140,13 @@ std::optional<ops::OpSpec> op_of(const proto::NodeProto& n) {
     }
     case proto::NodeProto::kGlobalAvgPool:
       return ops::GlobalAvgPool{};
-    case proto::NodeProto::kLinear:
-      return ops::Linear{.out_features = n.linear().out_features(), .bias = n.linear().bias()};
+    case proto::NodeProto::kLinear: {
+      const auto& p = n.linear();
+      return ops::Linear{.out_features = p.out_features(),
+                         .bias = p.bias(),
+                         .weight_std = p.weight_std(),
+                         .bias_init = bias_init_of(p)};
+    }
     case proto::NodeProto::kDropout:
       return ops::Dropout{.rate = n.dropout().rate()};
     case proto::NodeProto::kConcat:
@@ -118,6 +154,18 @@ std::optional<ops::OpSpec> op_of(const proto::NodeProto& n) {
     case proto::NodeProto::kSubsample:
       return ops::Subsample{.stride = n.subsample().stride(),
                             .out_channels = n.subsample().out_channels()};
+    case proto::NodeProto::kLocalResponseNorm: {
+      const auto& p = n.local_response_norm();
+      return ops::LocalResponseNorm{
+          .size = p.size(), .alpha = p.alpha(), .beta = p.beta(), .k = p.k()};
+    }
+    case proto::NodeProto::kSigmoid:
+      return ops::Sigmoid{.complement = n.sigmoid().complement()};
+    case proto::NodeProto::kMultiply:
+      return ops::Multiply{};
+    case proto::NodeProto::kAdaptiveAvgPool:
+      return ops::AdaptiveAvgPool{.h = n.adaptive_avg_pool().height(),
+                                  .w = n.adaptive_avg_pool().width()};
     case proto::NodeProto::OP_NOT_SET:
       break;
   }
@@ -160,6 +208,11 @@ std::string to_text(const ops::Graph& graph) {
       n.add_input(input == ops::kImage ? kImageName : graph.nodes[static_cast<size_t>(input)].name);
     std::visit([&](const auto& spec) { write(n, spec); }, node.op);
   }
+  for (const ops::Auxiliary& a : graph.auxiliary) {
+    proto::AuxiliaryProto& p = *out.add_auxiliary();
+    p.set_node(graph.nodes[static_cast<size_t>(a.node)].name);
+    p.set_weight(a.weight);
+  }
   std::string text;
   google::protobuf::TextFormat::PrintToString(out, &text);
   return text;
@@ -196,6 +249,14 @@ ops::Graph parse_graph(std::string_view text, const std::string& source) {
     if (!index.emplace(n.name(), static_cast<int>(graph.nodes.size())).second)
       mistakes.add(where + ": the name is taken");
     graph.add(n.name(), op.value_or(ops::Relu{}), std::move(inputs));
+  }
+  for (const proto::AuxiliaryProto& a : in.auxiliary()) {
+    const auto found = index.find(a.node());
+    if (found == index.end() || found->second == ops::kImage)
+      mistakes.add(fmt::format("{}: auxiliary classifier \"{}\" is no node", printable(source),
+                               printable(a.node())));
+    else
+      graph.auxiliary.push_back({found->second, a.weight()});
   }
   mistakes.throw_if_any();
   return graph;

@@ -50,6 +50,10 @@ std::string grouped(int64_t value) {
 
 struct Totals {
   int64_t parameters = 0, macs = 0, bytes = 0;
+
+  Totals operator-(const Totals& t) const {
+    return {parameters - t.parameters, macs - t.macs, bytes - t.bytes};
+  }
 };
 
 Totals total(const std::vector<Layer>& layers) {
@@ -60,6 +64,11 @@ Totals total(const std::vector<Layer>& layers) {
     t.bytes += l.bytes;
   }
   return t;
+}
+
+// What training alone has: auxiliary classifiers.
+Totals auxiliary_total(const ops::Graph& graph) {
+  return total(layers_of(graph)) - total(layers_of(ops::inference_graph(graph)));
 }
 
 void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int64_t batch,
@@ -79,6 +88,12 @@ void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int6
   std::cout << fmt::format("{}\n{:<{}}  {:<13}  {:>16}  {:>12}  {:>14}  {:>10}\n\n", rule, "total",
                            width, "", "", grouped(t.parameters), grouped(t.macs), grouped(t.bytes));
 
+  if (!graph.auxiliary.empty()) {
+    const Totals auxiliary = auxiliary_total(graph);
+    std::cout << fmt::format(
+        "Auxiliary classifiers, gone in inference: {} of the parameters, {} of the MACs.\n\n",
+        grouped(auxiliary.parameters), grouped(auxiliary.macs));
+  }
   const auto plan = [&](bool training) {
     return ops::planned_arena(graph, batch, type, training,
                               ops::make_device("cpu", 1)->slice_bytes());
@@ -108,11 +123,15 @@ void print_json(const ops::Graph& graph, const std::vector<Layer>& layers) {
                     {"parameters", l.parameters},
                     {"macs", l.macs},
                     {"bytes", l.bytes}});
-  const nlohmann::ordered_json out = {{"model", graph.name},
-                                      {"input", {graph.image.c, graph.image.h, graph.image.w}},
-                                      {"parameters", t.parameters},
-                                      {"macs", t.macs},
-                                      {"layers", list}};
+  nlohmann::ordered_json out = {{"model", graph.name},
+                                {"input", {graph.image.c, graph.image.h, graph.image.w}},
+                                {"parameters", t.parameters},
+                                {"macs", t.macs}};
+  if (!graph.auxiliary.empty()) {
+    const Totals auxiliary = auxiliary_total(graph);
+    out["auxiliary"] = {{"parameters", auxiliary.parameters}, {"macs", auxiliary.macs}};
+  }
+  out["layers"] = list;
   std::cout << out.dump(2) << std::endl;
 }
 

@@ -182,6 +182,17 @@ void texts(const auto& write) {
         "node { name: \"d\" input: \"u\" dropout { rate: 0.5 } }\n"
         "node { name: \"p\" input: \"d\" global_avg_pool {} }\n"
         "node { name: \"fc\" input: \"p\" linear { out_features: 10 bias: true } }\n");
+  write("graph/gates",
+        "name: \"g\" input_channels: 3 input_height: 32 input_width: 32\n"
+        "node { name: \"c\" input: \"input\" conv2d { out_channels: 8 bias: true weight_std: 0.01 "
+        "bias_init: 0.2 } }\n"
+        "node { name: \"l\" input: \"c\" local_response_norm { size: 5 alpha: 5e-4 k: 2 } }\n"
+        "node { name: \"s\" input: \"l\" sigmoid { complement: true } }\n"
+        "node { name: \"m\" input: \"s\" input: \"c\" multiply {} }\n"
+        "node { name: \"a\" input: \"m\" adaptive_avg_pool { height: 4 width: 4 } }\n"
+        "node { name: \"x\" input: \"a\" linear { out_features: 10 } }\n"
+        "node { name: \"fc\" input: \"a\" linear { out_features: 10 bias_init: 0 } }\n"
+        "auxiliary { node: \"x\" weight: 0.3 }\n");
 }
 
 }  // namespace

@@ -347,8 +347,8 @@ def unit(run):
 
 # memcheck for everything; the others for what only kernels of our own do: cuDNN is known to be
 # reported by synccheck (its release notes say so for norms), and leaves padding unwritten.
-OURS = re.compile(r"BatchNorm|Pool|Loss|Softmax|Relu|Add|Subsample|Concat|Dropout|Optimizer|Sgd|Lars|"
-                  r"ImageInput")
+OURS = re.compile(r"BatchNorm|Pool|Loss|Softmax|Relu|Sigmoid|Add|Multiply|LocalResponse|Subsample|Concat|Dropout|"
+                  r"Optimizer|Sgd|Lars|ImageInput")
 SANITIZERS = {
     "memcheck": lambda name: "cuda" in name.lower(),
     "racecheck": lambda name: "cuda_fp16" in name and OURS.search(name),

@@ -1,4 +1,5 @@
-// The ops that only move or add elements: ReLU, add, concat, subsample.
+// The ops in which nothing but the elements of one place meet: ReLU, sigmoid, add, multiply, and
+// those that only move elements: concat, subsample.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -55,6 +56,65 @@ TEST_P(OpTest, AddEqualsReference) {
   check_op(device(), type(), {.spec = Add{}, .x = {x, x}, .wants_dx = {false, true}});
 }
 
+TEST_P(OpTest, MultiplyEqualsReference) {
+  for (const Shape& x : shapes()) {
+    check_op(device(), type(), {.spec = Multiply{}, .x = {x, x}});
+    check_op(device(), type(), {.spec = Multiply{}, .x = {x, x}, .training = false});
+  }
+  const Shape x = {2, 24, 3, 3};
+  check_op(device(), type(), {.spec = Multiply{}, .x = {x, x}, .wants_dx = {true, false}});
+  check_op(device(), type(), {.spec = Multiply{}, .x = {x, x}, .wants_dx = {false, true}});
+}
+
+TEST_P(OpTest, SigmoidEqualsReference) {
+  for (const Shape& x : shapes())
+    for (const bool complement : {false, true}) {
+      const OpSpec spec = Sigmoid{.complement = complement};
+      check_op(device(), type(), {.spec = spec, .x = {x}});
+      check_op(device(), type(), {.spec = spec, .x = {x}, .training = false});
+    }
+}
+
+// Far from zero the gate is shut or open, without overflow; near its end small values keep their
+// digits in the complement. Spaced values reach from -12 to 12.
+TEST_P(OpTest, SigmoidIsExactFarFromZero) {
+  for (const bool complement : {false, true}) {
+    const OpCase c = {.spec = Sigmoid{.complement = complement},
+                      .x = {{1, 240}},
+                      .training = false,
+                      .draw = Draw::kSpaced};
+    OpData data = make_data(c, type());
+    const OpResult op = run(device(), type(), c, data);
+    for (size_t i = 0; i < op.y.size(); ++i) {
+      const double x = static_cast<double>(data.x[0][i]) * (complement ? -1 : 1);
+      const double expected = 1 / (1 + std::exp(-x));
+      // Relative: fp32 rounds the exponent by 12 * 2^-24, the 16-bit types their result.
+      const double share = type() == DType::kFloat32    ? 2e-6
+                           : type() == DType::kBfloat16 ? 0x1p-8
+                                                        : 0x1p-10;
+      EXPECT_NEAR(static_cast<double>(op.y[i]), expected, share * expected) << x;
+    }
+    const float inf = std::numeric_limits<float>::infinity();
+    const float big = type() == DType::kFloat16 ? 60000.0f : 1e30f;
+    data.x[0].assign(240, 0.0f);
+    for (const size_t base :
+         {size_t{0}, size_t{235}}) {  // in a whole vector and behind all of them
+      data.x[0][base] = std::numeric_limits<float>::quiet_NaN();
+      data.x[0][base + 1] = inf;
+      data.x[0][base + 2] = -inf;
+      data.x[0][base + 3] = big;
+      data.x[0][base + 4] = -big;
+    }
+    const std::vector<float> y = run(device(), type(), c, data).y;
+    for (const size_t base : {size_t{0}, size_t{235}}) {
+      EXPECT_TRUE(std::isnan(y[base]));
+      for (const size_t i : {base + 1, base + 3}) EXPECT_EQ(y[i], complement ? 0.0f : 1.0f);
+      for (const size_t i : {base + 2, base + 4}) EXPECT_EQ(y[i], complement ? 1.0f : 0.0f);
+    }
+    EXPECT_EQ(y[10], 0.5f);
+  }
+}
+
 TEST_P(OpTest, ConcatEqualsReference) {
   const std::vector<std::vector<Shape>> all = {
       {{2, 16, 3, 5}},
@@ -87,7 +147,9 @@ TEST_P(OpTest, SubsampleEqualsReference) {
 TEST_P(OpTest, ElementwiseHasTheSameBitsWithAnyThreads) {
   const Shape x = {3, 33, 37, 19};  // 69,597 elements: several pieces, the last one odd
   check_threads(GetParam().device, type(), {.spec = Relu{}, .x = {x}});
+  check_threads(GetParam().device, type(), {.spec = Sigmoid{}, .x = {x}});
   check_threads(GetParam().device, type(), {.spec = Add{}, .x = {x, x}});
+  check_threads(GetParam().device, type(), {.spec = Multiply{}, .x = {x, x}});
   check_threads(GetParam().device, type(), {.spec = Concat{}, .x = {x, x}});
   check_threads(GetParam().device, type(), {.spec = Subsample{.out_channels = 40}, .x = {x}});
 }
@@ -95,7 +157,10 @@ TEST_P(OpTest, ElementwiseHasTheSameBitsWithAnyThreads) {
 TEST_P(Fp32Test, ElementwiseGradientsEqualDifferences) {
   const Shape x = {2, 17, 3, 3};
   check_gradients(device(), {.spec = Relu{}, .x = {x}, .draw = Draw::kSpaced});
+  check_gradients(device(), {.spec = Sigmoid{}, .x = {x}});
+  check_gradients(device(), {.spec = Sigmoid{.complement = true}, .x = {x}});
   check_gradients(device(), {.spec = Add{}, .x = {x, x}});
+  check_gradients(device(), {.spec = Multiply{}, .x = {x, x}});
   check_gradients(device(), {.spec = Concat{}, .x = {x, {2, 3, 3, 3}}});
   check_gradients(device(), {.spec = Subsample{.out_channels = 20}, .x = {x}});
 }
@@ -106,6 +171,21 @@ TEST(Add, ErrorsNameTheNumbers) {
   });
   expect_error(ExitCode::kBadJob, {"2 input", "got 1"}, [] {
     output_shape(Add{}, {{2, 3, 4, 5}});
+  });
+}
+
+TEST(Multiply, ErrorsNameTheNumbers) {
+  expect_error(ExitCode::kBadJob, {"[2, 3, 4, 5]", "[2, 1, 1, 1]"}, [] {
+    output_shape(Multiply{}, {{2, 3, 4, 5}, {2, 1}});
+  });
+  expect_error(ExitCode::kBadJob, {"2 input", "got 3"}, [] {
+    output_shape(Multiply{}, {{1, 2}, {1, 2}, {1, 2}});
+  });
+}
+
+TEST(Sigmoid, ErrorsNameTheNumbers) {
+  expect_error(ExitCode::kBadJob, {"1 input", "got 2"}, [] {
+    output_shape(Sigmoid{}, {{1, 2}, {1, 2}});
   });
 }
 

@@ -12,6 +12,7 @@
 #include "ops/core/random.h"
 #include "ops/digest_kernels.h"
 #include "ops/elementwise_kernels.h"
+#include "ops/local_response_norm_kernels.h"
 #include "ops/optim/optimizer_kernels.h"
 #include "ops/pool_kernels.h"
 #if defined(__x86_64__)
@@ -28,6 +29,7 @@ struct Tables {
   const BatchNormKernels<T>* batch_norm;
   const ElementwiseKernels<T>* elementwise;
   const PoolKernels<T>* pool;
+  const LocalResponseNormKernels<T>* local_response_norm;
 };
 
 // Those that this processor can run; the baseline is the first.
@@ -36,7 +38,7 @@ std::vector<Tables<T>> tables();
 #define TABLES(isa, suffix)                                                      \
   {                                                                              \
 #isa, &isa::batch_norm_kernels_##suffix, &isa::elementwise_kernels_##suffix, \
-        &isa::pool_kernels_##suffix                                              \
+        &isa::pool_kernels_##suffix, &isa::local_response_norm_kernels_##suffix  \
   }
 #if defined(__x86_64__)
 #define ALL_TABLES(suffix)                                                              \
@@ -230,6 +232,14 @@ void compare_elementwise() {
       out.add(y);
       t.elementwise->add(y.data(), a.data(), b.data(), size, 1);
       out.add(y);
+      t.elementwise->multiply(y.data(), a.data(), b.data(), size, 1);
+      out.add(y);
+      for (const float sign : {1.0f, -1.0f}) {
+        t.elementwise->sigmoid(y.data(), a.data(), sign, size, 1);
+        out.add(y);
+        t.elementwise->sigmoid_backward(y.data(), b.data(), a.data(), sign, size, 1);
+        out.add(y);
+      }
       std::vector<uint8_t> pixels(2 * n);
       for (size_t i = 0; i < pixels.size(); ++i)
         pixels[i] = static_cast<uint8_t>(random_word(2, i));
@@ -265,7 +275,37 @@ void compare_pool() {
             t.pool->avg_backward(dx.data(), dy.data(), g, include_pad, 1);
             out.add(dx);
           }
+          t.pool->adaptive_forward(y.data(), x.data(), g, 1);
+          out.add(y);
+          t.pool->adaptive_backward(dx.data(), dy.data(), g, 1);
+          out.add(dx);
         });
+  }
+}
+
+template <typename T>
+void compare_local_response_norm() {
+  for (const int64_t c : kChannels) {
+    const ChannelWindow w = {.c = c,
+                             .before = std::min<int64_t>(2, c - 1),
+                             .behind = std::min<int64_t>(3, c - 1),
+                             .scale = 0.4f,
+                             .beta = 0.75f,
+                             .k = 1.0f};
+    constexpr int64_t kRows = 7;
+    const auto n = static_cast<size_t>(kRows * c);
+    compare_tables<T>(fmt::format("local response norm, {} channels", c), [&](const Tables<T>& t,
+                                                                              Draw draw,
+                                                                              Outputs& out) {
+      const auto x = random_vector<T>(draw, 0, n);
+      const auto dy = random_vector<T>(draw, 1, n);
+      std::vector<T> y(n);
+      std::vector<float> scratch(static_cast<size_t>(local_response_norm_scratch(w)));
+      t.local_response_norm->forward(y.data(), scratch.data(), x.data(), w, kRows, 1);
+      out.add(y);
+      t.local_response_norm->backward(y.data(), scratch.data(), dy.data(), x.data(), w, kRows, 1);
+      out.add(y);
+    });
   }
 }
 
@@ -317,6 +357,10 @@ TEST_F(KernelsTest, ElementwiseHasTheSameBitsInEveryInstructionSet) {
 TEST_F(KernelsTest, PoolHasTheSameBitsInEveryInstructionSet) {
   compare_pool<float>();
   compare_pool<Bfloat16>();
+}
+TEST_F(KernelsTest, LocalResponseNormHasTheSameBitsInEveryInstructionSet) {
+  compare_local_response_norm<float>();
+  compare_local_response_norm<Bfloat16>();
 }
 
 TEST_F(KernelsTest, OptimizerHasTheSameBitsInEveryInstructionSet) {

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
+#include <map>
 #include <set>
 
 #include "ops/core/cache_line.h"
@@ -20,15 +22,16 @@ float random_float(uint64_t stream, uint64_t i) {
   return uniform_float(random4(7, Purpose::kSyntheticData, stream, i)[0]);
 }
 
-// Every op of the catalogue, two residual joins, a concat, a value with three readers.
+// Every op of the catalogue, two residual joins, a gate, a concat, values with three readers.
 Graph small_graph() {
   Graph g{.name = "small", .image = {.n = 1, .c = 3, .h = 9, .w = 9}, .nodes = {}};
   int x =
       g.add("stem", Conv2d{.out_channels = 8, .kernel = 3, .padding = 1, .bias = true}, {kImage});
   x = g.add("stem_relu", Relu{}, {g.add("stem_bn", BatchNorm{}, {x})});
   const int pooled = g.add("max_pool", MaxPool{}, {x});
+  const int normed = g.add("lrn", LocalResponseNorm{.size = 3, .alpha = 1}, {pooled});
   int y =
-      g.add("conv_a", Conv2d{.out_channels = 8, .kernel = 3, .padding = 1, .groups = 2}, {pooled});
+      g.add("conv_a", Conv2d{.out_channels = 8, .kernel = 3, .padding = 1, .groups = 2}, {normed});
   y = g.add("bn_a", BatchNorm{}, {y});
   y = g.add("relu_a", Relu{}, {g.add("add_a", Add{}, {y, pooled})});
   int z = g.add("conv_b", Conv2d{.out_channels = 16, .kernel = 1, .stride = 2}, {y});
@@ -37,10 +40,47 @@ Graph small_graph() {
   z = g.add("relu_b", Relu{}, {g.add("add_b", Add{}, {z, skip})});
   const int shrunk = g.add("avg_pool", AvgPool{.kernel = 2, .stride = 2}, {y});
   const int up = g.add("conv_c", Conv2d{.out_channels = 4, .kernel = 2, .padding = 1}, {shrunk});
-  const int joined = g.add("concat", Concat{}, {z, up, skip});
-  x = g.add("dropout", Dropout{.rate = 0.25}, {g.add("pool", GlobalAvgPool{}, {joined})});
+  const int gate = g.add("gate", Sigmoid{.complement = true}, {up});
+  const int gated = g.add("gated", Multiply{}, {gate, up});
+  const int joined = g.add("concat", Concat{}, {z, gated, skip});
+  x = g.add("grid", AdaptiveAvgPool{.h = 2, .w = 2}, {joined});
+  x = g.add("dropout", Dropout{.rate = 0.25}, {g.add("pool", GlobalAvgPool{}, {x})});
   g.add("fc", Linear{.out_features = 5}, {x});
   return g;
+}
+
+int index_of(const Graph& graph, const std::string& name) {
+  return static_cast<int>(std::ranges::find(graph.nodes, name, &Node::name) - graph.nodes.begin());
+}
+Node& node_of(Graph& graph, const std::string& name) {
+  return graph.nodes[static_cast<size_t>(index_of(graph, name))];
+}
+
+// small_graph() with two auxiliary classifiers: one as GoogLeNet's; one that ends in a batch norm,
+// and whose logits the trunk reads, too.
+Graph auxiliary_graph() {
+  Graph g = small_graph();
+  const Node fc = g.nodes.back();
+  g.nodes.pop_back();
+  int a = g.add("aux1.pool", AdaptiveAvgPool{.h = 2, .w = 2}, {index_of(g, "relu_a")});
+  a = g.add("aux1.conv", Conv2d{.out_channels = 6, .kernel = 1}, {a});
+  a = g.add("aux1.relu", Relu{}, {g.add("aux1.bn", BatchNorm{}, {a})});
+  a = g.add("aux1.drop", Dropout{.rate = 0.5},
+            {g.add("aux1.fc1", Linear{.out_features = 12}, {a})});
+  const int first = g.add("aux1.fc2", Linear{.out_features = 5}, {a});
+  a = g.add("aux2.pool", GlobalAvgPool{}, {index_of(g, "gated")});
+  const int second =
+      g.add("aux2.bn", BatchNorm{}, {g.add("aux2.fc", Linear{.out_features = 5}, {a})});
+  g.auxiliary = {{.node = first, .weight = 0.3}, {.node = second, .weight = 0.8}};
+  g.add("fc", fc.op, {g.add("joined", Concat{}, {fc.inputs[0], second})});
+  return g;
+}
+
+// The network whose last node is an auxiliary classifier's, with what it needs and nothing else.
+Graph alone(Graph graph, int node) {
+  graph.nodes.resize(static_cast<size_t>(node) + 1);
+  graph.auxiliary.clear();
+  return inference_graph(graph);
 }
 
 // A network in training, with its flat buffers.
@@ -98,6 +138,18 @@ class Trained {
     EXPECT_EQ(last, gradients.size());
   }
   Device& device() { return *device_; }
+  // Takes those of another network that are called as its own.
+  void copy_parameters(Trained& other) {
+    const std::span<const float> from = other.parameters.read();
+    const std::span<float> to = parameters.read();
+    for (const auto& p : net.layout().parameters) {
+      const auto& all = other.net.layout().parameters;
+      const auto q = std::ranges::find(all, p.name, &ParameterLayout::Parameter::name);
+      std::ranges::copy(from.subspan(q->offset, q->floats()),
+                        to.begin() + static_cast<std::ptrdiff_t>(p.offset));
+    }
+    parameters.write();
+  }
   std::vector<float> gradients_now() { return copy_of(gradients); }
   std::vector<float> statistics_now() { return copy_of(statistics); }
 
@@ -145,8 +197,13 @@ void expect_near(std::vector<float> values, const std::vector<float>& expected, 
   EXPECT_LT(norm(values), share * norm(expected));
 }
 
-void expect_gradients_of_the_loss(const std::string& device, int64_t slice_bytes) {
-  Trained t(device, small_graph(), 6, DType::kFloat32, 1, slice_bytes);
+// Auxiliary classifiers' losses count with their weights: each comes from a network of its own.
+void expect_gradients_of_the_loss(const std::string& device, const Graph& graph,
+                                  int64_t slice_bytes) {
+  Trained t(device, graph, 6, DType::kFloat32, 1, slice_bytes);
+  std::vector<std::unique_ptr<Trained>> heads;
+  for (const Auxiliary& a : graph.auxiliary)
+    heads.push_back(std::make_unique<Trained>(device, alone(graph, a.node), 6, DType::kFloat32));
   t.loss();
   t.backward();
   const std::vector<float> gradients = t.gradients_now();
@@ -161,7 +218,12 @@ void expect_gradients_of_the_loss(const std::string& device, int64_t slice_bytes
     const auto loss_at = [&](float by) {
       for (size_t i = 0; i < d.size(); ++i) parameters[i] = start[i] + by * d[i];
       t.parameters.write();
-      return t.loss();
+      double loss = t.loss();
+      for (size_t k = 0; k < heads.size(); ++k) {
+        heads[k]->copy_parameters(t);
+        loss += graph.auxiliary[k].weight * heads[k]->loss();
+      }
+      return loss;
     };
     // The step is small enough that few ReLUs flip, and the loss is summed in double, so 1 % of the
     // typical derivative is an error of formulas, not of rounding.
@@ -172,17 +234,109 @@ void expect_gradients_of_the_loss(const std::string& device, int64_t slice_bytes
 }
 
 TEST_P(NetworkTest, GradientsEqualCentralDifferencesOfTheLoss) {
-  expect_gradients_of_the_loss(GetParam(), 0);
+  expect_gradients_of_the_loss(GetParam(), small_graph(), 0);
 }
 
 TEST_P(NetworkTest, GradientsEqualCentralDifferencesSampleBySample) {
-  expect_gradients_of_the_loss(GetParam(), 1);
+  expect_gradients_of_the_loss(GetParam(), small_graph(), 1);
+}
+
+TEST_P(NetworkTest, AuxiliaryGradientsEqualCentralDifferencesOfAllLosses) {
+  expect_gradients_of_the_loss(GetParam(), auxiliary_graph(), 0);
+  expect_gradients_of_the_loss(GetParam(), auxiliary_graph(), 1);
+}
+
+// The gradients are the sum of those of networks that have one classifier each.
+TEST_P(NetworkTest, AuxiliaryGradientsAreTheSumOfTheClassifiers) {
+  const Graph graph = auxiliary_graph();
+  Graph without = inference_graph(graph);
+  Trained all(GetParam(), graph, 6, DType::kFloat32), main(GetParam(), without, 6, DType::kFloat32);
+  std::map<std::string, std::vector<float>> sum;
+  const auto add = [&](Trained& t, double weight) {
+    t.copy_parameters(all);
+    t.loss();
+    t.backward();
+    const std::vector<float> g = t.gradients_now();
+    for (const auto& p : t.net.layout().parameters) {
+      std::vector<float>& to = sum[p.name];
+      to.resize(p.floats());
+      for (size_t i = 0; i < p.floats(); ++i) to[i] += static_cast<float>(weight) * g[p.offset + i];
+    }
+  };
+  const double loss = all.loss();
+  all.backward();
+  add(main, 1);
+  EXPECT_EQ(loss, main.loss()) << "the loss that is reported is the main classifier's";
+  for (const Auxiliary& a : graph.auxiliary) {
+    Trained head(GetParam(), alone(graph, a.node), 6, DType::kFloat32);
+    add(head, a.weight);
+  }
+  const std::vector<float> g = all.gradients_now();
+  EXPECT_EQ(sum.size(), all.net.layout().parameters.size());
+  std::vector<float> expected(g.size());
+  for (const auto& p : all.net.layout().parameters)
+    std::ranges::copy(sum[p.name], expected.begin() + static_cast<std::ptrdiff_t>(p.offset));
+  expect_near(g, expected, 1e-5);  // the order of sums
+}
+
+// No memory and no time: inference runs the network that has no auxiliary classifier, on buffers
+// that have all parameters.
+TEST_P(NetworkTest, InferenceHasNoAuxiliaryClassifiers) {
+  const Graph graph = auxiliary_graph(), without = inference_graph(graph);
+  EXPECT_EQ(without.nodes.size() + 6, graph.nodes.size());  // all of aux1; the trunk reads aux2
+  const NetworkConfig config = {.batch = 4, .training = false, .input = {}, .slice_bytes = 1};
+  Trained all(GetParam(), graph, 6, DType::kFloat32), part(GetParam(), without, 6, DType::kFloat32);
+  part.copy_parameters(all);
+  for (Trained* t : {&all, &part}) {
+    t->statistics.read();
+    std::ranges::fill(t->running.read(), 0.7f);
+    t->running.write();
+  }
+  std::vector<std::vector<float>> logits;
+  std::vector<size_t> arenas;
+  std::vector<std::string> names[2];
+  for (const auto& [t, g] : {std::pair{&all, &graph}, std::pair{&part, &without}}) {
+    Network net(t->device(), *g, config);
+    for (const Node& n : net.graph().nodes) names[arenas.size()].push_back(n.name);
+    arenas.push_back(net.arena_bytes());
+    EXPECT_EQ(net.layout().parameter_floats, t->parameters.size());
+    net.bind({t->parameters.data(), t->running.data(), nullptr, nullptr});
+    net.prepare();
+    net.forward_activations(std::vector<float>(4 * 3 * 9 * 9, 0.3f).data(), {});
+    logits.push_back(read_logits(t->device(), net));
+    const std::vector<int32_t> labels = {0, 1, 2, 3};
+    net.loss(labels.data(), 1);
+    EXPECT_GT(net.loss_result().loss_sum, 0);
+    EXPECT_EQ(planned_arena(*g, 4, DType::kFloat32, false, 1).bytes,
+              planned_arena(without, 4, DType::kFloat32, false, 1).bytes);
+  }
+  EXPECT_EQ(logits[0], logits[1]);
+  EXPECT_EQ(names[0], names[1]);
+  EXPECT_EQ(arenas[0], arenas[1]);
+}
+
+// The loss of the main classifier knows nothing of it: the gradient must.
+TEST_P(NetworkTest, AnAuxiliaryLossThatIsNotFiniteReachesTheGradients) {
+  for (const float bad : {-std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    Graph graph = auxiliary_graph();
+    graph.auxiliary.pop_back();  // only that whose logits nobody else reads
+    Trained t(GetParam(), graph, 6, DType::kFloat32);
+    const auto& all = t.net.layout().parameters;
+    const auto bias = std::ranges::find(all, "aux1.fc2.bias", &ParameterLayout::Parameter::name);
+    t.parameters.read()[bias->offset + 1] = bad;  // the logit of class 1 of all samples
+    t.parameters.write();
+    EXPECT_TRUE(std::isfinite(t.loss()));
+    t.net.backward(t.step, [](size_t) {});
+    const auto finite = [](float v) { return std::isfinite(v); };
+    const std::vector<float> g = t.gradients_now();
+    EXPECT_FALSE(std::ranges::all_of(g, finite)) << bad;
+  }
 }
 
 // What slices change is the order of sums over the batch.
 TEST_P(NetworkTest, SlicesOfTheBatchChangeRoundingAlone) {
-  Trained whole(GetParam(), small_graph(), 6, DType::kFloat32),
-      sliced(GetParam(), small_graph(), 6, DType::kFloat32, 1, 1);
+  Trained whole(GetParam(), auxiliary_graph(), 6, DType::kFloat32),
+      sliced(GetParam(), auxiliary_graph(), 6, DType::kFloat32, 1, 1);
   for (Trained* t : {&whole, &sliced}) {
     t->loss();
     t->backward();
@@ -192,7 +346,7 @@ TEST_P(NetworkTest, SlicesOfTheBatchChangeRoundingAlone) {
 }
 
 TEST_P(NetworkTest, SixteenBitsAreCloseToFp32) {
-  Trained exact(GetParam(), small_graph(), 8, DType::kFloat32);
+  Trained exact(GetParam(), auxiliary_graph(), 8, DType::kFloat32);
   const double loss = exact.loss();
   exact.backward();
   const std::vector<float> gradients = exact.gradients_now();
@@ -201,7 +355,7 @@ TEST_P(NetworkTest, SixteenBitsAreCloseToFp32) {
     if (!device()->supports(type)) continue;
     ++types;
     // bf16 keeps 8 bits; a dozen layers of rounding give a few percent of the gradient's norm.
-    Trained rounded(GetParam(), small_graph(), 8, type);
+    Trained rounded(GetParam(), auxiliary_graph(), 8, type);
     EXPECT_NEAR(rounded.loss(), loss, 0.02 * loss) << name_of(type);
     rounded.backward();
     expect_near(rounded.gradients_now(), gradients, 0.1);
@@ -213,8 +367,8 @@ TEST_P(NetworkTest, SixteenBitsAreCloseToFp32) {
 TEST_P(NetworkTest, RepeatsItsBits) {
   for (const int threads : {1, 2}) {
     const int64_t slice_bytes = threads == 2 ? 1 : 0;
-    Trained a(GetParam(), small_graph(), 6, DType::kFloat32, threads, slice_bytes),
-        b(GetParam(), small_graph(), 6, DType::kFloat32, threads, slice_bytes);
+    Trained a(GetParam(), auxiliary_graph(), 6, DType::kFloat32, threads, slice_bytes),
+        b(GetParam(), auxiliary_graph(), 6, DType::kFloat32, threads, slice_bytes);
     a.loss();
     a.backward();
     b.loss();
@@ -280,11 +434,13 @@ TEST(Fusion, MovesReluAndAddIntoBatchNorm) {
   const Graph fused = fuse(small_graph());
   std::vector<std::string> kinds;
   for (const Node& n : fused.nodes) kinds.push_back(n.name + ":" + kind_of(n.op));
-  EXPECT_EQ(kinds, (std::vector<std::string>{
-                       "stem:Conv2d", "stem_bn:BatchNorm+ReLU", "max_pool:MaxPool", "conv_a:Conv2d",
-                       "bn_a:BatchNorm+Add+ReLU", "conv_b:Conv2d", "skip:Subsample",
-                       "bn_b:BatchNorm+Add+ReLU", "avg_pool:AvgPool", "conv_c:Conv2d",
-                       "concat:Concat", "pool:GlobalAvgPool", "dropout:Dropout", "fc:Linear"}));
+  EXPECT_EQ(kinds,
+            (std::vector<std::string>{
+                "stem:Conv2d", "stem_bn:BatchNorm+ReLU", "max_pool:MaxPool",
+                "lrn:LocalResponseNorm", "conv_a:Conv2d", "bn_a:BatchNorm+Add+ReLU",
+                "conv_b:Conv2d", "skip:Subsample", "bn_b:BatchNorm+Add+ReLU", "avg_pool:AvgPool",
+                "conv_c:Conv2d", "gate:Sigmoid", "gated:Multiply", "concat:Concat",
+                "grid:AdaptiveAvgPool", "pool:GlobalAvgPool", "dropout:Dropout", "fc:Linear"}));
   std::set<std::string> before, after;
   for (const auto& p : layout_of(small_graph()).parameters) before.insert(p.name);
   for (const auto& p : layout_of(fused).parameters) after.insert(p.name);
@@ -297,6 +453,29 @@ TEST(Fusion, LeavesWhatSomebodyElseReads) {
   const int relu = g.add("relu", Relu{}, {bn});
   g.add("add", Add{}, {relu, bn});
   EXPECT_EQ(fuse(g).nodes.size(), 3u);
+}
+
+TEST(Fusion, AnAuxiliaryClassifierIsARelayThatStays) {
+  Graph g{.name = "aux", .image = {.n = 1, .c = 2, .h = 1, .w = 1}, .nodes = {}};
+  const int bn = g.add("bn", BatchNorm{}, {kImage});
+  g.add("relu", Relu{}, {bn});
+  EXPECT_EQ(fuse(g).nodes.size(), 1u);
+  g.auxiliary = {{.node = bn, .weight = 1}};
+  EXPECT_EQ(fuse(g).nodes.size(), 2u);  // the loss reads the batch norm's own output
+
+  // What is fused before it moves its number.
+  const Graph fused = fuse(auxiliary_graph());
+  ASSERT_EQ(fused.auxiliary.size(), 2u);
+  EXPECT_EQ(fused.auxiliary[0].node, index_of(fused, "aux1.fc2"));
+  EXPECT_EQ(fused.auxiliary[1].node, index_of(fused, "aux2.bn"));
+  EXPECT_EQ(fused.auxiliary[1].weight, 0.8);
+  const InferenceGraph folded = fold_batch_norms(fused);
+  EXPECT_TRUE(folded.graph.auxiliary.empty());
+  for (size_t i = 0; i < fused.nodes.size(); ++i) {
+    const bool is_gone = fused.nodes[i].name.starts_with("aux1.");
+    EXPECT_EQ(folded.node_of[i] == kNobody, is_gone) << fused.nodes[i].name;
+    if (!is_gone) EXPECT_LT(folded.node_of[i], folded.graph.nodes.size());
+  }
 }
 
 // A residual network with all that folding must look at. Where `apart`, a dropout, which inference
@@ -505,17 +684,17 @@ TEST(Graph, ErrorsNameTheNode) {
   const Graph good = small_graph();
   EXPECT_EQ(error_of(good), "");
   Graph g = good;
-  std::get<Conv2d>(g.nodes[4].op).groups = 3;
+  std::get<Conv2d>(node_of(g, "conv_a").op).groups = 3;
   EXPECT_NE(
       error_of(g).find("\"conv_a\": 8 input and 8 output channels do not divide into 3 groups"),
       std::string::npos)
       << error_of(g);
   g = good;
-  g.nodes[6].inputs = {5};
+  node_of(g, "add_a").inputs = {5};
   EXPECT_NE(error_of(g).find("\"add_a\": takes 2 input(s), got 1"), std::string::npos)
       << error_of(g);
   g = good;
-  g.nodes[6].inputs = {5, 20};
+  node_of(g, "add_a").inputs = {5, 20};
   EXPECT_NE(error_of(g).find("\"add_a\": input 20 is not an earlier node"), std::string::npos);
   g = good;
   g.nodes[3].name = "stem";
@@ -525,6 +704,55 @@ TEST(Graph, ErrorsNameTheNode) {
   EXPECT_NE(error_of(g).find("empty"), std::string::npos);
   EXPECT_NE(error_of(Graph{.name = "none", .image = {1, 1, 1, 1}, .nodes = {}}).find("no nodes"),
             std::string::npos);
+}
+
+TEST(Graph, AuxiliaryClassifiersThatAreNoneAreNamed) {
+  const Graph good = auxiliary_graph();
+  const int last = static_cast<int>(good.nodes.size()) - 1;
+  const auto with = [&](int node, double weight) {
+    Graph g = good;
+    g.auxiliary.back() = {.node = node, .weight = weight};
+    return error_of(g);
+  };
+  const int aux2 = good.auxiliary[1].node;
+  EXPECT_EQ(with(aux2, 0), "");
+  const auto expect = [](const std::string& error, const char* part) {
+    EXPECT_NE(error.find(part), std::string::npos) << error;
+  };
+  for (const double weight : {-0.3, std::nan(""), std::numeric_limits<double>::infinity()})
+    expect(with(aux2, weight), "\"aux2.bn\": its weight is");
+  for (const int node : {-1, -7, last + 1, 1 << 30})
+    expect(with(node, 0.3), "auxiliary classifier 1");
+  expect(with(last, 0.3), "\"fc\" is the last node");
+  expect(with(index_of(good, "relu_a"), 0.3),
+         "\"relu_a\" gives [2, 8, 5, 5]; it must give a logit for each of the 5 classes, [2, 5, 1, "
+         "1]");
+  expect(with(index_of(good, "aux1.fc1"), 0.3), "\"aux1.fc1\" gives [2, 12, 1, 1]");
+  expect(with(good.auxiliary[0].node, 0.3), "\"aux1.fc2\" is there twice");
+}
+
+// Sizes of a hostile file, whose products no integer holds.
+TEST(Graph, SizesBeyondAllMemoryAreErrors) {
+  const auto with = [](const Shape& image, const OpSpec& spec) {
+    Graph g{.name = "big", .image = image, .nodes = {}};
+    g.add("node", spec, {kImage});
+    return error_of(g);
+  };
+  constexpr int64_t kBig = 4294967295;
+  const Shape small = {.n = 1, .c = 3, .h = 32, .w = 32};
+  EXPECT_NE(with({1, kBig, kBig, kBig}, Relu{}).find("images of"), std::string::npos);
+  for (const OpSpec& spec :
+       {OpSpec(AdaptiveAvgPool{.h = kBig, .w = kBig}), OpSpec(Linear{.out_features = kBig}),
+        OpSpec(Conv2d{.out_channels = kBig, .padding = kBig}),
+        OpSpec(Conv2d{.out_channels = kBig, .kernel = 32}),
+        OpSpec(Conv2d{.out_channels = 8, .kernel = kBig, .padding = kBig})})
+    EXPECT_NE(with({.n = 1, .c = int64_t{1} << 20, .h = 32, .w = 32}, spec).find("\"node\": "),
+              std::string::npos)
+        << kind_of(spec) << ": " << with(small, spec);
+  Graph many{.name = "many", .image = small, .nodes = {}};
+  int x = kImage;
+  for (int i = 0; i < 40000; ++i) x = many.add(std::to_string(i), Relu{}, {x});
+  EXPECT_NE(error_of(many).find("40000 nodes"), std::string::npos) << error_of(many);
 }
 
 TEST(Graph, ParametersLieInBackwardOrder) {
@@ -551,6 +779,49 @@ TEST(Graph, HeInitialisationHasItsStandardDeviation) {
   EXPECT_NE(w, other);
   // std = sqrt(2 / (128 * 9)); 73,728 draws: the estimate is good to 0.3 %.
   EXPECT_NEAR(norm(w) / std::sqrt(static_cast<double>(w.size())), std::sqrt(2.0 / 1152.0), 0.0005);
+}
+
+TEST(Graph, ParametersStartAsTheirSpecsSay) {
+  Graph g{.name = "starts", .image = {.n = 1, .c = 64, .h = 8, .w = 8}, .nodes = {}};
+  const auto conv = [](double std, std::optional<double> bias) {
+    return Conv2d{
+        .out_channels = 128, .padding = 1, .bias = true, .weight_std = std, .bias_init = bias};
+  };
+  int x = g.add("usual", conv(0, {}), {kImage});
+  x = g.add("conv", conv(0.01, 0.2), {x});
+  x = g.add("pool", GlobalAvgPool{}, {x});
+  x = g.add("fc1", Linear{.out_features = 300, .weight_std = 0.05, .bias_init = 0}, {x});
+  g.add("fc2", Linear{.out_features = 10}, {x});
+  const ParameterLayout layout = layout_of(g);
+  std::vector<float> w(layout.parameter_floats);
+  initialise(layout, 1, w.data());
+  const auto values = [&](const char* name) {
+    const auto p = std::ranges::find(layout.parameters, name, &ParameterLayout::Parameter::name);
+    const auto begin = w.begin() + static_cast<std::ptrdiff_t>(p->offset);
+    return std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(p->floats()));
+  };
+  const auto deviation = [&](const char* name) {
+    return norm(values(name)) / std::sqrt(static_cast<double>(values(name).size()));
+  };
+  // 147,456 and 38,400 draws: five standard errors are 1 % and 2 %.
+  EXPECT_NEAR(deviation("conv.weight"), 0.01, 1e-4);
+  EXPECT_NEAR(deviation("fc1.weight"), 0.05, 1e-3);
+  EXPECT_EQ(values("conv.bias"), std::vector<float>(128, 0.2f));
+  EXPECT_EQ(values("fc1.bias"), std::vector<float>(300, 0.0f));
+  // As they have always started, bit for bit: these lie in checkpoints and recorded results.
+  EXPECT_NEAR(deviation("usual.weight"), std::sqrt(2.0 / 1152), 0.001);
+  EXPECT_EQ(values("usual.bias")[0], 0x1.88e05p-6f);
+  EXPECT_EQ(values("fc2.weight")[7], 0x1.5871c2p-5f);
+
+  const auto error = [](const Conv2d& spec) {
+    Graph bad{.name = "bad", .image = {.n = 1, .c = 3, .h = 8, .w = 8}, .nodes = {}};
+    bad.add("conv", spec, {kImage});
+    return error_of(bad);
+  };
+  for (const double bad : {-1.0, std::nan(""), std::numeric_limits<double>::infinity()})
+    EXPECT_NE(error(conv(bad, {})).find("\"conv\": weight_std is"), std::string::npos);
+  for (const double bad : {std::nan(""), -std::numeric_limits<double>::infinity()})
+    EXPECT_NE(error(conv(0, bad)).find("\"conv\": bias_init is"), std::string::npos);
 }
 
 }  // namespace

@@ -66,6 +66,36 @@ std::vector<OpCase> global_cases() {
   return all;
 }
 
+std::vector<OpCase> adaptive_cases() {
+  std::vector<OpCase> all;
+  // Windows that tile, that share rows, that are the image, that are as many as pixels or more.
+  for (const auto [height, width] :
+       {std::array<int64_t, 2>{1, 1}, {2, 3}, {4, 4}, {6, 6}, {7, 5}, {9, 7}, {12, 3}})
+    for (const Shape& x : {Shape{2, 33, 9, 7}, Shape{1, 16, 14, 14}})
+      all.push_back(pool(AdaptiveAvgPool{.h = height, .w = width}, x));
+  all.push_back(pool(AdaptiveAvgPool{.h = 7, .w = 7}, {2, 64, 7, 7}));
+  for (const int64_t c : {1, 3, 15, 16, 17, 24, 33, 64, 100, 256})
+    all.push_back(pool(AdaptiveAvgPool{.h = 3, .w = 2}, {2, c, 8, 5}));
+  return all;
+}
+
+TEST_P(OpTest, AdaptiveAvgPoolEqualsReference) {
+  for (OpCase c : adaptive_cases()) {
+    check_op(device(), type(), c);
+    c.training = false;
+    check_op(device(), type(), c);
+  }
+}
+
+TEST_P(OpTest, AdaptiveAvgPoolOfTheSameSizeIsTheIdentity) {
+  const OpCase c = pool(AdaptiveAvgPool{.h = 5, .w = 6}, {2, 17, 5, 6});
+  OpData data = make_data(c, type());
+  data.x[0][7] = -0.0f;
+  const OpResult op = run(device(), type(), c, data);
+  EXPECT_EQ(bits_of(op.y), bits_of(data.x[0]));
+  EXPECT_EQ(bits_of(op.dx[0]), bits_of(data.dy[0]));
+}
+
 TEST_P(OpTest, MaxPoolEqualsReference) {
   for (OpCase c : max_cases()) {
     check_op(device(), type(), c);
@@ -130,6 +160,7 @@ TEST_P(OpTest, PoolsHaveTheSameBitsWithAnyThreads) {
   check_threads(GetParam().device, type(),
                 pool(AvgPool{.kernel = 3, .stride = 2, .padding = 1}, {3, 33, 17, 9}));
   check_threads(GetParam().device, type(), pool(GlobalAvgPool{}, {3, 33, 17, 9}));
+  check_threads(GetParam().device, type(), pool(AdaptiveAvgPool{.h = 4, .w = 5}, {3, 33, 17, 9}));
 }
 
 TEST_P(Fp32Test, PoolGradientsEqualDifferences) {
@@ -140,6 +171,8 @@ TEST_P(Fp32Test, PoolGradientsEqualDifferences) {
   check_gradients(
       device(), pool(AvgPool{.kernel = 3, .padding = 1, .count_include_pad = false}, {2, 3, 5, 6}));
   check_gradients(device(), pool(GlobalAvgPool{}, {2, 17, 3, 4}));
+  check_gradients(device(), pool(AdaptiveAvgPool{.h = 3, .w = 2}, {2, 17, 7, 5}));
+  check_gradients(device(), pool(AdaptiveAvgPool{.h = 5, .w = 4}, {1, 3, 3, 4}));
 }
 
 // Sizes as PyTorch gives them.
@@ -158,6 +191,8 @@ TEST(Pool, Shapes) {
   EXPECT_EQ(side(MaxPool{.kernel = 2, .stride = 2, .padding = 1, .ceil_mode = true}, 5), 3);
   EXPECT_EQ(side(AvgPool{}, 7), 3);
   EXPECT_EQ(output_shape(GlobalAvgPool{}, {{2, 512, 7, 6}}), (Shape{2, 512, 1, 1}));
+  EXPECT_EQ(output_shape(AdaptiveAvgPool{.h = 6, .w = 5}, {{2, 512, 13, 3}}),
+            (Shape{2, 512, 6, 5}));
 }
 
 TEST(Pool, ErrorsNameTheNumbers) {
@@ -176,6 +211,8 @@ TEST(Pool, ErrorsNameTheNumbers) {
   expect_error(ExitCode::kBadJob, {"1 input", "got 2"}, [&] {
     output_shape(GlobalAvgPool{}, {x[0], x[0]});
   });
+  expect_error(ExitCode::kBadJob, {"0 x 3"},
+               [&] { output_shape(AdaptiveAvgPool{.h = 0, .w = 3}, x); });
 }
 
 }  // namespace

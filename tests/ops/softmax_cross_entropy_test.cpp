@@ -55,6 +55,23 @@ std::vector<int32_t> labels_with_padding(const SoftmaxCrossEntropy& spec) {
   return labels;
 }
 
+// A loss that is not finite takes its row's gradient along, and no other's.
+TEST_P(OpTest, ALossThatIsNotFiniteHasNoFiniteGradient) {
+  const float inf = std::numeric_limits<float>::infinity();
+  const SoftmaxCrossEntropy plain = {.n = 4, .classes = 3};
+  const std::vector<int32_t> labels = {0, 0, 0, 0};
+  const std::vector<float> logits = {-inf, 1, 2, /**/ 1, -inf, 2, /**/ inf, 1, 2, /**/ 1, 2, 3};
+  for (const double smoothing : {0.0, 0.1}) {
+    SoftmaxCrossEntropy spec = plain;
+    spec.label_smoothing = smoothing;
+    const Loss op = loss_of(device(), type(), spec, logits, labels);
+    // Of row 1 another class is impossible: without smoothing its loss is finite.
+    const bool finite[] = {false, smoothing == 0, false, true};
+    for (size_t i = 0; i < op.dlogits.size(); ++i)
+      EXPECT_EQ(std::isfinite(op.dlogits[i]), finite[i / 3]) << i << " smoothing " << smoothing;
+  }
+}
+
 TEST_P(OpTest, LossEqualsReference) {
   for (const int64_t n : {1, 2, 7, 300})
     for (const int64_t classes : {2, 10, 17, 1000})

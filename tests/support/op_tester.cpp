@@ -300,6 +300,11 @@ std::string describe(const OpCase& c) {
   if (const auto* s = std::get_if<AvgPool>(&c.spec))
     text += fmt::format(" kernel {} stride {} padding {} count_include_pad {}", s->kernel,
                         s->stride, s->padding, s->count_include_pad);
+  if (const auto* s = std::get_if<AdaptiveAvgPool>(&c.spec))
+    text += fmt::format(" {} x {} windows", s->h, s->w);
+  if (const auto* s = std::get_if<LocalResponseNorm>(&c.spec))
+    text += fmt::format(" size {} alpha {} beta {} k {}", s->size, s->alpha, s->beta, s->k);
+  if (const auto* s = std::get_if<Sigmoid>(&c.spec)) text += s->complement ? " complement" : "";
   for (const Shape& x : c.x) text += fmt::format(" {}", to_string(x));
   if (c.slices > 1) text += fmt::format(", {} slices", c.slices);
   if (c.dy_sources > 1) text += fmt::format(", {} gradients", c.dy_sources);

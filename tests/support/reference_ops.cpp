@@ -230,6 +230,39 @@ void backward_of(const ops::GlobalAvgPool&, Node& node) {
   });
 }
 
+// Calls body(i, j, pixels of the window) for the pixels of window (p, q) of a grid over x.
+template <typename Body>
+void for_each_in_grid(const ops::AdaptiveAvgPool& s, const Shape& x, int64_t p, int64_t q,
+                      Body body) {
+  const auto begin = [](int64_t o, int64_t size, int64_t windows) {
+    return static_cast<int64_t>(
+        std::floor(static_cast<double>(o * size) / static_cast<double>(windows)));
+  };
+  const auto end = [](int64_t o, int64_t size, int64_t windows) {
+    return static_cast<int64_t>(
+        std::ceil(static_cast<double>((o + 1) * size) / static_cast<double>(windows)));
+  };
+  const int64_t top = begin(p, x.h, s.h), bottom = end(p, x.h, s.h);
+  const int64_t left = begin(q, x.w, s.w), right = end(q, x.w, s.w);
+  for (int64_t i = top; i < bottom; ++i)
+    for (int64_t j = left; j < right; ++j)
+      body(i, j, static_cast<double>((bottom - top) * (right - left)));
+}
+void forward_of(const ops::AdaptiveAvgPool& s, Node& node) {
+  for_each(node.y.shape, [&](int64_t n, int64_t p, int64_t q, int64_t c) {
+    for_each_in_grid(s, node.x[0].shape, p, q, [&](int64_t i, int64_t j, double pixels) {
+      node.y.at(n, p, q, c) += node.x[0].at(n, i, j, c) / pixels;
+    });
+  });
+}
+void backward_of(const ops::AdaptiveAvgPool& s, Node& node) {
+  for_each(node.y.shape, [&](int64_t n, int64_t p, int64_t q, int64_t c) {
+    for_each_in_grid(s, node.x[0].shape, p, q, [&](int64_t i, int64_t j, double pixels) {
+      node.dx[0].at(n, i, j, c) += node.dy.at(n, p, q, c) / pixels;
+    });
+  });
+}
+
 // Where the weight of feature (c, h, w) stands in the row of output k: features count in C, H, W.
 size_t weight_of(const Shape& x, int64_t k, int64_t h, int64_t w, int64_t c) {
   return static_cast<size_t>(((k * x.c + c) * x.h + h) * x.w + w);
@@ -303,6 +336,62 @@ void backward_of(const ops::Subsample& s, Node& node) {
   for_each_kept(s, node.x[0].shape, [&](int64_t n, int64_t p, int64_t q, int64_t c) {
     node.dx[0].at(n, p * s.stride, q * s.stride, c) = node.dy.at(n, p, q, front + c);
   });
+}
+
+// Calls body(j) for the channels whose squares are in the sum of channel c.
+template <typename Body>
+void for_each_around(const ops::LocalResponseNorm& s, const Shape& x, int64_t c, Body body) {
+  for (int64_t j = c - s.size / 2; j < c - s.size / 2 + s.size; ++j)
+    if (j >= 0 && j < x.c) body(j);
+}
+double response_norm(const ops::LocalResponseNorm& s, const Array& x, int64_t n, int64_t h,
+                     int64_t w, int64_t c) {
+  double squares = 0;
+  for_each_around(s, x.shape, c,
+                  [&](int64_t j) { squares += x.at(n, h, w, j) * x.at(n, h, w, j); });
+  return s.k + s.alpha * squares / static_cast<double>(s.size);
+}
+void forward_of(const ops::LocalResponseNorm& s, Node& node) {
+  const Array& x = node.x[0];
+  for_each(x.shape, [&](int64_t n, int64_t h, int64_t w, int64_t c) {
+    node.y.at(n, h, w, c) = x.at(n, h, w, c) / std::pow(response_norm(s, x, n, h, w, c), s.beta);
+  });
+}
+// By the chain rule: y_c through its numerator, then through every square in its norm.
+void backward_of(const ops::LocalResponseNorm& s, Node& node) {
+  const Array& x = node.x[0];
+  for_each(x.shape, [&](int64_t n, int64_t h, int64_t w, int64_t c) {
+    const double norm = response_norm(s, x, n, h, w, c), dy = node.dy.at(n, h, w, c);
+    node.dx[0].at(n, h, w, c) += dy * std::pow(norm, -s.beta);
+    const double dnorm = dy * x.at(n, h, w, c) * -s.beta * std::pow(norm, -s.beta - 1);
+    for_each_around(s, x.shape, c, [&](int64_t j) {
+      node.dx[0].at(n, h, w, j) +=
+          dnorm * s.alpha / static_cast<double>(s.size) * 2 * x.at(n, h, w, j);
+    });
+  });
+}
+
+void forward_of(const ops::Sigmoid& s, Node& node) {
+  for (size_t i = 0; i < node.y.v.size(); ++i) {
+    const double y = 1 / (1 + std::exp(-node.x[0].v[i]));
+    node.y.v[i] = s.complement ? 1 - y : y;
+  }
+}
+void backward_of(const ops::Sigmoid& s, Node& node) {
+  for (size_t i = 0; i < node.y.v.size(); ++i) {
+    const double dx = node.dy.v[i] * node.y.v[i] * (1 - node.y.v[i]);
+    node.dx[0].v[i] = s.complement ? -dx : dx;
+  }
+}
+
+void forward_of(const ops::Multiply&, Node& node) {
+  for (size_t i = 0; i < node.y.v.size(); ++i) node.y.v[i] = node.x[0].v[i] * node.x[1].v[i];
+}
+void backward_of(const ops::Multiply&, Node& node) {
+  for (size_t i = 0; i < node.y.v.size(); ++i) {
+    node.dx[0].v[i] = node.dy.v[i] * node.x[1].v[i];
+    node.dx[1].v[i] = node.dy.v[i] * node.x[0].v[i];
+  }
 }
 
 }  // namespace

@@ -40,8 +40,8 @@ struct Node {
 
 // Dropout is the identity here: which elements it drops is tested by itself.
 void forward(const ops::OpSpec& spec, Node& node);
-// A fused ReLU passes gradients where node.y is above zero. A test may put there the y of the
-// device under test, so that a sum that rounds to the other side of zero is no difference.
+// A fused ReLU passes gradients where node.y is above zero, a sigmoid's are y (1 - y). A test may
+// put there the y of the device under test, so that what y was rounded by is no difference.
 void backward(const ops::OpSpec& spec, Node& node);
 
 // The sum of the losses of the rows with a label >= 0. dlogits [N, K] is filled.

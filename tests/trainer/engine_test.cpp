@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <condition_variable>
 #include <limits>
 #include <mutex>
@@ -21,14 +23,33 @@ class EngineTest : public testing::TestWithParam<std::string> {
   static constexpr int kWorkers = 4;
   static constexpr int64_t kBatch = 3;
 
-  std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {},
-                               const StepHooks& hooks = {}) {
+  static ops::Graph graph() {
     ModelOptions options;
     options.image = {.n = 1, .c = 1, .h = 8, .w = 8};
-    Shape batch = options.image;
+    return make_model("cifar_resnet20", options);
+  }
+  // The same with an auxiliary classifier behind its first stage.
+  static ops::Graph auxiliary_graph() {
+    ops::Graph g = graph();
+    const ops::Node fc = g.nodes.back();
+    g.nodes.pop_back();
+    const auto source = std::ranges::find(g.nodes, "layer1.2.relu", &ops::Node::name);
+    int x = g.add("aux.pool", ops::AdaptiveAvgPool{.h = 2, .w = 2},
+                  {static_cast<int>(source - g.nodes.begin())});
+    x = g.add("aux.conv", ops::Conv2d{.out_channels = 24, .kernel = 1}, {x});
+    x = g.add("aux.relu", ops::Relu{}, {g.add("aux.bn", ops::BatchNorm{}, {x})});
+    x = g.add("aux.fc", ops::Linear{.out_features = 10}, {x});
+    g.auxiliary = {{.node = x, .weight = 0.3}};
+    g.add(fc.name, fc.op, fc.inputs);
+    return g;
+  }
+
+  std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {},
+                               const StepHooks& hooks = {}, const ops::Graph& graph = graph()) {
+    Shape batch = graph.image;
     batch.n = kBatch;
     return std::make_unique<Engine>(
-        *communicator_, make_model("cifar_resnet20", options),
+        *communicator_, graph,
         EngineConfig{.device = GetParam(),
                      .workers = kWorkers,
                      .batch_per_worker = kBatch,
@@ -60,19 +81,83 @@ class EngineTest : public testing::TestWithParam<std::string> {
 
 // A GPU has one lane; there it is two runs.
 TEST_P(EngineTest, AnyNumberOfLanesGivesTheSameBits) {
-  std::vector<std::vector<float>> results;
-  for (const int wanted : {1, 2, 3, 4}) {
-    const int lanes = lanes_for(GetParam(), kWorkers, wanted, 1);
-    if (lanes != wanted && wanted > 2) continue;
-    const auto engine = make(lanes);
-    double loss = 0;
-    for (uint64_t step = 0; step < 3; ++step) loss = engine->step(step, 0.1, {}, source()).loss;
-    EXPECT_GT(loss, 0);
-    const Engine::State state = engine->state();
-    results.emplace_back(state.parameters.begin(), state.parameters.end());
-    results.back().insert(results.back().end(), state.running.begin(), state.running.end());
-    EXPECT_EQ(results.back(), results.front()) << lanes << " lanes";
+  for (const ops::Graph& g : {graph(), auxiliary_graph()}) {
+    std::vector<std::vector<float>> results;
+    for (const int wanted : {1, 2, 3, 4}) {
+      const int lanes = lanes_for(GetParam(), kWorkers, wanted, 1);
+      if (lanes != wanted && wanted > 2) continue;
+      const auto engine = make(lanes, {}, {}, g);
+      double loss = 0;
+      for (uint64_t step = 0; step < 3; ++step) loss = engine->step(step, 0.1, {}, source()).loss;
+      EXPECT_GT(loss, 0);
+      const Engine::State state = engine->state();
+      results.emplace_back(state.parameters.begin(), state.parameters.end());
+      results.back().insert(results.back().end(), state.running.begin(), state.running.end());
+      EXPECT_EQ(results.back(), results.front()) << lanes << " lanes";
+    }
   }
+}
+
+// It is trained, its losses are part of no number that is reported, and evaluation runs without it.
+TEST_P(EngineTest, AnAuxiliaryClassifierIsTrainedAndNotReported) {
+  const auto plain = make(1), auxiliary = make(1, {}, {}, auxiliary_graph());
+  const auto copy_to_plain = [&] {
+    const Engine::State from = auxiliary->state(), to = plain->state();
+    for (const auto& p : plain->layout().parameters) {
+      const auto q = std::ranges::find(auxiliary->layout().parameters, p.name,
+                                       &ops::ParameterLayout::Parameter::name);
+      std::ranges::copy(from.parameters.subspan(q->offset, q->floats()),
+                        to.parameters.begin() + static_cast<std::ptrdiff_t>(p.offset));
+    }
+    for (const auto& s : plain->layout().statistics) {
+      const auto q = std::ranges::find(auxiliary->layout().statistics, s.name,
+                                       &ops::ParameterLayout::Statistics::name);
+      std::ranges::copy(from.running.subspan(q->offset, 2 * static_cast<size_t>(s.channels)),
+                        to.running.begin() + static_cast<std::ptrdiff_t>(s.offset));
+    }
+    plain->put_state();
+  };
+  copy_to_plain();
+  const auto fc = std::ranges::find(auxiliary->layout().parameters, "aux.fc.weight",
+                                    &ops::ParameterLayout::Parameter::name);
+  const auto weights = [&] {
+    const auto now = auxiliary->state().parameters.subspan(fc->offset, fc->floats());
+    return std::vector<float>(now.begin(), now.end());
+  };
+  const std::vector<float> before = weights();
+  const Engine::Result with = auxiliary->step(0, 0.1, {}, source());
+  const Engine::Result without = plain->step(0, 0.1, {}, source());
+  EXPECT_EQ(with.loss, without.loss);
+  EXPECT_EQ(with.top1, without.top1);
+  EXPECT_GT(with.gradient_norm, without.gradient_norm);
+  EXPECT_NE(weights(), before);
+
+  copy_to_plain();
+  Shape batch = graph().image;
+  batch.n = kBatch;
+  const ops::ImageInput input = ops::per_channel_input(batch, {0.5}, {0.25});
+  const auto of = [&](Engine& engine) {
+    double loss = 0;
+    for (const auto& r : engine.evaluate(kWorkers, input, Engine::Weights::kTrained, source()))
+      loss += r.loss_sum;
+    return loss;
+  };
+  EXPECT_EQ(of(*auxiliary), of(*plain));
+}
+
+// Its loss is in no number that is looked at: its gradient is.
+TEST_P(EngineTest, AnAuxiliaryLossThatIsNotFiniteLeavesTheStepOut) {
+  const auto engine = make(1, {}, {}, auxiliary_graph());
+  engine->step(0, 0.1, {}, source());
+  const auto bias = std::ranges::find(engine->layout().parameters, "aux.fc.bias",
+                                      &ops::ParameterLayout::Parameter::name);
+  engine->state().parameters[bias->offset + 3] = -std::numeric_limits<float>::infinity();
+  engine->put_state();
+  engine->compute(1, {}, source());
+  const Engine::Result result = engine->update(0.1);
+  EXPECT_TRUE(std::isfinite(result.loss));
+  EXPECT_FALSE(result.updated);
+  EXPECT_TRUE(result.diverged);
 }
 
 // A watchdog must not take a rank that waits for one that works, nor the other way round.

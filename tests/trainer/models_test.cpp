@@ -96,6 +96,51 @@ TEST(GraphText, EveryModelComesBackAsItWas) {
   }
 }
 
+// What no model has: every op, starts, auxiliary classifiers.
+TEST(GraphText, EveryFieldComesBackAsItWas) {
+  ops::Graph g{.name = "all", .image = {.n = 1, .c = 3, .h = 32, .w = 32}, .nodes = {}};
+  int x =
+      g.add("conv",
+            ops::Conv2d{
+                .out_channels = 8, .padding = 1, .bias = true, .weight_std = 0.01, .bias_init = 0},
+            {ops::kImage});
+  x = g.add("lrn", ops::LocalResponseNorm{.size = 4, .alpha = 5e-4, .beta = 0.5, .k = 2}, {x});
+  const int gate = g.add("gate", ops::Sigmoid{.complement = true}, {x});
+  x = g.add("gated", ops::Multiply{}, {g.add("other", ops::Sigmoid{}, {x}), gate});
+  x = g.add("grid", ops::AdaptiveAvgPool{.h = 6, .w = 5}, {x});
+  const int aux = g.add("aux", ops::Linear{.out_features = 10, .bias_init = -2}, {x});
+  g.add("fc", ops::Linear{.out_features = 10, .weight_std = 0.1}, {x});
+  g.auxiliary = {{.node = aux, .weight = 0.7}};
+  const std::string text = to_text(g);
+  const ops::Graph back = parse_graph(text, "test");
+  EXPECT_EQ(to_text(back), text);
+  EXPECT_EQ(count(back).parameters, count(g).parameters);
+  ASSERT_EQ(back.auxiliary.size(), 1u);
+  EXPECT_EQ(back.auxiliary[0].node, aux);
+  EXPECT_EQ(back.auxiliary[0].weight, 0.7);
+  const auto& conv = std::get<ops::Conv2d>(back.nodes[0].op);
+  EXPECT_EQ(conv.weight_std, 0.01);
+  EXPECT_EQ(conv.bias_init, 0.0);
+  const auto& lrn = std::get<ops::LocalResponseNorm>(back.nodes[1].op);
+  EXPECT_EQ(lrn.size, 4);
+  EXPECT_EQ(lrn.alpha, 5e-4);
+  EXPECT_EQ(lrn.beta, 0.5);
+  EXPECT_EQ(lrn.k, 2);
+  EXPECT_TRUE(std::get<ops::Sigmoid>(back.nodes[2].op).complement);
+  EXPECT_FALSE(std::get<ops::Sigmoid>(back.nodes[3].op).complement);
+  const auto& grid = std::get<ops::AdaptiveAvgPool>(back.nodes[5].op);
+  EXPECT_EQ(grid.h, 6);
+  EXPECT_EQ(grid.w, 5);
+  EXPECT_EQ(std::get<ops::Linear>(back.nodes[6].op).bias_init, -2.0);
+  const auto& fc = std::get<ops::Linear>(back.nodes[7].op);
+  EXPECT_EQ(fc.weight_std, 0.1);
+  EXPECT_FALSE(fc.bias_init.has_value());
+  // Left out: the published weight of GoogLeNet.
+  EXPECT_EQ(
+      parse_graph("node { name: 'a' relu {} } auxiliary { node: 'a' }", "t").auxiliary[0].weight,
+      0.3);
+}
+
 TEST(GraphText, AllMistakesAreNamedAtOnce) {
   const auto error_of = [](const char* text) -> std::string {
     try {
@@ -111,6 +156,11 @@ TEST(GraphText, AllMistakesAreNamedAtOnce) {
             "net.txtpb: node \"a\": input \"nowhere\" is neither \"input\" nor an earlier node\n"
             "net.txtpb: node \"a\": no op; give one, e.g. conv2d { out_channels: 16 }\n"
             "net.txtpb: node \"a\": the name is taken");
+  EXPECT_EQ(error_of("node { name: 'a' input: 'input' relu {} }\n"
+                     "auxiliary { node: 'b' } auxiliary { node: 'input' } auxiliary {}"),
+            "net.txtpb: auxiliary classifier \"b\" is no node\n"
+            "net.txtpb: auxiliary classifier \"input\" is no node\n"
+            "net.txtpb: auxiliary classifier \"\" is no node");
   EXPECT_EQ(error_of("node {\n  kernel: 3 }").substr(0, 14), "net.txtpb:2:9:");
 }
 
