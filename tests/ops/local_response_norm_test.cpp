@@ -51,18 +51,14 @@ TEST_P(Fp32Test, LocalResponseNormGivesTorchsNumbers) {
     for (size_t i = 0; i < 7; ++i) data.x[0][i] = static_cast<float>(i + 1);
     return run(device(), DType::kFloat32, c, data).y;
   };
-  const std::vector<std::vector<float>> expected = {0.39079497f, 0.42044821f, 0.37500000f,
-                                                    0.32861809f, 0.29267154f, 0.26516504f,
-                                                    0.34194560f},
-  {
-    0.24285220f, 0.29212753f, 0.28564418f, 0.26662981f, 0.24756998f, 0.31255677f, 0.40289201f
+  const std::vector<std::vector<float>> expected = {
+      {0.39079497f, 0.42044821f, 0.37500000f, 0.32861809f, 0.29267154f, 0.26516504f, 0.34194560f},
+      {0.24285220f, 0.29212753f, 0.28564418f, 0.26662981f, 0.24756998f, 0.31255677f, 0.40289201f}};
+  const int64_t sizes[] = {4, 5};
+  for (size_t s = 0; s < 2; ++s) {
+    const std::vector<float> y = y_of(sizes[s]);
+    for (size_t i = 0; i < 7; ++i) EXPECT_NEAR(y[i], expected[s][i], 2e-6f) << sizes[s] << " " << i;
   }
-};
-const int64_t sizes[] = {4, 5};
-for (size_t s = 0; s < 2; ++s) {
-  const std::vector<float> y = y_of(sizes[s]);
-  for (size_t i = 0; i < 7; ++i) EXPECT_NEAR(y[i], expected[s][i], 2e-6f) << sizes[s] << " " << i;
-}
 }
 
 // What is not a number reaches every channel whose window it is in, and no other; infinity makes
@@ -76,7 +72,8 @@ TEST_P(OpTest, LocalResponseNormHandsNanOn) {
   for (size_t i = 0; i < 40; ++i) {
     EXPECT_EQ(std::isnan(y[i]), i >= 8 && i <= 12) << i;
     EXPECT_EQ(std::isnan(y[40 + i]), i == 20) << i;
-    if (i != 20) EXPECT_EQ(y[40 + i] == 0.0f, i >= 18 && i <= 22) << i;
+    const bool is_shut = i != 20 && i >= 18 && i <= 22;
+    EXPECT_EQ(y[40 + i] == 0.0f, is_shut) << i;
   }
 }
 

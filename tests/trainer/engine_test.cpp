@@ -45,11 +45,11 @@ class EngineTest : public testing::TestWithParam<std::string> {
   }
 
   std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {},
-                               const StepHooks& hooks = {}, const ops::Graph& graph = graph()) {
-    Shape batch = graph.image;
+                               const StepHooks& hooks = {}, const ops::Graph& network = graph()) {
+    Shape batch = network.image;
     batch.n = kBatch;
     return std::make_unique<Engine>(
-        *communicator_, graph,
+        *communicator_, network,
         EngineConfig{.device = GetParam(),
                      .workers = kWorkers,
                      .batch_per_worker = kBatch,
