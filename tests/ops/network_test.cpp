@@ -284,7 +284,7 @@ TEST_P(NetworkTest, AuxiliaryGradientsAreTheSumOfTheClassifiers) {
 // that have all parameters.
 TEST_P(NetworkTest, InferenceHasNoAuxiliaryClassifiers) {
   const Graph graph = auxiliary_graph(), without = inference_graph(graph);
-  EXPECT_EQ(without.nodes.size() + 6, graph.nodes.size());  // all of aux1; the trunk reads aux2
+  EXPECT_EQ(without.nodes.size() + 7, graph.nodes.size());  // all of aux1; the trunk reads aux2
   const NetworkConfig config = {.batch = 4, .training = false, .input = {}, .slice_bytes = 1};
   Trained all(GetParam(), graph, 6, DType::kFloat32), part(GetParam(), without, 6, DType::kFloat32);
   part.copy_parameters(all);
