@@ -81,20 +81,18 @@ class EngineTest : public testing::TestWithParam<std::string> {
 
 // A GPU has one lane; there it is two runs.
 TEST_P(EngineTest, AnyNumberOfLanesGivesTheSameBits) {
-  for (const ops::Graph& g : {graph(), auxiliary_graph()}) {
-    std::vector<std::vector<float>> results;
-    for (const int wanted : {1, 2, 3, 4}) {
-      const int lanes = lanes_for(GetParam(), kWorkers, wanted, 1);
-      if (lanes != wanted && wanted > 2) continue;
-      const auto engine = make(lanes, {}, {}, g);
-      double loss = 0;
-      for (uint64_t step = 0; step < 3; ++step) loss = engine->step(step, 0.1, {}, source()).loss;
-      EXPECT_GT(loss, 0);
-      const Engine::State state = engine->state();
-      results.emplace_back(state.parameters.begin(), state.parameters.end());
-      results.back().insert(results.back().end(), state.running.begin(), state.running.end());
-      EXPECT_EQ(results.back(), results.front()) << lanes << " lanes";
-    }
+  std::vector<std::vector<float>> results;
+  for (const int wanted : {1, 2, 3, 4}) {
+    const int lanes = lanes_for(GetParam(), kWorkers, wanted, 1);
+    if (lanes != wanted && wanted > 2) continue;
+    const auto engine = make(lanes, {}, {}, auxiliary_graph());
+    double loss = 0;
+    for (uint64_t step = 0; step < 3; ++step) loss = engine->step(step, 0.1, {}, source()).loss;
+    EXPECT_GT(loss, 0);
+    const Engine::State state = engine->state();
+    results.emplace_back(state.parameters.begin(), state.parameters.end());
+    results.back().insert(results.back().end(), state.running.begin(), state.running.end());
+    EXPECT_EQ(results.back(), results.front()) << lanes << " lanes";
   }
 }
 
