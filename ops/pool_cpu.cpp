@@ -1,5 +1,6 @@
 // Pooling on the CPU. Global average pooling is average pooling whose window is the image.
 #include <cstring>
+#include <vector>
 
 #include "ops/cpu_device.h"
 #include "ops/pool.h"
@@ -68,12 +69,24 @@ class AvgPoolCpu final : public Op {
   bool include_pad_;
 };
 
+// One over the pixels of each of `windows` windows of a side.
+std::vector<float> inverse_sizes(int64_t pixels, int64_t windows) {
+  std::vector<float> out;
+  for (int64_t o = 0; o < windows; ++o) {
+    const int64_t begin = o * pixels / windows, end = ((o + 1) * pixels + windows - 1) / windows;
+    out.push_back(1.0f / static_cast<float>(end - begin));
+  }
+  return out;
+}
+
 template <typename T>
 class AdaptiveAvgPoolCpu final : public Op {
  public:
   AdaptiveAvgPoolCpu(int threads, const OpConfig& c)
       : threads_(threads),
         geometry_(geometry(c, 1, 1, 0)),
+        per_row_(inverse_sizes(c.x[0].h, c.y.h)),
+        per_column_(inverse_sizes(c.x[0].w, c.y.w)),
         same_bytes_(c.x[0] == c.y ? static_cast<size_t>(c.y.elements()) * sizeof(T) : 0) {}
 
   void forward(const NodeMemory& m, const StepInfo&) override {
@@ -81,7 +94,7 @@ class AdaptiveAvgPoolCpu final : public Op {
       std::memcpy(m.y, m.x[0], same_bytes_);
     else
       pool_kernels<T>().adaptive_forward(static_cast<T*>(m.y), static_cast<const T*>(m.x[0]),
-                                         geometry_, threads_);
+                                         per_row_.data(), per_column_.data(), geometry_, threads_);
   }
   void backward(const NodeMemory& m, const StepInfo&) override {
     if (!m.dx[0]) return;  // the input is the image
@@ -89,12 +102,13 @@ class AdaptiveAvgPoolCpu final : public Op {
       std::memcpy(m.dx[0], m.dy[0], same_bytes_);
     else
       pool_kernels<T>().adaptive_backward(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
-                                          geometry_, threads_);
+                                          per_row_.data(), per_column_.data(), geometry_, threads_);
   }
 
  private:
   int threads_;
   PoolGeometry geometry_;
+  std::vector<float> per_row_, per_column_;
   size_t same_bytes_;  // above 0: the identity
 };
 

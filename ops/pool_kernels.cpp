@@ -139,17 +139,15 @@ void avg_backward(T* dx, const T* dy, const PoolGeometry& g, bool include_pad, i
 CONVOY_INLINE Span grid_span(int64_t o, int64_t windows, int64_t size) {
   return {o * size / windows, ((o + 1) * size + windows - 1) / windows};
 }
-CONVOY_INLINE float inverse_area(Span rows, Span columns) {
-  return 1.0f / static_cast<float>((rows.end - rows.begin) * (columns.end - columns.begin));
-}
 
 template <typename T>
-void adaptive_forward(T* y, const T* x, const PoolGeometry& g, int threads) {
+void adaptive_forward(T* y, const T* x, const float* per_row, const float* per_column,
+                      const PoolGeometry& g, int threads) {
   for_rows(g.n, g.p, threads, [=, &g](int64_t out_row, int64_t image, int64_t p) {
     const Span rows = grid_span(p, g.p, g.h);
     for (int64_t q = 0; q < g.q; ++q) {
       const Span columns = grid_span(q, g.q, g.w);
-      const float scale = inverse_area(rows, columns);
+      const float scale = per_row[p] * per_column[q];
       for_channels(
           g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
             Floats sum = {};
@@ -163,7 +161,8 @@ void adaptive_forward(T* y, const T* x, const PoolGeometry& g, int threads) {
 }
 
 template <typename T>
-void adaptive_backward(T* dx, const T* dy, const PoolGeometry& g, int threads) {
+void adaptive_backward(T* dx, const T* dy, const float* per_row, const float* per_column,
+                       const PoolGeometry& g, int threads) {
   for_rows(g.n, g.h, threads, [=, &g](int64_t in_row, int64_t image, int64_t i) {
     const Span rows = grid_span(i, g.h, g.p);
     for (int64_t j = 0; j < g.w; ++j) {
@@ -174,7 +173,7 @@ void adaptive_backward(T* dx, const T* dy, const PoolGeometry& g, int threads) {
             for (int64_t p = rows.begin; p < rows.end; ++p)
               for (int64_t q = columns.begin; q < columns.end; ++q)
                 sum += access.get(dy + ((image * g.p + p) * g.q + q) * g.c + k) *
-                       inverse_area(grid_span(p, g.p, g.h), grid_span(q, g.q, g.w));
+                       (per_row[p] * per_column[q]);
             access.put(dx + (in_row * g.w + j) * g.c + k, sum);
           });
     }

@@ -23,8 +23,11 @@ struct PoolKernels {
   void (*avg_forward)(T* y, const T* x, const PoolGeometry& g, bool include_pad, int threads);
   void (*avg_backward)(T* dx, const T* dy, const PoolGeometry& g, bool include_pad, int threads);
   // A grid of p x q windows, as AdaptiveAvgPool says; kernel, stride and padding do not count.
-  void (*adaptive_forward)(T* y, const T* x, const PoolGeometry& g, int threads);
-  void (*adaptive_backward)(T* dx, const T* dy, const PoolGeometry& g, int threads);
+  // per_row [p], per_column [q]: one over the height and the width of each window.
+  void (*adaptive_forward)(T* y, const T* x, const float* per_row, const float* per_column,
+                           const PoolGeometry& g, int threads);
+  void (*adaptive_backward)(T* dx, const T* dy, const float* per_row, const float* per_column,
+                            const PoolGeometry& g, int threads);
 };
 
 CONVOY_KERNELS(PoolKernels<float>, pool_kernels_fp32)

@@ -257,29 +257,30 @@ void compare_pool() {
         .n = 2, .c = c, .h = 7, .w = 6, .p = 4, .q = 3, .kernel = 3, .stride = 2, .padding = 1};
     const auto n = static_cast<size_t>(g.n * g.h * g.w * c);
     const auto m = static_cast<size_t>(g.n * g.p * g.q * c);
-    compare_tables<T>(
-        fmt::format("pool, {} channels", c), [&](const Tables<T>& t, Draw draw, Outputs& out) {
-          const auto x = random_vector<T>(draw, 0, n), dy = random_vector<T>(draw, 1, m);
-          std::vector<T> y(m), dx(n);
-          std::vector<uint8_t> place(m);
-          t.pool->max_forward(y.data(), nullptr, x.data(), g, 1);
-          out.add(y);
-          t.pool->max_forward(y.data(), place.data(), x.data(), g, 1);
-          out.add(y);
-          out.add(place);
-          t.pool->max_backward(dx.data(), dy.data(), place.data(), g, 1);
-          out.add(dx);
-          for (const bool include_pad : {false, true}) {
-            t.pool->avg_forward(y.data(), x.data(), g, include_pad, 1);
-            out.add(y);
-            t.pool->avg_backward(dx.data(), dy.data(), g, include_pad, 1);
-            out.add(dx);
-          }
-          t.pool->adaptive_forward(y.data(), x.data(), g, 1);
-          out.add(y);
-          t.pool->adaptive_backward(dx.data(), dy.data(), g, 1);
-          out.add(dx);
-        });
+    compare_tables<T>(fmt::format("pool, {} channels", c), [&](const Tables<T>& t, Draw draw,
+                                                               Outputs& out) {
+      const auto x = random_vector<T>(draw, 0, n), dy = random_vector<T>(draw, 1, m);
+      std::vector<T> y(m), dx(n);
+      std::vector<uint8_t> place(m);
+      t.pool->max_forward(y.data(), nullptr, x.data(), g, 1);
+      out.add(y);
+      t.pool->max_forward(y.data(), place.data(), x.data(), g, 1);
+      out.add(y);
+      out.add(place);
+      t.pool->max_backward(dx.data(), dy.data(), place.data(), g, 1);
+      out.add(dx);
+      for (const bool include_pad : {false, true}) {
+        t.pool->avg_forward(y.data(), x.data(), g, include_pad, 1);
+        out.add(y);
+        t.pool->avg_backward(dx.data(), dy.data(), g, include_pad, 1);
+        out.add(dx);
+      }
+      const float per_row[] = {0.5f, 1 / 3.0f, 1 / 3.0f, 0.5f}, per_column[] = {0.5f, 0.5f, 0.5f};
+      t.pool->adaptive_forward(y.data(), x.data(), per_row, per_column, g, 1);
+      out.add(y);
+      t.pool->adaptive_backward(dx.data(), dy.data(), per_row, per_column, g, 1);
+      out.add(dx);
+    });
   }
 }
 
