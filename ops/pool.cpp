@@ -13,10 +13,11 @@ void check_window(int64_t kernel, int64_t stride, int64_t padding) {
 }
 
 int64_t pooled(int64_t size, const MaxPool& s) {
-  const int64_t floor_mode = window_outputs(size, s.kernel, s.stride, s.padding);
-  if (!s.ceil_mode) return floor_mode;
-  const int64_t ceil_mode = (size + 2 * s.padding - s.kernel + s.stride - 1) / s.stride + 1;
-  return (ceil_mode - 1) * s.stride < size + s.padding ? ceil_mode : floor_mode;
+  const int64_t beyond = s.ceil_mode ? s.stride - 1 : 0;  // by which the last window may hang over
+  if (size + beyond + 2 * s.padding < s.kernel || !s.ceil_mode)
+    return window_outputs(size, s.kernel, s.stride, s.padding);
+  const int64_t outputs = window_outputs(size + beyond, s.kernel, s.stride, s.padding);
+  return (outputs - 1) * s.stride < size + s.padding ? outputs : outputs - 1;
 }
 
 }  // namespace

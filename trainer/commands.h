@@ -11,6 +11,7 @@ int verify_command(const Arguments& arguments);
 int pack_command(const Arguments& arguments);
 int report_command(const Arguments& arguments);
 int model_command(const Arguments& arguments);
+int model_list(const Arguments& arguments);  // convoy model list
 int data_command(const Arguments& arguments);
 int bench_command(const Arguments& arguments);
 int bench_allreduce(const Arguments& arguments);  // convoy bench allreduce

@@ -14,6 +14,7 @@
 #include "trainer/file.h"
 #include "trainer/job_mistakes.h"
 #include "trainer/job_text.h"
+#include "trainer/models/models.h"
 
 namespace convoy::trainer {
 namespace {
@@ -245,6 +246,15 @@ Job from_proto(const proto::Job& message) {
   return job;
 }
 
+// What a job leaves to its model.
+void fill_in_model(const proto::Job& message, Job& job) {
+  const ModelEntry* model = find_model(job.model.name);
+  if (!model) return;
+  if (!message.model().has_dropout()) job.model.dropout = model->dropout;
+  if (!message.model().has_batch_norm_epsilon())
+    job.model.batch_norm_epsilon = model->batch_norm_epsilon;
+}
+
 // Every field is set, so that the text shows all effective values.
 proto::Job to_proto(Job job) {
   proto::Job message;
@@ -341,6 +351,7 @@ Job parse_job(std::string_view text, const std::string& source,
   read_job_text(text, message, mistakes);
   for (const std::string& set : sets) apply_set(set, message, mistakes);
   Job job = from_proto(message);
+  fill_in_model(message, job);
   check(job, device, mistakes);
   mistakes.throw_if_any();
   return job;

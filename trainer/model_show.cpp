@@ -1,4 +1,4 @@
-// convoy model: the list of models, and one as a table or JSON.
+// convoy model show: a model as a table or JSON.
 #include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -133,14 +133,6 @@ void print_json(const ops::Graph& graph, const std::vector<Layer>& layers) {
   }
   out["layers"] = list;
   std::cout << out.dump(2) << std::endl;
-}
-
-int model_list(const Arguments& arguments) {
-  if (!parse_options(arguments, po::options_description(), "model list", "")) return 0;
-  for (const ModelEntry& m : model_table())
-    std::cout << fmt::format("{:<18} {}x{}x{}  {}\n", m.name, m.image.c, m.image.h, m.image.w,
-                             m.summary);
-  return 0;
 }
 
 int model_show(const Arguments& arguments) {

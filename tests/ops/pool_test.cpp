@@ -29,6 +29,9 @@ std::vector<OpCase> max_cases() {
       pool(MaxPool{.kernel = 2, .stride = 2, .padding = 0, .ceil_mode = true}, {1, 15, 5, 7}),
       pool(MaxPool{.kernel = 2, .stride = 2, .padding = 1, .ceil_mode = true}, {1, 16, 4, 5}),
       pool(MaxPool{.kernel = 3, .stride = 3, .padding = 1, .ceil_mode = true}, {1, 3, 8, 9}),
+      // The only window is larger than the image.
+      pool(MaxPool{.kernel = 3, .stride = 2, .padding = 0, .ceil_mode = true}, {2, 16, 2, 4}),
+      pool(MaxPool{.kernel = 2, .stride = 2, .padding = 0, .ceil_mode = true}, {2, 7, 1, 1}),
   };
   for (const int64_t c : {1, 3, 15, 16, 17, 24, 33, 64, 100, 256, 272})
     all.push_back(pool(MaxPool{}, {2, c, 5, 6}));

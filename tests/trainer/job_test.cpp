@@ -558,6 +558,27 @@ TEST(Identity, OfAJobFromTheFirstVersionStays) {
             kFirstDigest);
 }
 
+// What a job leaves to its model becomes part of it, as if it had been written.
+TEST(Identity, HoldsWhatTheModelSaid) {
+  const auto job = [](const char* model, const std::vector<std::string>& sets = {}) {
+    return parse(fmt::format("model {{ name: \"{}\" }} data {{ path: \"d\" }}", model), sets);
+  };
+  EXPECT_EQ(job("resnet50").model.dropout, 0);
+  EXPECT_EQ(job("resnet50").model.batch_norm_epsilon, 1e-5);
+  EXPECT_EQ(job("vgg16").model.dropout, 0.5);
+  EXPECT_EQ(job("vgg16", {"model.dropout=0"}).model.dropout, 0);
+  EXPECT_EQ(job("googlenet").model.dropout, 0.2);
+  EXPECT_EQ(job("googlenet").model.batch_norm_epsilon, 1e-3);
+  EXPECT_EQ(job("googlenet", {"model.batch_norm_epsilon=1e-5"}).model.batch_norm_epsilon, 1e-5);
+  const auto digest = [&](const std::vector<std::string>& sets) {
+    return identity_digest(job("vgg16", sets), "d");
+  };
+  EXPECT_EQ(digest({}), digest({"model.dropout=0.5"}));
+  EXPECT_NE(digest({}), digest({"model.dropout=0"}));
+  // A run's own text says it, whatever the model will say one day.
+  EXPECT_EQ(parse(to_text(job("vgg16", {"model.dropout=0"}))).model.dropout, 0);
+}
+
 // Sets each field of job.proto to a value that is not its default, and looks whether the digest
 // changes: exactly the fields marked "not part of the identity" must not change it.
 TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {

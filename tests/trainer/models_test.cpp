@@ -3,45 +3,173 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "ops/core/digest.h"
 #include "ops/core/error.h"
+#include "ops/network.h"
 #include "trainer/graph_text.h"
 
 namespace convoy::trainer {
 namespace {
 
-struct Counts {
+// Published counts. `parameters_unit`, `macs_unit`: of the last digit given; 1 is an exact number.
+// MACs 0: none published. Those of torchvision's models are in
+// tests/golden/torchvision_models.json.
+struct Published {
   const char* model;
-  int64_t parameters, macs;
+  double parameters, parameters_unit, macs, macs_unit;
+  const char* source;
+  const char* differs = nullptr;  // why ours is another number
 };
 
-// torchvision 0.29's models (sum of parameters; MACs of convolutions and linear layers at 224), and
-// He et al. 2015 for CIFAR: table 6 gives 0.27, 0.46, 0.66, 0.85, 1.7 and 19.4 million; every n
-// adds six 3x3 convolutions of 2,359,296 MACs, 14,155,776 in all.
-constexpr Counts kPublished[] = {
-    {"resnet18", 11689512, 1814073344},         {"resnet34", 21797672, 3663761408},
-    {"resnet50", 25557032, 4089184256},         {"resnet101", 44549160, 7801405440},
-    {"resnet152", 60192808, 11513626624},       {"cifar_resnet20", 269722, 40551040},
-    {"cifar_resnet32", 464154, 68862592},       {"cifar_resnet44", 658586, 97174144},
-    {"cifar_resnet56", 853018, 125485696},      {"cifar_resnet110", 1727962, 252887680},
-    {"cifar_resnet1202", 19421274, 2829238912},
+constexpr double kM = 1e6, kG = 1e9;
+// By formula: the parameters of a plain net are those of a residual one of shortcuts A.
+constexpr const char* kTable6 = "He et al. 2015, table 6, and by formula";
+constexpr const char* kLessProjections = "resnet18 and 34 less their projections, by formula";
+constexpr const char* kWrn5 = "Zagoruyko and Komodakis 2016, table 5";
+constexpr const char* kHighway = "Srivastava et al. 2015, section 3.1, by formula";
+constexpr Published kPublished[] = {
+    {"alexnet_two_tower", 60965224, 1, 724 * kM, kM,
+     "Krizhevsky et al. 2012, figure 2, by formula; MACs: Sze et al. 2017, table 2"},
+    {"nin", 7.6 * kM, 0.1 * kM, 0, 0, "the authors' file of 29 MiB"},
+    {"cifar_nin", 1.0 * kM, 0.1 * kM, 0, 0, "Springenberg et al. 2015, table 3"},
+    {"inception_v1", 6998552, 1, 1.502 * kG, 0.001 * kG,
+     "by Caffe's edition; MACs: Szegedy et al. 2014, table 1",
+     "table 1 gives the first convolution 34 M, which has 118 M; other rows by their rounding"},
+    {"highway_fc10", 784 * 50 + 50 + 9 * 5100 + 510, 1, 0, 0, kHighway},
+    {"highway_fc20", 784 * 50 + 50 + 19 * 5100 + 510, 1, 0, 0, kHighway},
+    {"highway_fc50", 784 * 50 + 50 + 49 * 5100 + 510, 1, 0, 0, kHighway},
+    {"highway_fc100", 784 * 50 + 50 + 99 * 5100 + 510, 1, 0, 0, kHighway},
+    {"cifar_highway19", 2.3 * kM, 0.1 * kM, 0, 0, "Srivastava et al. 2015, table 2"},
+    // Every n adds six 3x3 convolutions of 2,359,296 MACs, 14,155,776 in all.
+    {"cifar_resnet20", 269722, 1, 40551040, 1, kTable6},
+    {"cifar_resnet32", 464154, 1, 68862592, 1, kTable6},
+    {"cifar_resnet44", 658586, 1, 97174144, 1, kTable6},
+    {"cifar_resnet56", 853018, 1, 125485696, 1, kTable6},
+    {"cifar_resnet110", 1727962, 1, 252887680, 1, kTable6},
+    {"cifar_resnet1202", 19421274, 1, 2829238912, 1, kTable6},
+    {"cifar_plain20", 269722, 1, 40551040, 1, kTable6},
+    {"cifar_plain32", 464154, 1, 68862592, 1, kTable6},
+    {"cifar_plain44", 658586, 1, 97174144, 1, kTable6},
+    {"cifar_plain56", 853018, 1, 125485696, 1, kTable6},
+    {"cifar_plain110", 1727962, 1, 252887680, 1, kTable6},
+    {"plain18", 11689512 - 173824, 1, 1814073344 - 3 * 6422528, 1, kLessProjections},
+    {"plain34", 21797672 - 173824, 1, 3663761408 - 3 * 6422528, 1, kLessProjections},
+    {"cifar_resnet18", 11173962, 1, 0.56 * kG, 0.01 * kG,
+     "the count that is usual for this edition"},
+    {"preact_resnet200", 64.7 * kM, 0.1 * kM, 0, 0, "Zagoruyko and Komodakis 2016, table 8"},
+    {"cifar_preact_resnet110", 1.7 * kM, 0.1 * kM, 0, 0, kWrn5},
+    {"cifar_preact_resnet164", 1.7 * kM, 0.1 * kM, 0, 0, kWrn5},
+    {"cifar_preact_resnet1001", 10.2 * kM, 0.1 * kM, 0, 0, kWrn5},
+    {"cifar_wrn_16_8", 11.0 * kM, 0.1 * kM, 0, 0, kWrn5},
+    {"cifar_wrn_28_10", 36.5 * kM, 0.1 * kM, 0, 0, kWrn5},
+    {"cifar_wrn_40_4", 8.9 * kM, 0.1 * kM, 0, 0, kWrn5},
+    {"cifar_resnext29_8x64d", 34.4 * kM, 0.1 * kM, 0, 0, "Xie et al. 2017, table 7"},
+    {"cifar_densenet40_k12", 1.0 * kM, 0.1 * kM, 0, 0, "Huang et al. 2017, table 2"},
+    {"cifar_densenet100_k12", 7.0 * kM, 0.1 * kM, 0, 0, "Huang et al. 2017, table 2"},
+    {"cifar_densenet_bc100_k12", 0.8 * kM, 0.1 * kM, 0, 0, "Huang et al. 2017, table 2"},
 };
+// No paper has a count of them.
+constexpr const char* kUnpublished[] = {"inception_v1_naive", "preact_resnet50", "preact_resnet101",
+                                        "preact_resnet152"};
 
-Counts count(const ops::Graph& graph) {
-  const std::vector<Shape> shapes = ops::infer_shapes(graph, 1);
-  Counts total{"", 0, 0};
-  for (size_t i = 0; i < graph.nodes.size(); ++i) {
-    const auto x = ops::input_shapes(graph, shapes, i, 1);
-    for (const auto& p : ops::parameters(graph.nodes[i].op, x)) total.parameters += p.elements();
-    total.macs += ops::macs(graph.nodes[i].op, x);
-  }
-  return total;
+nlohmann::json torchvision_models() {
+  std::ifstream file(GOLDEN_DIR "/torchvision_models.json");
+  return nlohmann::json::parse(file).at("models");
+}
+
+std::string grouped(int64_t value) {
+  std::string text = std::to_string(value);
+  for (auto i = static_cast<ptrdiff_t>(text.size()) - 3; i > 0; i -= 3)
+    text.insert(static_cast<size_t>(i), ",");
+  return text;
+}
+
+// A row of the table that the test prints: ours beside what is published.
+std::string row(const std::string& model, const ModelCounts& ours, const std::string& published,
+                const std::string& equal) {
+  return fmt::format("{:<24} {:>12} {:>15}  {:<5}  {}\n", model, grouped(ours.parameters),
+                     grouped(ours.macs), equal, published);
 }
 
 TEST(Models, HaveThePublishedParametersAndMacs) {
-  for (const Counts& c : kPublished) {
-    const Counts ours = count(make_model(c.model, {}));
-    EXPECT_EQ(ours.parameters, c.parameters) << c.model;
-    EXPECT_EQ(ours.macs, c.macs) << c.model;
+  std::string table = fmt::format("{:<24} {:>12} {:>15}  {:<5}  {}\n", "model", "parameters",
+                                  "MACs", "equal", "published");
+  std::set<std::string> seen;
+  for (const auto& [model, theirs] : torchvision_models().items()) {
+    seen.insert(model);
+    const ModelCounts ours = count(make_model(model, {}));
+    EXPECT_EQ(ours.parameters, theirs.at("parameters")) << model;
+    EXPECT_EQ(ours.macs, theirs.at("macs")) << model;
+    table += row(model, ours, "torchvision's own", "yes");
+  }
+  const auto within = [](int64_t ours, double published, double unit) {
+    return std::abs(static_cast<double>(ours) - published) < (unit > 1 ? unit / 2 : 0.5);
+  };
+  for (const Published& p : kPublished) {
+    seen.insert(p.model);
+    const ModelCounts ours = count(make_model(p.model, {}));
+    const bool equal = within(ours.parameters, p.parameters, p.parameters_unit) &&
+                       (p.macs == 0 || within(ours.macs, p.macs, p.macs_unit));
+    EXPECT_EQ(equal, p.differs == nullptr)
+        << p.model << ": " << ours.parameters << " parameters, " << ours.macs << " MACs";
+    std::string published = fmt::format("{:g} M", p.parameters / kM);
+    if (p.parameters_unit == 1) published = grouped(static_cast<int64_t>(p.parameters));
+    if (p.macs > 0) published += fmt::format(", {:g} G", p.macs / kG);
+    published += fmt::format(": {}", p.source);
+    if (p.differs) published += fmt::format(" ({})", p.differs);
+    table += row(p.model, ours, published, equal ? "yes" : "no");
+  }
+  for (const char* model : kUnpublished) {
+    seen.insert(model);
+    table += row(model, count(make_model(model, {})), "nowhere", "-");
+  }
+  EXPECT_EQ(seen.size(), model_table().size());
+  for (const ModelEntry& m : model_table()) EXPECT_TRUE(seen.contains(m.name)) << m.name;
+  std::cout << table;
+}
+
+// Lines as tests/golden/make_models.py makes them, by the first two words of a name.
+std::vector<std::pair<std::string, std::string>> parts_of(const ops::Graph& graph) {
+  std::vector<std::pair<std::string, std::string>> parts;
+  const auto add = [&](const std::string& name, const std::string& line) {
+    const size_t second = name.find('.', name.find('.') + 1);
+    const std::string part = name.find('.') == std::string::npos ? name : name.substr(0, second);
+    const auto found = std::ranges::find_if(parts, [&](const auto& p) { return p.first == part; });
+    if (found != parts.end())
+      found->second += line;
+    else
+      parts.emplace_back(part, line);
+  };
+  ops::ParameterLayout layout = ops::layout_of(graph);
+  std::ranges::sort(layout.parameters, {}, &ops::ParameterLayout::Parameter::order);
+  for (const auto& p : layout.parameters)
+    add(p.name, fmt::format("{} [{}]\n", p.name, fmt::join(p.spec.dims, ", ")));
+  for (const auto& s : layout.statistics)
+    add(s.name, fmt::format("{} running [{}]\n", s.name, s.channels));
+  return parts;
+}
+
+TEST(Models, ParametersHaveTorchvisionsNamesShapesAndOrder) {
+  for (const auto& [model, theirs] : torchvision_models().items()) {
+    std::vector<std::pair<std::string, std::string>> expected;
+    for (const auto& [part, of_part] : theirs.at("parts").items())
+      expected.emplace_back(part, of_part.at("sha256"));
+    const auto ours = parts_of(make_model(model, {}));
+    // nlohmann::json sorts by name; the order within a part is in its digest.
+    std::map<std::string, std::string> by_name(ours.begin(), ours.end());
+    EXPECT_EQ(by_name.size(), expected.size()) << model;
+    for (const auto& [part, sha] : expected)
+      EXPECT_EQ(sha256_hex(by_name[part]).substr(0, 16), sha)
+          << model << ", " << part << ", ours:\n"
+          << by_name[part];
   }
 }
 
@@ -50,7 +178,110 @@ TEST(Models, EveryRowMakesANetworkOfItsShape) {
     const ops::Graph graph = make_model(m.name, {});
     EXPECT_EQ(graph.name, m.name);
     EXPECT_EQ(ops::infer_shapes(graph, 2).back(), (Shape{.n = 2, .c = m.classes})) << m.name;
+    ModelOptions options;
+    options.classes = 7;
+    EXPECT_EQ(ops::infer_shapes(make_model(m.name, options), 2).back(), (Shape{.n = 2, .c = 7}))
+        << m.name;
   }
+}
+
+TEST(Models, EveryMemoryIsPlanned) {
+  constexpr int64_t kSliceBytes = 1 << 20;
+  for (const ModelEntry& m : model_table()) {
+    const ops::Graph graph = make_model(m.name, {});
+    for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
+      const auto training = ops::planned_arena(graph, 2, type, true, kSliceBytes);
+      const auto inference = ops::planned_arena(graph, 2, type, false, kSliceBytes);
+      EXPECT_GT(inference.bytes, 0u) << m.name;
+      EXPECT_LT(inference.bytes, training.bytes) << m.name;
+      EXPECT_LT(training.bytes, training.naive_bytes) << m.name;
+    }
+  }
+}
+
+// The smallest image works, one pixel less is an error that says both sizes; both sides count.
+TEST(Models, AnImageThatIsTooSmallIsNamed) {
+  const nlohmann::json torchvision = torchvision_models();
+  for (const ModelEntry& m : model_table()) {
+    const int64_t least = smallest_image(m);
+    if (torchvision.contains(m.name)) {
+      EXPECT_EQ(least, torchvision[m.name].at("min_size")) << m.name;
+    }
+    const auto with = [&](int64_t h, int64_t w) {
+      ModelOptions options;
+      options.image = {.n = 1, .c = 0, .h = h, .w = w};
+      return make_model(m.name, options);
+    };
+    EXPECT_EQ(ops::infer_shapes(with(least, least), 1).back().c, m.classes) << m.name;
+    EXPECT_EQ(ops::infer_shapes(with(least + 3, 2 * least + 1), 1).back().c, m.classes) << m.name;
+    if (least == 1) continue;
+    for (const auto& [h, w] : {std::pair(least - 1, least - 1), {least - 1, 300}, {300, least - 1}})
+      try {
+        with(h, w);
+        ADD_FAILURE() << m.name << ": no error";
+      } catch (const Error& e) {
+        EXPECT_EQ(e.code(), ExitCode::kBadJob);
+        EXPECT_EQ(e.what(),
+                  fmt::format("model \"{}\": an image of {} x {} pixels is too small; the "
+                              "smallest that works is {} x {}",
+                              m.name, h, w, least, least));
+      }
+  }
+}
+
+// An error that no larger image would help is said as it is.
+TEST(Models, OtherErrorsAreNotBlamedOnTheImage) {
+  ModelOptions options;
+  options.image = {.n = 1, .c = 3, .h = 8, .w = 8};
+  options.classes = -1;
+  try {
+    make_model("vgg11", options);
+    FAIL() << "no error";
+  } catch (const Error& e) {
+    EXPECT_EQ(std::string(e.what()).find("too small"), std::string::npos) << e.what();
+  }
+}
+
+TEST(Models, DropoutAndEpsilonAreTheModelsOwnUnlessSet) {
+  const auto rates = [](const char* model, std::optional<double> dropout) {
+    ModelOptions options;
+    options.dropout = dropout;
+    std::vector<double> out;
+    for (const ops::Node& node : make_model(model, options).nodes)
+      if (const auto* d = std::get_if<ops::Dropout>(&node.op)) out.push_back(d->rate);
+    return out;
+  };
+  EXPECT_EQ(rates("alexnet", {}), (std::vector<double>{0.5, 0.5}));
+  EXPECT_EQ(rates("alexnet", 0.3), (std::vector<double>{0.3, 0.3}));
+  EXPECT_EQ(rates("alexnet", 0.0), std::vector<double>{});
+  EXPECT_EQ(rates("googlenet", {}), (std::vector<double>{0.7, 0.7, 0.2}));
+  EXPECT_EQ(rates("googlenet", 0.0), (std::vector<double>{0.7, 0.7}));
+  EXPECT_EQ(rates("resnet18", {}), std::vector<double>{});
+  EXPECT_EQ(rates("resnet18", 0.1), std::vector<double>{0.1});
+  EXPECT_EQ(rates("cifar_wrn_16_8", 0.3).size(), 6u);
+  EXPECT_EQ(rates("cifar_densenet40_k12", 0.2).size(), 36u);
+
+  const auto epsilon = [](const char* model, std::optional<double> value) {
+    ModelOptions options;
+    options.batch_norm_epsilon = value;
+    for (const ops::Node& node : make_model(model, options).nodes)
+      if (const auto* bn = std::get_if<ops::BatchNorm>(&node.op)) return bn->epsilon;
+    return 0.0;
+  };
+  EXPECT_EQ(epsilon("googlenet", {}), 1e-3);
+  EXPECT_EQ(epsilon("googlenet", 1e-5), 1e-5);
+  EXPECT_EQ(epsilon("resnet18", {}), 1e-5);
+}
+
+TEST(Models, OptionsOfResidualNetworksAreRefusedElsewhere) {
+  ModelOptions options;
+  options.shortcut = ModelOptions::Shortcut::kB;
+  EXPECT_THROW(make_model("vgg16", options), Error);
+  EXPECT_NO_THROW(make_model("cifar_resnext29_8x64d", options));
+  options = {};
+  options.zero_init_residual = true;
+  EXPECT_NO_THROW(make_model("wide_resnet50_2", options));
+  EXPECT_THROW(make_model("preact_resnet50", options), Error);
 }
 
 // Parameters of the three shortcuts by formula: A adds none; B two (CIFAR) 1x1 projections with
@@ -71,7 +302,7 @@ TEST(Models, ShortcutsAddTheirParameters) {
 TEST(Models, V1HasItsStrideOnTheFirstConvolution) {
   ModelOptions options;
   options.stride_in_first_conv = true;
-  const Counts v1 = count(make_model("resnet50", options));
+  const ModelCounts v1 = count(make_model("resnet50", options));
   EXPECT_EQ(v1.parameters, 25557032);
   EXPECT_EQ(v1.macs, 3857973248);  // He et al. 2015, table 1: 3.8 x 10^9
 }
@@ -92,7 +323,9 @@ TEST(GraphText, EveryModelComesBackAsItWas) {
     const std::string text = to_text(graph);
     const ops::Graph back = parse_graph(text, "test");
     EXPECT_EQ(to_text(back), text) << m.name;
+    EXPECT_LT(text.size(), size_t{1} << 20) << m.name;  // a file may have four times as much
     EXPECT_EQ(count(back).macs, count(graph).macs) << m.name;
+    EXPECT_EQ(count(back).training_parameters, count(graph).training_parameters) << m.name;
   }
 }
 
