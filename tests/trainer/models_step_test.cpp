@@ -1,4 +1,4 @@
-// One training step of every family on the CPU, in fp32 and bf16: the loss is finite and every
+// One training step of every family on every device, in fp32 and bf16: the loss is finite and every
 // parameter moves. In CI with an eighth of the channels and small images; CONVOY_FULL_MODELS=1
 // takes a step of every model as it is, two images, and prints seconds and memory.
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/random.h"
+#include "tests/support/op_tester.h"
 #include "trainer/engine.h"
 #include "trainer/models/models.h"
 
@@ -41,7 +42,8 @@ struct Step {
 };
 
 // `steps` steps of one worker on noise; the seconds are the last one's.
-Step train(const ops::Graph& graph, DType type, int64_t batch, int64_t classes, int steps) {
+Step train(const std::string& device, const ops::Graph& graph, DType type, int64_t batch,
+           int64_t classes, int steps) {
   const auto communicator = comm::make_communicator("local");
   Shape shape = graph.image;
   shape.n = batch;
@@ -49,7 +51,8 @@ Step train(const ops::Graph& graph, DType type, int64_t batch, int64_t classes, 
       ops::per_channel_input(shape, std::vector<double>(static_cast<size_t>(shape.c), 0.5),
                              std::vector<double>(static_cast<size_t>(shape.c), 0.25));
   Engine engine(*communicator, graph,
-                {.workers = 1,
+                {.device = device,
+                 .workers = 1,
                  .batch_per_worker = batch,
                  .type = type,
                  .input = input,
@@ -118,16 +121,17 @@ constexpr Small kSmall[] = {
     {"cifar_densenet_bc100_k12", 16},
 };
 
-class ModelStep : public testing::TestWithParam<Small> {};
+class ModelStep : public testing::TestWithParam<std::tuple<std::string, Small>> {};
 
 TEST_P(ModelStep, IsFiniteAndMovesEveryParameter) {
-  const auto [model, side, channels] = GetParam();
+  const std::string& device = std::get<0>(GetParam());
+  const auto [model, side, channels] = std::get<1>(GetParam());
   ModelOptions options;
   options.image = {.n = 1, .c = channels, .h = side, .w = side};
   options.classes = kClasses;
   const ops::Graph graph = slim(make_model(model, options));
   for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
-    const Step step = train(graph, type, 8, kClasses, 1);
+    const Step step = train(device, graph, type, 8, kClasses, 1);
     EXPECT_TRUE(std::isfinite(step.loss)) << name_of(type);
     // Random weights know nothing of the classes. What is added: auxiliary classifiers' losses.
     EXPECT_GT(step.loss, 0.5 * std::log(kClasses)) << name_of(type);
@@ -137,20 +141,26 @@ TEST_P(ModelStep, IsFiniteAndMovesEveryParameter) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, ModelStep, testing::ValuesIn(kSmall),
-                         [](const auto& each) { return each.param.model; });
+INSTANTIATE_TEST_SUITE_P(Families, ModelStep,
+                         testing::Combine(testing::ValuesIn(ops::device_names()),
+                                          testing::ValuesIn(kSmall)),
+                         [](const auto& each) {
+                           return fmt::format("{}_{}", std::get<0>(each.param),
+                                              std::get<1>(each.param).model);
+                         });
 
 TEST(FullModels, TakeAStep) {
   if (!std::getenv("CONVOY_FULL_MODELS"))
     GTEST_SKIP() << "set CONVOY_FULL_MODELS=1 for the models as they are (half an hour)";
-  const char* only = std::getenv("CONVOY_FULL_MODEL");  // one of them
+  const char* only = std::getenv("CONVOY_FULL_MODEL");    // one of them
+  const std::string device = ops::device_names().back();  // a GPU where there is one
   std::cout << fmt::format("{:<24} {:<9} {:>9} {:>9} {:>8}\n", "model", "precision", "seconds",
                            "MiB", "loss");
   for (const ModelEntry& m : model_table()) {
     if (only && m.name != only) continue;
     const ops::Graph graph = make_model(m.name, {});
     for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
-      const Step step = train(graph, type, 2, m.classes, 2);
+      const Step step = train(device, graph, type, 2, m.classes, 2);
       std::cout << fmt::format("{:<24} {:<9} {:>9.2f} {:>9.0f} {:>8.3f}\n", m.name, name_of(type),
                                step.seconds, static_cast<double>(step.bytes) / (1 << 20), step.loss)
                 << std::flush;

@@ -273,6 +273,54 @@ TEST(Models, DropoutAndEpsilonAreTheModelsOwnUnlessSet) {
   EXPECT_EQ(epsilon("resnet18", {}), 1e-5);
 }
 
+// Starting values: torchvision's, or what the paper says.
+TEST(Models, ParametersStartAsTheirSourceSays) {
+  using ops::Init;
+  struct Start {
+    const char *model, *parameter;
+    Init init;
+    double value = 0;
+  };
+  const auto by_fan_in = [](double gain, int fan_in) { return std::sqrt(gain / fan_in); };
+  const Start starts[] = {
+      {"resnet50", "layer1.0.conv2.weight", Init::kHeNormal},
+      {"vgg16", "features.2.weight", Init::kHeNormal},
+      {"vgg16", "features.2.bias", Init::kConstant, 0},
+      {"vgg16", "classifier.0.weight", Init::kNormal, 0.01},
+      {"vgg16_bn", "classifier.6.bias", Init::kConstant, 0},
+      {"alexnet", "features.3.weight", Init::kNormal, by_fan_in(1.0 / 3, 64 * 25)},
+      {"alexnet", "features.3.bias", Init::kUniform},
+      {"alexnet", "classifier.1.weight", Init::kUniform},
+      {"alexnet_two_tower", "conv1.bias", Init::kConstant, 0},
+      {"alexnet_two_tower", "conv2.bias", Init::kConstant, 1},
+      {"alexnet_two_tower", "conv4.weight", Init::kNormal, 0.01},
+      {"alexnet_two_tower", "fc7.bias", Init::kConstant, 1},
+      {"alexnet_two_tower", "fc8.bias", Init::kConstant, 0},
+      {"googlenet", "inception3a.branch1.conv.weight", Init::kNormal, 0.01},
+      {"googlenet", "aux1.fc1.weight", Init::kNormal, 0.01},
+      {"googlenet", "fc.bias", Init::kUniform},
+      {"inception_v1", "inception3a.branch3.1.conv.weight", Init::kNormal, by_fan_in(1, 16 * 25)},
+      {"inception_v1", "conv1.conv.bias", Init::kConstant, 0.2},
+      {"densenet121", "features.conv0.weight", Init::kNormal, by_fan_in(2, 3 * 49)},
+      {"densenet121", "features.denseblock2.denselayer3.conv2.weight", Init::kNormal,
+       by_fan_in(2, 128 * 9)},
+      {"densenet121", "classifier.bias", Init::kConstant, 0},
+      {"cifar_nin", "cccp1.weight", Init::kNormal, by_fan_in(2, 192)},
+      {"cifar_highway19", "layer2.gate.bias", Init::kConstant, -2},
+      {"cifar_highway19", "layer2.conv.bias", Init::kConstant, 0},
+      {"cifar_highway19", "layer2.gate.weight", Init::kNormal, by_fan_in(1, 32 * 9)},
+      {"highway_fc10", "layer10.gate.bias", Init::kConstant, -2},
+  };
+  for (const Start& s : starts) {
+    const ops::ParameterLayout layout = ops::layout_of(make_model(s.model, {}));
+    const auto p =
+        std::ranges::find(layout.parameters, s.parameter, &ops::ParameterLayout::Parameter::name);
+    ASSERT_NE(p, layout.parameters.end()) << s.model << ": " << s.parameter;
+    EXPECT_EQ(p->spec.init, s.init) << s.model << ": " << s.parameter;
+    EXPECT_DOUBLE_EQ(p->spec.value, s.value) << s.model << ": " << s.parameter;
+  }
+}
+
 TEST(Models, OptionsOfResidualNetworksAreRefusedElsewhere) {
   ModelOptions options;
   options.shortcut = ModelOptions::Shortcut::kB;
