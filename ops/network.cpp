@@ -1,6 +1,7 @@
 #include "ops/network.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "ops/core/cache_line.h"
@@ -45,22 +46,32 @@ class Stopwatch {
 
 // The moments at which each node is called; see NetworkMemory.
 struct Moments {
-  std::vector<int> forward, backward;
+  std::vector<int> forward, backward;  // per node
   int loss = 0;
+  std::vector<int> begin = {0}, end = {0};  // per moment: of its segment
 
   Moments(const PassPlan& passes, size_t nodes) : forward(nodes), backward(nodes) {
-    int now = 0;
-    const auto visit = [&](const std::vector<Segment>& segments, Call::Kind kind,
-                           std::vector<int>& moments) {
-      for (const Segment& segment : segments) {
-        ++now;
-        for (const Call& call : segment.calls)
-          if (call.kind == kind) moments[call.node] = now;
-      }
-    };
     visit(passes.forward, Call::Kind::kForward, forward);
-    loss = ++now;
+    loss = count();
+    add_segment(1);
     visit(passes.backward, Call::Kind::kBackward, backward);
+  }
+
+ private:
+  int count() const { return static_cast<int>(begin.size()); }
+  void add_segment(size_t calls) {
+    const int first = count();
+    begin.resize(begin.size() + calls, first);
+    end.resize(begin.size(), count() - 1);
+  }
+  void visit(const std::vector<Segment>& segments, Call::Kind kind, std::vector<int>& moments) {
+    for (const Segment& segment : segments) {
+      const int first = count();
+      for (size_t c = 0; c < segment.calls.size(); ++c)
+        if (segment.calls[c].kind == kind)
+          moments[segment.calls[c].node] = first + static_cast<int>(c);
+      add_segment(segment.calls.size());
+    }
   }
 };
 
@@ -87,6 +98,7 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
     last = std::max(last, moment);
   };
   const auto value_of = [](int node) { return static_cast<size_t>(node + 1); };
+  const auto begin_of = [&](int moment) { return when.begin[static_cast<size_t>(moment)]; };
 
   Shape image = graph.image;
   image.n = batch;
@@ -158,7 +170,8 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
   m.one_slice.assign(m.buffers.size(), false);
   const auto keep_one_slice = [&](int buffer, size_t node) {
     Lifetime& b = m.buffers[static_cast<size_t>(buffer)];
-    if (b.first != b.last || m.one_slice[static_cast<size_t>(buffer)]) return;
+    const bool one_segment = begin_of(b.first) == begin_of(b.last);
+    if (!one_segment || m.one_slice[static_cast<size_t>(buffer)]) return;
     m.one_slice[static_cast<size_t>(buffer)] = true;
     b.bytes /= static_cast<size_t>(batch / passes.slice[node]);
   };
@@ -166,6 +179,13 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
     keep_one_slice(m.value[i + 1], i);
     for (const int buffer : m.dx[i])
       if (buffer >= 0) keep_one_slice(buffer, i);
+  }
+  // A slice leaves the memory of its calls to the next slice; a batch is there for all slices of
+  // its first and its last segment.
+  for (size_t i = 0; i < m.buffers.size(); ++i) {
+    if (m.one_slice[i]) continue;
+    m.buffers[i].first = begin_of(m.buffers[i].first);
+    m.buffers[i].last = when.end[static_cast<size_t>(m.buffers[i].last)];
   }
   return m;
 }
@@ -218,8 +238,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   }
   // One scratch buffer serves all ops, one after the other.
   const int scratch = static_cast<int>(memory_.buffers.size());
-  const auto moments = static_cast<int>(passes_.forward.size() + passes_.backward.size()) + 1;
-  memory_.buffers.push_back({scratch_bytes, 0, moments});
+  memory_.buffers.push_back({scratch_bytes, 0, std::numeric_limits<int>::max()});
   memory_.one_slice.push_back(true);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);

@@ -35,8 +35,9 @@ struct NetworkConfig {
   bool profile = false;     // wait for the device behind each call, so that times() are its work's
 };
 
-// When buffers live, in moments: 0 the input, then each forward segment, the loss, each backward
-// segment (ops/pass_plan.h).
+// When buffers live, in moments: 0 the input, then each call of the forward segments, the loss,
+// each call of the backward segments (ops/pass_plan.h). A batch lives from the first call of a
+// segment to the last of one; a slice, from call to call.
 struct NetworkMemory {
   std::vector<Lifetime> buffers;
   // Per buffer: holds one slice, because it is written and read in one segment; else the batch.
