@@ -11,12 +11,19 @@ namespace {
 
 namespace po = boost::program_options;
 
+// 25557032 -> "25.56 M".
+std::string rounded(int64_t count) {
+  const auto value = static_cast<double>(count);
+  if (value < 1e6) return fmt::format("{:.2f} k", value / 1e3);
+  return value < 1e9 ? fmt::format("{:.2f} M", value / 1e6) : fmt::format("{:.2f} G", value / 1e9);
+}
+
 void print_list() {
   size_t width = 0;
   for (const ModelEntry& m : model_table()) width = std::max(width, m.name.size());
   const auto line = [&](std::string_view name, std::string_view input, std::string_view parameters,
                         std::string_view macs, std::string_view summary) {
-    std::cout << fmt::format("  {:<{}}  {:>9}  {:>10}  {:>7}  {}\n", name, width, input, parameters,
+    std::cout << fmt::format("  {:<{}}  {:>9}  {:>10}  {:>9}  {}\n", name, width, input, parameters,
                              macs, summary);
   };
   line("model", "input", "parameters", "MACs", "what it is");
@@ -26,8 +33,7 @@ void print_list() {
     family = m.family;
     const ModelCounts counts = count(make_model(m.name, {}));
     line(m.name, fmt::format("{}x{}x{}", m.image.c, m.image.h, m.image.w),
-         fmt::format("{:.2f} M", static_cast<double>(counts.parameters) / 1e6),
-         fmt::format("{:.2f} G", static_cast<double>(counts.macs) / 1e9), m.summary);
+         rounded(counts.parameters), rounded(counts.macs), m.summary);
   }
   std::cout
       << "\nOf one image, as inference runs it: GoogLeNet's auxiliary classifiers come on top in "
