@@ -43,7 +43,7 @@ struct Step {
 
 // `steps` steps of one worker on noise; the seconds are the last one's.
 Step train(const std::string& device, const ops::Graph& graph, DType type, int64_t batch,
-           int64_t classes, int steps) {
+           int64_t classes, int steps, double learning_rate) {
   const auto communicator = comm::make_communicator("local");
   Shape shape = graph.image;
   shape.n = batch;
@@ -72,7 +72,7 @@ Step train(const std::string& device, const ops::Graph& graph, DType type, int64
   Step result{.bytes = engine.memory_bytes()};
   for (int step = 0; step < steps; ++step) {
     const Clock::time_point begin = Clock::now();
-    result.loss = engine.step(static_cast<uint64_t>(step), 0.1, {}, source).loss;
+    result.loss = engine.step(static_cast<uint64_t>(step), learning_rate, {}, source).loss;
     result.seconds = seconds_since(begin);
   }
   const std::span<const float> after = engine.state().parameters;
@@ -131,7 +131,7 @@ TEST_P(ModelStep, IsFiniteAndMovesEveryParameter) {
   options.classes = kClasses;
   const ops::Graph graph = slim(make_model(model, options));
   for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
-    const Step step = train(device, graph, type, 8, kClasses, 1);
+    const Step step = train(device, graph, type, 8, kClasses, 1, 0.1);
     EXPECT_TRUE(std::isfinite(step.loss)) << name_of(type);
     // Random weights know nothing of the classes. What is added: auxiliary classifiers' losses.
     EXPECT_GT(step.loss, 0.5 * std::log(kClasses)) << name_of(type);
@@ -160,7 +160,7 @@ TEST(FullModels, TakeAStep) {
     if (only && m.name != only) continue;
     const ops::Graph graph = make_model(m.name, {});
     for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
-      const Step step = train(device, graph, type, 2, m.classes, 2);
+      const Step step = train(device, graph, type, 2, m.classes, 2, 0.01);
       std::cout << fmt::format("{:<24} {:<9} {:>9.2f} {:>9.0f} {:>8.3f}\n", m.name, name_of(type),
                                step.seconds, static_cast<double>(step.bytes) / (1 << 20), step.loss)
                 << std::flush;
