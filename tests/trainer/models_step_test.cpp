@@ -56,7 +56,7 @@ Step train(const std::string& device, const ops::Graph& graph, DType type, int64
                  .batch_per_worker = batch,
                  .type = type,
                  .input = input,
-                 .optimizer = {.momentum = 0.9}});
+                 .optimizer = {.momentum = 0.9, .weight_decay = 0}});
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));
   for (size_t i = 0; i < pixels.size(); ++i)
     pixels[i] = static_cast<uint8_t>(random4(1, Purpose::kSyntheticData, 0, i / 4)[i % 4] >> 24);
@@ -91,6 +91,9 @@ struct Small {
   int64_t side;
   int64_t channels = 3;
 };
+void PrintTo(const Small& small, std::ostream* out) {
+  *out << small.model;
+}
 // Sides that leave every network some pixels to normalise over.
 constexpr Small kSmall[] = {
     {"alexnet", 95},
