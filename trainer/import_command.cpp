@@ -81,7 +81,8 @@ std::string list_text(const std::vector<double>& numbers) {
 }
 
 // What evaluation must know, as a job file; what it leaves open the model decides.
-std::string job_text(const ImportOptions& o, const Shape& image, int64_t classes) {
+std::string job_text(const ImportOptions& o, const std::string& name, const Shape& image,
+                     int64_t classes) {
   if (image.h != image.w)
     fail(ExitCode::kUsage, "images of {} x {} pixels: evaluation crops squares", image.h, image.w);
   std::vector<double> mean = kMean, std = kStd;
@@ -102,7 +103,7 @@ std::string job_text(const ImportOptions& o, const Shape& image, int64_t classes
       "name: \"import\" model {{ name: \"{}\" }} workers: 1 threads_per_worker: 1\n"
       "data {{ classes: {} train {{ size: {} }} eval {{ resize: {} size: {} }} mean: {} std: {} "
       "}}\n",
-      o.model, classes, image.h, resize, image.h, list_text(mean), list_text(std));
+      name, classes, image.h, resize, image.h, list_text(mean), list_text(std));
 }
 
 struct Import {
@@ -112,20 +113,32 @@ struct Import {
   WeightMapping mapping;
 };
 
-Import read_import(const ImportOptions& o) {
-  ModelOptions options{.classes = o.classes};
+// The network with its usual number of classes, or the one of the options; from a file, as that says.
+ops::Graph usual_network(const ImportOptions& o) {
+  if (o.model.ends_with(".txtpb")) return load_graph(o.model);
+  ModelOptions options;
+  options.classes = o.classes;
   if (!o.input.empty()) options.image = parse_image(o.input);
-  ops::Graph usual = make_model(o.model, options);  // its name is one of the list from here on
+  return make_model(o.model, options);
+}
+
+Import read_import(const ImportOptions& o) {
+  const ops::Graph usual = usual_network(o);
+  const bool own = o.model.ends_with(".txtpb");
+  const int64_t usual_classes = ops::infer_shapes(usual, 1).back().c;
+  const Shape image = o.input.empty() ? usual.image : parse_image(o.input);
   refuse_pickle(o.weights);
   Import import{.job = {}, .graph = {}, .file = read_safetensors(o.weights), .mapping = {}};
   int64_t classes = o.classes;
-  if (classes == 0) classes = classes_in(import.file, usual);
-  if (classes == 0) classes = ops::infer_shapes(usual, 1).back().c;
-  import.job = parse_job(job_text(o, usual.image, classes), "import", o.sets, "");
-  import.graph =
-      graph_of(import.job, {.height = static_cast<int>(usual.image.h),
-                            .width = static_cast<int>(usual.image.w),
-                            .channels = static_cast<int>(usual.image.c)});
+  if (classes == 0 && !own) classes = classes_in(import.file, usual);
+  if (classes == 0) classes = usual_classes;
+  std::vector<std::string> sets = o.sets;
+  if (own) sets.push_back("model.graph=" + to_text(usual));
+  import.job = parse_job(job_text(o, own ? "network" : o.model, image, classes), "import", sets, "");
+  if (own && !usual.name.empty()) import.job.model.name = usual.name;
+  import.graph = graph_of(import.job, {.height = static_cast<int>(image.h),
+                                       .width = static_cast<int>(image.w),
+                                       .channels = static_cast<int>(image.c)});
   import.mapping = map_weights(import.file, import.graph);
   return import;
 }
@@ -137,8 +150,9 @@ std::string model_that_fits(const Import& import) {
       ops::Graph graph = make_model(entry.name, {});
       const int64_t classes = classes_in(import.file, graph);
       if (classes == 0) continue;
-      if (map_weights(import.file, make_model(entry.name, {.classes = classes}), false)
-              .problems.empty())
+      ModelOptions options;
+      options.classes = classes;
+      if (map_weights(import.file, make_model(entry.name, options), false).problems.empty())
         return entry.name;
     } catch (const Error&) {  // a number of classes that no network has
     }
@@ -292,7 +306,8 @@ int run_import(const ImportOptions& o) {
 int import_command(const Arguments& arguments) {
   ImportOptions o;
   po::options_description options("Options");
-  options.add_options()("model", po::value(&o.model)->required(), "a name of convoy model list")(
+  options.add_options()("model", po::value(&o.model)->required(),
+                        "a name of convoy model list, or a .txtpb file")(
       "weights", po::value(&o.weights)->required(), "a safetensors file: a state of torchvision")(
       "out", po::value(&o.out)->required(), "a new folder for the checkpoint")(
       "classes", po::value(&o.classes)->default_value(0), "0: as many as the file has")(
@@ -307,7 +322,7 @@ int import_command(const Arguments& arguments) {
       "list which tensor becomes which and all that does not fit, write nothing")(
       "json", po::bool_switch(&o.json), "one JSON object on standard output");
   const auto values = parse_options(
-      arguments, options, "import --model NAME --weights FILE.safetensors --out DIR [OPTIONS]",
+      arguments, options, "import --model NAME|GRAPH.txtpb --weights FILE.safetensors --out DIR [OPTIONS]",
       "Makes a checkpoint folder of weights from elsewhere, which eval, verify and export take like "
       "any\n"
       "other. Names are torchvision's; a prefix of all names, such as \"module.\", is cut off; F16 "
