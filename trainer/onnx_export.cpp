@@ -352,21 +352,21 @@ class Writer {
   }
   Value write(const ops::AdaptiveAvgPool& s, const Site& site) {
     const Value& x = site.x[0];
-    const Windows rows(x.shape.h, s.height), columns(x.shape.w, s.width);
+    const Windows rows(x.shape.h, s.h), columns(x.shape.w, s.w);
     if (rows.identity() && columns.identity()) return x;
     if (rows.uniform() && columns.uniform())
       return pool("AveragePool", site, {rows.size[0], columns.size[0]},
                   {rows.stride(), columns.stride()}, Ints(4, 0));
     // The mean over windows of several sizes is a linear map: rows x columns.
-    const Value by_rows{fresh(site.name + "_by_rows"), {1, x.shape.c, s.height, x.shape.w}};
+    const Value by_rows{fresh(site.name + "_by_rows"), {1, x.shape.c, s.h, x.shape.w}};
     Value y{fresh(site.name), site.y};
     emit("MatMul",
-         {constant<float>(fresh(site.name + "_rows"), {s.height, x.shape.h}, rows.matrix(false)),
+         {constant<float>(fresh(site.name + "_rows"), {s.h, x.shape.h}, rows.matrix(false)),
           image(x)},
          by_rows);
     emit("MatMul",
          {by_rows.name,
-          constant<float>(fresh(site.name + "_columns"), {x.shape.w, s.width},
+          constant<float>(fresh(site.name + "_columns"), {x.shape.w, s.w},
                           columns.matrix(true))},
          y);
     return y;

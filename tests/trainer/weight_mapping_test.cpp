@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 
+#include "ops/core/error.h"
 #include "trainer/models/models.h"
 
 namespace convoy::trainer {
