@@ -56,7 +56,8 @@ data::ImageShape image_of(const ExportOptions& o, const Job& job, const std::str
   }
   const int size = eval_transform(job).size;
   if (size == 0 || job.data.mean.empty())
-    fail(ExitCode::kUsage, "{}: does not say how large its images are; give --input, e.g. 3x224x224",
+    fail(ExitCode::kUsage,
+         "{}: does not say how large its images are; give --input, e.g. 3x224x224",
          printable(folder));
   return {.height = size, .width = size, .channels = static_cast<int>(job.data.mean.size())};
 }
@@ -109,8 +110,7 @@ void export_onnx(const ExportOptions& o, const LoadedCheckpoint& loaded, const J
   const data::ImageShape shape = image_of(o, job, loaded.folder);
   const Normalisation normalisation = stored_normalisation(loaded.state);
   OnnxOptions options = o.onnx;
-  options.metadata =
-      metadata_of(o, job, loaded.state.facts, !normalisation.mean_image.empty());
+  options.metadata = metadata_of(o, job, loaded.state.facts, !normalisation.mean_image.empty());
   if (o.normalise) options.pixels = image_input(job, normalisation, shape, 1);
   const std::string bytes =
       onnx_model(ops::inference_graph(graph_of(job, shape)), weights, options);

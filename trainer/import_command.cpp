@@ -1,5 +1,5 @@
-// convoy import: weights from elsewhere become a checkpoint that is evaluated, verified and exported
-// like any other.
+// convoy import: weights from elsewhere become a checkpoint that is evaluated, verified and
+// exported like any other.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -51,13 +51,14 @@ void refuse_pickle(const std::string& path) {
   const bool bare = head[0] == '\x80' && head[1] >= 2 && head[1] <= 5;
   if ((!zip && !bare) || head[8] == '{') return;
   const std::string name = printable(path);
-  fail(ExitCode::kBadData,
-       "{}: a pickle of Python's, which can run code, so it is not read. Python makes a safetensors "
-       "file of it:\n"
-       "  import torch, safetensors.torch\n"
-       "  safetensors.torch.save_file(torch.load(\"{}\", map_location=\"cpu\", weights_only=True), "
-       "\"{}\")",
-       name, name, printable(fs::path(path).replace_extension(".safetensors").string()));
+  fail(
+      ExitCode::kBadData,
+      "{}: a pickle of Python's, which can run code, so it is not read. Python makes a safetensors "
+      "file of it:\n"
+      "  import torch, safetensors.torch\n"
+      "  safetensors.torch.save_file(torch.load(\"{}\", map_location=\"cpu\", weights_only=True), "
+      "\"{}\")",
+      name, name, printable(fs::path(path).replace_extension(".safetensors").string()));
 }
 
 // "0.485,0.456,0.406"
@@ -113,7 +114,8 @@ struct Import {
   WeightMapping mapping;
 };
 
-// The network with its usual number of classes, or the one of the options; from a file, as that says.
+// The network with its usual number of classes, or the one of the options; from a file, as that
+// says.
 ops::Graph usual_network(const ImportOptions& o) {
   if (o.model.ends_with(".txtpb")) return load_graph(o.model);
   ModelOptions options;
@@ -134,7 +136,8 @@ Import read_import(const ImportOptions& o) {
   if (classes == 0) classes = usual_classes;
   std::vector<std::string> sets = o.sets;
   if (own) sets.push_back("model.graph=" + to_text(usual));
-  import.job = parse_job(job_text(o, own ? "network" : o.model, image, classes), "import", sets, "");
+  import.job =
+      parse_job(job_text(o, own ? "network" : o.model, image, classes), "import", sets, "");
   if (own && !usual.name.empty()) import.job.model.name = usual.name;
   import.graph = graph_of(import.job, {.height = static_cast<int>(image.h),
                                        .width = static_cast<int>(image.w),
@@ -163,8 +166,7 @@ std::string model_that_fits(const Import& import) {
 [[noreturn]] void refuse(const ImportOptions& o, const Import& import) {
   const std::vector<std::string>& problems = import.mapping.problems;
   std::string text;
-  for (size_t i = 0; i < std::min(problems.size(), kMostSaid); ++i)
-    text += "\n  " + problems[i];
+  for (size_t i = 0; i < std::min(problems.size(), kMostSaid); ++i) text += "\n  " + problems[i];
   if (problems.size() > kMostSaid)
     text += fmt::format("\n  ... and {} more (--dry-run names all)", problems.size() - kMostSaid);
   const std::string other = model_that_fits(import);
@@ -180,8 +182,8 @@ std::string model_that_fits(const Import& import) {
 std::vector<std::string> notes_of(const ImportOptions& o, const WeightMapping& mapping) {
   std::vector<std::string> notes;
   if (!mapping.prefix.empty())
-    notes.push_back(fmt::format("\"{}\" in front of the names was cut off",
-                                printable(mapping.prefix)));
+    notes.push_back(
+        fmt::format("\"{}\" in front of the names was cut off", printable(mapping.prefix)));
   for (const std::string& head : mapping.absent_heads)
     notes.push_back(fmt::format(
         "the file has no \"{}\", a head that training alone uses; it starts anew", head));
@@ -295,9 +297,9 @@ int run_import(const ImportOptions& o) {
     return 0;
   }
   for (const std::string& note : notes) std::cout << fmt::format("note: {}\n", note);
-  std::cout << fmt::format(
-      "{}: {} with {} classes, {} tensors of {}\ndigest {}\n", printable(o.out), o.model,
-      import.job.data.classes, tensors, printable(o.weights), digest);
+  std::cout << fmt::format("{}: {} with {} classes, {} tensors of {}\ndigest {}\n",
+                           printable(o.out), o.model, import.job.data.classes, tensors,
+                           printable(o.weights), digest);
   return 0;
 }
 
@@ -313,17 +315,20 @@ int import_command(const Arguments& arguments) {
       "classes", po::value(&o.classes)->default_value(0), "0: as many as the file has")(
       "input", po::value(&o.input),
       "channels x height x width, e.g. 3x224x224; default: the model's")(
-      "mean", po::value(&o.mean), "of the training images, per channel, in units of 0 to 1; "
-                                  "default: ImageNet's, 0.485,0.456,0.406")(
-      "std", po::value(&o.std), "likewise; default: 0.229,0.224,0.225")(
+      "mean", po::value(&o.mean),
+      "of the training images, per channel, in units of 0 to 1; "
+      "default: ImageNet's, 0.485,0.456,0.406")("std", po::value(&o.std),
+                                                "likewise; default: 0.229,0.224,0.225")(
       "set", po::value(&o.sets)->composing(),
       "key=value for a field of the recorded job, e.g. data.eval.resize=232; may be repeated")(
       "dry-run", po::bool_switch(&o.dry_run),
       "list which tensor becomes which and all that does not fit, write nothing")(
       "json", po::bool_switch(&o.json), "one JSON object on standard output");
   const auto values = parse_options(
-      arguments, options, "import --model NAME|GRAPH.txtpb --weights FILE.safetensors --out DIR [OPTIONS]",
-      "Makes a checkpoint folder of weights from elsewhere, which eval, verify and export take like "
+      arguments, options,
+      "import --model NAME|GRAPH.txtpb --weights FILE.safetensors --out DIR [OPTIONS]",
+      "Makes a checkpoint folder of weights from elsewhere, which eval, verify and export take "
+      "like "
       "any\n"
       "other. Names are torchvision's; a prefix of all names, such as \"module.\", is cut off; F16 "
       "and\n"

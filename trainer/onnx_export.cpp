@@ -155,8 +155,7 @@ class Writer {
   std::string constant(const std::string& name, const Ints& dims, std::span<const T> data) {
     onnx::TensorProto& t = *out().add_initializer();
     for (const int64_t d : dims) t.add_dims(d);
-    t.set_data_type(std::is_same_v<T, float> ? onnx::TensorProto::FLOAT
-                                             : onnx::TensorProto::INT64);
+    t.set_data_type(std::is_same_v<T, float> ? onnx::TensorProto::FLOAT : onnx::TensorProto::INT64);
     t.set_name(name);
     t.set_raw_data(data.data(), data.size_bytes());
     return name;
@@ -225,9 +224,7 @@ class Writer {
   void fold(const std::string& conv, const ops::Node& batch_norm, std::vector<float>& w,
             std::vector<float>& bias) const {
     const auto channels = static_cast<int64_t>(bias.size());
-    const auto of = [&](const char* what) {
-      return weight(batch_norm.name + what, {channels});
-    };
+    const auto of = [&](const char* what) { return weight(batch_norm.name + what, {channels}); };
     const std::vector<float> gamma = of(".weight"), beta = of(".bias"), mean = of(".running_mean"),
                              variance = of(".running_var");
     const size_t filter = w.size() / bias.size();
@@ -340,8 +337,8 @@ class Writer {
                 {s.padding, s.padding, end(x.h, site.y.h), end(x.w, site.y.w)});
   }
   Value write(const ops::AvgPool& s, const Site& site) {
-    Value y = pool("AveragePool", site, {s.kernel, s.kernel}, {s.stride, s.stride},
-                   Ints(4, s.padding));
+    Value y =
+        pool("AveragePool", site, {s.kernel, s.kernel}, {s.stride, s.stride}, Ints(4, s.padding));
     set(*out().mutable_node()->rbegin(), "count_include_pad", int64_t{s.count_include_pad});
     return y;
   }
@@ -366,8 +363,7 @@ class Writer {
          by_rows);
     emit("MatMul",
          {by_rows.name,
-          constant<float>(fresh(site.name + "_columns"), {x.shape.w, s.w},
-                          columns.matrix(true))},
+          constant<float>(fresh(site.name + "_columns"), {x.shape.w, s.w}, columns.matrix(true))},
          y);
     return y;
   }
@@ -398,8 +394,7 @@ class Writer {
   Value write(const ops::Linear& s, const Site& site) {
     const Shape& x = site.x[0].shape;
     std::vector<std::string> inputs = {
-        flat(site.x[0]),
-        parameter(site.name + ".weight", {s.out_features, x.c * x.h * x.w})};
+        flat(site.x[0]), parameter(site.name + ".weight", {s.out_features, x.c * x.h * x.w})};
     if (s.bias) inputs.push_back(parameter(site.name + ".bias", {s.out_features}));
     Value y{fresh(site.name), site.y, true};
     set(emit("Gemm", std::move(inputs), y), "transB", int64_t{1});
@@ -421,8 +416,7 @@ class Writer {
     const int64_t added = s.out_channels - y.shape.c, front = added / 2;
     if (added == 0) return y;
     const Value padded{fresh(site.name), site.y};
-    emit("Pad",
-         {y.name, constant(padded.name + "_pads", {0, front, 0, 0, 0, added - front, 0, 0})},
+    emit("Pad", {y.name, constant(padded.name + "_pads", {0, front, 0, 0, 0, added - front, 0, 0})},
          padded);
     return padded;
   }
@@ -472,8 +466,7 @@ class Writer {
   }
 
   void end(Value last) {
-    if (last.shape.h == 1 && last.shape.w == 1 && !last.flat)
-      last = {flat(last), last.shape, true};
+    if (last.shape.h == 1 && last.shape.w == 1 && !last.flat) last = {flat(last), last.shape, true};
     const Value output{output_name(), last.shape, last.flat};
     if (options_.softmax)
       set(emit("Softmax", {last.name}, output), "axis", int64_t{1});

@@ -236,7 +236,8 @@ ops::Graph own_network(const Job& job, const data::ImageShape& shape) {
   const Shape& image = graph.image;
   if (image.c != shape.channels || image.h != shape.height || image.w != shape.width)
     fail(ExitCode::kBadJob,
-         "network \"{}\" is made for {} x {} x {} (channels x height x width), the images are {} x {} "
+         "network \"{}\" is made for {} x {} x {} (channels x height x width), the images are {} x "
+         "{} "
          "x {}; set data.train.size or change its text",
          printable(job.model.name), image.c, image.h, image.w, shape.channels, shape.height,
          shape.width);

@@ -16,7 +16,7 @@ namespace convoy::trainer {
 namespace {
 
 constexpr const char* kTracked = ".num_batches_tracked";
-constexpr uint64_t kSeed = 1;  // of what a file does not have
+constexpr uint64_t kSeed = 1;              // of what a file does not have
 constexpr int64_t kMostClasses = 1 << 20;  // as data.classes
 // The search for the nearest name is quadratic: of hostile files it is not made.
 constexpr size_t kMostCandidates = 2000, kMostLooked = 50, kLongestName = 200;
@@ -173,10 +173,10 @@ class Mapper {
         if (t->name.size() <= kLongestName) names.push_back(t->name);
     const std::string near = nearest(name, names);
     const auto at = std::ranges::find(others, near, &Tensor::name);
-    mapping_.problems.push_back(
-        near.empty() ? what
-                     : fmt::format("{}; the nearest there is \"{}\" {}", what, printable(near),
-                                   shape_text((*at)->shape)));
+    mapping_.problems.push_back(near.empty()
+                                    ? what
+                                    : fmt::format("{}; the nearest there is \"{}\" {}", what,
+                                                  printable(near), shape_text((*at)->shape)));
   }
 
   const TensorList& file_;
@@ -196,8 +196,7 @@ void look_for_bad_values(const std::string& name, std::span<const float> values,
   if (bad > 0)
     warnings.push_back(fmt::format("\"{}\": {} of {} values are infinite or not a number", name,
                                    bad, values.size()));
-  if (name.ends_with(".running_var") &&
-      std::ranges::any_of(values, [](float v) { return v < 0; }))
+  if (name.ends_with(".running_var") && std::ranges::any_of(values, [](float v) { return v < 0; }))
     warnings.push_back(fmt::format("\"{}\": a variance is below 0", name));
 }
 

@@ -31,8 +31,8 @@ struct WeightMapping {
   int64_t batches_tracked = 0;  // the largest num_batches_tracked; files need not have any
 };
 
-// Borrows the file's tensors. `graph` with its auxiliary heads, if it has any. `hints`: problems name
-// the nearest tensor.
+// Borrows the file's tensors. `graph` with its auxiliary heads, if it has any. `hints`: problems
+// name the nearest tensor.
 WeightMapping map_weights(const TensorList& file, const ops::Graph& graph, bool hints = true);
 
 // The classes that the file's classifier has, where it is a state of this network but for them; 0:

@@ -79,9 +79,9 @@ class Weights : public testing::Test {
   }
   static Arguments import(const std::string& weights, const std::string& out,
                           const Arguments& more = {}) {
-    Arguments all = {"import",  "--model", "cifar_resnet20", "--weights", weights,
-                     "--out",   out,       "--input",        "1x12x12",   "--mean",
-                     numbers_of("mean"), "--std", numbers_of("std")};
+    Arguments all = {
+        "import",  "--model", "cifar_resnet20", "--weights",        weights, "--out",          out,
+        "--input", "1x12x12", "--mean",         numbers_of("mean"), "--std", numbers_of("std")};
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
@@ -134,7 +134,8 @@ TEST_F(Weights, OutAndInAgainTheyHaveTheSameBitsAndTheSameAccuracy) {
 TEST_F(Weights, TheMovingAverageIsExportedWhereItIsAskedFor) {
   const std::string trained = runs_->out("trained");
   ASSERT_EQ(
-      convoy({"export", trained, path("average.safetensors"), "--weights", "average"}).exit_code, 0);
+      convoy({"export", trained, path("average.safetensors"), "--weights", "average"}).exit_code,
+      0);
   EXPECT_NE(exported(), read_file(path("average.safetensors")));
   ASSERT_EQ(convoy(import(path("average.safetensors"), path("average"))).exit_code, 0);
   const json before = evaluated(trained), after = evaluated(path("average"));
@@ -174,15 +175,14 @@ TEST_F(Weights, AFolderThatHoldsAnythingIsLeftAlone) {
 }
 
 TEST_F(Weights, ADryRunListsAndWritesNothing) {
-  const Outcome outcome =
-      convoy(import(path("w.safetensors"), path("not_there"), {"--dry-run"}));
+  const Outcome outcome = convoy(import(path("w.safetensors"), path("not_there"), {"--dry-run"}));
   EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
   EXPECT_NE(outcome.out.find("conv1.weight F32 [16, 1, 3, 3] -> conv1.weight [16, 1, 3, 3]"),
             std::string::npos)
       << outcome.all();
   EXPECT_FALSE(fs::exists(path("not_there")));
-  Outcome bad = import_bytes(Parts(exported()).replace("bn1.weight", "bn1.wight").file(),
-                             {"--dry-run"});
+  Outcome bad =
+      import_bytes(Parts(exported()).replace("bn1.weight", "bn1.wight").file(), {"--dry-run"});
   EXPECT_EQ(bad.exit_code, 65) << bad.all();
   EXPECT_NE(bad.out.find("problem: \"bn1.weight\" [16] is missing; the nearest there is "
                          "\"bn1.wight\" [16]"),
@@ -273,7 +273,8 @@ TEST_F(Weights, ExportWritesWholeFilesAndReplacesNone) {
   expect_refused(convoy({"export", run, data()}), ExitCode::kUsage, {"--format "});
   expect_refused(convoy({"export", run, data(), "--format", "onnx"}), ExitCode::kUsage,
                  {"is a folder; name a file"});
-  expect_refused(convoy({"export", run, path("nowhere/x.onnx")}), ExitCode::kIo, {"nowhere/x.onnx"});
+  expect_refused(convoy({"export", run, path("nowhere/x.onnx")}), ExitCode::kIo,
+                 {"nowhere/x.onnx"});
   expect_refused(convoy({"export", data(), path("x.onnx")}), ExitCode::kBadData,
                  {"neither a checkpoint"});
 }
@@ -285,7 +286,8 @@ TEST_F(Weights, MistakesOnTheCommandLineAreNamed) {
     expect_refused(convoy(arguments), code, {words});
   };
   refused({"export", run, path("x.onnx"), "--opset", "12"}, "--opset 12: must be from 13 to 22");
-  refused({"export", run, path("x.onnx"), "--batch", "0"}, "--batch 0: must be dynamic or a number");
+  refused({"export", run, path("x.onnx"), "--batch", "0"},
+          "--batch 0: must be dynamic or a number");
   refused({"export", run, path("x.onnx"), "--batch", "two"}, "--batch two: must be dynamic");
   refused({"export", run, path("x.onnx"), "--weights", "best"}, "there are trained and average");
   refused({"export", run, path("x.safetensors"), "--fold"}, "--fold is for --format onnx");

@@ -36,11 +36,25 @@ BATCHES = (1, 3)
 CLASSES = 10
 # One of each family, as small as it takes.
 SMALL = {
+    "cifar_nin": 32,
+    "inception_v1": 80,
+    "googlenet": 64,
+    "highway_fc10": 28,
+    "cifar_highway19": 32,
     "cifar_resnet20": 32,
     "resnet18": 64,
+    "cifar_preact_resnet110": 32,
+    "resnext50_32x4d": 64,
+    "densenet121": 64,
 }
-# Every network that torchvision has, and one of each family that it has not.
-ALL = ["resnet18", "resnet50", "cifar_resnet20", "cifar_plain20"]
+# Every network that torchvision has, and some of each family that it has not.
+ALL = ["alexnet", "alexnet_two_tower", "nin", "cifar_nin", "vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn",
+       "vgg13_bn", "vgg16_bn", "vgg19_bn", "googlenet", "inception_v1", "inception_v1_naive", "highway_fc100",
+       "cifar_highway19", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "plain34",
+       "cifar_resnet110", "cifar_plain20", "cifar_resnet18", "preact_resnet50", "cifar_preact_resnet164",
+       "wide_resnet50_2", "wide_resnet101_2", "cifar_wrn_16_8", "resnext50_32x4d", "resnext101_32x8d",
+       "resnext101_64x4d", "cifar_resnext29_8x64d", "densenet121", "densenet161", "densenet169", "densenet201",
+       "cifar_densenet40_k12", "cifar_densenet_bc100_k12"]
 
 
 def run(*command):
@@ -66,7 +80,8 @@ class Tools:
         image = f"{channels}x{side}x{side}"
         run(self.logits, "state", model, image, CLASSES, state)
         shutil.rmtree(out, ignore_errors=True)
-        run(self.convoy, "import", "--model", model, "--weights", state, "--out", out, "--input", image)
+        grey = ["--mean", 0.5, "--std", 0.25] if channels == 1 else []
+        run(self.convoy, "import", "--model", model, "--weights", state, "--out", out, "--input", image, *grey)
         state.unlink()
         return out
 

@@ -60,8 +60,8 @@ TEST_P(Logits, EqualTorchvisions) {
   for (const auto& row : c.logits)
     for (const double logit : row) largest = std::max(largest, std::abs(logit));
   for (size_t i = 0; i < ours.size(); ++i)
-    EXPECT_NEAR(double{ours[i]}, c.logits[i / static_cast<size_t>(classes)]
-                                         [i % static_cast<size_t>(classes)],
+    EXPECT_NEAR(double{ours[i]},
+                c.logits[i / static_cast<size_t>(classes)][i % static_cast<size_t>(classes)],
                 1e-4 * largest)
         << "image " << i / static_cast<size_t>(classes) << " class "
         << i % static_cast<size_t>(classes);

@@ -1,6 +1,7 @@
 // For the scripts of this folder that compare with other programs:
-//   network_logits state MODEL CxHxW CLASSES FILE   a state of the formula in made_state.h, safetensors
-//   network_logits run CHECKPOINT BATCH images|pixels X Y   logits, as float32 [BATCH, classes] in Y,
+//   network_logits state MODEL CxHxW CLASSES FILE   a state of the formula in made_state.h,
+//   safetensors network_logits run CHECKPOINT BATCH images|pixels X Y   logits, as float32 [BATCH,
+//   classes] in Y,
 //     of what it writes to X as float32 NCHW: images of the formula, or pixels in 0..255
 #include <fmt/format.h>
 
@@ -32,8 +33,8 @@ void write_floats(const std::string& path, const std::vector<float>& values) {
 
 void write_state(const std::string& model, const std::string& image, int64_t classes,
                  const std::string& path) {
-  const ops::Graph graph = trainer::make_model(
-      model, {.image = trainer::parse_image(image), .classes = classes});
+  const ops::Graph graph =
+      trainer::make_model(model, {.image = trainer::parse_image(image), .classes = classes});
   const ops::ParameterLayout layout = ops::layout_of(graph);
   const MadeState state = golden::make_state(layout);
   const TensorList list = trainer::model_tensors(layout, state.parameters, state.running, 0);
@@ -70,8 +71,7 @@ std::vector<float> to_nchw(const std::vector<float>& nhwc, const Shape& s) {
 void run(const std::string& checkpoint, int64_t batch, bool pixels, const std::string& x_path,
          const std::string& y_path) {
   const trainer::LoadedCheckpoint loaded = trainer::load_newest(checkpoint);
-  const trainer::Job job =
-      trainer::parse_job(loaded.state.facts.job, loaded.folder, {}, "");
+  const trainer::Job job = trainer::parse_job(loaded.state.facts.job, loaded.folder, {}, "");
   const data::ImageShape image = {.height = trainer::eval_transform(job).size,
                                   .width = trainer::eval_transform(job).size,
                                   .channels = static_cast<int>(job.data.mean.size())};
@@ -87,9 +87,9 @@ void run(const std::string& checkpoint, int64_t batch, bool pixels, const std::s
       bytes.push_back(static_cast<uint8_t>(std::floor((value + 2) * 64)));
       value = bytes.back();
     }
-    y = golden::logits_of(graph, state, bytes,
-                          trainer::image_input(job, trainer::stored_normalisation(loaded.state),
-                                               image, batch));
+    y = golden::logits_of(
+        graph, state, bytes,
+        trainer::image_input(job, trainer::stored_normalisation(loaded.state), image, batch));
   } else {
     y = golden::logits_of(graph, state, x, batch);
   }

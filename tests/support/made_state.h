@@ -1,6 +1,6 @@
-// Weights and inputs by a formula that tests/golden/made_state.py computes as well, to the same bits,
-// so that files with what PyTorch makes of them hold no weights. They are sane ones: activations
-// neither vanish nor explode in networks of any depth here.
+// Weights and inputs by a formula that tests/golden/made_state.py computes as well, to the same
+// bits, so that files with what PyTorch makes of them hold no weights. They are sane ones:
+// activations neither vanish nor explode in networks of any depth here.
 //
 // Element i of the tensor `name` is low + (high - low) * uniform_float(w), computed in double and
 // rounded once, where w is word i % 4 of random4(0, kSyntheticData, FNV-1a of the name, i / 4).

@@ -138,7 +138,8 @@ Ints shape_of(const onnx::ModelProto& model, const std::string& value) {
   return {};
 }
 
-ops::Graph graph_of(const Shape& image, const std::vector<std::pair<std::string, ops::OpSpec>>& ops) {
+ops::Graph graph_of(const Shape& image,
+                    const std::vector<std::pair<std::string, ops::OpSpec>>& ops) {
   ops::Graph graph{.name = "chain", .image = image, .nodes = {}};
   int x = ops::kImage;
   for (const auto& [name, op] : ops) x = graph.add(name, op, {x});
@@ -177,19 +178,21 @@ TEST(OnnxExport, TheSameInputGivesTheSameBytes) {
 
 TEST(OnnxExport, EachOperatorBecomesItsOwn) {
   const ops::Graph graph = graph_of(
-      kImage, {{"conv", ops::Conv2d{.out_channels = 6, .kernel = 3, .stride = 1, .padding = 1,
-                                    .groups = 3, .bias = true}},
-               {"lrn", ops::LocalResponseNorm{.size = 3, .alpha = 0.5, .beta = 0.25, .k = 2}},
-               {"relu", ops::Relu{}},
-               {"max", ops::MaxPool{.kernel = 3, .stride = 2, .padding = 0, .ceil_mode = true}},
-               {"average", ops::AvgPool{.kernel = 2, .stride = 1, .padding = 1,
-                                        .count_include_pad = false}},
-               {"gate", ops::Sigmoid{.complement = true}},
-               {"half", ops::Subsample{.stride = 2, .out_channels = 9}},
-               {"drop", ops::Dropout{}},
-               {"hidden", ops::Linear{.out_features = 5, .bias = false}},
-               {"sigmoid", ops::Sigmoid{}},
-               {"fc", ops::Linear{.out_features = 4}}});
+      kImage,
+      {{"conv",
+        ops::Conv2d{
+            .out_channels = 6, .kernel = 3, .stride = 1, .padding = 1, .groups = 3, .bias = true}},
+       {"lrn", ops::LocalResponseNorm{.size = 3, .alpha = 0.5, .beta = 0.25, .k = 2}},
+       {"relu", ops::Relu{}},
+       {"max", ops::MaxPool{.kernel = 3, .stride = 2, .padding = 0, .ceil_mode = true}},
+       {"average",
+        ops::AvgPool{.kernel = 2, .stride = 1, .padding = 1, .count_include_pad = false}},
+       {"gate", ops::Sigmoid{.complement = true}},
+       {"half", ops::Subsample{.stride = 2, .out_channels = 9}},
+       {"drop", ops::Dropout{}},
+       {"hidden", ops::Linear{.out_features = 5, .bias = false}},
+       {"sigmoid", ops::Sigmoid{}},
+       {"fc", ops::Linear{.out_features = 4}}});
   const onnx::ModelProto model = exported(graph);
   expect_sound(model);
   EXPECT_EQ(kinds_of(model),
@@ -237,9 +240,10 @@ TEST(OnnxExport, AdaptivePoolingIsAWindowOrAMatrix) {
   // Rows 0-2, 2-5 and 5-7 of 8, as torch.nn.AdaptiveAvgPool2d(3) takes them.
   const std::vector<float> rows = constant<float>(uneven, "pool_rows");
   const float third = 1.0f / 3, quarter = 0.25f;
-  EXPECT_EQ(rows, (std::vector<float>{third, third, third, 0, 0, 0, 0, 0,            //
-                                      0, 0, quarter, quarter, quarter, quarter, 0, 0,  //
-                                      0, 0, 0, 0, 0, third, third, third}));
+  EXPECT_EQ(rows,
+            (std::vector<float>{third, third, third,   0,       0,       0,       0,     0,  //
+                                0,     0,     quarter, quarter, quarter, quarter, 0,     0,  //
+                                0,     0,     0,       0,       0,       third,   third, third}));
   EXPECT_EQ(shape_of(uneven, "pool"), (Ints{-1, 3, 3, 8}));
 }
 
@@ -262,8 +266,9 @@ TEST(OnnxExport, FoldingTakesOnlyTheBatchNormThatAloneReadsAConvolution) {
   for (size_t k = 0; k < 2; ++k) {
     const auto at = [&](const char* name) { return double{weights.data(name)[k]}; };
     const double scale = at("a_norm.weight") / std::sqrt(at("a_norm.running_var") + 0.5);
-    EXPECT_FLOAT_EQ(bias[k], static_cast<float>(at("a_norm.bias") +
-                                                (at("a.bias") - at("a_norm.running_mean")) * scale));
+    EXPECT_FLOAT_EQ(
+        bias[k],
+        static_cast<float>(at("a_norm.bias") + (at("a.bias") - at("a_norm.running_mean")) * scale));
     for (size_t i = 0; i < 3; ++i)
       EXPECT_FLOAT_EQ(w[3 * k + i],
                       static_cast<float>(double{weights.data("a.weight")[3 * k + i]} * scale));
@@ -357,8 +362,8 @@ TEST(OnnxExport, WhatCannotBeExportedIsNamed) {
   EXPECT_EQ(refusal(large, {}),
             "65: network \"chain\": its weights take 2316000000 bytes; one ONNX file holds at most "
             "2130706432");
-  const ops::Graph even =
-      graph_of(kImage, {{"norm", ops::LocalResponseNorm{.size = 4}}, {"mean", ops::GlobalAvgPool{}}});
+  const ops::Graph even = graph_of(
+      kImage, {{"norm", ops::LocalResponseNorm{.size = 4}}, {"mean", ops::GlobalAvgPool{}}});
   EXPECT_NE(refusal(even, {}).find("78: local response norm \"norm\": ONNX shifts windows of 4"),
             std::string::npos);
 }

@@ -34,14 +34,14 @@ class File {
       std::vector<float> values(elements);
       for (size_t i = 0; i < elements; ++i)
         values[i] = static_cast<float>(tensors.size()) + static_cast<float>(i) / 1000;
-      tensors.push_back({t.name, StoredType::kF32, t.shape,
+      tensors.push_back({t.name,
+                         StoredType::kF32,
+                         t.shape,
                          {reinterpret_cast<const char*>(values.data()), 4 * elements}});
     }
   }
 
-  Tensor& at(std::string_view name) {
-    return *std::ranges::find(tensors, name, &Tensor::name);
-  }
+  Tensor& at(std::string_view name) { return *std::ranges::find(tensors, name, &Tensor::name); }
   void erase(std::string_view name) {
     std::erase_if(tensors, [&](const Tensor& t) { return t.name == name; });
   }
@@ -49,8 +49,8 @@ class File {
     std::memcpy(at(name).bytes.data() + 4 * element, &value, 4);
   }
   void add_tracked(const std::string& name, int64_t count) {
-    tensors.push_back({name, StoredType::kI64, {},
-                       {reinterpret_cast<const char*>(&count), sizeof count}});
+    tensors.push_back(
+        {name, StoredType::kI64, {}, {reinterpret_cast<const char*>(&count), sizeof count}});
   }
   // Borrows.
   TensorList list() const {
