@@ -279,6 +279,37 @@ TEST_F(Weights, ExportWritesWholeFilesAndReplacesNone) {
                  {"neither a checkpoint"});
 }
 
+// A network of one's own, here that of the list under another name, trains to the same bits, and
+// its text goes where the weights go.
+TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
+  Outcome text = convoy({"model", "show", "cifar_resnet20", "--input", "1x12x12", "--classes", "4",
+                         "--format", "txtpb"});
+  ASSERT_EQ(text.exit_code, 0) << text.all();
+  text.out.replace(text.out.find("cifar_resnet20"), 14, "mine");
+  const std::string network = runs_->folder().write("mine.txtpb", text.out);
+  const Outcome outcome = convoy(runs_->train("own", {"--set", "model.name=" + network}));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.all();
+  EXPECT_EQ(runs_->digest(runs_->out("own")), runs_->digest(runs_->out("trained")));
+  fs::remove(network);
+  EXPECT_EQ(evaluated(runs_->out("own"))["loss"], evaluated(runs_->out("trained"))["loss"]);
+  const json exported_own =
+      runs_->output_of({"export", runs_->out("own"), path("own.onnx"), "--json"});
+  EXPECT_EQ(exported_own["model"], "mine");
+
+  runs_->folder().write("mine.txtpb", text.out);
+  Arguments command = import(path("w.safetensors"), path("own_import"));
+  command[2] = network;
+  const Outcome imported = convoy(command);
+  ASSERT_EQ(imported.exit_code, 0) << imported.all();
+  EXPECT_EQ(evaluated(path("own_import"))["loss"], evaluated(runs_->out("trained"))["loss"]);
+
+  expect_refused(convoy(runs_->train(
+                     "large", {"--set", "model.name=" + network, "--set", "data.train.size=16"})),
+                 ExitCode::kBadJob, {"network \"mine\" is made for 1 x 12 x 12", "1 x 16 x 16"});
+  expect_refused(convoy(runs_->train("none", {"--set", "model.name=" + path("none.txtpb")})),
+                 ExitCode::kBadJob, {"none.txtpb"});
+}
+
 TEST_F(Weights, MistakesOnTheCommandLineAreNamed) {
   const std::string run = runs_->out("trained"), weights = path("w.safetensors");
   const auto refused = [&](const Arguments& arguments, const std::string& words,
