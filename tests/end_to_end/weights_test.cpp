@@ -304,8 +304,8 @@ TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
   EXPECT_EQ(evaluated(path("own_import"))["loss"], evaluated(runs_->out("trained"))["loss"]);
 
   expect_refused(convoy(runs_->train(
-                     "large", {"--set", "model.name=" + network, "--set", "data.train.size=16"})),
-                 ExitCode::kBadJob, {"network \"mine\" is made for 1 x 12 x 12", "1 x 16 x 16"});
+                     "large", {"--set", "model.name=" + network, "--set", "data.train.size=10"})),
+                 ExitCode::kBadJob, {"network \"mine\" is made for 1 x 12 x 12", "1 x 10 x 10"});
   expect_refused(convoy(runs_->train("none", {"--set", "model.name=" + path("none.txtpb")})),
                  ExitCode::kBadJob, {"none.txtpb"});
 }
