@@ -150,10 +150,11 @@ Import read_import(const ImportOptions& o) {
 std::string model_that_fits(const Import& import) {
   for (const ModelEntry& entry : model_table()) {
     try {
-      ops::Graph graph = make_model(entry.name, {});
+      ModelOptions options;
+      options.image.c = import.graph.image.c;
+      const ops::Graph graph = make_model(entry.name, options);
       const int64_t classes = classes_in(import.file, graph);
       if (classes == 0) continue;
-      ModelOptions options;
       options.classes = classes;
       if (map_weights(import.file, make_model(entry.name, options), false).problems.empty())
         return entry.name;
@@ -188,7 +189,7 @@ std::vector<std::string> notes_of(const ImportOptions& o, const WeightMapping& m
     notes.push_back(fmt::format(
         "the file has no \"{}\", a head that training alone uses; it starts anew", head));
   if (!mapping.absent_heads.empty() && o.model == "googlenet" && o.mean.empty())
-    notes.push_back(
+    notes.emplace_back(
         "torchvision's pretrained googlenet was trained with --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5");
   return notes;
 }

@@ -227,7 +227,9 @@ TEST_F(Weights, FilesThatDoNotFitAreRefusedByName) {
 TEST_F(Weights, AFileOfAnotherModelIsRecognised) {
   Arguments command = import(path("w.safetensors"), path("odd"));
   command[2] = "cifar_resnet32";
-  expect_refused(convoy(command), ExitCode::kBadData, {"\"layer1.3.conv1.weight\"", "is missing"});
+  expect_refused(
+      convoy(command), ExitCode::kBadData,
+      {"\"layer1.3.conv1.weight\"", "is missing", "the file fits the model cifar_resnet20"});
 }
 
 TEST_F(Weights, ValuesThatAreNoNumbersAreSaidAloud) {

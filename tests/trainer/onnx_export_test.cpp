@@ -173,7 +173,7 @@ TEST(OnnxExport, AResidualNetworkIsSound) {
 TEST(OnnxExport, TheSameInputGivesTheSameBytes) {
   const ops::Graph graph = make_model("cifar_resnet20", {});
   const Weights weights(graph);
-  EXPECT_EQ(onnx_model(graph, weights.list, {}), onnx_model(graph, weights.list, {}));
+  EXPECT_TRUE(onnx_model(graph, weights.list, {}) == onnx_model(graph, weights.list, {}));
 }
 
 TEST(OnnxExport, EachOperatorBecomesItsOwn) {
@@ -368,13 +368,14 @@ TEST(OnnxExport, WhatCannotBeExportedIsNamed) {
             std::string::npos);
 }
 
-// Every network of the list, with the formula's shapes but without running anything.
 TEST(OnnxExport, TheSmallNetworksOfEveryFamilyAreSound) {
-  for (const char* name : {"cifar_plain20", "cifar_resnet20", "resnet18"})
+  for (const char* name :
+       {"cifar_nin", "inception_v1", "googlenet", "highway_fc10", "cifar_highway19", "resnet18",
+        "cifar_preact_resnet110", "resnext50_32x4d", "densenet121"})
     for (const bool fold : {false, true}) {
       SCOPED_TRACE(name);
       const ops::Graph graph = ops::inference_graph(
-          make_model(name, {.image = {.n = 1, .c = 3, .h = 64, .w = 64}, .classes = 4}));
+          make_model(name, {.image = {.n = 1, .c = 3, .h = 80, .w = 80}, .classes = 4}));
       const onnx::ModelProto model = exported(graph, {.fold = fold});
       expect_sound(model);
       EXPECT_EQ(dims_of(model.graph().output(0)), (Ints{-1, 4}));
