@@ -164,6 +164,7 @@ std::string manifest_text(const CheckpointFacts& facts, const std::string& diges
     range.set_end(end);
   }
   manifest.set_skips(facts.skipped.skips);
+  if (!facts.imported_from.empty()) manifest.set_imported_from(facts.imported_from);
   std::string text;
   if (!google::protobuf::TextFormat::PrintToString(manifest, &text))
     fail(ExitCode::kFault, "the manifest cannot be written as text");
@@ -248,6 +249,7 @@ ManifestContents read_manifest(const fs::path& dir) {
     facts.skipped.ranges.emplace_back(range.begin(), range.end());
   }
   facts.skipped.skips = manifest.skips();
+  facts.imported_from = manifest.imported_from();
   contents.state_digest = manifest.state_digest();
   for (const proto::File& file : manifest.file())
     contents.files[file.name()] = {file.bytes(), file.sha256()};
@@ -514,6 +516,14 @@ VerifiedCheckpoint verify_checkpoint(const std::string& dir) {
 
 CheckpointState load_checkpoint(const std::string& dir) {
   return std::move(load(dir).state);
+}
+
+std::string imported_from(const std::string& dir) {
+  try {
+    return read_manifest(dir).facts.imported_from;
+  } catch (const Error&) {
+    return "";
+  }
 }
 
 std::vector<std::string> list_checkpoints(const std::string& out_dir) {

@@ -41,6 +41,9 @@ struct CheckpointFacts {
   // Ranks whose replicas had the same digest when this was saved, at this very step; 0: not known.
   uint32_t confirmed_by_ranks = 0;
   SkippedSteps skipped;
+  // The file of weights that `convoy import` made this of; empty: it is of a run. Nothing trains on
+  // from it.
+  std::string imported_from;
 };
 
 struct CheckpointState {
@@ -93,6 +96,10 @@ VerifiedCheckpoint verify_checkpoint(const std::string& dir);
 
 // Reads a checkpoint, with every check of verify_checkpoint and its errors.
 CheckpointState load_checkpoint(const std::string& dir);
+
+// CheckpointFacts::imported_from of the checkpoint in `dir`, by its manifest alone; empty as well
+// where that cannot be read.
+std::string imported_from(const std::string& dir);
 
 struct LoadedCheckpoint {
   std::string folder;

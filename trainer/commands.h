@@ -9,6 +9,8 @@ int train_command(const Arguments& arguments);
 int eval_command(const Arguments& arguments);
 int verify_command(const Arguments& arguments);
 int pack_command(const Arguments& arguments);
+int import_command(const Arguments& arguments);
+int export_command(const Arguments& arguments);
 int report_command(const Arguments& arguments);
 int model_command(const Arguments& arguments);
 int model_list(const Arguments& arguments);  // convoy model list

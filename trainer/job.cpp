@@ -12,6 +12,7 @@
 #include "ops/core/error.h"
 #include "proto/job.pb.h"
 #include "trainer/file.h"
+#include "trainer/graph_text.h"
 #include "trainer/job_mistakes.h"
 #include "trainer/job_text.h"
 #include "trainer/models/models.h"
@@ -76,6 +77,7 @@ void fields(Job::Model& m, auto&& visit) {
   visit("batch_norm_epsilon", m.batch_norm_epsilon);
   visit("dropout", m.dropout);
   visit("label_smoothing", m.label_smoothing);
+  visit("graph", m.graph);
 }
 
 void fields(Job::Optimizer& o, auto&& visit) {
@@ -277,12 +279,13 @@ constexpr std::array<std::string_view, 9> kNotIdentity = {"name",
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.
-constexpr std::array<std::string_view, 10> kLaterGroups = {
+constexpr std::array<std::string_view, 11> kLaterGroups = {
     "non_finite.",           "mixing.",
     "data.train.pca_jitter", "data.train.brightness",
     "data.train.contrast",   "data.train.saturation",
     "data.train.hue",        "data.apply_exif_orientation",
-    "data.shuffle",          "data.window_shards"};
+    "data.shuffle",          "data.window_shards",
+    "model.graph"};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {
@@ -318,6 +321,16 @@ std::vector<KeyValue> flatten(const Job& job) {
   return out;
 }
 
+// The network of one's own in the file that model.name says.
+void read_network(Job& job) {
+  const ops::Graph graph = load_graph(job.model.name);
+  job.model.graph = to_text(graph);
+  job.model.name = graph.name.empty() ? "network" : graph.name;
+  if (const size_t bytes = to_text(job).size(); bytes > kMaxFileBytes)
+    fail(ExitCode::kBadJob, "network \"{}\": its job would have {} bytes; a job has at most {}",
+         printable(job.model.name), bytes, kMaxFileBytes);
+}
+
 // A job without the checks of its values: what a text says.
 Job read_unchecked(std::string_view text, const std::string& source) {
   Mistakes mistakes(source);
@@ -338,7 +351,9 @@ Job load_job(const std::string& path, const std::vector<std::string>& sets,
     fail(ExitCode::kBadJob, "{}; give the job file with --job (trainer/recipes/ has examples)",
          error.what());
   }
-  return parse_job(text, path, sets, device);
+  Job job = parse_job(text, path, sets, device);
+  if (job.model.name.ends_with(".txtpb")) read_network(job);
+  return job;
 }
 
 Job parse_job(std::string_view text, const std::string& source,

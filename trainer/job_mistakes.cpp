@@ -95,8 +95,10 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   const Job::Data& data = job.data;
   const Job::Data::Train& train = data.train;
   using Crop = Job::Data::Train::Crop;
-  mistakes.require(!data.path.empty() || data.format == Job::Data::Format::kSynthetic,
-                   {"data.path"}, "is missing; give the dataset's folder here or with --data");
+  // A stored job may be of imported weights, which came without any.
+  mistakes.require(
+      !data.path.empty() || data.format == Job::Data::Format::kSynthetic || device.empty(),
+      {"data.path"}, "is missing; give the dataset's folder here or with --data");
   whole("data.classes", data.classes, 0, 1u << 20);
   using Format = Job::Data::Format;
   mistakes.require(

@@ -25,6 +25,8 @@ constexpr Command kCommands[] = {
     {"eval", "evaluate a checkpoint on a validation set", eval_command},
     {"pack", "pack an image folder into tar shards", pack_command},
     {"verify", "prove that a checkpoint, a run or a dataset is whole", verify_command},
+    {"import", "make a checkpoint of weights from elsewhere", import_command},
+    {"export", "write the weights of a checkpoint as safetensors or ONNX", export_command},
     {"report", "show the lives of a run, and where its time went", report_command},
     {"data", "show the very images that a step is fed", data_command},
     {"model", "list the models, show one as a table", model_command},

@@ -82,9 +82,13 @@ void take_parameters(Reader& reader, const ops::ParameterLayout& layout, const s
 }  // namespace
 
 TensorList model_tensors(Engine& engine, uint64_t step) {
-  const ops::ParameterLayout& layout = engine.layout();
   const Engine::State state = engine.state();
-  TensorList parameters = parameter_tensors(layout, state.parameters, "");
+  return model_tensors(engine.layout(), state.parameters, state.running, step);
+}
+
+TensorList model_tensors(const ops::ParameterLayout& layout, std::span<const float> flat,
+                         std::span<const float> flat_running, uint64_t step) {
+  TensorList parameters = parameter_tensors(layout, flat, "");
   TensorList list;
   list.storage = std::make_unique<std::byte[]>(sizeof(int64_t));
   const auto tracked = static_cast<int64_t>(step);
@@ -99,7 +103,7 @@ TensorList model_tensors(Engine& engine, uint64_t step) {
       if (list.tensors.back().name == last) break;
     }
     const auto channels = static_cast<size_t>(s.channels);
-    const auto running = state.running.subspan(s.offset, 2 * channels);
+    const auto running = flat_running.subspan(s.offset, 2 * channels);
     list.tensors.push_back(
         fp32_tensor(s.name + ".running_mean", {s.channels}, running.first(channels)));
     list.tensors.push_back(

@@ -2,6 +2,8 @@
 // a strict load_state_dict takes model.safetensors.
 #pragma once
 
+#include <span>
+
 #include "trainer/checkpoint.h"
 #include "trainer/engine.h"
 #include "trainer/setup.h"
@@ -10,6 +12,9 @@ namespace convoy::trainer {
 
 // Borrow the engine's memory. `step` is what num_batches_tracked says.
 TensorList model_tensors(Engine& engine, uint64_t step);
+// The same of flat buffers, laid out as `layout` says, that are nobody's yet.
+TensorList model_tensors(const ops::ParameterLayout& layout, std::span<const float> parameters,
+                         std::span<const float> running, uint64_t step);
 // "momentum.<parameter>", "input.mean_image" and FP16's "loss_scale" where there is one.
 TensorList optimizer_tensors(Engine& engine, const Normalisation& normalisation);
 TensorList ema_tensors(Engine& engine);

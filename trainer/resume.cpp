@@ -21,10 +21,20 @@ namespace {
 
 using nlohmann::json;
 
+[[noreturn]] void refuse_import(const std::string& checkpoint, const std::string& from) {
+  fail(ExitCode::kUsage,
+       "{}: holds imported weights (of {}), not a run that could go on; to train from them, choose "
+       "another --out and --set transfer.init_from={}/model.safetensors",
+       printable(checkpoint), printable(from), printable(checkpoint));
+}
+
 // --resume DIR, whose mistakes must name it.
 LoadedCheckpoint load_resume(const std::string& folder) {
   try {
-    return load_newest(folder);
+    LoadedCheckpoint loaded = load_newest(folder);
+    const std::string& from = loaded.state.facts.imported_from;
+    if (!from.empty()) refuse_import(loaded.folder, from);
+    return loaded;
   } catch (const Error& e) {
     fail(e.code(), "--resume: {}", e.what());
   }
@@ -60,6 +70,13 @@ void expect_fresh_folder(const TrainOptions& options) {
          "--resume never: {} holds checkpoints of an earlier run; choose another --out or "
          "--resume auto",
          printable(options.out));
+}
+
+void expect_no_import(const std::string& out_dir) {
+  if (out_dir.empty()) return;
+  for (const std::string& checkpoint : list_checkpoints(out_dir))
+    if (const std::string from = imported_from(checkpoint); !from.empty())
+      refuse_import(checkpoint, from);
 }
 
 std::optional<CheckpointState> find_resume(comm::Communicator& communicator,

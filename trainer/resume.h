@@ -34,6 +34,10 @@ struct Resume {
 // Throws Error (kUsage) where --resume never meets checkpoints.
 void expect_fresh_folder(const TrainOptions& options);
 
+// Throws Error (kUsage) that points at transfer.init_from where --out holds weights that `convoy
+// import` brought in. Called before anything is written there.
+void expect_no_import(const std::string& out_dir);
+
 // Collective. Fills `resume`, all but the idle lives from the newest whole checkpoint of --out,
 // else of --resume, and returns that checkpoint on rank 0. Nothing is found for a dry run. Throws
 // as find_newest and load_newest.

@@ -8,6 +8,7 @@
 #include "ops/core/error.h"
 #include "ops/core/isa.h"
 #include "ops/core/log.h"
+#include "trainer/graph_text.h"
 #include "trainer/models/models.h"
 
 namespace convoy::trainer {
@@ -227,7 +228,30 @@ ops::ImageInput image_input(const Job& job, const Normalisation& normalisation,
   return out;
 }
 
+namespace {
+
+// The job's own network, if the data fit it.
+ops::Graph own_network(const Job& job, const data::ImageShape& shape) {
+  ops::Graph graph = parse_graph(job.model.graph, "model.graph");
+  const Shape& image = graph.image;
+  if (image.c != shape.channels || image.h != shape.height || image.w != shape.width)
+    fail(ExitCode::kBadJob,
+         "network \"{}\" is made for {} x {} x {} (channels x height x width), the images are {} x "
+         "{} "
+         "x {}; set data.train.size or change its text",
+         printable(job.model.name), image.c, image.h, image.w, shape.channels, shape.height,
+         shape.width);
+  const int64_t classes = ops::infer_shapes(graph, 1).back().c;
+  if (classes != job.data.classes)
+    fail(ExitCode::kBadJob, "network \"{}\" gives {} classes, the data have {}",
+         printable(job.model.name), classes, job.data.classes);
+  return graph;
+}
+
+}  // namespace
+
 ops::Graph graph_of(const Job& job, const data::ImageShape& shape) {
+  if (!job.model.graph.empty()) return own_network(job, shape);
   ModelOptions options;
   options.image = {.n = 1, .c = shape.channels, .h = shape.height, .w = shape.width};
   options.classes = job.data.classes;

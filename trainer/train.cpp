@@ -103,6 +103,7 @@ class Run {
   }
 
   void claim_folder() {
+    expect_no_import(options_.out);
     folder_.claim(resume_);
     if (options_.until) stopping_.end_by(*options_.until, options_.started);
     expect_fresh_folder(options_);

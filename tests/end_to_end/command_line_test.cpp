@@ -40,8 +40,8 @@ TEST(CommandLine, HelpIsComplete) {
   };
   const Row rows[] = {
       {{},
-       {"train", "eval", "verify", "report", "data", "model", "bench", "--version", "64", "65",
-        "70", "74", "75", "78"}},
+       {"train", "eval", "verify", "import", "export", "report", "data", "model", "bench",
+        "--version", "64", "65", "70", "74", "75", "78"}},
       {{"train"},
        {"--job", "--data", "--out", "--set", "--data-threads", "--device", "--resume",
         "--allow-change", "--until", "--dry-run", "auto", "never"}},
@@ -53,6 +53,12 @@ TEST(CommandLine, HelpIsComplete) {
       {{"data", "show"},
        {"--job", "--data", "--set", "--step", "--worker", "--split", "--count", "--out",
         "--data-threads", "--json", "batch_digests"}},
+      {{"import"},
+       {"import --model NAME", "--weights", "--out", "--classes", "--input", "--mean", "--std",
+        "--set", "--dry-run", "--json", "transfer.init_from"}},
+      {{"export"},
+       {"export RUN|CHECKPOINT OUT", "--format", "--weights", "--fold", "--normalise", "--softmax",
+        "--opset", "--batch", "--input", "--force", "--json", "load_state_dict"}},
       {{"report"}, {"report RUN", "--json"}},
       {{"model"}, {"list", "show NAME"}},
       {{"model", "show"},

@@ -643,6 +643,7 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                            "model.batch_norm_momentum=0.5",
                                            "model.batch_norm_epsilon=1e-4",
                                            "model.dropout=0.5",
+                                           "model.graph=node { }",
                                            "model.label_smoothing=0.1",
                                            "workers=3",
                                            "batch_per_worker=3",

@@ -1,0 +1,347 @@
+// convoy import: weights from elsewhere become a checkpoint that is evaluated, verified and
+// exported like any other.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "ops/core/error.h"
+#include "ops/core/log.h"
+#include "trainer/checkpoint.h"
+#include "trainer/commands.h"
+#include "trainer/file.h"
+#include "trainer/graph_text.h"
+#include "trainer/model_state.h"
+#include "trainer/setup.h"
+#include "trainer/weight_mapping.h"
+
+namespace convoy::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+namespace po = boost::program_options;
+using nlohmann::ordered_json;
+
+// torchvision's, of ImageNet.
+const std::vector<double> kMean = {0.485, 0.456, 0.406}, kStd = {0.229, 0.224, 0.225};
+constexpr size_t kMostSaid = 100;  // problems of one file
+
+struct ImportOptions {
+  std::string model, weights, out, input, mean, std;
+  int64_t classes = 0;
+  std::vector<std::string> sets;
+  bool dry_run = false, json = false;
+};
+
+// A pickle can run code; what torch.save writes is one, in a zip archive or bare. A safetensors
+// file's header begins at byte 8 with a brace.
+void refuse_pickle(const std::string& path) {
+  std::error_code error;
+  if (fs::exists(path, error) && !fs::is_regular_file(path, error))
+    fail(ExitCode::kBadData, "{}: is no file", printable(path));
+  char head[9] = {};
+  File(path, O_RDONLY).read(head, sizeof head);
+  const bool zip = std::memcmp(head, "PK\3\4", 4) == 0;
+  const bool bare = head[0] == '\x80' && head[1] >= 2 && head[1] <= 5;
+  if ((!zip && !bare) || head[8] == '{') return;
+  const std::string name = printable(path);
+  fail(
+      ExitCode::kBadData,
+      "{}: a pickle of Python's, which can run code, so it is not read. Python makes a safetensors "
+      "file of it:\n"
+      "  import torch, safetensors.torch\n"
+      "  safetensors.torch.save_file(torch.load(\"{}\", map_location=\"cpu\", weights_only=True), "
+      "\"{}\")",
+      name, name, printable(fs::path(path).replace_extension(".safetensors").string()));
+}
+
+// "0.485,0.456,0.406"
+std::vector<double> parse_numbers(const char* flag, const std::string& text) {
+  std::vector<double> numbers;
+  const char* at = text.c_str();
+  for (;;) {
+    char* end = nullptr;
+    numbers.push_back(std::strtod(at, &end));
+    const bool good = end != at && std::isfinite(numbers.back()) && (*end == ',' || *end == '\0');
+    if (!good)
+      fail(ExitCode::kUsage, "{} {}: must be numbers with commas between, in units of 0 to 1", flag,
+           printable(text));
+    if (*end == '\0') return numbers;
+    at = end + 1;
+  }
+}
+
+std::string list_text(const std::vector<double>& numbers) {
+  return fmt::format("[{}]", fmt::join(numbers, ", "));
+}
+
+// What evaluation must know, as a job file; what it leaves open the model decides.
+std::string job_text(const ImportOptions& o, const std::string& name, const Shape& image,
+                     int64_t classes) {
+  if (image.h != image.w)
+    fail(ExitCode::kUsage, "images of {} x {} pixels: evaluation crops squares", image.h, image.w);
+  std::vector<double> mean = kMean, std = kStd;
+  if (o.mean.empty() != o.std.empty())
+    fail(ExitCode::kUsage, "--mean and --std belong together: give both or neither");
+  if (!o.mean.empty()) {
+    mean = parse_numbers("--mean", o.mean);
+    std = parse_numbers("--std", o.std);
+  }
+  const auto channels = static_cast<size_t>(image.c);
+  if (mean.size() != channels || std.size() != channels)
+    fail(ExitCode::kUsage,
+         "{} means and {} standard deviations for images of {} channel(s); give --mean and --std",
+         mean.size(), std.size(), channels);
+  // 256 for 224, as torchvision; small images are taken as they are.
+  const int64_t resize = image.h >= 128 ? (image.h * 8 + 3) / 7 : 0;
+  return fmt::format(
+      "name: \"import\" model {{ name: \"{}\" }} workers: 1 threads_per_worker: 1\n"
+      "data {{ classes: {} train {{ size: {} }} eval {{ resize: {} size: {} }} mean: {} std: {} "
+      "}}\n",
+      name, classes, image.h, resize, image.h, list_text(mean), list_text(std));
+}
+
+struct Import {
+  Job job;
+  ops::Graph graph;  // as it is trained
+  TensorList file;
+  WeightMapping mapping;
+};
+
+// The network with its usual number of classes, or the one of the options; from a file, as that
+// says.
+ops::Graph usual_network(const ImportOptions& o) {
+  if (o.model.ends_with(".txtpb")) return load_graph(o.model);
+  ModelOptions options;
+  options.classes = o.classes;
+  if (!o.input.empty()) options.image = parse_image(o.input);
+  return make_model(o.model, options);
+}
+
+Import read_import(const ImportOptions& o) {
+  const ops::Graph usual = usual_network(o);
+  const bool own = o.model.ends_with(".txtpb");
+  const int64_t usual_classes = ops::infer_shapes(usual, 1).back().c;
+  const Shape image = o.input.empty() ? usual.image : parse_image(o.input);
+  refuse_pickle(o.weights);
+  Import import{.job = {}, .graph = {}, .file = read_safetensors(o.weights), .mapping = {}};
+  int64_t classes = o.classes;
+  if (classes == 0 && !own) classes = classes_in(import.file, usual);
+  if (classes == 0) classes = usual_classes;
+  std::vector<std::string> sets = o.sets;
+  if (own) sets.push_back("model.graph=" + to_text(usual));
+  import.job =
+      parse_job(job_text(o, own ? "network" : o.model, image, classes), "import", sets, "");
+  if (own && !usual.name.empty()) import.job.model.name = usual.name;
+  import.graph = graph_of(import.job, {.height = static_cast<int>(image.h),
+                                       .width = static_cast<int>(image.w),
+                                       .channels = static_cast<int>(image.c)});
+  import.mapping = map_weights(import.file, import.graph);
+  return import;
+}
+
+// The model that the file is a state of, other than the one that was named; empty: none is known.
+std::string model_that_fits(const Import& import) {
+  for (const ModelEntry& entry : model_table()) {
+    try {
+      ModelOptions options;
+      options.image.c = import.graph.image.c;
+      const ops::Graph graph = make_model(entry.name, options);
+      const int64_t classes = classes_in(import.file, graph);
+      if (classes == 0) continue;
+      options.classes = classes;
+      if (map_weights(import.file, make_model(entry.name, options), false).problems.empty())
+        return entry.name;
+    } catch (const Error&) {  // a number of classes that no network has
+    }
+  }
+  return "";
+}
+
+[[noreturn]] void refuse(const ImportOptions& o, const Import& import) {
+  const std::vector<std::string>& problems = import.mapping.problems;
+  std::string text;
+  for (size_t i = 0; i < std::min(problems.size(), kMostSaid); ++i) text += "\n  " + problems[i];
+  if (problems.size() > kMostSaid)
+    text += fmt::format("\n  ... and {} more (--dry-run names all)", problems.size() - kMostSaid);
+  const std::string other = model_that_fits(import);
+  if (!other.empty()) text += fmt::format("\n  the file fits the model {}", other);
+  fail(ExitCode::kBadData, "{}: not a state of {} with {} classes: {} tensor(s) do not fit{}{}",
+       printable(o.weights), printable(o.model), import.job.data.classes, problems.size(),
+       import.mapping.prefix.empty()
+           ? ""
+           : fmt::format(" (behind \"{}\")", printable(import.mapping.prefix)),
+       text);
+}
+
+std::vector<std::string> notes_of(const ImportOptions& o, const WeightMapping& mapping) {
+  std::vector<std::string> notes;
+  if (!mapping.prefix.empty())
+    notes.push_back(
+        fmt::format("\"{}\" in front of the names was cut off", printable(mapping.prefix)));
+  for (const std::string& head : mapping.absent_heads)
+    notes.push_back(fmt::format(
+        "the file has no \"{}\", a head that training alone uses; it starts anew", head));
+  if (!mapping.absent_heads.empty() && o.model == "googlenet" && o.mean.empty())
+    notes.emplace_back(
+        "torchvision's pretrained googlenet was trained with --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5");
+  return notes;
+}
+
+size_t tensors_of(const WeightMapping& mapping) {
+  return static_cast<size_t>(
+      std::ranges::count_if(mapping.tensors, [](const MappedTensor& t) { return t.source; }));
+}
+
+int print_mapping(const ImportOptions& o, const Import& import) {
+  if (o.json) {
+    ordered_json out = {{"model", o.model},
+                        {"classes", import.job.data.classes},
+                        {"prefix", printable(import.mapping.prefix)},
+                        {"tensors", ordered_json::array()},
+                        {"problems", import.mapping.problems},
+                        {"notes", notes_of(o, import.mapping)}};
+    for (const MappedTensor& t : import.mapping.tensors)
+      if (t.source)
+        out["tensors"].push_back({{"from", printable(t.source->name)},
+                                  {"to", t.name},
+                                  {"type", name_of(t.source->type)},
+                                  {"shape", t.shape}});
+    std::cout << out.dump(2) << std::endl;
+  } else {
+    for (const MappedTensor& t : import.mapping.tensors)
+      if (t.source)
+        std::cout << fmt::format("{} {} [{}] -> {} [{}]\n", printable(t.source->name),
+                                 name_of(t.source->type), fmt::join(t.source->shape, ", "), t.name,
+                                 fmt::join(t.shape, ", "));
+    for (const std::string& note : notes_of(o, import.mapping))
+      std::cout << fmt::format("note: {}\n", note);
+    for (const std::string& problem : import.mapping.problems)
+      std::cout << fmt::format("problem: {}\n", problem);
+    std::cout << fmt::format("{} tensor(s) of {} fit {}, {} problem(s); nothing was written\n",
+                             tensors_of(import.mapping), import.mapping.tensors.size(), o.model,
+                             import.mapping.problems.size());
+  }
+  return static_cast<int>(import.mapping.problems.empty() ? ExitCode::kDone : ExitCode::kBadData);
+}
+
+void expect_free(const std::string& out) {
+  std::error_code error;
+  if (!fs::exists(fs::symlink_status(out, error))) return;
+  if (!fs::is_directory(out, error))
+    fail(ExitCode::kUsage, "--out {}: is no folder", printable(out));
+  if (!fs::is_empty(out, error))
+    fail(ExitCode::kUsage, "--out {}: is not empty; choose a new folder", printable(out));
+}
+
+// The folder appears whole, by a rename, or not at all. Returns the checkpoint's digest.
+std::string write_folder(const std::string& out, const CheckpointState& state) {
+  fs::path target = fs::absolute(out).lexically_normal();
+  if (!target.has_filename()) target = target.parent_path();  // a slash at the end
+  make_folder(target.parent_path());
+  const std::string temporary = fmt::format("{}.importing-{}", target.string(), ::getpid());
+  try {
+    remove_tree(temporary);
+    save_checkpoint(temporary, state);
+    write_text(temporary + "/job.txtpb", state.facts.job);
+    sync_folder(temporary);
+    rename_path(temporary, target);
+    sync_folder(target.parent_path());
+  } catch (...) {
+    try {
+      remove_tree(temporary);
+    } catch (const Error& error) {
+      log::warning("{}", error.what());
+    }
+    throw;
+  }
+  return state_digest(state);
+}
+
+int run_import(const ImportOptions& o) {
+  expect_free(o.out);
+  const Import import = read_import(o);
+  if (o.dry_run) return print_mapping(o, import);
+  if (!import.mapping.problems.empty()) refuse(o, import);
+
+  const ops::ParameterLayout layout = ops::layout_of(import.graph);
+  const ImportedWeights weights = take_weights(import.mapping, layout);
+  for (const std::string& warning : weights.warnings)
+    log::warning("{}: {}", printable(o.weights), warning);
+  CheckpointState state;
+  state.facts.job = to_text(import.job);
+  state.facts.job_digest = identity_digest(import.job, "");
+  state.facts.imported_from = fs::path(o.weights).filename().string();
+  state.model = model_tensors(layout, weights.parameters, weights.running,
+                              static_cast<uint64_t>(import.mapping.batches_tracked));
+  const std::string digest = write_folder(o.out, state);
+
+  const std::vector<std::string> notes = notes_of(o, import.mapping);
+  const size_t tensors = tensors_of(import.mapping);
+  if (o.json) {
+    const ordered_json out = {{"out", o.out},
+                              {"model", o.model},
+                              {"classes", import.job.data.classes},
+                              {"tensors", tensors},
+                              {"parameters", layout.parameter_floats},
+                              {"prefix", printable(import.mapping.prefix)},
+                              {"notes", notes},
+                              {"warnings", weights.warnings},
+                              {"digest", digest}};
+    std::cout << out.dump(2, ' ', false, ordered_json::error_handler_t::replace) << std::endl;
+    return 0;
+  }
+  for (const std::string& note : notes) std::cout << fmt::format("note: {}\n", note);
+  std::cout << fmt::format("{}: {} with {} classes, {} tensors of {}\ndigest {}\n",
+                           printable(o.out), o.model, import.job.data.classes, tensors,
+                           printable(o.weights), digest);
+  return 0;
+}
+
+}  // namespace
+
+int import_command(const Arguments& arguments) {
+  ImportOptions o;
+  po::options_description options("Options");
+  options.add_options()("model", po::value(&o.model)->required(),
+                        "a name of convoy model list, or a .txtpb file")(
+      "weights", po::value(&o.weights)->required(), "a safetensors file: a state of torchvision")(
+      "out", po::value(&o.out)->required(), "a new folder for the checkpoint")(
+      "classes", po::value(&o.classes)->default_value(0), "0: as many as the file has")(
+      "input", po::value(&o.input),
+      "channels x height x width, e.g. 3x224x224; default: the model's")(
+      "mean", po::value(&o.mean),
+      "of the training images, per channel, in units of 0 to 1; "
+      "default: ImageNet's, 0.485,0.456,0.406")("std", po::value(&o.std),
+                                                "likewise; default: 0.229,0.224,0.225")(
+      "set", po::value(&o.sets)->composing(),
+      "key=value for a field of the recorded job, e.g. data.eval.resize=232; may be repeated")(
+      "dry-run", po::bool_switch(&o.dry_run),
+      "list which tensor becomes which and all that does not fit, write nothing")(
+      "json", po::bool_switch(&o.json), "one JSON object on standard output");
+  const auto values = parse_options(
+      arguments, options,
+      "import --model NAME|GRAPH.txtpb --weights FILE.safetensors --out DIR [OPTIONS]",
+      "Makes a checkpoint folder of weights from elsewhere, which eval, verify and export take "
+      "like "
+      "any\n"
+      "other. Names are torchvision's; a prefix of all names, such as \"module.\", is cut off; F16 "
+      "and\n"
+      "BF16 become F32; num_batches_tracked and auxiliary heads may be missing. Evaluation resizes "
+      "the\n"
+      "shorter side to 8/7 of the input's (256 for 224; inputs below 128 pixels: not at all) and "
+      "crops\n"
+      "the centre. To train from the weights use transfer.init_from in a job, not this folder.\n");
+  if (!values) return 0;
+  if (o.classes < 0 || o.classes > 1 << 20)
+    fail(ExitCode::kUsage, "--classes {}: must be from 0 to {}", o.classes, 1 << 20);
+  return run_import(o);
+}
+
+}  // namespace convoy::trainer
