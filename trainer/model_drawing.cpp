@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "trainer/svg.h"
 
@@ -114,7 +115,7 @@ class SvgWriter {
     text(kMargin, 40, "t", svg::fitted(name, 22, width - 2 * kMargin, true));
     const Shape& image = graph_.image;
     text(kMargin, 60, "u",
-         svg::fitted(fmt::format("input {} \xC3\x97 {} \xC3\x97 {}   {} parameters   {} "
+         svg::fitted(fmt::format("input {} \xC3\x97 {} \xC3\x97 {}  \xC2\xB7  {} parameters  \xC2\xB7  {} "
                                  "multiply-adds",
                                  image.c, image.h, image.w, grouped(t.parameters), compact(t.macs)),
                      12, width - 2 * kMargin));
@@ -150,8 +151,9 @@ class SvgWriter {
     for (const PictureEdge& edge : group.edges) {
       const bool ends_here =
           edge.to >= 0 && group.children[static_cast<size_t>(edge.to)].kind != Kind::kGroup;
-      const char* marker = edge.beside ? "r" : "a";
-      out_ += fmt::format("<path class=\"{}\" d=\"{}\"{}/>\n", edge.beside ? "k" : "e", edge.path,
+      const bool shortcut = edge.beside || edge.into_side;
+      const char* marker = shortcut ? "r" : "a";
+      out_ += fmt::format("<path class=\"{}\" d=\"{}\"{}/>\n", shortcut ? "k" : "e", edge.path,
                           ends_here ? fmt::format(" marker-end=\"url(#{})\"", marker)
                                     : std::string());
       if (edge.from < 0) continue;
@@ -247,8 +249,8 @@ class SvgWriter {
     for (int behind = std::min(item.repeats - 1, 2); behind > 0; --behind)
       rect(4.0 * behind, 4.0 * behind, item.width, item.height, 8, "b9");
     rect(0, 0, item.width, item.height, 8, "b9");
-    std::string count = compact(item.parameters);
-    if (item.repeats > 1) count = fmt::format("{} \xC3\x97   {}", item.repeats, count);
+    std::string count = compact(item.parameters / item.repeats);
+    if (item.repeats > 1) count = fmt::format("{} \xC3\x97 {}", item.repeats, count);
     const double count_width = svg::text_width(count, 10.5);
     text(11, 18, "l", svg::fitted(item.label, 13, item.width - 34 - count_width, true));
     text(item.width - 10, 18, "n", count, "end");
@@ -269,15 +271,15 @@ class SvgWriter {
       const LayerFacts& f = facts_[item.nodes[i]];
       lines += fmt::format("{}{}: {} -> {}", i == 0 ? "" : "\n", svg::fitted(f.name, 10, 600),
                            f.kind, fmt::format("{}, {}, {}", f.y.c, f.y.h, f.y.w));
-      if (!f.arithmetic.empty()) lines += "\n    size " + f.arithmetic;
+      if (!f.arithmetic.empty()) lines += fmt::format("\n    size {}", f.arithmetic);
       if (!f.formula.empty())
         lines += fmt::format("\n    parameters {} = {}", f.formula, grouped(f.parameters));
-      if (f.macs > 0) lines += "\n    multiply-adds " + grouped(f.macs);
+      if (f.macs > 0) lines += fmt::format("\n    multiply-adds {}", grouped(f.macs));
       lines += fmt::format("\n    sees {} pixels, {} apart", grouped(f.field.size), f.field.jump);
     }
     if (item.nodes.size() > kShown)
       lines += fmt::format("\n... and {} more", item.nodes.size() - kShown);
-    out_ += "<title>" + escaped(lines) + "</title>\n";
+    out_ += fmt::format("<title>{}</title>\n", escaped(lines));
   }
 
   const ops::Graph& graph_;
@@ -330,7 +332,7 @@ std::string to_dot(const ops::Graph& graph, const std::vector<LayerFacts>& facts
     for (const size_t i : nodes) {
       const Look& l = look(class_of(facts[i].kind));
       const std::string count =
-          facts[i].parameters > 0 ? "\n" + grouped(facts[i].parameters) + " parameters" : "";
+          facts[i].parameters > 0 ? fmt::format("\n{} parameters", grouped(facts[i].parameters)) : "";
       out += fmt::format("  {}n{} [label={}, color=\"{}\", fillcolor=\"{}\"];\n", framed ? "  " : "",
                          i,
                          quoted(label_of(graph.nodes[i].op, facts[i].y) + "\n" +

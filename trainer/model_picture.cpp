@@ -23,7 +23,7 @@ constexpr double kBoxHeight = 44, kJoinHeight = 26, kFoldedHeight = 58;
 constexpr double kMinWidth = 150, kMaxWidth = 250;
 constexpr double kRowGap = 30, kLaneGap = 26;
 constexpr double kTitleSize = 12, kFrameSide = 16, kFrameTop = 40, kFrameBottom = 14;
-constexpr double kFoldedWidth = 290;
+constexpr double kFoldedWidth = 330;
 
 using Kind = PictureItem::Kind;
 
@@ -501,6 +501,17 @@ class Layered {
         edge.path += swing(x0, std::max(y0, leave), x1, y1);
         return;
       case Way::kSourceLane:
+        if (to && to->kind == Kind::kJoin && x0 > x1) {
+          // Into the side of an addition, as what skips the column.
+          edge.into_side = true;
+          const double side = y1 + to->height / 2;
+          edge.path = move_to(x0, y0) + line_to(x0, side - 16) +
+                      fmt::format("C{} {} {} {} {} {}", svg::number(x0), svg::number(side - 5),
+                                  svg::number(x0 - 5), svg::number(side), svg::number(x0 - 16),
+                                  svg::number(side)) +
+                      line_to(to->x + to->width, side);
+          return;
+        }
         edge.path = move_to(x0, y0) + line_to(x0, y1 - gap) + swing(x0, y1 - gap, x1, y1);
         return;
       case Way::kTargetLane: {
@@ -563,7 +574,7 @@ class Painter {
            "give its nodes names with common prefixes (\"block1.conv1\"), and --fold, which draws "
            "them as one",
            printable(graph_.name), drawn, kMostDrawn);
-    return group(root, "", true);
+    return group(root, true);
   }
 
  private:
@@ -603,7 +614,8 @@ class Painter {
       item.parameters += fact.parameters;
       const std::string name = inside(fact.name, frame);
       item.note += i == 0 ? name : " \xC2\xB7 " + inside(name, prefix_of(inside(first.name, frame)));
-      if (i > 0) item.chips.push_back({chip_text(fact.kind), class_of(fact.kind)});
+      if (i > 0)
+        item.chips.push_back({chip_text(graph_.nodes[nodes[i]].op, fact), class_of(fact.kind)});
     }
     item.shape = shape_text(facts_[nodes.back()].y);
     item.height = is_join ? kJoinHeight : kBoxHeight;
@@ -612,12 +624,10 @@ class Painter {
     return item;
   }
 
-  static std::string chip_text(const std::string& kind) {
-    if (kind == "BatchNorm") return "BN";
-    if (kind == "LocalResponseNorm") return "LRN";
-    if (kind == "Dropout") return "dropout";
-    if (kind == "Sigmoid") return "sigmoid";
-    return kind;
+  static std::string chip_text(const ops::OpSpec& op, const LayerFacts& fact) {
+    if (std::holds_alternative<ops::BatchNorm>(op)) return "BN";
+    if (std::holds_alternative<ops::LocalResponseNorm>(op)) return "LRN";
+    return label_of(op, fact.y);
   }
 
   static bool is_block(const Tree& tree) {
@@ -637,13 +647,13 @@ class Painter {
 
   PictureItem item_of(const Tree& tree, const std::string& frame) {
     if (tree.leaf()) return box(tree.boxes[0], frame);
-    if (fold_ && is_block(tree)) return folded(tree, frame);
-    return group(tree, frame, false);
+    if (fold_ && is_block(tree)) return folded(tree);
+    return group(tree, false);
   }
 
-  PictureItem folded(const Tree& tree, const std::string& frame) {
+  PictureItem folded(const Tree& tree) {
     PictureItem item{.kind = Kind::kFolded, .name = tree.name};
-    item.label = inside(tree.name, frame);
+    item.label = tree.name;
     int shown = 0;
     for (const int b : tree.boxes) {
       const PictureItem part = box(b, tree.name);
@@ -705,9 +715,9 @@ class Painter {
     for (int c = 0; c < count; ++c) group.edges.push_back({c, c + 1 < count ? c + 1 : -1});
   }
 
-  PictureItem group(const Tree& tree, const std::string& frame, bool is_root) {
+  PictureItem group(const Tree& tree, bool is_root) {
     PictureItem item{.kind = Kind::kGroup, .name = tree.name};
-    item.label = inside(tree.name, frame);
+    item.label = tree.name;
     item.column = tree.column;
     const bool flat = !is_root && !tree.column && tree.boxes.size() <= kMostFlattened;
     if (flat) {
@@ -715,7 +725,7 @@ class Painter {
     } else {
       for (const Tree& child : tree.children) {
         const bool as_one = !is_root && !tree.column && !child.leaf();
-        item.children.push_back(as_one ? folded(child, tree.name) : item_of(child, tree.name));
+        item.children.push_back(as_one ? folded(child) : item_of(child, tree.name));
       }
       for (const auto& [from, to] : tree.edges) item.edges.push_back({from, to});
     }
@@ -815,10 +825,17 @@ struct LabelOf {
   std::string operator()(const ops::Add&) const { return "+"; }
   std::string operator()(const ops::Concat&) const { return fmt::format("concat, {}", y.c); }
   std::string operator()(const ops::Dropout& s) const { return fmt::format("dropout {}", s.rate); }
+  std::string operator()(const ops::AdaptiveAvgPool& s) const {
+    return fmt::format("average pool to {}\xC3\x97{}", s.h, s.w);
+  }
+  std::string operator()(const ops::LocalResponseNorm&) const { return "local response norm"; }
+  std::string operator()(const ops::Sigmoid& s) const {
+    return s.complement ? "1 - sigmoid" : "sigmoid";
+  }
+  std::string operator()(const ops::Multiply&) const { return "\xC3\x97"; }
   template <typename Other>
   std::string operator()(const Other& s) const {
-    const std::string kind = ops::kind_of(s);
-    return kind == "Multiply" ? "\xC3\x97" : kind;
+    return ops::kind_of(s);
   }
 };
 

@@ -34,8 +34,9 @@ inline constexpr int kBoxClasses = 10;
 // Of children of one group; -1: what comes into the group, or what goes out of it.
 struct PictureEdge {
   int from = -1, to = -1;
-  bool beside = false;  // curves beside the column
-  std::string path;     // SVG path data in the group's coordinates
+  bool beside = false;     // curves beside the column
+  bool into_side = false;  // comes from another lane into the side of an addition
+  std::string path;        // SVG path data in the group's coordinates
 };
 
 struct PictureChip {

@@ -35,11 +35,11 @@ size_t character(std::string_view text, size_t at) {
 // In units of the font's size.
 double advance(char c) {
   constexpr std::string_view kNarrow = "ijl.,:;|!'", kSlim = "ftrI()[]/- ", kWide = "mwMW@%";
-  if (kNarrow.find(c) != std::string_view::npos) return 0.26;
-  if (kSlim.find(c) != std::string_view::npos) return 0.36;
-  if (kWide.find(c) != std::string_view::npos) return 0.88;
-  if (c >= 'A' && c <= 'Z') return 0.69;
-  return 0.57;
+  if (kNarrow.find(c) != std::string_view::npos) return 0.29;
+  if (kSlim.find(c) != std::string_view::npos) return 0.39;
+  if (kWide.find(c) != std::string_view::npos) return 0.95;
+  if (c >= 'A' && c <= 'Z') return 0.7;
+  return 0.62;
 }
 
 }  // namespace
@@ -93,7 +93,7 @@ double text_width(std::string_view text, double size, bool bold) {
   double width = 0;
   for (const char c : text)
     if ((static_cast<uint8_t>(c) & 0xc0u) != 0x80u) width += advance(c);
-  return width * size * (bold ? 1.07 : 1.0);
+  return width * size * (bold ? 1.1 : 1.0);
 }
 
 std::string fitted(std::string_view text, double size, double width, bool bold) {

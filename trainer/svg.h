@@ -21,7 +21,7 @@ std::string valid(std::string_view text);
 // At most one decimal, without a trailing zero: the same on every machine.
 std::string number(double value);
 
-// About as wide as a usual sans-serif font draws it at `size` pixels.
+// About as wide as the wider of the usual fonts (DejaVu Sans) draws it at `size` pixels.
 double text_width(std::string_view text, double size, bool bold = false);
 // The text, cut in the middle with an ellipsis where it would be wider than that.
 std::string fitted(std::string_view text, double size, double width, bool bold = false);
