@@ -64,11 +64,57 @@ class SvgWriter {
         text(root.axis + 7, root.height - 5, "s", root.shape);
         break;
       }
-    out_ += "</g>\n</svg>\n";
+    out_ += fmt::format("</g>\n<script>{}</script>\n</svg>\n", escaped(kScript));
     return std::move(out_);
   }
 
  private:
+  // A click on the title of a group in a column folds it, on the box opens it again: what is below
+  // moves, frames around it grow or shrink. Without scripts the picture stands as it is drawn.
+  static constexpr const char* kScript = R"(
+(function () {
+  var svg = document.documentElement;
+  function number(e, name) { return parseFloat(e.getAttribute(name)); }
+  function part(item, name) {
+    return Array.prototype.find.call(item.children, function (c) {
+      return c.getAttribute('class') === name; });
+  }
+  function shift(item, by) {
+    for (var e = item.nextElementSibling; e; e = e.nextElementSibling)
+      if (e.getAttribute('class') === 'i') {
+        var at = e.getAttribute('transform').match(/[-0-9.]+/g);
+        e.setAttribute('transform', 'translate(' + at[0] + ' ' + (parseFloat(at[1]) + by) + ')');
+      }
+    var open = item.parentNode, frame = open.children[0];
+    if (open.getAttribute('class') === 'open') {
+      frame.setAttribute('height', number(frame, 'height') + by);
+      return shift(open.parentNode, by);
+    }
+    var height = number(svg, 'height') + by;
+    svg.setAttribute('height', height);
+    svg.setAttribute('viewBox', '0 0 ' + svg.getAttribute('width') + ' ' + height);
+  }
+  Array.prototype.forEach.call(document.querySelectorAll('g.i'), function (item) {
+    var open = part(item, 'open'), shut = part(item, 'shut');
+    for (var e = item; e !== svg; e = e.parentNode)  // all around it must be columns
+      if (e.getAttribute('class') === null) { if (e.parentNode !== svg) return; }
+    if (!open || !shut) return;
+    function flip(event) {
+      event.stopPropagation();
+      var by = number(shut, 'data-h') - number(open.children[0], 'height');
+      var folds = open.getAttribute('display') !== 'none';
+      open.setAttribute('display', folds ? 'none' : 'inline');
+      shut.setAttribute('display', folds ? 'inline' : 'none');
+      shift(item, folds ? by : -by);
+    }
+    [shut, open.children[0], open.children[1]].forEach(function (e) {
+      e.style.cursor = 'pointer';
+      e.addEventListener('click', flip);
+    });
+  });
+})();
+)";
+
   static void gather(const PictureItem& item, std::vector<bool>& used) {
     if (item.kind == Kind::kBox || item.kind == Kind::kJoin)
       used[static_cast<size_t>(item.box_class)] = true;
@@ -145,52 +191,73 @@ class SvgWriter {
                         escaped(words));
   }
 
+  void line(const PictureItem& group, const PictureEdge& edge, const std::string& move = "") {
+    const bool ends_here =
+        edge.to >= 0 && group.children[static_cast<size_t>(edge.to)].kind != Kind::kGroup;
+    const bool shortcut = edge.beside || edge.into_side;
+    out_ += fmt::format("<path class=\"{}\" d=\"{}\"{}{}/>\n", shortcut ? "k" : "e", edge.path, move,
+                        !ends_here ? "" : shortcut ? " marker-end=\"url(#r)\"" : " marker-end=\"url(#a)\"");
+  }
+
+  // The shape of what a child gives, beside the line that leaves it.
+  void shape_label(const PictureItem& child, bool left, const std::string& move = "") {
+    out_ += fmt::format("<text x=\"{}\" y=\"{}\" class=\"s\"{}{}>{}</text>\n",
+                        number(child.x + child.axis + (left ? -7 : 7)),
+                        number(child.y + child.height + 14), left ? " text-anchor=\"end\"" : "", move,
+                        escaped(child.shape));
+  }
+
   // A group's lines, then its children.
   void inside(const PictureItem& group) {
-    std::vector<bool> beside(group.children.size(), false), labelled(group.children.size(), false);
+    if (group.column) return column(group);
+    // Left of the line where others leave to the right at once.
+    std::vector<bool> left(group.children.size(), false), labelled(group.children.size(), false);
     for (const PictureEdge& edge : group.edges) {
-      const bool ends_here =
-          edge.to >= 0 && group.children[static_cast<size_t>(edge.to)].kind != Kind::kGroup;
-      const bool shortcut = edge.beside || edge.into_side;
-      const char* marker = shortcut ? "r" : "a";
-      out_ += fmt::format("<path class=\"{}\" d=\"{}\"{}/>\n", shortcut ? "k" : "e", edge.path,
-                          ends_here ? fmt::format(" marker-end=\"url(#{})\"", marker)
-                                    : std::string());
+      line(group, edge);
       if (edge.from < 0) continue;
       const auto from = static_cast<size_t>(edge.from);
-      beside[from] = beside[from] || edge.beside;
       labelled[from] = labelled[from] || edge.to >= 0;
+      left[from] = left[from] || edge.beside;
     }
     for (size_t c = 0; c < group.children.size(); ++c) {
-      const PictureItem& child = group.children[c];
-      if (labelled[c]) {
-        const double x = child.x + child.axis, y = child.y + child.height + 14;
-        if (beside[c])
-          text(x - 7, y, "s", child.shape, "end");
-        else
-          text(x + 7, y, "s", child.shape);
-      }
-      item(child);
+      if (labelled[c]) shape_label(group.children[c], left[c]);
+      item(group.children[c]);
+    }
+  }
+
+  // Each child moves together with the line that comes into it, so that the script can shift what
+  // is below a group that is folded.
+  void column(const PictureItem& group) {
+    for (size_t c = 0; c <= group.children.size(); ++c) {
+      const bool end = c == group.children.size();
+      const double x = end ? 0 : group.children[c].x, y = end ? 0 : group.children[c].y;
+      const std::string back = fmt::format(" transform=\"translate({} {})\"", number(-x), number(-y));
+      out_ += fmt::format("<g class=\"i\" transform=\"translate({} {})\">\n", number(x), number(y));
+      for (const PictureEdge& edge : group.edges)
+        if (end ? edge.to < 0 : edge.to == static_cast<int>(c)) line(group, edge, back);
+      if (c > 0 && !end) shape_label(group.children[c - 1], false, back);
+      if (!end) content(group.children[c]);
+      out_ += "</g>\n";
     }
   }
 
   void item(const PictureItem& item) {
     out_ += fmt::format("<g transform=\"translate({} {})\">\n", number(item.x), number(item.y));
+    content(item);
+    out_ += "</g>\n";
+  }
+
+  void content(const PictureItem& item) {
     switch (item.kind) {
       case Kind::kGroup:
-        frame(item);
-        break;
+        return frame(item);
       case Kind::kBox:
-        box(item);
-        break;
+        return box(item);
       case Kind::kJoin:
-        junction(item);
-        break;
+        return junction(item);
       case Kind::kFolded:
-        folded(item);
-        break;
+        return folded(item);
     }
-    out_ += "</g>\n";
   }
 
   void rect(double x, double y, double w, double h, double r, const std::string& style) {
@@ -200,10 +267,18 @@ class SvgWriter {
   }
 
   void frame(const PictureItem& item) {
+    out_ += "<g class=\"open\">\n";
     rect(0, 0, item.width, item.height, 10, "g");
     text(12, 18, "f", svg::fitted(item.label, 12, item.axis - 20, true));
-    text(12, 32, "n", compact(item.parameters) + " parameters");
+    text(12, 32, "n", fmt::format("{} parameters", compact(item.parameters)));
     inside(item);
+    out_ += "</g>\n";
+    for (const PictureItem& closed : item.closed) {
+      out_ += fmt::format("<g class=\"shut\" display=\"none\" data-h=\"{}\">\n",
+                          number(closed.height));
+      folded(closed);
+      out_ += "</g>\n";
+    }
   }
 
   static std::string style(const char* kind, BoxClass c) {
@@ -249,8 +324,8 @@ class SvgWriter {
     for (int behind = std::min(item.repeats - 1, 2); behind > 0; --behind)
       rect(4.0 * behind, 4.0 * behind, item.width, item.height, 8, "b9");
     rect(0, 0, item.width, item.height, 8, "b9");
-    std::string count = compact(item.parameters / item.repeats);
-    if (item.repeats > 1) count = fmt::format("{} \xC3\x97 {}", item.repeats, count);
+    std::string count = compact(item.parameters);
+    if (item.repeats > 1) count = fmt::format("{} \xC3\x97, {} in all", item.repeats, count);
     const double count_width = svg::text_width(count, 10.5);
     text(11, 18, "l", svg::fitted(item.label, 13, item.width - 34 - count_width, true));
     text(item.width - 10, 18, "n", count, "end");

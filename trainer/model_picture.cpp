@@ -5,6 +5,7 @@
 #include <queue>
 #include <set>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "ops/core/error.h"
 #include "trainer/svg.h"
@@ -22,6 +23,7 @@ constexpr double kLabelSize = 13, kNoteSize = 10.5, kChipSize = 10;
 constexpr double kBoxHeight = 44, kJoinHeight = 26, kFoldedHeight = 58;
 constexpr double kMinWidth = 150, kMaxWidth = 250;
 constexpr double kRowGap = 30, kLaneGap = 26;
+constexpr double kLabelRoom = 16;  // more where lines go to another lane: below the shapes beside them
 constexpr double kTitleSize = 12, kFrameSide = 16, kFrameTop = 40, kFrameBottom = 14;
 constexpr double kFoldedWidth = 330;
 
@@ -34,11 +36,25 @@ struct Boxes {
   std::vector<int> box_of;                 // of each node
   std::vector<std::vector<int>> inputs;    // of each box: boxes, or -1 for the image; each once
   std::vector<std::vector<int>> readers;   // of each box
+  int last = 0;                            // that of the last node
+
+  // Somebody outside of a group reads it, or it is what the network gives; `inside`: a box is of the
+  // group.
+  bool goes_out(int box, const auto& inside) const {
+    const std::vector<int>& by = readers[static_cast<size_t>(box)];
+    return box == last || std::any_of(by.begin(), by.end(), [&](int r) { return !inside(r); });
+  }
 };
 
 std::string prefix_of(const std::string& name) {
   const size_t dot = name.rfind('.');
   return dot == std::string::npos ? "" : name.substr(0, dot);
+}
+
+// "layer1.0.bn1" belongs to "layer1.0.conv1", and "conv1.relu" to "conv1".
+bool belong_together(const std::string& first, const std::string& follower) {
+  const std::string prefix = prefix_of(follower);
+  return prefix == prefix_of(first) || prefix == first;
 }
 
 bool follows(BoxClass c) {
@@ -62,7 +78,7 @@ Boxes boxes_of(const ops::Graph& graph, const std::vector<LayerFacts>& facts) {
       const auto before = static_cast<size_t>(inputs[0]);
       auto& box = boxes.nodes[static_cast<size_t>(boxes.box_of[before])];
       if (box.back() == before && box.size() < 4 &&
-          prefix_of(graph.nodes[i].name) == prefix_of(graph.nodes[box[0]].name)) {
+          belong_together(graph.nodes[box[0]].name, graph.nodes[i].name)) {
         boxes.box_of[i] = boxes.box_of[before];
         box.push_back(i);
         continue;
@@ -71,6 +87,7 @@ Boxes boxes_of(const ops::Graph& graph, const std::vector<LayerFacts>& facts) {
     boxes.box_of[i] = static_cast<int>(boxes.nodes.size());
     boxes.nodes.push_back({i});
   }
+  boxes.last = boxes.box_of.back();
   boxes.inputs.resize(boxes.nodes.size());
   boxes.readers.resize(boxes.nodes.size());
   for (size_t b = 0; b < boxes.nodes.size(); ++b) {
@@ -101,7 +118,17 @@ class TreeBuilder {
  public:
   TreeBuilder(const ops::Graph& graph, const Boxes& boxes)
       : boxes_(boxes), child_of_(boxes.nodes.size(), -1) {
-    for (const auto& nodes : boxes.nodes) paths_.push_back(path_of(graph.nodes[nodes[0]].name));
+    std::unordered_set<std::string> groups;
+    for (const auto& nodes : boxes.nodes) {
+      std::string prefix = prefix_of(graph.nodes[nodes[0]].name);
+      for (size_t level = 0; level < kMostLevels && groups.insert(prefix).second; ++level)
+        prefix = prefix_of(prefix);
+    }
+    for (const auto& nodes : boxes.nodes) {
+      // A concatenation "inception3a" belongs to the group whose name it has.
+      const std::string& name = graph.nodes[nodes[0]].name;
+      paths_.push_back(path_of(groups.contains(name) ? name + "." : name));
+    }
   }
 
   Tree run() {
@@ -210,14 +237,10 @@ class TreeBuilder {
       for (const int box : children[c].boxes)
         for (const int input : boxes_.inputs[static_cast<size_t>(box)])
           add(input < 0 ? -1 : child_of_[static_cast<size_t>(input)], static_cast<int>(c));
-    // What boxes outside read, and what nobody reads, goes out.
+    const auto inside = [&](int box) { return child_of_[static_cast<size_t>(box)] >= 0; };
     for (size_t c = 0; c < children.size(); ++c)
-      for (const int box : children[c].boxes) {
-        const std::vector<int>& readers = boxes_.readers[static_cast<size_t>(box)];
-        if (readers.empty()) add(static_cast<int>(c), -1);
-        for (const int reader : readers)
-          if (child_of_[static_cast<size_t>(reader)] < 0) add(static_cast<int>(c), -1);
-      }
+      for (const int box : children[c].boxes)
+        if (boxes_.goes_out(box, inside)) add(static_cast<int>(c), -1);
     mark(false);
     return edges;
   }
@@ -464,12 +487,21 @@ class Layered {
     group_.width += shift;
     for (double& middle : middle_) middle += shift;
 
+    std::vector<double> gaps(static_cast<size_t>(rows_) + 1, kRowGap);
+    for (size_t e = 0; e < ways_.size(); ++e) {
+      const PictureEdge& edge = group_.edges[e];
+      if (edge.from < 0 || edge.to < 0 || edge.beside) continue;
+      if (lane_[at(edge.from)] == lane_[at(edge.to)] && !is_middle(at(edge.to))) continue;
+      const int row = ways_[e] == Way::kTargetLane ? row_[at(edge.from)] : row_[at(edge.to)] - 1;
+      gaps[at(row)] = kRowGap + kLabelRoom;
+    }
     std::vector<double> heights(static_cast<size_t>(rows_) + 1, 0), tops(heights.size() + 1, m.top);
     for (size_t c = 0; c < count(); ++c)
       heights[at(row_[c])] = std::max(heights[at(row_[c])], group_.children[c].height);
     for (int row = 1; row <= rows_; ++row)
-      tops[at(row) + 1] = tops[at(row)] + heights[at(row)] + kRowGap;
-    group_.height = tops[at(rows_) + 1] - kRowGap + m.bottom;
+      tops[at(row) + 1] = tops[at(row)] + heights[at(row)] + gaps[at(row)];
+    group_.height = tops[at(rows_) + 1] - gaps[at(rows_)] + m.bottom;
+    gap_ = gaps;
 
     std::vector<int> in_row(heights.size(), 0);
     for (size_t c = 0; c < count(); ++c) ++in_row[at(row_[c])];
@@ -491,14 +523,13 @@ class Layered {
     const double x1 = to ? to->x + to->axis : group_.axis;
     const double y1 = to ? to->y : group_.height;
     const int from_row = edge.from < 0 ? 0 : row_[at(edge.from)];
-    // The gaps behind the first row and before the last.
     const double leave = from ? row_bottom_[at(from_row)] : 0;
     const double gap = to ? kRowGap : std::min(kRowGap, group_.height - y0);
     switch (way) {
       case Way::kStraight:
         edge.path = move_to(x0, y0);
-        if (leave > y0 && x0 != x1) edge.path += line_to(x0, leave);
-        edge.path += swing(x0, std::max(y0, leave), x1, y1);
+        if (from && x0 != x1) edge.path += line_to(x0, std::max(y0, y1 - gap));
+        edge.path += swing(x0, from ? std::max(y0, y1 - gap) : y0, x1, y1);
         return;
       case Way::kSourceLane:
         if (to && to->kind == Kind::kJoin && x0 > x1) {
@@ -515,10 +546,10 @@ class Layered {
         edge.path = move_to(x0, y0) + line_to(x0, y1 - gap) + swing(x0, y1 - gap, x1, y1);
         return;
       case Way::kTargetLane: {
-        const double below = std::max(leave, y0) + kRowGap;
+        const double below = from ? leave + gap_[at(from_row)] : kRowGap;
         edge.path = move_to(x0, y0);
-        if (leave > y0) edge.path += line_to(x0, leave);
-        edge.path += swing(x0, std::max(leave, y0), x1, below) + line_to(x1, y1);
+        if (from) edge.path += line_to(x0, below - kRowGap);
+        edge.path += swing(x0, below - kRowGap, x1, below) + line_to(x1, y1);
         return;
       }
       case Way::kBeside: {
@@ -549,7 +580,7 @@ class Layered {
   std::vector<std::vector<Span>> lanes_;  // rows that are taken, lines on their way included
   std::vector<std::set<int>> standing_;   // rows of each lane in which a child stands
   std::vector<Way> ways_;
-  std::vector<double> middle_, edge_of_lane_, row_bottom_;
+  std::vector<double> middle_, edge_of_lane_, row_bottom_, gap_;
 };
 
 // ---- From the tree to items ----
@@ -574,7 +605,7 @@ class Painter {
            "give its nodes names with common prefixes (\"block1.conv1\"), and --fold, which draws "
            "them as one",
            printable(graph_.name), drawn, kMostDrawn);
-    return group(root, true);
+    return group(root, "", true);
   }
 
  private:
@@ -594,6 +625,13 @@ class Painter {
                    name[frame.size()] == '.'
                ? name.substr(frame.size() + 1)
                : name;
+  }
+
+  // Likewise of a group; a bare number takes the last word of the frame with it: "layer1.0".
+  static std::string short_name(const std::string& name, const std::string& frame) {
+    const std::string rest = inside(name, frame);
+    const bool number = std::all_of(rest.begin(), rest.end(), [](char c) { return c >= '0' && c <= '9'; });
+    return number ? inside(name, prefix_of(frame)) : rest;
   }
 
   static std::string shape_text(const Shape& y) {
@@ -647,13 +685,13 @@ class Painter {
 
   PictureItem item_of(const Tree& tree, const std::string& frame) {
     if (tree.leaf()) return box(tree.boxes[0], frame);
-    if (fold_ && is_block(tree)) return folded(tree);
-    return group(tree, false);
+    if (fold_ && is_block(tree)) return folded(tree, frame);
+    return group(tree, frame, false);
   }
 
-  PictureItem folded(const Tree& tree) {
+  PictureItem folded(const Tree& tree, const std::string& frame) {
     PictureItem item{.kind = Kind::kFolded, .name = tree.name};
-    item.label = tree.name;
+    item.label = short_name(tree.name, frame);
     int shown = 0;
     for (const int b : tree.boxes) {
       const PictureItem part = box(b, tree.name);
@@ -674,12 +712,13 @@ class Painter {
     return item;
   }
 
-  // All that is in a folded block but its names.
+  // What a folded block does, whatever its names and the number of channels that come in: alike
+  // are the blocks of a stage, and the layers of a dense block.
   std::string signature(const PictureItem& item) const {
     std::string text;
     for (const size_t node : item.nodes) {
       const LayerFacts& f = facts_[node];
-      text += fmt::format("{} {} {} {},{},{}", f.kind, f.formula, f.arithmetic, f.y.c, f.y.h, f.y.w);
+      text += f.kind == "Concat" ? f.kind : label_of(graph_.nodes[node].op, f.y);
       for (const int input : graph_.nodes[node].inputs)
         text += fmt::format(" {}", input < 0 ? -1 : static_cast<int>(node) - input);
       text += ";";
@@ -687,7 +726,17 @@ class Painter {
     return text;
   }
 
-  // Folded blocks alike that follow each other become one.
+  static constexpr const char* kDash = " \xE2\x80\x93 ";
+
+  // Characters that both begin with, up to their last digits: of "layer3.1" and "layer3.12" seven.
+  static size_t common_words(const std::string& a, const std::string& b) {
+    size_t same = 0;
+    while (same < a.size() && same < b.size() && a[same] == b[same]) ++same;
+    while (same > 0 && a[same - 1] >= '0' && a[same - 1] <= '9') --same;
+    return same;
+  }
+
+  // Folded blocks alike that follow each other become one; its shape is the last one's.
   void gather_repeats(PictureItem& group) const {
     std::vector<PictureItem> kept;
     std::string last;
@@ -696,10 +745,11 @@ class Painter {
       if (!now.empty() && now == last) {
         PictureItem& run = kept.back();
         ++run.repeats;
+        run.shape = child.shape;
         run.parameters += child.parameters;
         run.nodes.insert(run.nodes.end(), child.nodes.begin(), child.nodes.end());
-        const size_t dash = run.label.find(" \xE2\x80\x93 ");
-        run.label = run.label.substr(0, dash) + " \xE2\x80\x93 " + child.label;
+        const std::string first = run.label.substr(0, run.label.find(kDash));
+        run.label = first + kDash + child.label.substr(common_words(first, child.label));
       } else {
         kept.push_back(std::move(child));
       }
@@ -715,9 +765,9 @@ class Painter {
     for (int c = 0; c < count; ++c) group.edges.push_back({c, c + 1 < count ? c + 1 : -1});
   }
 
-  PictureItem group(const Tree& tree, bool is_root) {
+  PictureItem group(const Tree& tree, const std::string& frame, bool is_root) {
     PictureItem item{.kind = Kind::kGroup, .name = tree.name};
-    item.label = tree.name;
+    item.label = short_name(tree.name, frame);
     item.column = tree.column;
     const bool flat = !is_root && !tree.column && tree.boxes.size() <= kMostFlattened;
     if (flat) {
@@ -725,7 +775,7 @@ class Painter {
     } else {
       for (const Tree& child : tree.children) {
         const bool as_one = !is_root && !tree.column && !child.leaf();
-        item.children.push_back(as_one ? folded(child) : item_of(child, tree.name));
+        item.children.push_back(as_one ? folded(child, tree.name) : item_of(child, tree.name));
       }
       for (const auto& [from, to] : tree.edges) item.edges.push_back({from, to});
     }
@@ -748,6 +798,12 @@ class Painter {
       lay_out_column(item, margins);
     else
       Layered(item).run(margins);
+    if (!is_root) {
+      PictureItem closed = folded(tree, frame);
+      closed.width = item.width;
+      closed.axis = item.axis;
+      item.closed.push_back(std::move(closed));
+    }
     return item;
   }
 
@@ -765,10 +821,7 @@ class Painter {
         const int from = found == child_of.end() ? -1 : found->second;
         if (seen.insert(from).second) item.edges.push_back({from, to});
       }
-      const std::vector<int>& readers = boxes_.readers[static_cast<size_t>(b)];
-      if (readers.empty() || std::any_of(readers.begin(), readers.end(), [&](int reader) {
-            return !child_of.contains(reader);
-          }))
+      if (boxes_.goes_out(b, [&](int other) { return child_of.contains(other); }))
         item.edges.push_back({to, -1});
     }
   }
@@ -833,6 +886,7 @@ struct LabelOf {
     return s.complement ? "1 - sigmoid" : "sigmoid";
   }
   std::string operator()(const ops::Multiply&) const { return "\xC3\x97"; }
+  std::string operator()(const ops::BatchNorm&) const { return "batch norm"; }
   template <typename Other>
   std::string operator()(const Other& s) const {
     return ops::kind_of(s);

@@ -61,6 +61,7 @@ struct PictureItem {
   std::string shape;                // of what goes out: "64 x 56 x 56"
   std::vector<PictureItem> children;
   std::vector<PictureEdge> edges;
+  std::vector<PictureItem> closed;  // a group but the root: the box that it can be folded to
 };
 
 enum class Fold { kAuto, kYes, kNo };

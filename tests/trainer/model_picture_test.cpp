@@ -142,7 +142,7 @@ TEST(ModelPicture, AResNetsShortcutsCurveBesideItsBlocks) {
   ASSERT_EQ(stage.children.size(), 2u);
   const PictureItem& block = stage.children[0];
   EXPECT_EQ(block.name, "layer1.0");
-  EXPECT_EQ(block.label, "0");
+  EXPECT_EQ(block.label, "layer1.0");
   EXPECT_FALSE(block.column);
   ASSERT_EQ(block.children.size(), 3u);
   EXPECT_EQ(block.children[0].label, "3\xC3\x97""3 conv, 64");
@@ -162,7 +162,7 @@ TEST(ModelPicture, FoldedBlocksAreOneBoxAndRunsOfThemAnother) {
   ASSERT_EQ(stage.children.size(), 2u);
   EXPECT_EQ(stage.children[1].kind, Kind::kFolded);
   EXPECT_EQ(stage.children[1].repeats, 35);
-  EXPECT_EQ(stage.children[1].label, "1 \xE2\x80\x93 35");
+  EXPECT_EQ(stage.children[1].label, "layer3.1 \xE2\x80\x93 35");
   expect_all_lines(drawn);
 }
 
@@ -218,11 +218,16 @@ TEST(ModelPicture, HostileNamesAreText) {
   int x = kImage;
   for (const std::string& name : names)
     x = graph.add(name, ops::Conv2d{.out_channels = 3, .padding = 1}, {x});
+  const test::XmlElement plain = test::parse_xml(Drawn(branches()).svg());
+  const std::string plain_script = test::elements(plain, "script").at(0)->text;
   for (const Fold fold : {Fold::kNo, Fold::kYes}) {
     const Drawn drawn(graph, fold);
     expect_all_lines(drawn);
     const test::XmlElement svg = test::parse_xml(drawn.svg());
-    EXPECT_TRUE(test::elements(svg, "script").empty());
+    // One script, ours, and nothing that runs another.
+    const auto scripts = test::elements(svg, "script");
+    ASSERT_EQ(scripts.size(), 1u);
+    EXPECT_EQ(scripts[0]->text, plain_script);
     for (const test::XmlElement* text : test::elements(svg, "text"))
       EXPECT_FALSE(text->attributes.contains("onload"));
   }
