@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <array>
-#include <utility>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "trainer/svg.h"
 
@@ -101,8 +101,8 @@ class Chart {
         "text{{fill:#1f2937;font-size:11px}} .t{{font-size:17px;font-weight:600}} "
         ".p{{font-size:13px;font-weight:600}} .a{{fill:#4b5563}} .m{{fill:#6b7280}}\n"
         ".grid{{stroke:#e5e7eb;stroke-width:1}} .axis{{stroke:#9aa5b1;stroke-width:1;fill:none}}\n"
-        ".thin{{fill:none;stroke-width:1;stroke-opacity:0.65}} "
-        ".bold{{fill:none;stroke-width:2.4;stroke-linejoin:round}}\n"
+        ".thin{{fill:none;stroke-width:1;stroke-opacity:0.65;stroke-linecap:round}} "
+        ".bold{{fill:none;stroke-width:2.4;stroke-linejoin:round;stroke-linecap:round}}\n"
         "</style>\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
         number(width), number(height), escaped(svg::kFonts), escaped(title));
     text(kLeft - 30, 30, "t", svg::fitted(title, 17, width - 60, true));
@@ -200,7 +200,9 @@ class Chart {
         pen_down = false;
         continue;
       }
-      path += fmt::format("{}{} {}", pen_down ? "L" : "M", number(x_of(x)), number(y_of(panel, y)));
+      // A line of no length is a dot: a point alone is seen, too.
+      const std::string at = fmt::format("{} {}", number(x_of(x)), number(y_of(panel, y)));
+      path += fmt::format("{}L{}", pen_down ? std::string() : "M" + at, at);
       pen_down = true;
     }
     if (path.empty()) return;

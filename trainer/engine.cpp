@@ -314,8 +314,8 @@ void Engine::add_weights(LayerStatistics& layers, std::span<const float> paramet
     if (layout_.parameters[p].spec.is_weight) weights.push_back(p);
   std::ranges::sort(weights, {}, [&](size_t p) { return layout_.parameters[p].order; });
   const size_t count = weights.size();
-  for (std::vector<double>* out : {&layers.gradient_norm, &layers.gradient_rms,
-                                   &layers.weight_norm, &layers.weight_rms})
+  for (std::vector<double>* out :
+       {&layers.gradient_norm, &layers.gradient_rms, &layers.weight_norm, &layers.weight_rms})
     out->resize(count);
   for (const size_t p : weights) layers.weights.push_back(layout_.parameters[p].name);
 
@@ -363,12 +363,11 @@ void Engine::add_responses(LayerStatistics& layers, std::span<const float> param
     const auto rows = static_cast<double>(shapes[s.node].rows());
     std::vector<double> variance(channels);
     for (size_t c = 0; c < channels; ++c)
-      variance[c] = static_cast<double>(sums[s.offset + channels + c]) / config_.workers *
-                    (rows - 1) / rows;
+      variance[c] =
+          static_cast<double>(sums[s.offset + channels + c]) / config_.workers * (rows - 1) / rows;
     layers.batch_norms.push_back(s.name);
-    layers.response_std.push_back(
-        response_std(gamma, beta, variance,
-                     std::get<ops::BatchNorm>(fused_.nodes[s.node].op).epsilon));
+    layers.response_std.push_back(response_std(
+        gamma, beta, variance, std::get<ops::BatchNorm>(fused_.nodes[s.node].op).epsilon));
   }
 }
 

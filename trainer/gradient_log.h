@@ -1,5 +1,5 @@
-// OUT/gradients.jsonl: LayerStatistics of every n-th step and of the first (log.gradients), one JSON
-// object a line:
+// OUT/gradients.jsonl: LayerStatistics of every n-th step and of the first (log.gradients), one
+// JSON object a line:
 //   {"step":100,"epoch":0.21,"weights":["conv1.weight",...],"gradient_norm":[...],
 //    "gradient_rms":[...],"weight_norm":[...],"weight_rms":[...],"batch_norms":["bn1",...],
 //    "response_std":[...]}

@@ -57,7 +57,8 @@ class SvgWriter {
     const double left = (width - root.width) / 2;
     out_ += fmt::format("<g transform=\"translate({} {})\">\n", number(left), number(top));
     const Shape& image = graph_.image;
-    text(root.axis + 7, 12, "s", fmt::format("{} \xC3\x97 {} \xC3\x97 {}", image.c, image.h, image.w));
+    text(root.axis + 7, 12, "s",
+         fmt::format("{} \xC3\x97 {} \xC3\x97 {}", image.c, image.h, image.w));
     inside(root);
     for (const PictureEdge& edge : root.edges)
       if (edge.to < 0 && edge.from >= 0) {
@@ -137,7 +138,8 @@ class SvgWriter {
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" viewBox=\"0 0 {0} "
         "{1}\" font-family=\"{2}\">\n<title>{3}</title>\n<style>\n"
-        "text{{fill:#1f2937}} .t{{font-size:22px;font-weight:600}} .u{{font-size:12px;fill:#6b7280}}\n"
+        "text{{fill:#1f2937}} .t{{font-size:22px;font-weight:600}} "
+        ".u{{font-size:12px;fill:#6b7280}}\n"
         ".l{{font-size:13px;font-weight:600}} .n{{font-size:10.5px;fill:#6b7280}} "
         ".s{{font-size:10px;fill:#6b7280}} .c{{font-size:10px}}\n"
         ".f{{font-size:12px;font-weight:600;fill:#374151}} .e{{fill:none;stroke:#7b8794;"
@@ -161,10 +163,11 @@ class SvgWriter {
     text(kMargin, 40, "t", svg::fitted(name, 22, width - 2 * kMargin, true));
     const Shape& image = graph_.image;
     text(kMargin, 60, "u",
-         svg::fitted(fmt::format("input {} \xC3\x97 {} \xC3\x97 {}  \xC2\xB7  {} parameters  \xC2\xB7  {} "
-                                 "multiply-adds",
-                                 image.c, image.h, image.w, grouped(t.parameters), compact(t.macs)),
-                     12, width - 2 * kMargin));
+         svg::fitted(
+             fmt::format("input {} \xC3\x97 {} \xC3\x97 {}  \xC2\xB7  {} parameters  \xC2\xB7  {} "
+                         "multiply-adds",
+                         image.c, image.h, image.w, grouped(t.parameters), compact(t.macs)),
+             12, width - 2 * kMargin));
   }
 
   // Swatches in rows; returns their height.
@@ -176,8 +179,9 @@ class SvgWriter {
         x = kMargin;
         y += 18;
       }
-      out_ += fmt::format("<rect x=\"{}\" y=\"{}\" width=\"14\" height=\"11\" rx=\"3\" class=\"b{}\"/>\n",
-                          number(x), number(y - 9.5), static_cast<int>(c));
+      out_ += fmt::format(
+          "<rect x=\"{}\" y=\"{}\" width=\"14\" height=\"11\" rx=\"3\" class=\"b{}\"/>\n",
+          number(x), number(y - 9.5), static_cast<int>(c));
       text(x + 19, y, "n", look(c).name);
       x += need;
     }
@@ -195,16 +199,19 @@ class SvgWriter {
     const bool ends_here =
         edge.to >= 0 && group.children[static_cast<size_t>(edge.to)].kind != Kind::kGroup;
     const bool shortcut = edge.beside || edge.into_side;
-    out_ += fmt::format("<path class=\"{}\" d=\"{}\"{}{}/>\n", shortcut ? "k" : "e", edge.path, move,
-                        !ends_here ? "" : shortcut ? " marker-end=\"url(#r)\"" : " marker-end=\"url(#a)\"");
+    out_ +=
+        fmt::format("<path class=\"{}\" d=\"{}\"{}{}/>\n", shortcut ? "k" : "e", edge.path, move,
+                    !ends_here ? ""
+                    : shortcut ? " marker-end=\"url(#r)\""
+                               : " marker-end=\"url(#a)\"");
   }
 
   // The shape of what a child gives, beside the line that leaves it.
   void shape_label(const PictureItem& child, bool left, const std::string& move = "") {
     out_ += fmt::format("<text x=\"{}\" y=\"{}\" class=\"s\"{}{}>{}</text>\n",
                         number(child.x + child.axis + (left ? -7 : 7)),
-                        number(child.y + child.height + 14), left ? " text-anchor=\"end\"" : "", move,
-                        escaped(child.shape));
+                        number(child.y + child.height + 14), left ? " text-anchor=\"end\"" : "",
+                        move, escaped(child.shape));
   }
 
   // A group's lines, then its children.
@@ -231,7 +238,8 @@ class SvgWriter {
     for (size_t c = 0; c <= group.children.size(); ++c) {
       const bool end = c == group.children.size();
       const double x = end ? 0 : group.children[c].x, y = end ? 0 : group.children[c].y;
-      const std::string back = fmt::format(" transform=\"translate({} {})\"", number(-x), number(-y));
+      const std::string back =
+          fmt::format(" transform=\"translate({} {})\"", number(-x), number(-y));
       out_ += fmt::format("<g class=\"i\" transform=\"translate({} {})\">\n", number(x), number(y));
       for (const PictureEdge& edge : group.edges)
         if (end ? edge.to < 0 : edge.to == static_cast<int>(c)) line(group, edge, back);
@@ -261,9 +269,9 @@ class SvgWriter {
   }
 
   void rect(double x, double y, double w, double h, double r, const std::string& style) {
-    out_ += fmt::format(
-        "<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"{}\" class=\"{}\"/>\n", number(x),
-        number(y), number(w), number(h), number(r), style);
+    out_ +=
+        fmt::format("<rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" rx=\"{}\" class=\"{}\"/>\n",
+                    number(x), number(y), number(w), number(h), number(r), style);
   }
 
   void frame(const PictureItem& item) {
@@ -274,8 +282,8 @@ class SvgWriter {
     inside(item);
     out_ += "</g>\n";
     for (const PictureItem& closed : item.closed) {
-      out_ += fmt::format("<g class=\"shut\" display=\"none\" data-h=\"{}\">\n",
-                          number(closed.height));
+      out_ +=
+          fmt::format("<g class=\"shut\" display=\"none\" data-h=\"{}\">\n", number(closed.height));
       folded(closed);
       out_ += "</g>\n";
     }
@@ -384,9 +392,11 @@ std::string to_svg(const ops::Graph& graph, const std::vector<LayerFacts>& facts
 
 std::string to_dot(const ops::Graph& graph, const std::vector<LayerFacts>& facts) {
   std::string out = fmt::format(
-      "digraph {} {{\n  rankdir=TB; fontname=\"Helvetica\"; node [shape=box, style=\"rounded,filled\", "
+      "digraph {} {{\n  rankdir=TB; fontname=\"Helvetica\"; node [shape=box, "
+      "style=\"rounded,filled\", "
       "fontname=\"Helvetica\", fontsize=11]; edge [fontname=\"Helvetica\", fontsize=9, "
-      "color=\"#7b8794\", fontcolor=\"#6b7280\"];\n  image [label={}, shape=plaintext, style=\"\"];\n",
+      "color=\"#7b8794\", fontcolor=\"#6b7280\"];\n  image [label={}, shape=plaintext, "
+      "style=\"\"];\n",
       quoted(graph.name),
       quoted(fmt::format("{} x {} x {}", graph.image.c, graph.image.h, graph.image.w)));
   std::vector<std::pair<std::string, std::vector<size_t>>> clusters;
@@ -401,18 +411,19 @@ std::string to_dot(const ops::Graph& graph, const std::vector<LayerFacts>& facts
     const auto& [prefix, nodes] = clusters[c];
     const bool framed = !prefix.empty() && nodes.size() > 1;
     if (framed)
-      out += fmt::format("  subgraph cluster_{} {{ label={}; labeljust=l; color=\"#9aa5b1\"; "
-                         "style=rounded;\n",
-                         c, quoted(prefix));
+      out += fmt::format(
+          "  subgraph cluster_{} {{ label={}; labeljust=l; color=\"#9aa5b1\"; "
+          "style=rounded;\n",
+          c, quoted(prefix));
     for (const size_t i : nodes) {
       const Look& l = look(class_of(facts[i].kind));
-      const std::string count =
-          facts[i].parameters > 0 ? fmt::format("\n{} parameters", grouped(facts[i].parameters)) : "";
-      out += fmt::format("  {}n{} [label={}, color=\"{}\", fillcolor=\"{}\"];\n", framed ? "  " : "",
-                         i,
-                         quoted(label_of(graph.nodes[i].op, facts[i].y) + "\n" +
-                                graph.nodes[i].name + count),
-                         l.line, l.fill);
+      const std::string count = facts[i].parameters > 0
+                                    ? fmt::format("\n{} parameters", grouped(facts[i].parameters))
+                                    : "";
+      out += fmt::format(
+          "  {}n{} [label={}, color=\"{}\", fillcolor=\"{}\"];\n", framed ? "  " : "", i,
+          quoted(label_of(graph.nodes[i].op, facts[i].y) + "\n" + graph.nodes[i].name + count),
+          l.line, l.fill);
     }
     if (framed) out += "  }\n";
   }

@@ -23,7 +23,8 @@ constexpr double kLabelSize = 13, kNoteSize = 10.5, kChipSize = 10;
 constexpr double kBoxHeight = 44, kJoinHeight = 26, kFoldedHeight = 58;
 constexpr double kMinWidth = 150, kMaxWidth = 250;
 constexpr double kRowGap = 30, kLaneGap = 26;
-constexpr double kLabelRoom = 16;  // more where lines go to another lane: below the shapes beside them
+constexpr double kLabelRoom =
+    16;  // more where lines go to another lane: below the shapes beside them
 constexpr double kTitleSize = 12, kFrameSide = 16, kFrameTop = 40, kFrameBottom = 14;
 constexpr double kFoldedWidth = 330;
 
@@ -38,8 +39,8 @@ struct Boxes {
   std::vector<std::vector<int>> readers;   // of each box
   int last = 0;                            // that of the last node
 
-  // Somebody outside of a group reads it, or it is what the network gives; `inside`: a box is of the
-  // group.
+  // Somebody outside of a group reads it, or it is what the network gives; `inside`: a box is of
+  // the group.
   bool goes_out(int box, const auto& inside) const {
     const std::vector<int>& by = readers[static_cast<size_t>(box)];
     return box == last || std::any_of(by.begin(), by.end(), [&](int r) { return !inside(r); });
@@ -330,8 +331,7 @@ void lay_out_column(PictureItem& group, const Margins& m) {
     const double y0 = edge.from < 0 ? 0
                                     : group.children[static_cast<size_t>(edge.from)].y +
                                           group.children[static_cast<size_t>(edge.from)].height;
-    const double y1 =
-        edge.to < 0 ? group.height : group.children[static_cast<size_t>(edge.to)].y;
+    const double y1 = edge.to < 0 ? group.height : group.children[static_cast<size_t>(edge.to)].y;
     edge.path = join(move_to(group.axis, y0), line_to(group.axis, y1));
   }
 }
@@ -376,9 +376,8 @@ class Layered {
   };
   bool is_free(size_t lane, int first, int last) const {
     return lane >= lanes_.size() ||
-           std::none_of(lanes_[lane].begin(), lanes_[lane].end(), [&](const Span& span) {
-             return span.first <= last && first <= span.last;
-           });
+           std::none_of(lanes_[lane].begin(), lanes_[lane].end(),
+                        [&](const Span& span) { return span.first <= last && first <= span.last; });
   }
 
   void find_lanes() {
@@ -561,9 +560,9 @@ class Layered {
         const double into = to ? to->x + to->width : group_.axis;
         const double bend = std::min({26.0, (end - start) / 2});
         edge.path = move_to(x0, y0) + line_to(x0, start) +
-                    fmt::format("C{} {} {} {} {} {}", svg::number(x0), svg::number(start + bend / 2),
-                                svg::number(out), svg::number(start), svg::number(out),
-                                svg::number(start + bend)) +
+                    fmt::format("C{} {} {} {} {} {}", svg::number(x0),
+                                svg::number(start + bend / 2), svg::number(out), svg::number(start),
+                                svg::number(out), svg::number(start + bend)) +
                     line_to(out, end - bend) +
                     fmt::format("C{} {} {} {} {} {}", svg::number(out), svg::number(end - bend / 3),
                                 svg::number(out - bend / 3), svg::number(end), svg::number(into),
@@ -630,7 +629,8 @@ class Painter {
   // Likewise of a group; a bare number takes the last word of the frame with it: "layer1.0".
   static std::string short_name(const std::string& name, const std::string& frame) {
     const std::string rest = inside(name, frame);
-    const bool number = std::all_of(rest.begin(), rest.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool number =
+        std::all_of(rest.begin(), rest.end(), [](char c) { return c >= '0' && c <= '9'; });
     return number ? inside(name, prefix_of(frame)) : rest;
   }
 
@@ -651,7 +651,8 @@ class Painter {
       const LayerFacts& fact = facts_[nodes[i]];
       item.parameters += fact.parameters;
       const std::string name = inside(fact.name, frame);
-      item.note += i == 0 ? name : " \xC2\xB7 " + inside(name, prefix_of(inside(first.name, frame)));
+      item.note +=
+          i == 0 ? name : " \xC2\xB7 " + inside(name, prefix_of(inside(first.name, frame)));
       if (i > 0)
         item.chips.push_back({chip_text(graph_.nodes[nodes[i]].op, fact), class_of(fact.kind)});
     }
@@ -789,11 +790,11 @@ class Painter {
       if (edge.to < 0 && edge.from >= 0)
         item.shape = item.children[static_cast<size_t>(edge.from)].shape;
     // A frame says its name and its parameters left of the axis.
-    const double title =
-        std::max(svg::text_width(svg::fitted(item.label, kTitleSize, kMaxWidth, true), kTitleSize, true),
-                 svg::text_width(compact(item.parameters) + " parameters", kNoteSize));
-    const Margins margins = is_root ? Margins{22, 0, 22, 0}
-                                    : Margins{kFrameTop, kFrameSide, kFrameBottom, title + 24};
+    const double title = std::max(
+        svg::text_width(svg::fitted(item.label, kTitleSize, kMaxWidth, true), kTitleSize, true),
+        svg::text_width(compact(item.parameters) + " parameters", kNoteSize));
+    const Margins margins =
+        is_root ? Margins{22, 0, 22, 0} : Margins{kFrameTop, kFrameSide, kFrameBottom, title + 24};
     if (item.column)
       lay_out_column(item, margins);
     else
@@ -837,13 +838,13 @@ class Painter {
 
 BoxClass class_of(const std::string& kind) {
   static const std::map<std::string, BoxClass> classes = {
-      {"Conv2d", BoxClass::kConv},           {"Linear", BoxClass::kLinear},
-      {"BatchNorm", BoxClass::kNorm},        {"LocalResponseNorm", BoxClass::kNorm},
-      {"ReLU", BoxClass::kActivation},       {"Sigmoid", BoxClass::kActivation},
-      {"MaxPool", BoxClass::kPool},          {"AvgPool", BoxClass::kPool},
-      {"GlobalAvgPool", BoxClass::kPool},    {"AdaptiveAvgPool", BoxClass::kPool},
-      {"Subsample", BoxClass::kPool},        {"Add", BoxClass::kAdd},
-      {"Concat", BoxClass::kConcat},         {"Multiply", BoxClass::kGate},
+      {"Conv2d", BoxClass::kConv},        {"Linear", BoxClass::kLinear},
+      {"BatchNorm", BoxClass::kNorm},     {"LocalResponseNorm", BoxClass::kNorm},
+      {"ReLU", BoxClass::kActivation},    {"Sigmoid", BoxClass::kActivation},
+      {"MaxPool", BoxClass::kPool},       {"AvgPool", BoxClass::kPool},
+      {"GlobalAvgPool", BoxClass::kPool}, {"AdaptiveAvgPool", BoxClass::kPool},
+      {"Subsample", BoxClass::kPool},     {"Add", BoxClass::kAdd},
+      {"Concat", BoxClass::kConcat},      {"Multiply", BoxClass::kGate},
       {"Dropout", BoxClass::kDropout},
   };
   const auto found = classes.find(kind);

@@ -49,16 +49,16 @@ struct PictureItem {
   Kind kind = Kind::kBox;
   std::string name;  // a group's prefix, a box's first node
   std::string label, note;
-  std::vector<PictureChip> chips;   // a box: what follows its first node; folded: what is in it
+  std::vector<PictureChip> chips;  // a box: what follows its first node; folded: what is in it
   BoxClass box_class = BoxClass::kOther;
-  std::vector<size_t> nodes;        // of the graph
+  std::vector<size_t> nodes;  // of the graph
   int64_t parameters = 0;
-  int repeats = 1;                  // folded: as many alike, one behind the other
-  bool column = false;              // a group: its children follow each other
-  double x = 0, y = 0;              // of the upper left corner, in the group's coordinates
+  int repeats = 1;      // folded: as many alike, one behind the other
+  bool column = false;  // a group: its children follow each other
+  double x = 0, y = 0;  // of the upper left corner, in the group's coordinates
   double width = 0, height = 0;
-  double axis = 0;                  // from x: where lines come in and go out
-  std::string shape;                // of what goes out: "64 x 56 x 56"
+  double axis = 0;    // from x: where lines come in and go out
+  std::string shape;  // of what goes out: "64 x 56 x 56"
   std::vector<PictureItem> children;
   std::vector<PictureEdge> edges;
   std::vector<PictureItem> closed;  // a group but the root: the box that it can be folded to

@@ -26,8 +26,8 @@ namespace po = boost::program_options;
 
 struct Column {
   const char* title;
-  bool left;         // aligned
-  int rank;          // columns of the highest rank go first where a line is too narrow
+  bool left;  // aligned
+  int rank;   // columns of the highest rank go first where a line is too narrow
   std::vector<std::string> cells;
   size_t width = 0;
 };
@@ -41,10 +41,10 @@ size_t terminal_width() {
 
 std::vector<Column> columns_of(const std::vector<LayerFacts>& layers) {
   std::vector<Column> columns = {
-      {"layer", true, 0, {}},        {"kind", true, 0, {}},
-      {"output", false, 0, {}},      {"side of the output", true, 2, {}},
-      {"sees/every", false, 3, {}},  {"parameters", false, 0, {}},
-      {"by formula", true, 4, {}},   {"MACs", false, 1, {}},
+      {"layer", true, 0, {}},       {"kind", true, 0, {}},
+      {"output", false, 0, {}},     {"side of the output", true, 2, {}},
+      {"sees/every", false, 3, {}}, {"parameters", false, 0, {}},
+      {"by formula", true, 4, {}},  {"MACs", false, 1, {}},
       {"bytes", false, 5, {}},
   };
   constexpr size_t kLongest = 60;  // of a name
@@ -83,9 +83,9 @@ size_t line_width(const std::vector<Column>& columns) {
 // Leaves out what a terminal has no room for.
 void fit(std::vector<Column>& columns, size_t width) {
   while (line_width(columns) > width) {
-    const auto last = std::max_element(columns.begin(), columns.end(), [](const auto& a, const auto& b) {
-      return a.rank < b.rank;
-    });
+    const auto last =
+        std::max_element(columns.begin(), columns.end(),
+                         [](const auto& a, const auto& b) { return a.rank < b.rank; });
     if (last->rank == 0) return;
     columns.erase(last);
   }
@@ -95,7 +95,8 @@ std::string line_of(const std::vector<Column>& columns, const auto& cell_of) {
   std::string line;
   for (const Column& c : columns) {
     const std::string cell = cell_of(c);
-    line += c.left ? fmt::format("{:<{}}  ", cell, c.width) : fmt::format("{:>{}}  ", cell, c.width);
+    line +=
+        c.left ? fmt::format("{:<{}}  ", cell, c.width) : fmt::format("{:>{}}  ", cell, c.width);
   }
   line.erase(line.find_last_not_of(' ') + 1);
   return line + "\n";
@@ -106,15 +107,17 @@ std::string table_of(const ops::Graph& graph, const std::vector<LayerFacts>& lay
   const size_t all = columns.size();
   if (!wide) fit(columns, terminal_width());
   const std::string rule(line_width(columns), '-');
-  std::string text = fmt::format("{}: input {} x {} x {} (channels x height x width)\n\n",
-                                 printable(graph.name), graph.image.c, graph.image.h, graph.image.w);
+  std::string text =
+      fmt::format("{}: input {} x {} x {} (channels x height x width)\n\n", printable(graph.name),
+                  graph.image.c, graph.image.h, graph.image.w);
   text += line_of(columns, [](const Column& c) { return std::string(c.title); }) + rule + "\n";
   for (size_t row = 0; row <= layers.size(); ++row) {
     if (row == layers.size()) text += rule + "\n";
     text += line_of(columns, [&](const Column& c) { return c.cells[row]; });
   }
   text +=
-      "\noutput: channels, height, width. Its side: (input + 2*padding - window)/stride + 1, rounded "
+      "\noutput: channels, height, width. Its side: (input + 2*padding - window)/stride + 1, "
+      "rounded "
       "as it says.\n"
       "sees/every: pixels of a side of the image that one value depends on, and from one to the "
       "next.\n";
@@ -137,18 +140,19 @@ std::string memory_of(const ops::Graph& graph, const std::vector<LayerFacts>& la
                               ops::make_device("cpu", 1)->slice_bytes());
   };
   const ops::MemoryPlan train = plan(true), infer = plan(false);
-  return text + fmt::format(
-      "\nOne image: {:.2f} GMAC forward. Parameters take {}.\n"
-      "Arena for a batch of {} in {} (naive: had every tensor its own place):\n"
-      "  training   {:>12}  (naive {:>12}, {:.0f} %)\n"
-      "  inference  {:>12}  (naive {:>12}, {:.0f} %)\n",
-      static_cast<double>(t.macs) / 1e9, mebibytes(4.0 * static_cast<double>(t.parameters)), batch,
-      name_of(type), mebibytes(static_cast<double>(train.bytes)),
-      mebibytes(static_cast<double>(train.naive_bytes)),
-      100.0 * static_cast<double>(train.bytes) / static_cast<double>(train.naive_bytes),
-      mebibytes(static_cast<double>(infer.bytes)),
-      mebibytes(static_cast<double>(infer.naive_bytes)),
-      100.0 * static_cast<double>(infer.bytes) / static_cast<double>(infer.naive_bytes));
+  return text +
+         fmt::format(
+             "\nOne image: {:.2f} GMAC forward. Parameters take {}.\n"
+             "Arena for a batch of {} in {} (naive: had every tensor its own place):\n"
+             "  training   {:>12}  (naive {:>12}, {:.0f} %)\n"
+             "  inference  {:>12}  (naive {:>12}, {:.0f} %)\n",
+             static_cast<double>(t.macs) / 1e9, mebibytes(4.0 * static_cast<double>(t.parameters)),
+             batch, name_of(type), mebibytes(static_cast<double>(train.bytes)),
+             mebibytes(static_cast<double>(train.naive_bytes)),
+             100.0 * static_cast<double>(train.bytes) / static_cast<double>(train.naive_bytes),
+             mebibytes(static_cast<double>(infer.bytes)),
+             mebibytes(static_cast<double>(infer.naive_bytes)),
+             100.0 * static_cast<double>(infer.bytes) / static_cast<double>(infer.naive_bytes));
 }
 
 // ---- JSON ----
@@ -157,9 +161,8 @@ nlohmann::ordered_json json_of(const LayerFacts& l, const ops::Graph& graph, siz
   nlohmann::ordered_json object = {{"name", printable(l.name)}, {"kind", l.kind}};
   nlohmann::ordered_json inputs = nlohmann::ordered_json::array();
   for (const int input : graph.nodes[node].inputs)
-    inputs.push_back(input == ops::kImage
-                         ? "input"
-                         : printable(graph.nodes[static_cast<size_t>(input)].name));
+    inputs.push_back(
+        input == ops::kImage ? "input" : printable(graph.nodes[static_cast<size_t>(input)].name));
   object["inputs"] = inputs;
   object["output"] = {l.y.c, l.y.h, l.y.w};
   if (l.window) {
@@ -265,7 +268,10 @@ int model_show(const Arguments& arguments) {
     text = to_dot(graph, layers);
   else
     text = to_svg(graph, layers,
-                  make_picture(graph, layers, fold ? Fold::kYes : unfold ? Fold::kNo : Fold::kAuto));
+                  make_picture(graph, layers,
+                               fold     ? Fold::kYes
+                               : unfold ? Fold::kNo
+                                        : Fold::kAuto));
   if (out.empty())
     std::cout << text << std::flush;
   else

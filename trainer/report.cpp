@@ -170,14 +170,15 @@ int report_command(const Arguments& arguments) {
       "plot", po::value(&figure.kind),
       "an SVG in place of the table: errors (training thin, test bold, over the steps), gradients "
       "(norms layer by layer), responses (standard deviation behind each batch norm); the last two "
-      "of runs of train --log-gradients")(
-      "out", po::value(&figure.out), "the SVG's file; standard output without it")(
+      "of runs of train --log-gradients")("out", po::value(&figure.out),
+                                          "the SVG's file; standard output without it")(
       "label", po::value(&figure.labels)->composing(),
       "what a run is called in the figure, one for each; its folder's name without it")(
       "title", po::value(&figure.options.title), "of the figure")(
       "panel", po::value(&figure.options.panels)->composing(),
       "errors: the title of a panel; given several times, the runs are shared out among them")(
-      "step", po::value(&step), "gradients, responses: the record nearest to it; the last without it");
+      "step", po::value(&step),
+      "gradients, responses: the record nearest to it; the last without it");
   const auto values = parse_options(
       arguments, options, "report RUN... [OPTIONS]",
       "Prints a line for each life (start) of the run and how it ended, and what the wall time of "

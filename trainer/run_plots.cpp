@@ -98,9 +98,8 @@ const GradientRecord& chosen(const std::vector<GradientRecord>& records,
   const auto distance = [&](const GradientRecord& r) {
     return r.step > *step ? r.step - *step : *step - r.step;
   };
-  return *std::min_element(records.begin(), records.end(), [&](const auto& a, const auto& b) {
-    return distance(a) < distance(b);
-  });
+  return *std::min_element(records.begin(), records.end(),
+                           [&](const auto& a, const auto& b) { return distance(a) < distance(b); });
 }
 
 Points by_layer(const std::vector<double>& values) {
@@ -119,8 +118,8 @@ std::string plot_errors(const std::vector<PlottedRun>& runs, const PlotOptions& 
     all.push_back(errors_of(runs[i].folder));
     const auto [panel, colour] = place(i, runs.size(), panels.size());
     const bool tested = !all.back().test.empty();
-    panels[panel].lines.push_back({tested ? "" : runs[i].label, colour, false,
-                                   thinned(all.back().training)});
+    panels[panel].lines.push_back(
+        {tested ? "" : runs[i].label, colour, false, thinned(all.back().training)});
     if (tested) panels[panel].lines.push_back({runs[i].label, colour, true, all.back().test});
   }
   for (ChartPanel& panel : panels) {
@@ -140,8 +139,8 @@ std::string plot_gradients(const std::vector<PlottedRun>& runs, const PlotOption
     const GradientRecord* shown[] = {&records.front(), &chosen(records, options.step)};
     for (size_t p = 0; p < 2; ++p) {
       panels[p].title = fmt::format("step {}", shown[p]->step);
-      panels[p].lines.push_back({runs[i].label, static_cast<int>(i), true,
-                                 by_layer(shown[p]->layers.gradient_norm)});
+      panels[p].lines.push_back(
+          {runs[i].label, static_cast<int>(i), true, by_layer(shown[p]->layers.gradient_norm)});
     }
   }
   for (ChartPanel& panel : panels) {
@@ -149,10 +148,11 @@ std::string plot_gradients(const std::vector<PlottedRun>& runs, const PlotOption
     panel.y_label = "L2 norm of the weight gradient";
     panel.log_y = true;
   }
-  return chart_svg(options.title.empty() ? "Gradients layer by layer" : options.title,
-                   "Of the loss with respect to the weights of each convolution and the classifier, "
-                   "as the optimizer gets it.",
-                   panels);
+  return chart_svg(
+      options.title.empty() ? "Gradients layer by layer" : options.title,
+      "Of the loss with respect to the weights of each convolution and the classifier, "
+      "as the optimizer gets it.",
+      panels);
 }
 
 std::string plot_responses(const std::vector<PlottedRun>& runs, const PlotOptions& options) {

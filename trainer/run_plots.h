@@ -17,7 +17,8 @@ struct PlotOptions {
   std::string title;
   // Titles of panels that share the runs out evenly, in order; empty: one panel of all.
   std::vector<std::string> panels;
-  std::optional<uint64_t> step;  // of gradients and responses: the record nearest to it; else the last
+  std::optional<uint64_t>
+      step;  // of gradients and responses: the record nearest to it; else the last
 };
 
 // Each throws Error (kBadData) where a run has nothing of the kind.

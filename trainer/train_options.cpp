@@ -45,7 +45,8 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   if (values->count("data-threads") > 0 && o.data_threads < 0)
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   if (!until.empty()) o.until = parse_until(until);
-  if (values->count("log-gradients") > 0) o.sets.push_back(fmt::format("log.gradients={}", gradients));
+  if (values->count("log-gradients") > 0)
+    o.sets.push_back(fmt::format("log.gradients={}", gradients));
   if (!data.empty()) o.sets.push_back("data.path=" + data);
   [[maybe_unused]] const Faults refused_now(o.faults);
   return o;

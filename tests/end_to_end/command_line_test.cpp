@@ -288,8 +288,7 @@ TEST(Models, PicturesAreFiles) {
                  "input_channels: 3 input_height: 8 input_width: 8 "
                  "node { name: 'a' input: 'b' relu {} }");
   for (const char* format : {"table", "svg", "dot", "json"}) {
-    const Outcome bad =
-        convoy({"model", "show", folder().path("bad.txtpb"), "--format", format});
+    const Outcome bad = convoy({"model", "show", folder().path("bad.txtpb"), "--format", format});
     EXPECT_EQ(bad.exit_code, 78) << bad.all();
     EXPECT_EQ(lines_with(bad.err, "input \"b\" is neither"), 1) << bad.all();
     EXPECT_EQ(bad.out, "");

@@ -41,8 +41,9 @@ class Reader {
           fail("half a character");
         code = code << 6 | (static_cast<uint8_t>(text_[at_ + i]) & 0x3fu);
       }
-      const bool known = code == 9 || code == 10 || code == 13 || (code >= 0x20 && code <= 0xd7ff) ||
-                         (code >= 0xe000 && code <= 0xfffd) || (code >= 0x10000 && code <= 0x10ffff);
+      const bool known = code == 9 || code == 10 || code == 13 ||
+                         (code >= 0x20 && code <= 0xd7ff) || (code >= 0xe000 && code <= 0xfffd) ||
+                         (code >= 0x10000 && code <= 0x10ffff);
       if (!known || (length == 3 && code < 0x800) || (length == 4 && code < 0x10000))
         fail("no character of XML");
       at_ += length;

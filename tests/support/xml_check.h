@@ -1,6 +1,6 @@
 // A strict reader of XML 1.0 as far as our pictures use it: one element with elements in it,
-// attributes in double quotes, text, the five named entities and numbered ones; no DTD, no CDATA, no
-// comments.
+// attributes in double quotes, text, the five named entities and numbered ones; no DTD, no CDATA,
+// no comments.
 #pragma once
 
 #include <map>

@@ -209,11 +209,12 @@ TEST_P(EngineTest, LayersAreMeasuredWithoutAnEffect) {
           gradient += std::pow((static_cast<double>(old[i]) - now[i]) / kRate, 2);
           weight += static_cast<double>(old[i]) * old[i];
         }
-        const auto at = static_cast<size_t>(
-            std::find(layers.weights.begin(), layers.weights.end(), p.name) -
-            layers.weights.begin());
+        const auto at =
+            static_cast<size_t>(std::find(layers.weights.begin(), layers.weights.end(), p.name) -
+                                layers.weights.begin());
         ASSERT_LT(at, layers.weights.size()) << p.name;
-        EXPECT_NEAR(layers.gradient_norm[at], std::sqrt(gradient), 1e-3 * std::sqrt(gradient) + 1e-6)
+        EXPECT_NEAR(layers.gradient_norm[at], std::sqrt(gradient),
+                    1e-3 * std::sqrt(gradient) + 1e-6)
             << p.name;
         EXPECT_NEAR(layers.weight_norm[at], std::sqrt(weight), 1e-9) << p.name;
         EXPECT_NEAR(layers.gradient_rms[at] * std::sqrt(static_cast<double>(p.floats())),

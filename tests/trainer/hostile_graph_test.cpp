@@ -41,8 +41,9 @@ void expect_says(const std::string& text, const std::string& words) {
 }
 
 TEST(HostileGraph, CyclesAndForwardReferences) {
-  expect_says(network("node { name: 'a' input: 'b' relu {} } node { name: 'b' input: 'a' relu {} }"),
-              "node \"a\": input \"b\" is neither \"input\" nor an earlier node");
+  expect_says(
+      network("node { name: 'a' input: 'b' relu {} } node { name: 'b' input: 'a' relu {} }"),
+      "node \"a\": input \"b\" is neither \"input\" nor an earlier node");
   expect_says(network("node { name: 'a' input: 'a' relu {} }"),
               "node \"a\": input \"a\" is neither");
   expect_says(network("node { name: 'input' input: 'input' relu {} }"), "the name is taken");
@@ -60,7 +61,8 @@ TEST(HostileGraph, UnknownOperatorsAndFields) {
 }
 
 TEST(HostileGraph, ShapesThatDoNotFit) {
-  const std::string conv = "node { name: 'c' input: 'input' conv2d { out_channels: 4 padding: 1 } }";
+  const std::string conv =
+      "node { name: 'c' input: 'input' conv2d { out_channels: 4 padding: 1 } }";
   expect_says(network(conv + "node { name: 's' input: 'c' input: 'input' add {} }"),
               "Add \"s\": inputs of different shapes: [1, 4, 8, 8] and [1, 3, 8, 8]");
   expect_says(network(conv + "node { name: 'p' input: 'c' max_pool { kernel: 15 padding: 0 } }"),
@@ -76,8 +78,9 @@ TEST(HostileGraph, ShapesThatDoNotFit) {
 }
 
 TEST(HostileGraph, NamesThatAreDoubledOrEmpty) {
-  expect_says(network("node { name: 'a' input: 'input' relu {} } node { name: 'a' input: 'a' relu {} }"),
-              "node \"a\": the name is taken");
+  expect_says(
+      network("node { name: 'a' input: 'input' relu {} } node { name: 'a' input: 'a' relu {} }"),
+      "node \"a\": the name is taken");
   expect_says(network("node { name: '' input: 'input' relu {} }"), "which is empty");
   // An error is one printable line, however the name looks.
   const std::string error = error_of(network("node { name: '\\n\\033[31m' input: 'x' relu {} }"));
@@ -87,13 +90,15 @@ TEST(HostileGraph, NamesThatAreDoubledOrEmpty) {
 
 // Sizes whose products leave 64 bits (the undefined-behaviour sanitizer sees one that does).
 TEST(HostileGraph, AbsurdSizes) {
-  expect_says(network("node { name: 'r' input: 'input' relu {} }", "4294967295 4294967295 4294967295"),
-              "images of [1, 4294967295, 4294967295, 4294967295] have more than");
+  expect_says(
+      network("node { name: 'r' input: 'input' relu {} }", "4294967295 4294967295 4294967295"),
+      "images of [1, 4294967295, 4294967295, 4294967295] have more than");
   expect_says(network("node { name: 'r' input: 'input' relu {} }", "16777216 16777216 16777216"),
               "have more than");
-  expect_says(network("node { name: 'c' input: 'input' conv2d { out_channels: 4294967295 kernel: 1 } }",
-                      "4294967295 64 1"),
-              "beyond any computer");
+  expect_says(
+      network("node { name: 'c' input: 'input' conv2d { out_channels: 4294967295 kernel: 1 } }",
+              "4294967295 64 1"),
+      "beyond any computer");
   expect_says(network("node { name: 'c' input: 'input' conv2d { out_channels: 1 kernel: 4294967295 "
                       "padding: 4294967295 } }"),
               "kernel 4294967295 must not be above");
@@ -106,19 +111,22 @@ TEST(HostileGraph, AbsurdSizes) {
                       "1 65536 65536"),
               "more than 2^44 elements");
   // Large, but countable.
-  EXPECT_EQ(error_of(network("node { name: 'c' input: 'input' conv2d { out_channels: 65536 kernel: 3 "
-                             "padding: 1 } }",
-                             "65536 512 512")),
-            "");
+  EXPECT_EQ(
+      error_of(network("node { name: 'c' input: 'input' conv2d { out_channels: 65536 kernel: 3 "
+                       "padding: 1 } }",
+                       "65536 512 512")),
+      "");
   expect_says(network("node { name: 'l' input: 'input' linear { out_features: 4294967295 } }",
                       "16777216 64 64"),
               "beyond any computer");
-  expect_says(network("node { name: 's' input: 'input' subsample { stride: 1 out_channels: 4294967295 } }",
-                      "1 131072 131072"),
-              "more than 2^44 elements");
+  expect_says(
+      network("node { name: 's' input: 'input' subsample { stride: 1 out_channels: 4294967295 } }",
+              "1 131072 131072"),
+      "more than 2^44 elements");
   std::string squares = "node { name: 'n0' input: 'input' concat {} }";
   for (int i = 1; i < 60; ++i)
-    squares += fmt::format("node {{ name: 'n{0}' input: 'n{1}' input: 'n{1}' concat {{}} }}", i, i - 1);
+    squares +=
+        fmt::format("node {{ name: 'n{0}' input: 'n{1}' input: 'n{1}' concat {{}} }}", i, i - 1);
   expect_says(network(squares), "more than 2^44 elements");
 }
 

@@ -35,17 +35,18 @@ TEST(ModelFacts, SaysHowTheSizeComesAbout) {
   EXPECT_EQ(arithmetic(stem, 224, 224), "floor((224+2*3-7)/2) + 1 = 112");
   EXPECT_EQ(arithmetic(ops::Conv2d{.out_channels = 8, .padding = 1}, 32, 32),
             "(32+2*1-3)/1 + 1 = 32");
-  EXPECT_EQ(arithmetic(stem, 224, 9),
-            "h floor((224+2*3-7)/2) + 1 = 112; w (9+2*3-7)/2 + 1 = 5");
+  EXPECT_EQ(arithmetic(stem, 224, 9), "h floor((224+2*3-7)/2) + 1 = 112; w (9+2*3-7)/2 + 1 = 5");
   EXPECT_EQ(arithmetic(ops::MaxPool{.padding = 0, .ceil_mode = true}, 112, 112),
             "ceil((112+2*0-3)/2) + 1 = 56");
   EXPECT_EQ(arithmetic(ops::MaxPool{.padding = 0, .ceil_mode = false}, 112, 112),
             "floor((112+2*0-3)/2) + 1 = 55");
   // The last window would begin behind the image and its padding.
-  EXPECT_EQ(arithmetic(ops::MaxPool{.kernel = 2, .stride = 3, .padding = 1, .ceil_mode = true}, 6, 6),
-            "(6+2*1-2)/3 + 1 = 3");
-  EXPECT_EQ(arithmetic(ops::MaxPool{.kernel = 2, .stride = 4, .padding = 1, .ceil_mode = true}, 7, 7),
-            "ceil((7+2*1-2)/4) + 1 - 1 = 2");
+  EXPECT_EQ(
+      arithmetic(ops::MaxPool{.kernel = 2, .stride = 3, .padding = 1, .ceil_mode = true}, 6, 6),
+      "(6+2*1-2)/3 + 1 = 3");
+  EXPECT_EQ(
+      arithmetic(ops::MaxPool{.kernel = 2, .stride = 4, .padding = 1, .ceil_mode = true}, 7, 7),
+      "ceil((7+2*1-2)/4) + 1 - 1 = 2");
   EXPECT_EQ(arithmetic(ops::Subsample{.stride = 2, .out_channels = 4}, 8, 8), "8/2 = 4");
   EXPECT_EQ(arithmetic(ops::Subsample{.stride = 2, .out_channels = 4}, 7, 7), "ceil(7/2) = 4");
   EXPECT_EQ(arithmetic(ops::Relu{}, 7, 7), "");

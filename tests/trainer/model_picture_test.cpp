@@ -63,8 +63,8 @@ bool holds(const PictureItem& item, size_t node) {
   return std::find(item.nodes.begin(), item.nodes.end(), node) != item.nodes.end();
 }
 
-// A line of the graph from `from` (none: the image) to `to`: inside one box it needs none; else it is
-// an edge of the innermost group that holds both, and goes through the ports of those below.
+// A line of the graph from `from` (none: the image) to `to`: inside one box it needs none; else it
+// is an edge of the innermost group that holds both, and goes through the ports of those below.
 void expect_line(const PictureItem& group, std::optional<size_t> from, std::optional<size_t> to) {
   int source = -1, target = -1;
   for (size_t c = 0; c < group.children.size(); ++c) {
@@ -133,9 +133,10 @@ INSTANTIATE_TEST_SUITE_P(Models, EveryModel, testing::ValuesIn(names_of_models()
 
 TEST(ModelPicture, AResNetsShortcutsCurveBesideItsBlocks) {
   const Drawn drawn(make_model("resnet18", {}));
-  // Five blocks have the identity, three a projection, which is a box of its own.
+  // Five blocks have the identity, three a projection, which is a box of its own: all come into the
+  // side of their addition.
   const test::XmlElement svg = test::parse_xml(drawn.svg());
-  EXPECT_EQ(paths_with_class(svg, "k"), 5u);
+  EXPECT_EQ(paths_with_class(svg, "k"), 8u);
   const PictureItem& stage = drawn.picture.children[2];
   ASSERT_EQ(stage.name, "layer1");
   EXPECT_TRUE(stage.column);
@@ -145,7 +146,9 @@ TEST(ModelPicture, AResNetsShortcutsCurveBesideItsBlocks) {
   EXPECT_EQ(block.label, "layer1.0");
   EXPECT_FALSE(block.column);
   ASSERT_EQ(block.children.size(), 3u);
-  EXPECT_EQ(block.children[0].label, "3\xC3\x97""3 conv, 64");
+  EXPECT_EQ(block.children[0].label,
+            "3\xC3\x97"
+            "3 conv, 64");
   ASSERT_EQ(block.children[0].chips.size(), 2u);
   EXPECT_EQ(block.children[0].chips[0].text, "BN");
   EXPECT_EQ(block.children[2].kind, Kind::kJoin);
@@ -180,7 +183,8 @@ ops::Graph branches() {
   const int c2 = graph.add("mix.c.1.conv", square, {c});
   const int c3 = graph.add("mix.c.2.conv", square, {c2});
   const int all = graph.add("mix.cat", ops::Concat{}, {a, b2, c3});
-  graph.add("fc", ops::Linear{.out_features = 10}, {graph.add("pool", ops::GlobalAvgPool{}, {all})});
+  graph.add("fc", ops::Linear{.out_features = 10},
+            {graph.add("pool", ops::GlobalAvgPool{}, {all})});
   return graph;
 }
 
@@ -267,7 +271,8 @@ TEST(ModelPicture, GroupsThatReadEachOtherAreTakenApart) {
 TEST(ModelPicture, DenseConnectionsAreAllDrawn) {
   ops::Graph graph;
   graph.image = {.n = 1, .c = 4, .h = 8, .w = 8};
-  std::vector<int> all = {graph.add("stem", ops::Conv2d{.out_channels = 4, .padding = 1}, {kImage})};
+  std::vector<int> all = {
+      graph.add("stem", ops::Conv2d{.out_channels = 4, .padding = 1}, {kImage})};
   for (int i = 0; i < 30; ++i) {
     const std::string name = fmt::format("dense.layer{}", i);
     const int cat = graph.add(name + ".cat", ops::Concat{}, all);
@@ -288,7 +293,8 @@ TEST(ModelPicture, LargeGraphsAreFoldedAndTakeLittle) {
   ops::Graph wide;
   wide.image = {.n = 1, .c = 1, .h = 4, .w = 4};
   std::vector<int> all;
-  for (int i = 0; i < 4000; ++i) all.push_back(wide.add(fmt::format("r{}", i), ops::Relu{}, {kImage}));
+  for (int i = 0; i < 4000; ++i)
+    all.push_back(wide.add(fmt::format("r{}", i), ops::Relu{}, {kImage}));
   wide.add("cat", ops::Concat{}, all);
   expect_apart(Drawn(wide).picture);
   // No speed is asserted, but that it is not quadratic in what a file may say: minutes would be.
