@@ -59,12 +59,7 @@ class SvgWriter {
     const Shape& image = graph_.image;
     text(root.axis + 7, 12, "s",
          fmt::format("{} \xC3\x97 {} \xC3\x97 {}", image.c, image.h, image.w));
-    inside(root);
-    for (const PictureEdge& edge : root.edges)
-      if (edge.to < 0 && edge.from >= 0) {
-        text(root.axis + 7, root.height - 5, "s", root.shape);
-        break;
-      }
+    inside(root, true);
     out_ += fmt::format("</g>\n<script>{}</script>\n</svg>\n", escaped(kScript));
     return std::move(out_);
   }
@@ -215,15 +210,15 @@ class SvgWriter {
   }
 
   // A group's lines, then its children.
-  void inside(const PictureItem& group) {
-    if (group.column) return column(group);
+  void inside(const PictureItem& group, bool is_root) {
+    if (group.column) return column(group, is_root);
     // Left of the line where others leave to the right at once.
     std::vector<bool> left(group.children.size(), false), labelled(group.children.size(), false);
     for (const PictureEdge& edge : group.edges) {
       line(group, edge);
       if (edge.from < 0) continue;
       const auto from = static_cast<size_t>(edge.from);
-      labelled[from] = labelled[from] || edge.to >= 0;
+      labelled[from] = labelled[from] || edge.to >= 0 || is_root;
       left[from] = left[from] || edge.beside;
     }
     for (size_t c = 0; c < group.children.size(); ++c) {
@@ -234,7 +229,7 @@ class SvgWriter {
 
   // Each child moves together with the line that comes into it, so that the script can shift what
   // is below a group that is folded.
-  void column(const PictureItem& group) {
+  void column(const PictureItem& group, bool is_root) {
     for (size_t c = 0; c <= group.children.size(); ++c) {
       const bool end = c == group.children.size();
       const double x = end ? 0 : group.children[c].x, y = end ? 0 : group.children[c].y;
@@ -243,7 +238,8 @@ class SvgWriter {
       out_ += fmt::format("<g class=\"i\" transform=\"translate({} {})\">\n", number(x), number(y));
       for (const PictureEdge& edge : group.edges)
         if (end ? edge.to < 0 : edge.to == static_cast<int>(c)) line(group, edge, back);
-      if (c > 0 && !end) shape_label(group.children[c - 1], false, back);
+      // What leaves a frame is told outside of it.
+      if (c > 0 && (!end || is_root)) shape_label(group.children[c - 1], false, back);
       if (!end) content(group.children[c]);
       out_ += "</g>\n";
     }
@@ -279,7 +275,7 @@ class SvgWriter {
     rect(0, 0, item.width, item.height, 10, "g");
     text(12, 18, "f", svg::fitted(item.label, 12, item.axis - 20, true));
     text(12, 32, "n", fmt::format("{} parameters", compact(item.parameters)));
-    inside(item);
+    inside(item, false);
     out_ += "</g>\n";
     for (const PictureItem& closed : item.closed) {
       out_ +=

@@ -439,7 +439,16 @@ class Layered {
         way = Way::kTargetLane;
       edge.beside = way == Way::kBeside;
       ways_.push_back(way);
+      edge.into_side = comes_from_the_side(ways_.size() - 1);
     }
+  }
+
+  // Into the side of an addition, as what skips the column.
+  bool comes_from_the_side(size_t e) const {
+    const PictureEdge& edge = group_.edges[e];
+    return ways_[e] == Way::kSourceLane && edge.to >= 0 &&
+           group_.children[at(edge.to)].kind == Kind::kJoin &&
+           lane_[at(edge.from)] > lane_[at(edge.to)];
   }
 
   // How far a line swings out beside the column: the further the more it skips.
@@ -489,7 +498,7 @@ class Layered {
     std::vector<double> gaps(static_cast<size_t>(rows_) + 1, kRowGap);
     for (size_t e = 0; e < ways_.size(); ++e) {
       const PictureEdge& edge = group_.edges[e];
-      if (edge.from < 0 || edge.to < 0 || edge.beside) continue;
+      if (edge.from < 0 || edge.to < 0 || edge.beside || comes_from_the_side(e)) continue;
       if (lane_[at(edge.from)] == lane_[at(edge.to)] && !is_middle(at(edge.to))) continue;
       const int row = ways_[e] == Way::kTargetLane ? row_[at(edge.from)] : row_[at(edge.to)] - 1;
       gaps[at(row)] = kRowGap + kLabelRoom;
@@ -531,9 +540,7 @@ class Layered {
         edge.path += swing(x0, from ? std::max(y0, y1 - gap) : y0, x1, y1);
         return;
       case Way::kSourceLane:
-        if (to && to->kind == Kind::kJoin && x0 > x1) {
-          // Into the side of an addition, as what skips the column.
-          edge.into_side = true;
+        if (edge.into_side) {
           const double side = y1 + to->height / 2;
           edge.path = move_to(x0, y0) + line_to(x0, side - 16) +
                       fmt::format("C{} {} {} {} {} {}", svg::number(x0), svg::number(side - 5),
