@@ -6,7 +6,7 @@
 #                                      [-- OPTIONS OF convoy train]
 # -o  the folder of the four runs, summary.md and the figures (default: runs/degradation)
 # -g  on a GPU: CIFAR-10 with the paper's schedule, 64,000 steps of each net; needs -d. Without it:
-#     Fashion-MNIST, 5 epochs of each net, in less than an hour on two cores
+#     Fashion-MNIST, 5 epochs of each net: about half an hour on two cores
 # -d  the dataset: CIFAR's binary files, or a folder of images (train/CLASS/*, val/CLASS/*)
 # -s, -l  layers of the two nets: 20, 32, 44, 56 or 110 (default: 20 and 56)
 # -n  ranks, started by cluster/mpirun.sh (default: one process)
@@ -107,9 +107,9 @@ verdict() {
   echo
   for kind in train test; do
     declare -n error=${kind}_error
-    echo "- Does the deeper plain net end worse in $kind error?" \
+    echo "- Does the deeper plain net end worse in ${kind/train/training} error?" \
       "$(verdict worse "${error[plain$shallow]}" "${error[plain$deep]}")"
-    echo "- Does the deeper residual net end better in $kind error?" \
+    echo "- Does the deeper residual net end better in ${kind/train/training} error?" \
       "$(verdict better "${error[resnet$shallow]}" "${error[resnet$deep]}")"
   done
 } >"$out/summary.md"

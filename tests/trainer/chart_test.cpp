@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 #include "ops/core/error.h"
@@ -161,7 +162,16 @@ TEST_F(RunPlots, ResponsesInOrderAndBySize) {
   const XmlElement svg = parse_xml(plot_responses(runs(), {}));
   const auto lines = lines_of(svg, "bold");
   ASSERT_EQ(lines.size(), 4u);
-  EXPECT_NE(lines[0]->attributes.at("d"), lines[2]->attributes.at("d"));
+  // The second is the larger: it stands higher, and comes first by size.
+  const auto rises = [](const XmlElement& line) {
+    const std::string& path = line.attributes.at("d");
+    double x = 0, first = 0, last = 0;
+    EXPECT_EQ(std::sscanf(path.c_str(), "M%lf %lf", &x, &first), 2);
+    EXPECT_EQ(std::sscanf(path.c_str() + path.rfind('L'), "L%lf %lf", &x, &last), 2);
+    return last < first;
+  };
+  EXPECT_TRUE(rises(*lines[0]));
+  EXPECT_FALSE(rises(*lines[2]));
 }
 
 TEST_F(RunPlots, WhatIsMissingIsNamed) {
