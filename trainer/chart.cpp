@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <ranges>
 #include <utility>
 
 #include "trainer/svg.h"
@@ -230,9 +231,9 @@ class Chart {
     for (size_t i = 1; i < list.size(); ++i)
       list[i].y = std::max(list[i].y, list[i - 1].y + kLabelStep);
     double most = kTop + kPlotHeight;
-    for (auto l = list.rbegin(); l != list.rend(); ++l) {
-      l->y = std::min(l->y, most);
-      most = l->y - kLabelStep;
+    for (Label& l : std::views::reverse(list)) {
+      l.y = std::min(l.y, most);
+      most = l.y - kLabelStep;
     }
     for (const Label& l : list)
       out_ += fmt::format(

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <ranges>
 #include <utility>
 
 #include "trainer/svg.h"
@@ -291,10 +292,10 @@ class SvgWriter {
 
   // Right-aligned at `right`; returns where they begin.
   double chips(const std::vector<PictureChip>& list, double right, double middle) {
-    for (auto chip = list.rbegin(); chip != list.rend(); ++chip) {
-      const double width = svg::text_width(chip->text, 10) + 12;
-      rect(right - width, middle - 8, width, 16, 8, style("b", chip->box_class));
-      text(right - width / 2, middle + 3.5, "c", chip->text, "middle");
+    for (const PictureChip& chip : std::views::reverse(list)) {
+      const double width = svg::text_width(chip.text, 10) + 12;
+      rect(right - width, middle - 8, width, 16, 8, style("b", chip.box_class));
+      text(right - width / 2, middle + 3.5, "c", chip.text, "middle");
       right -= width + 4;
     }
     return right;

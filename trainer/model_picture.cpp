@@ -196,8 +196,8 @@ class TreeBuilder {
       if (part.empty() && inside.size() == 1)
         children.push_back(leaf(inside[0]));
       else
-        children.push_back(
-            group(name.empty() ? part : name + "." + part, level + 1, std::move(inside)));
+        children.push_back(group(name.empty() ? part : fmt::format("{}.{}", name, part), level + 1,
+                                 std::move(inside)));
     }
     if (children.size() == 1) return std::move(children[0]);
     Tree tree = parent_of(std::move(children));
