@@ -6,7 +6,6 @@
 #include <array>
 #include <cmath>
 #include <limits>
-#include <ranges>
 #include <utility>
 
 #include "trainer/svg.h"
@@ -231,9 +230,9 @@ class Chart {
     for (size_t i = 1; i < list.size(); ++i)
       list[i].y = std::max(list[i].y, list[i - 1].y + kLabelStep);
     double most = kTop + kPlotHeight;
-    for (Label& l : std::views::reverse(list)) {
-      l.y = std::min(l.y, most);
-      most = l.y - kLabelStep;
+    for (size_t i = list.size(); i-- > 0;) {
+      list[i].y = std::min(list[i].y, most);
+      most = list[i].y - kLabelStep;
     }
     for (const Label& l : list)
       out_ += fmt::format(

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <array>
-#include <ranges>
 #include <utility>
 
 #include "trainer/svg.h"
@@ -292,7 +291,8 @@ class SvgWriter {
 
   // Right-aligned at `right`; returns where they begin.
   double chips(const std::vector<PictureChip>& list, double right, double middle) {
-    for (const PictureChip& chip : std::views::reverse(list)) {
+    for (size_t i = list.size(); i-- > 0;) {
+      const PictureChip& chip = list[i];
       const double width = svg::text_width(chip.text, 10) + 12;
       rect(right - width, middle - 8, width, 16, 8, style("b", chip.box_class));
       text(right - width / 2, middle + 3.5, "c", chip.text, "middle");
