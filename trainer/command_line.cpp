@@ -38,7 +38,11 @@ std::optional<po::variables_map> parse_options(const Arguments& arguments,
   all.add_options()("help,h", "print this and leave");
   po::positional_options_description positions;
   std::istringstream names(positional ? positional : "");
-  for (std::string name; names >> name;) positions.add(name.c_str(), 1);
+  for (std::string name; names >> name;) {
+    const bool any_number = name.ends_with("...");
+    positions.add(any_number ? name.substr(0, name.size() - 3).c_str() : name.c_str(),
+                  any_number ? -1 : 1);
+  }
   po::variables_map values;
   try {
     const po::parsed_options parsed =

@@ -21,7 +21,8 @@ using Arguments = std::vector<std::string>;
 
 // Parsed options, or nothing after --help was printed (then return 0).
 // `usage`: the line behind "Usage: convoy". `notes`: printed below the options. `positional`: the
-// options that may stand without their names, with blanks between. Throws Error (kUsage).
+// options that may stand without their names, with blanks between; the last may be "name...": as
+// many as there are. Throws Error (kUsage).
 std::optional<boost::program_options::variables_map> parse_options(
     const Arguments& arguments, const boost::program_options::options_description& options,
     const std::string& usage, const std::string& notes, const char* positional = nullptr);

@@ -256,7 +256,7 @@ void Engine::compute(uint64_t step, const Control& control, const Source& source
   gradient_fault_.reset();
 }
 
-Engine::Result Engine::update(double learning_rate) {
+Engine::Result Engine::update(double learning_rate, LayerStatistics* layers) {
   say_reduce(0);
   const std::span<const float> head = reducer_->wait(0);
   for (size_t p = 0; p < gradients_.size(); ++p) {
@@ -272,6 +272,7 @@ Engine::Result Engine::update(double learning_rate) {
   if (hosted().size() > 0) exposed_seconds_ += seconds_since(backward_end);
   // A GPU's queue only knows of the sums so far: the host waits for them at the end of the update.
   if (!lane_state_[0]->device->queue()) say_compute();
+  if (layers) *layers = layer_statistics(head.data());
   const auto update_start = Clock::now();
   optimizer_->update(parameters_->data(), gradients_, learning_rate,
                      head.data() + extras_begin_ + kLoss,
@@ -297,6 +298,77 @@ Engine::Result Engine::update(double learning_rate) {
   result.updated = std::isfinite(result.loss) && std::isfinite(result.gradient_norm);
   result.diverged = config_.scale_loss ? !loss_scale_.note(result.updated) : !result.updated;
   return result;
+}
+
+LayerStatistics Engine::layer_statistics(const float* head) {
+  LayerStatistics layers;
+  const std::span<const float> parameters = parameters_->read();
+  add_weights(layers, parameters);
+  add_responses(layers, parameters, head);
+  return layers;
+}
+
+void Engine::add_weights(LayerStatistics& layers, std::span<const float> parameters) {
+  std::vector<size_t> weights;
+  for (size_t p = 0; p < layout_.parameters.size(); ++p)
+    if (layout_.parameters[p].spec.is_weight) weights.push_back(p);
+  std::ranges::sort(weights, {}, [&](size_t p) { return layout_.parameters[p].order; });
+  const size_t count = weights.size();
+  for (std::vector<double>* out :
+       {&layers.gradient_norm, &layers.gradient_rms, &layers.weight_norm, &layers.weight_rms})
+    out->resize(count);
+  for (const size_t p : weights) layers.weights.push_back(layout_.parameters[p].name);
+
+  const double scale = config_.scale_loss ? loss_scale_.scale : 1.0;
+  ops::Device& device = *lane_state_[0]->device;
+  const auto measure = [&](size_t i, std::vector<float>& copy) {
+    const ops::ParameterLayout::Parameter& p = layout_.parameters[weights[i]];
+    std::span<const float> gradient{gradients_[weights[i]], p.floats()};
+    if (!device.shares_host_memory()) {
+      copy.resize(p.floats());
+      device.download(copy.data(), gradient.data(), gradient.size_bytes());
+      gradient = copy;
+    }
+    const double root = std::sqrt(static_cast<double>(p.floats()));
+    layers.gradient_norm[i] = std::sqrt(sum_of_squares(gradient)) / scale;
+    layers.gradient_rms[i] = layers.gradient_norm[i] / root;
+    layers.weight_norm[i] = std::sqrt(sum_of_squares(parameters.subspan(p.offset, p.floats())));
+    layers.weight_rms[i] = layers.weight_norm[i] / root;
+  };
+  if (device.shares_host_memory()) {
+    lanes_.run([&](int lane) {
+      std::vector<float> unused;
+      for (auto i = static_cast<size_t>(lane); i < count; i += static_cast<size_t>(lanes_.count()))
+        measure(i, unused);
+    });
+  } else {
+    std::vector<float> copy;
+    for (size_t i = 0; i < count; ++i) measure(i, copy);
+  }
+}
+
+void Engine::add_responses(LayerStatistics& layers, std::span<const float> parameters,
+                           const float* head) const {
+  if (layout_.statistics.empty()) return;
+  std::vector<float> sums(layout_.statistics_floats);
+  lane_state_[0]->device->download(sums.data(), head, sums.size() * sizeof(float));
+  const std::vector<Shape> shapes = ops::infer_shapes(fused_, config_.batch_per_worker);
+  for (const ops::ParameterLayout::Statistics& s : layout_.statistics) {
+    const auto channels = static_cast<size_t>(s.channels);
+    std::span<const float> gamma, beta;
+    for (const ops::ParameterLayout::Parameter& p : layout_.parameters)
+      if (p.node == s.node)
+        (p.spec.name == "weight" ? gamma : beta) = parameters.subspan(p.offset, p.floats());
+    // The workers' mean of unbiased variances, made biased again.
+    const auto rows = static_cast<double>(shapes[s.node].rows());
+    std::vector<double> variance(channels);
+    for (size_t c = 0; c < channels; ++c)
+      variance[c] =
+          static_cast<double>(sums[s.offset + channels + c]) / config_.workers * (rows - 1) / rows;
+    layers.batch_norms.push_back(s.name);
+    layers.response_std.push_back(response_std(
+        gamma, beta, variance, std::get<ops::BatchNorm>(fused_.nodes[s.node].op).epsilon));
+  }
 }
 
 std::vector<ops::DigestRange> Engine::contribution_ranges(const float* flat) const {

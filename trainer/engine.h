@@ -16,6 +16,7 @@
 #include "ops/optim/optimizer.h"
 #include "trainer/fault.h"
 #include "trainer/lanes.h"
+#include "trainer/layer_statistics.h"
 #include "trainer/loss_scale.h"
 
 namespace convoy::trainer {
@@ -113,8 +114,9 @@ class Engine {
   // Collective. Forward and backward of this rank's workers. `digested`: the worker whose
   // contribution is digested by its host; -1: none.
   void compute(uint64_t step, const Control& control, const Source& source, int digested = -1);
-  // Collective; of the last compute(). Left out, the step is as if it had never been.
-  Result update(double learning_rate);
+  // Collective; of the last compute(). Left out, the step is as if it had never been. `layers`:
+  // filled in on the ranks that ask, the same on any of them; it changes nothing.
+  Result update(double learning_rate, LayerStatistics* layers = nullptr);
 
   // For comparisons of one worker of a step that is computed again, between compute() and update().
   // The digests of what the digested worker contributed: batch-norm statistics, loss, then the
@@ -178,6 +180,11 @@ class Engine {
     if (config_.hooks.reduce) config_.hooks.reduce(bucket);
   }
   void spoil_sum(const Fault& fault);
+  // Of the step whose sums are here, before its update. head: sums of the batch-norm statistics.
+  LayerStatistics layer_statistics(const float* head);
+  void add_weights(LayerStatistics& layers, std::span<const float> parameters);
+  void add_responses(LayerStatistics& layers, std::span<const float> parameters,
+                     const float* head) const;
   // Packs the weights of a network of lane 0, which those of the other lanes share.
   void prepare(std::unique_ptr<ops::Network> Lane::*network);
   void run_lanes(const Source& source, const std::function<void(int)>& body);

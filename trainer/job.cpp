@@ -130,6 +130,7 @@ void fields(Job::Logging& l, auto&& visit) {
   visit("every_steps", l.every_steps);
   visit("samples", l.samples);
   visit("batch_digests", l.batch_digests);
+  visit("gradients", l.gradients);
 }
 
 void fields(Job::Watchdog& w, auto&& visit) {

@@ -116,6 +116,7 @@ struct Job {
   struct Logging {
     uint32_t every_steps = 50;
     bool samples = false, batch_digests = false;
+    uint32_t gradients = 0;  // steps; 0: off
   };
 
   struct Watchdog {  // seconds; 0: never

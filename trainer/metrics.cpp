@@ -73,14 +73,17 @@ std::string to_json(const MetricsLine& line) {
   return object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
+void keep_lines_until(const std::string& path, uint64_t step) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return;
+  const std::string text = read_text(path, kMaxMetricsBytes);
+  const std::string kept = lines_until(text, step);
+  if (kept != text) rewrite_file(path, kept);
+}
+
 MetricsWriter::MetricsWriter(const std::string& out_dir, uint64_t step) {
   const std::string path = (std::filesystem::path(out_dir) / "metrics.jsonl").string();
-  std::error_code error;
-  if (std::filesystem::exists(path, error)) {
-    const std::string text = read_text(path, kMaxMetricsBytes);
-    const std::string kept = lines_until(text, step);
-    if (kept != text) rewrite_file(path, kept);
-  }
+  keep_lines_until(path, step);
   log_ = std::make_unique<LineLog>(path);
 }
 

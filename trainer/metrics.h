@@ -68,6 +68,11 @@ std::string to_line(const std::string& what, uint64_t done, uint64_t total, doub
 // 0:52"
 std::string to_line(const ProgressState& state);
 
+// Drops the lines of a file of JSON objects that say nothing of the first `step` steps, or are no
+// such objects: a life that died had gone further than its last checkpoint. Nothing where there is
+// no such file. Throws Error (kIo).
+void keep_lines_until(const std::string& path, uint64_t step);
+
 // The progress line. On a terminal: one live line, rewritten in place at most ten times a second,
 // cut to the terminal's width; while it lives, log lines go through it and are printed whole above
 // it. Elsewhere: a plain line at the first update and then every `interval`. Writing never throws:

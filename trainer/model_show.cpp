@@ -1,4 +1,7 @@
-// convoy model show: a model as a table or JSON.
+// convoy model show: a model as a table, JSON, text or picture.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -7,7 +10,11 @@
 #include "ops/fusion.h"
 #include "ops/network.h"
 #include "trainer/commands.h"
+#include "trainer/file.h"
 #include "trainer/graph_text.h"
+#include "trainer/model_drawing.h"
+#include "trainer/model_facts.h"
+#include "trainer/model_picture.h"
 #include "trainer/text.h"
 
 namespace convoy::trainer {
@@ -15,83 +22,117 @@ namespace {
 
 namespace po = boost::program_options;
 
-struct Layer {
-  std::string name, kind;
-  Shape y;
-  int64_t parameters = 0, macs = 0, bytes = 0;  // of one image; activations in fp32
+// ---- The table ----
+
+struct Column {
+  const char* title;
+  bool left;  // aligned
+  int rank;   // columns of the highest rank go first where a line is too narrow
+  std::vector<std::string> cells;
+  size_t width = 0;
 };
 
-std::vector<Layer> layers_of(const ops::Graph& graph) {
-  const std::vector<Shape> shapes = ops::infer_shapes(graph, 1);
-  std::vector<Layer> layers;
-  for (size_t i = 0; i < graph.nodes.size(); ++i) {
-    const auto x = ops::input_shapes(graph, shapes, i, 1);
-    Layer layer{.name = graph.nodes[i].name,
-                .kind = ops::kind_of(graph.nodes[i].op),
-                .y = shapes[i],
-                .macs = ops::macs(graph.nodes[i].op, x),
-                .bytes = shapes[i].elements() * 4};
-    for (const auto& p : ops::parameters(graph.nodes[i].op, x)) layer.parameters += p.elements();
-    layers.push_back(layer);
-  }
-  return layers;
+// Columns of a terminal; 120 where there is none.
+size_t terminal_width() {
+  winsize size{};
+  constexpr size_t kUsual = 120;
+  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : kUsual;
 }
 
-// 25557032 -> "25,557,032".
-std::string grouped(int64_t value) {
-  const std::string digits = std::to_string(value);
-  std::string out;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) out += ',';
-    out += digits[i];
+std::vector<Column> columns_of(const std::vector<LayerFacts>& layers) {
+  std::vector<Column> columns = {
+      {"layer", true, 0, {}},       {"kind", true, 0, {}},
+      {"output", false, 0, {}},     {"side of the output", true, 2, {}},
+      {"sees/every", false, 3, {}}, {"parameters", false, 0, {}},
+      {"by formula", true, 4, {}},  {"MACs", false, 1, {}},
+      {"bytes", false, 5, {}},
+  };
+  constexpr size_t kLongest = 60;  // of a name
+  for (const LayerFacts& l : layers) {
+    const std::string cells[] = {
+        printable(l.name, kLongest),
+        l.kind,
+        fmt::format("{},{},{}", l.y.c, l.y.h, l.y.w),
+        l.arithmetic,
+        fmt::format("{}/{}", l.field.size, l.field.jump),
+        l.parameters > 0 ? grouped(l.parameters) : "",
+        l.formula,
+        l.macs > 0 ? grouped(l.macs) : "",
+        grouped(l.bytes),
+    };
+    for (size_t c = 0; c < columns.size(); ++c) columns[c].cells.push_back(cells[c]);
   }
-  return out;
+  const ModelTotals t = total(layers);
+  const std::string totals[] = {
+      "total", "", "", "", "", grouped(t.parameters), "", grouped(t.macs), grouped(t.bytes)};
+  for (size_t c = 0; c < columns.size(); ++c) {
+    columns[c].cells.push_back(totals[c]);
+    columns[c].width = std::string_view(columns[c].title).size();
+    for (const std::string& cell : columns[c].cells)
+      columns[c].width = std::max(columns[c].width, cell.size());
+  }
+  return columns;
 }
 
-struct Totals {
-  int64_t parameters = 0, macs = 0, bytes = 0;
-
-  Totals operator-(const Totals& t) const {
-    return {parameters - t.parameters, macs - t.macs, bytes - t.bytes};
-  }
-};
-
-Totals total(const std::vector<Layer>& layers) {
-  Totals t;
-  for (const Layer& l : layers) {
-    t.parameters += l.parameters;
-    t.macs += l.macs;
-    t.bytes += l.bytes;
-  }
-  return t;
+size_t line_width(const std::vector<Column>& columns) {
+  size_t width = 0;
+  for (const Column& c : columns) width += c.width + 2;
+  return width - 2;
 }
 
-// What training alone has: auxiliary classifiers.
-Totals auxiliary_total(const ops::Graph& graph) {
-  return total(layers_of(graph)) - total(layers_of(ops::inference_graph(graph)));
+// Leaves out what a terminal has no room for.
+void fit(std::vector<Column>& columns, size_t width) {
+  while (line_width(columns) > width) {
+    const auto last =
+        std::max_element(columns.begin(), columns.end(),
+                         [](const auto& a, const auto& b) { return a.rank < b.rank; });
+    if (last->rank == 0) return;
+    columns.erase(last);
+  }
 }
 
-void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int64_t batch,
-                 DType type) {
-  size_t width = 5;
-  for (const Layer& l : layers) width = std::max(width, l.name.size());
-  const std::string rule(width + 75, '-');
-  std::cout << fmt::format("{}: input {} x {} x {} (channels x height x width)\n\n", graph.name,
-                           graph.image.c, graph.image.h, graph.image.w);
-  std::cout << fmt::format("{:<{}}  {:<13}  {:>16}  {:>12}  {:>14}  {:>10}\n{}\n", "layer", width,
-                           "kind", "output C,H,W", "parameters", "MACs", "bytes", rule);
-  for (const Layer& l : layers)
-    std::cout << fmt::format("{:<{}}  {:<13}  {:>16}  {:>12}  {:>14}  {:>10}\n", l.name, width,
-                             l.kind, fmt::format("{},{},{}", l.y.c, l.y.h, l.y.w),
-                             grouped(l.parameters), grouped(l.macs), grouped(l.bytes));
-  const Totals t = total(layers);
-  std::cout << fmt::format("{}\n{:<{}}  {:<13}  {:>16}  {:>12}  {:>14}  {:>10}\n\n", rule, "total",
-                           width, "", "", grouped(t.parameters), grouped(t.macs), grouped(t.bytes));
+std::string line_of(const std::vector<Column>& columns, const auto& cell_of) {
+  std::string line;
+  for (const Column& c : columns) {
+    const std::string cell = cell_of(c);
+    line +=
+        c.left ? fmt::format("{:<{}}  ", cell, c.width) : fmt::format("{:>{}}  ", cell, c.width);
+  }
+  line.erase(line.find_last_not_of(' ') + 1);
+  return line + "\n";
+}
 
+std::string table_of(const ops::Graph& graph, const std::vector<LayerFacts>& layers, bool wide) {
+  std::vector<Column> columns = columns_of(layers);
+  const size_t all = columns.size();
+  if (!wide) fit(columns, terminal_width());
+  const std::string rule(line_width(columns), '-');
+  std::string text =
+      fmt::format("{}: input {} x {} x {} (channels x height x width)\n\n", printable(graph.name),
+                  graph.image.c, graph.image.h, graph.image.w);
+  text += line_of(columns, [](const Column& c) { return std::string(c.title); }) + rule + "\n";
+  for (size_t row = 0; row <= layers.size(); ++row) {
+    if (row == layers.size()) text += rule + "\n";
+    text += line_of(columns, [&](const Column& c) { return c.cells[row]; });
+  }
+  text +=
+      "\noutput: channels, height, width. Its side: (input + 2*padding - window)/stride + 1, "
+      "rounded "
+      "as it says.\n"
+      "sees/every: pixels of a side of the image that one value depends on, and from one to the "
+      "next.\n";
+  if (columns.size() < all) text += "--wide shows all columns.\n";
+  return text;
+}
+
+std::string memory_of(const ops::Graph& graph, const std::vector<LayerFacts>& layers, int64_t batch,
+                      DType type) {
+  const ModelTotals t = total(layers);
+  std::string text;
   if (!graph.auxiliary.empty()) {
-    const Totals auxiliary = auxiliary_total(graph);
-    std::cout << fmt::format(
-        "Auxiliary classifiers, gone in inference: {} of the parameters, {} of the MACs.\n\n",
+    const ModelTotals auxiliary = auxiliary_total(graph);
+    text = fmt::format(
+        "\nAuxiliary classifiers, gone in inference: {} of the parameters, {} of the MACs.\n",
         grouped(auxiliary.parameters), grouped(auxiliary.macs));
   }
   const auto plan = [&](bool training) {
@@ -99,50 +140,79 @@ void print_table(const ops::Graph& graph, const std::vector<Layer>& layers, int6
                               ops::make_device("cpu", 1)->slice_bytes());
   };
   const ops::MemoryPlan train = plan(true), infer = plan(false);
-  std::cout << fmt::format(
-      "One image: {:.2f} GMAC forward. Parameters take {}.\n"
-      "Arena for a batch of {} in {} (naive: had every tensor its own place):\n"
-      "  training   {:>12}  (naive {:>12}, {:.0f} %)\n"
-      "  inference  {:>12}  (naive {:>12}, {:.0f} %)\n",
-      static_cast<double>(t.macs) / 1e9, mebibytes(4.0 * static_cast<double>(t.parameters)), batch,
-      name_of(type), mebibytes(static_cast<double>(train.bytes)),
-      mebibytes(static_cast<double>(train.naive_bytes)),
-      100.0 * static_cast<double>(train.bytes) / static_cast<double>(train.naive_bytes),
-      mebibytes(static_cast<double>(infer.bytes)),
-      mebibytes(static_cast<double>(infer.naive_bytes)),
-      100.0 * static_cast<double>(infer.bytes) / static_cast<double>(infer.naive_bytes));
+  return text +
+         fmt::format(
+             "\nOne image: {:.2f} GMAC forward. Parameters take {}.\n"
+             "Arena for a batch of {} in {} (naive: had every tensor its own place):\n"
+             "  training   {:>12}  (naive {:>12}, {:.0f} %)\n"
+             "  inference  {:>12}  (naive {:>12}, {:.0f} %)\n",
+             static_cast<double>(t.macs) / 1e9, mebibytes(4.0 * static_cast<double>(t.parameters)),
+             batch, name_of(type), mebibytes(static_cast<double>(train.bytes)),
+             mebibytes(static_cast<double>(train.naive_bytes)),
+             100.0 * static_cast<double>(train.bytes) / static_cast<double>(train.naive_bytes),
+             mebibytes(static_cast<double>(infer.bytes)),
+             mebibytes(static_cast<double>(infer.naive_bytes)),
+             100.0 * static_cast<double>(infer.bytes) / static_cast<double>(infer.naive_bytes));
 }
 
-void print_json(const ops::Graph& graph, const std::vector<Layer>& layers) {
-  const Totals t = total(layers);
+// ---- JSON ----
+
+nlohmann::ordered_json json_of(const LayerFacts& l, const ops::Graph& graph, size_t node) {
+  nlohmann::ordered_json object = {{"name", printable(l.name)}, {"kind", l.kind}};
+  nlohmann::ordered_json inputs = nlohmann::ordered_json::array();
+  for (const int input : graph.nodes[node].inputs)
+    inputs.push_back(
+        input == ops::kImage ? "input" : printable(graph.nodes[static_cast<size_t>(input)].name));
+  object["inputs"] = inputs;
+  object["output"] = {l.y.c, l.y.h, l.y.w};
+  if (l.window) {
+    object["window"] = {{"kernel", l.window->kernel},
+                        {"stride", l.window->stride},
+                        {"padding", l.window->padding},
+                        {"groups", l.window->groups},
+                        {"rounded", l.window->ceil ? "up" : "down"}};
+    object["arithmetic"] = l.arithmetic;
+  }
+  object["receptive_field"] = {{"size", l.field.size}, {"jump", l.field.jump}};
+  object["parameters"] = l.parameters;
+  if (!l.formula.empty()) object["formula"] = l.formula;
+  object["macs"] = l.macs;
+  object["bytes"] = l.bytes;
+  return object;
+}
+
+std::string json_text(const ops::Graph& graph, const std::vector<LayerFacts>& layers) {
+  const ModelTotals t = total(layers);
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  for (const Layer& l : layers)
-    list.push_back({{"name", l.name},
-                    {"kind", l.kind},
-                    {"output", {l.y.c, l.y.h, l.y.w}},
-                    {"parameters", l.parameters},
-                    {"macs", l.macs},
-                    {"bytes", l.bytes}});
-  nlohmann::ordered_json out = {{"model", graph.name},
+  for (size_t i = 0; i < layers.size(); ++i) list.push_back(json_of(layers[i], graph, i));
+  nlohmann::ordered_json out = {{"model", printable(graph.name)},
                                 {"input", {graph.image.c, graph.image.h, graph.image.w}},
                                 {"parameters", t.parameters},
                                 {"macs", t.macs}};
   if (!graph.auxiliary.empty()) {
-    const Totals auxiliary = auxiliary_total(graph);
+    const ModelTotals auxiliary = auxiliary_total(graph);
     out["auxiliary"] = {{"parameters", auxiliary.parameters}, {"macs", auxiliary.macs}};
   }
   out["layers"] = list;
-  std::cout << out.dump(2) << std::endl;
+  return out.dump(2) + "\n";
 }
 
 int model_show(const Arguments& arguments) {
-  std::string name, format, input, shortcut, precision;
+  std::string name, format, input, shortcut, precision, out;
+  bool wide = false, json = false, fold = false, unfold = false;
   int64_t batch = 32;
   ModelOptions options;
   po::options_description flags("Options");
   flags.add_options()("name", po::value(&name)->required(),
                       "a name of convoy model list, or a .txtpb file")(
-      "format", po::value(&format)->default_value("table"), "table, json or txtpb")(
+      "format", po::value(&format)->default_value("table"),
+      "table; json (all of it); txtpb (as text, to be changed and trained); svg (a picture for a "
+      "browser); dot (for Graphviz)")("json", po::bool_switch(&json), "the same as --format json")(
+      "out", po::value(&out), "a file; standard output without it")(
+      "wide", po::bool_switch(&wide), "all columns of the table, however narrow the terminal")(
+      "fold", po::bool_switch(&fold),
+      "svg: each block (layer1.0) as one box; so, too, where more than 150 boxes would be drawn")(
+      "unfold", po::bool_switch(&unfold), "svg: every box")(
       "input", po::value(&input), "channels x height x width, e.g. 3x224x224")(
       "classes", po::value(&options.classes)->default_value(0), "0: the model's usual")(
       "batch", po::value(&batch)->default_value(32), "for the memory plan")(
@@ -169,17 +239,35 @@ int model_show(const Arguments& arguments) {
   if (batch <= 0 || batch > 1000000 || options.classes < 0)
     fail(ExitCode::kUsage, "--batch must lie in 1 ... 1000000, --classes not be negative");
 
+  if (json) format = "json";
+  if (fold && unfold) fail(ExitCode::kUsage, "--fold and --unfold: choose one");
+  const std::string formats[] = {"table", "json", "txtpb", "svg", "dot"};
+  if (std::find(std::begin(formats), std::end(formats), format) == std::end(formats))
+    fail(ExitCode::kUsage, "--format {}: there are table, json, txtpb, svg and dot",
+         printable(format));
+
   // A network of the user's own is a file; it says its input and classes itself.
   const ops::Graph graph = name.ends_with(".txtpb") ? load_graph(name) : make_model(name, options);
-  const std::vector<Layer> layers = layers_of(graph);
+  const std::vector<LayerFacts> layers = layer_facts(graph);
+  std::string text;
   if (format == "json")
-    print_json(graph, layers);
+    text = json_text(graph, layers);
   else if (format == "table")
-    print_table(graph, layers, batch, type);
+    text = table_of(graph, layers, wide) + memory_of(graph, layers, batch, type);
   else if (format == "txtpb")
-    std::cout << to_text(graph) << std::flush;
+    text = to_text(graph);
+  else if (format == "dot")
+    text = to_dot(graph, layers);
   else
-    fail(ExitCode::kUsage, "--format {}: there are table, json and txtpb", printable(format));
+    text = to_svg(graph, layers,
+                  make_picture(graph, layers,
+                               fold     ? Fold::kYes
+                               : unfold ? Fold::kNo
+                                        : Fold::kAuto));
+  if (out.empty())
+    std::cout << text << std::flush;
+  else
+    write_text(out, text);
   return 0;
 }
 

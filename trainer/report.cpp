@@ -1,4 +1,4 @@
-// convoy report: the lives of a run, and where its wall time went.
+// convoy report: the lives of a run, and where its wall time went; figures of what runs wrote.
 #include <time.h>
 
 #include <algorithm>
@@ -8,7 +8,9 @@
 
 #include "ops/core/error.h"
 #include "trainer/commands.h"
+#include "trainer/file.h"
 #include "trainer/lives.h"
+#include "trainer/run_plots.h"
 #include "trainer/text.h"
 
 namespace convoy::trainer {
@@ -116,21 +118,81 @@ ordered_json to_json(const Goodput& sum) {
   return object;
 }
 
+struct Figure {
+  std::string kind, out;
+  std::vector<std::string> labels;
+  PlotOptions options;
+};
+
+std::string label_of(const std::string& run) {
+  const std::filesystem::path path(run);
+  return (path.has_filename() ? path : path.parent_path()).filename();
+}
+
+int draw(const std::vector<std::string>& runs, const Figure& figure) {
+  if (!figure.labels.empty() && figure.labels.size() != runs.size())
+    fail(ExitCode::kUsage, "--label is given {} time(s) for {} run(s)", figure.labels.size(),
+         runs.size());
+  if (figure.options.panels.size() > runs.size())
+    fail(ExitCode::kUsage, "--panel is given {} times for {} run(s)", figure.options.panels.size(),
+         runs.size());
+  std::vector<PlottedRun> plotted;
+  for (size_t i = 0; i < runs.size(); ++i)
+    plotted.push_back({runs[i], figure.labels.empty() ? label_of(runs[i]) : figure.labels[i]});
+  std::string svg;
+  if (figure.kind == "errors")
+    svg = plot_errors(plotted, figure.options);
+  else if (figure.kind == "gradients")
+    svg = plot_gradients(plotted, figure.options);
+  else if (figure.kind == "responses")
+    svg = plot_responses(plotted, figure.options);
+  else
+    fail(ExitCode::kUsage, "--plot {}: there are errors, gradients and responses",
+         printable(figure.kind));
+  if (figure.out.empty())
+    std::cout << svg << std::flush;
+  else
+    write_text(figure.out, svg);
+  return 0;
+}
+
 }  // namespace
 
 int report_command(const Arguments& arguments) {
-  std::string run;
+  std::vector<std::string> runs;
   bool json = false;
+  Figure figure;
+  uint64_t step = 0;
   po::options_description options("Options");
-  options.add_options()("run", po::value(&run)->required(), "the folder of a run")(
-      "json", po::bool_switch(&json), "one JSON object on standard output");
+  options.add_options()("run", po::value(&runs)->required(),
+                        "the folder of a run; for --plot one or several")(
+      "json", po::bool_switch(&json), "one JSON object on standard output")(
+      "plot", po::value(&figure.kind),
+      "an SVG in place of the table: errors (training thin, test bold, over the steps), gradients "
+      "(norms layer by layer), responses (standard deviation behind each batch norm); the last two "
+      "of runs of train --log-gradients")("out", po::value(&figure.out),
+                                          "the SVG's file; standard output without it")(
+      "label", po::value(&figure.labels)->composing(),
+      "what a run is called in the figure, one for each; its folder's name without it")(
+      "title", po::value(&figure.options.title), "of the figure")(
+      "panel", po::value(&figure.options.panels)->composing(),
+      "errors: the title of a panel; given several times, the runs are shared out among them")(
+      "step", po::value(&step),
+      "gradients, responses: the record nearest to it; the last without it");
   const auto values = parse_options(
-      arguments, options, "report RUN [OPTIONS]",
+      arguments, options, "report RUN... [OPTIONS]",
       "Prints a line for each life (start) of the run and how it ended, and what the wall time of "
       "all went\n"
       "into; the parts sum to it.\n",
-      "run");
+      "run...");
   if (!values) return 0;
+  if (values->count("step") > 0) figure.options.step = step;
+  if (!figure.kind.empty()) return draw(runs, figure);
+  for (const char* only : {"out", "label", "title", "panel", "step"})
+    if (values->count(only) > 0) fail(ExitCode::kUsage, "--{} is for --plot", only);
+  if (runs.size() != 1)
+    fail(ExitCode::kUsage, "{} runs: several are for --plot; give one", runs.size());
+  const std::string run = runs[0];
   std::error_code error;
   if (!std::filesystem::is_directory(run, error))
     fail(ExitCode::kBadData, "{}: no such folder", printable(run));

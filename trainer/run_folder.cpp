@@ -80,6 +80,7 @@ void RunFolder::rewind(uint64_t step) {
   communicator_.barrier();
   try {
     if (is_root()) {
+      if (job_.log.gradients > 0) gradients_ = std::make_unique<GradientLog>(options_.out, step);
       metrics_ = std::make_unique<MetricsWriter>(options_.out, step);
       if (logs_samples()) SampleLog::rewind(options_.out, step);
     }
@@ -119,6 +120,10 @@ void RunFolder::end(int exit_code, const std::string& reason) {
 
 void RunFolder::write(MetricsLine line) {
   if (metrics_) metrics_->write(std::move(line));
+}
+
+void RunFolder::write(const GradientRecord& record) {
+  if (gradients_) gradients_->write(record);
 }
 
 void RunFolder::consumed(const data::Batch& batch) {

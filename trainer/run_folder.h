@@ -16,6 +16,7 @@
 #include "data_loader/loader.h"
 #include "ops/core/clock.h"
 #include "trainer/checkpoint_writer.h"
+#include "trainer/gradient_log.h"
 #include "trainer/job.h"
 #include "trainer/ledger.h"
 #include "trainer/lives.h"
@@ -59,6 +60,8 @@ class RunFolder {
 
   // Into the metrics; nothing on other ranks than 0.
   void write(MetricsLine line);
+  // Likewise into the log of gradients, where the job has one.
+  void write(const GradientRecord& record);
   // Any thread. A batch that this rank computes.
   void consumed(const data::Batch& batch);
   // Steps that count but are not computed.
@@ -97,6 +100,7 @@ class RunFolder {
   std::shared_ptr<Lives> lives_;    // rank 0
   const std::shared_ptr<LifeUnderWatch> watched_ = std::make_shared<LifeUnderWatch>();
   std::unique_ptr<MetricsWriter> metrics_;    // rank 0
+  std::unique_ptr<GradientLog> gradients_;    // rank 0
   comm::Watchdog::Scope writing_;             // of the writer's thread
   std::unique_ptr<CheckpointWriter> writer_;  // rank 0
   std::unique_ptr<SampleLog> samples_;

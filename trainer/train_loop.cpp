@@ -240,7 +240,9 @@ Engine::Control TrainLoop::train_step(const Engine::Source& source) {
   watchdog_.enter(comm::Phase::kReduce, step_);  // all ranks compare
   if (const auto wrong = cross_check_->check(step_)) throw RollBack{*wrong, std::nullopt};
   replicas_->before_update(step_);
-  const Engine::Result result = engine_->update(rate);
+  GradientRecord layers;
+  const bool logs_layers = is_root() && GradientLog::due(step_, job_.log.gradients);
+  const Engine::Result result = engine_->update(rate, logs_layers ? &layers.layers : nullptr);
   ++step_;
   const double seconds = seconds_since(start);
   stopping_.note_step(seconds);
@@ -250,6 +252,11 @@ Engine::Control TrainLoop::train_step(const Engine::Source& source) {
   watchdog_.enter(comm::Phase::kReduce, step_);
   if (const auto differ = replicas_->after_update(step_)) throw RollBack{*differ, std::nullopt};
   report_judgement();
+  if (logs_layers) {
+    layers.step = step_;
+    layers.epoch = epoch_at(step_, plan_.length);
+    folder_.write(layers);
+  }
   if (is_root())
     if (const auto line = report_->add(step_, rate, result, seconds_since(start), loader_))
       folder_.write(*line);

@@ -10,6 +10,7 @@ namespace po = boost::program_options;
 std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   TrainOptions o;
   std::string data, until;
+  uint32_t gradients = 0;
   po::options_description options("Training");
   options.add_options()("job", po::value(&o.job_file)->required(),
                         "job file (proto/job.proto in text format; see trainer/recipes)")(
@@ -27,6 +28,9 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
       "until", po::value(&until),
       "leave by itself in time, saved, with exit code 75: a moment (2026-11-25T18:00), a time from "
       "the start (+90m, +2h30m), or job: the end of the Slurm job")(
+      "log-gradients", po::value(&gradients)->value_name("N"),
+      "write gradient and weight norms and the spread of the responses of each layer to "
+      "gradients.jsonl every N steps (log.gradients); convoy report --plot draws them")(
       "dry-run", po::bool_switch(&o.dry_run), "print the plan and leave")(
       "fault", po::value(&o.faults)->composing(),
       "break this run on purpose, e.g. \"rank=2 step=40 kind=kill\" (docs/faults.md)");
@@ -41,6 +45,8 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
   if (values->count("data-threads") > 0 && o.data_threads < 0)
     fail(ExitCode::kUsage, "--data-threads {}: must not be negative", o.data_threads);
   if (!until.empty()) o.until = parse_until(until);
+  if (values->count("log-gradients") > 0)
+    o.sets.push_back(fmt::format("log.gradients={}", gradients));
   if (!data.empty()) o.sets.push_back("data.path=" + data);
   [[maybe_unused]] const Faults refused_now(o.faults);
   return o;

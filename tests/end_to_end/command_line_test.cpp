@@ -44,7 +44,7 @@ TEST(CommandLine, HelpIsComplete) {
         "--version", "64", "65", "70", "74", "75", "78"}},
       {{"train"},
        {"--job", "--data", "--out", "--set", "--data-threads", "--device", "--resume",
-        "--allow-change", "--until", "--dry-run", "auto", "never"}},
+        "--allow-change", "--until", "--dry-run", "--log-gradients", "auto", "never"}},
       {{"eval"}, {"--checkpoint", "--data", "--device", "--data-threads", "--json"}},
       {{"verify"},
        {"verify DIR", "--json", "digest", "ledger", "--as", "--data-threads", "--max-pixels",
@@ -59,11 +59,13 @@ TEST(CommandLine, HelpIsComplete) {
       {{"export"},
        {"export RUN|CHECKPOINT OUT", "--format", "--weights", "--fold", "--normalise", "--softmax",
         "--opset", "--batch", "--input", "--force", "--json", "load_state_dict"}},
-      {{"report"}, {"report RUN", "--json"}},
+      {{"report"},
+       {"report RUN", "--json", "--plot", "errors", "gradients", "responses", "--out", "--label",
+        "--title", "--panel", "--step"}},
       {{"model"}, {"list", "show NAME"}},
       {{"model", "show"},
-       {"show NAME", "--format", "--input", "--classes", "--batch", "--precision", "--shortcut",
-        "--stride-in-first-conv"}},
+       {"show NAME", "--format", "--json", "--out", "--wide", "--fold", "--unfold", "--input",
+        "--classes", "--batch", "--precision", "--shortcut", "--stride-in-first-conv"}},
       {{"bench"}, {"step", "loader", "allreduce"}},
       {{"bench", "step"},
        {"--model", "--precision", "--batch", "--image", "--inference", "--workers", "--threads",
@@ -109,6 +111,11 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"verify", "a", "b"}, "--help"},
       {{"verify", "a", "--threads", "0"}, "--threads"},
       {{"report"}, "--help"},
+      {{"report", "a", "b"}, "2 runs"},
+      {{"report", "a", "--title", "t"}, "--title is for --plot"},
+      {{"report", "a", "--plot", "pie"}, "--plot pie"},
+      {{"report", "a", "--plot", "errors", "--label", "x", "--label", "y"}, "--label"},
+      {{"report", "a", "--plot", "errors", "--panel", "x", "--panel", "y"}, "--panel"},
       {{"model"}, "list or show"},
       {{"model", "lost"}, "list or show"},
       {{"model", "list", "--fast"}, "--fast"},
@@ -117,6 +124,7 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"model", "show", "resnet50", "--input", "3x224"}, "3x224"},
       {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
       {{"data", "show", "--job", "a", "--out", "b.png", "--step", "-1"}, "--step -1: must not be"},
+      {{"model", "show", "resnet50", "--fold", "--unfold"}, "--unfold"},
       {{"bench", "stop"}, "step, loader, allreduce"},
       {{"bench", "step"}, "--model"},
       {{"bench", "step", "--model", "cifar_resnet20", "--fast"}, "--fast"},
@@ -237,8 +245,51 @@ TEST(Models, ShowFollowsItsOptions) {
 
   const Outcome table = convoy({"model", "show", "resnet50"});
   EXPECT_EQ(table.exit_code, 0);
-  for (const char* words : {"25,557,032", "4,089,184,256", "layer3.5.conv2", "naive"})
+  for (const char* words : {"25,557,032", "4,089,184,256", "layer3.5.conv2", "naive",
+                            "floor((224+2*3-7)/2) + 1 = 112", "427/32", "--wide"})
     EXPECT_GE(lines_with(table.out, words), 1) << words << ":\n" << table.out;
+  for (const std::string& line : lines_of(table.out)) EXPECT_LE(line.size(), 120u) << line;
+  EXPECT_EQ(lines_with(table.out, "64*3*7*7"), 0) << table.out;
+  const Outcome wide = convoy({"model", "show", "resnet50", "--wide"});
+  for (const char* words : {"64*3*7*7", "2*64", "1000*2048 + 1000"})
+    EXPECT_GE(lines_with(wide.out, words), 1) << words << ":\n" << wide.out;
+
+  const json conv1 = usual["layers"][0];
+  EXPECT_EQ(conv1["window"]["kernel"], 7);
+  EXPECT_EQ(conv1["window"]["rounded"], "down");
+  EXPECT_EQ(conv1["receptive_field"]["jump"], 2);
+  EXPECT_EQ(conv1["formula"], "64*3*7*7");
+  EXPECT_EQ(conv1["inputs"], json::array({"input"}));
+  EXPECT_EQ(object_of({"model", "show", "resnet50", "--json"}), usual);
+}
+
+TEST(Models, PicturesAreFiles) {
+  const std::string path = folder().path("resnet18.svg");
+  const Outcome outcome = convoy({"model", "show", "resnet18", "--format", "svg", "--out", path});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+  EXPECT_EQ(outcome.out, "");
+  const std::string svg = read_file(path);
+  EXPECT_TRUE(svg.starts_with("<?xml") && svg.ends_with("</svg>\n"));
+  EXPECT_EQ(convoy({"model", "show", "resnet18", "--format", "svg"}).out, svg);
+  EXPECT_LT(convoy({"model", "show", "resnet18", "--format", "svg", "--fold"}).out.size(),
+            svg.size());
+  EXPECT_TRUE(convoy({"model", "show", "resnet18", "--format", "dot"}).out.starts_with("digraph"));
+  const Outcome nowhere =
+      convoy({"model", "show", "resnet18", "--out", folder().path("none/x.svg")});
+  EXPECT_EQ(nowhere.exit_code, 74) << nowhere.all();
+
+  // A network of the user's own, and one that is none.
+  folder().write("own.txtpb", convoy({"model", "show", "resnet18", "--format", "txtpb"}).out);
+  EXPECT_EQ(convoy({"model", "show", folder().path("own.txtpb"), "--format", "svg"}).out, svg);
+  folder().write("bad.txtpb",
+                 "input_channels: 3 input_height: 8 input_width: 8 "
+                 "node { name: 'a' input: 'b' relu {} }");
+  for (const char* format : {"table", "svg", "dot", "json"}) {
+    const Outcome bad = convoy({"model", "show", folder().path("bad.txtpb"), "--format", format});
+    EXPECT_EQ(bad.exit_code, 78) << bad.all();
+    EXPECT_EQ(lines_with(bad.err, "input \"b\" is neither"), 1) << bad.all();
+    EXPECT_EQ(bad.out, "");
+  }
 }
 
 // What scripts read, and a profile: every node once in each direction with what it computes and

@@ -181,6 +181,40 @@ TEST_F(SameBits, ForImagesOfAFolder) {
   EXPECT_EQ(results.size(), 1u) << fmt::format("{}", *results.begin());
 }
 
+// Of layers: the log is the same text on any ranks and after a stop, and the run the same run.
+TEST_F(SameBits, WithALogOfGradients) {
+  const Arguments logged = {"--log-gradients", "4"};
+  std::set<std::string> texts;
+  for (const int ranks : {1, 3, 5}) {
+    const std::string name = fmt::format("gradients-{}", ranks);
+    train(name, ranks, logged);
+    EXPECT_EQ(digest(name), digest("reference")) << name;
+    texts.insert(read_file(out(name) + "/gradients.jsonl"));
+  }
+  // A life that has gone further than its last checkpoint: 16 steps are logged, 13 saved.
+  train("gradients-resumed", 2, {"--log-gradients", "4", "--set", "stop_after_steps=13"});
+  const std::string path = out("gradients-resumed") + "/gradients.jsonl";
+  runs_->folder().write("runs/gradients-resumed/gradients.jsonl",
+                        read_file(path) + "{\"step\":16,\"epoch\":1}\n{\"step\":");
+  train("gradients-resumed", 1, logged);
+  EXPECT_EQ(digest("gradients-resumed"), digest("reference"));
+  texts.insert(read_file(path));
+  EXPECT_EQ(texts.size(), 1u);
+
+  std::vector<int> steps;
+  for (const std::string& text : lines_of(*texts.begin())) {
+    const json line = json::parse(text);
+    steps.push_back(line["step"]);
+    EXPECT_EQ(line["weights"].size(), 20u);
+    EXPECT_EQ(line["batch_norms"].size(), 19u);
+    for (const char* key : {"gradient_norm", "gradient_rms", "weight_norm", "weight_rms"})
+      EXPECT_EQ(line[key].size(), 20u) << key;
+    for (const json& v : line["gradient_norm"]) EXPECT_GT(v.get<double>(), 0);
+    EXPECT_EQ(line["response_std"].size(), 19u);
+  }
+  EXPECT_EQ(steps, (std::vector<int>{1, 4, 8, 12, 16, 20, 24, 28}));
+}
+
 TEST_F(SameBits, StoppedAndResumedOnOtherRanks) {
   train("resumed", 1, {"--set", "stop_after_steps=13"});
   digest("resumed", 13);

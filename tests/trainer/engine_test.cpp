@@ -181,6 +181,72 @@ TEST_P(EngineTest, AStepSaysWhereItIs) {
   EXPECT_EQ(said.back(), "compute");
 }
 
+// What is logged of a step is the same on any number of lanes, says what the optimizer did, and
+// changes nothing.
+TEST_P(EngineTest, LayersAreMeasuredWithoutAnEffect) {
+  const ops::OptimizerConfig plain{.momentum = 0, .weight_decay = 0};
+  constexpr double kRate = 0.125;
+  std::vector<LayerStatistics> measured;
+  std::vector<std::vector<float>> results;
+  for (const int wanted : {1, 3}) {
+    const auto engine = make(lanes_for(GetParam(), kWorkers, wanted, 1), plain);
+    const auto quiet = make(lanes_for(GetParam(), kWorkers, wanted, 1), plain);
+    for (uint64_t step = 0; step < 2; ++step) {
+      quiet->step(step, kRate, {}, source());
+      const Engine::State before = engine->state();
+      const std::vector<float> old(before.parameters.begin(), before.parameters.end());
+      engine->compute(step, {}, source());
+      LayerStatistics layers;
+      engine->update(kRate, &layers);
+      const std::span<const float> now = engine->state().parameters;
+      // Plain descent: the gradient is (old - new) / rate, with the rounding of the new weight.
+      size_t weights = 0;
+      for (const auto& p : engine->layout().parameters) {
+        if (!p.spec.is_weight) continue;
+        ++weights;
+        double gradient = 0, weight = 0;
+        for (size_t i = p.offset; i < p.offset + p.floats(); ++i) {
+          gradient += std::pow((static_cast<double>(old[i]) - now[i]) / kRate, 2);
+          weight += static_cast<double>(old[i]) * old[i];
+        }
+        const auto at =
+            static_cast<size_t>(std::find(layers.weights.begin(), layers.weights.end(), p.name) -
+                                layers.weights.begin());
+        ASSERT_LT(at, layers.weights.size()) << p.name;
+        EXPECT_NEAR(layers.gradient_norm[at], std::sqrt(gradient),
+                    1e-3 * std::sqrt(gradient) + 1e-6)
+            << p.name;
+        EXPECT_NEAR(layers.weight_norm[at], std::sqrt(weight), 1e-9) << p.name;
+        EXPECT_NEAR(layers.gradient_rms[at] * std::sqrt(static_cast<double>(p.floats())),
+                    layers.gradient_norm[at], 1e-9);
+      }
+      EXPECT_EQ(weights, layers.weights.size());
+      EXPECT_EQ(layers.weights.front(), "conv1.weight");
+      EXPECT_EQ(layers.weights.back(), "fc.weight");
+      // At the start gamma is 1 and beta 0: what varies enough comes out with a deviation of 1.
+      ASSERT_EQ(layers.batch_norms.size(), 19u);
+      EXPECT_EQ(layers.batch_norms[0], "bn1");
+      if (step == 0) {
+        for (const double std : layers.response_std) {
+          EXPECT_GT(std, 0.9);
+          EXPECT_LE(std, 1.0);
+        }
+      }
+      measured.push_back(layers);
+    }
+    const std::span<const float> with = engine->state().parameters;
+    results.emplace_back(with.begin(), with.end());
+    const std::span<const float> without = quiet->state().parameters;
+    EXPECT_TRUE(std::ranges::equal(with, without));
+  }
+  EXPECT_EQ(results[0], results[1]);
+  for (const size_t step : {0, 1}) {
+    EXPECT_EQ(measured[step].gradient_norm, measured[step + 2].gradient_norm);
+    EXPECT_EQ(measured[step].response_std, measured[step + 2].response_std);
+  }
+  EXPECT_NE(measured[0].gradient_norm, measured[1].gradient_norm);
+}
+
 TEST_P(EngineTest, FlagsReachTheResult) {
   const auto engine = make(lanes_for(GetParam(), kWorkers, 2, 1));
   EXPECT_FALSE(engine->step(0, 0.1, {}, source()).control.stop);

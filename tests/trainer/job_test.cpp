@@ -595,6 +595,7 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "log.every_steps=3",
                                             "log.samples=true",
                                             "log.batch_digests=true",
+                                            "log.gradients=3",
                                             "data.follow_links=true",
                                             "watchdog.start_seconds=3",
                                             "watchdog.input_seconds=3",
