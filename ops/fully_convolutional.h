@@ -15,11 +15,13 @@ namespace convoy::ops {
 //                                           W]
 //   Linear on [C, 1, 1]                 ->  a 1 x 1 Conv2d where there is more than one place now;
 //                                           else (behind a GlobalAvgPool) it stays
+//   AdaptiveAvgPool to the size that its features have anyway (as in VGG)
+//                                       ->  an AvgPool of one pixel: nothing; others stay
 //   the last node                       ->  a GlobalAvgPool behind it, where its scores are a map
 //
-// Parameters keep their order and their number of floats, so a layout of one serves the other.
-// Throws Error (kBadJob) naming the node: the image is too small, or a Linear sees features that
-// are not square.
+// Auxiliary classifiers are left out, their nodes stay. Parameters keep their order and their
+// number of floats, so a layout of one serves the other. Throws Error (kBadJob) naming the node:
+// the image is too small, or a Linear sees features that are not square.
 Graph fully_convolutional(const Graph& graph, int64_t height, int64_t width);
 
 }  // namespace convoy::ops

@@ -40,8 +40,8 @@ TEST(CommandLine, HelpIsComplete) {
   };
   const Row rows[] = {
       {{},
-       {"train", "eval", "predict", "verify", "import", "export", "report", "data", "model", "bench",
-        "--version", "64", "65", "70", "74", "75", "78"}},
+       {"train", "eval", "predict", "verify", "import", "export", "report", "data", "model",
+        "bench", "--version", "64", "65", "70", "74", "75", "78"}},
       {{"train"},
        {"--job", "--data", "--out", "--set", "--data-threads", "--device", "--resume",
         "--allow-change", "--until", "--dry-run", "--log-gradients", "auto", "never"}},

@@ -25,6 +25,7 @@ Graph windowed() {
   x = g.add("pool", MaxPool{.kernel = 2, .stride = 2, .padding = 0}, {x});
   x = g.add("conv2", Conv2d{.out_channels = 8, .kernel = 3}, {x});
   x = g.add("relu2", Relu{}, {g.add("bn2", BatchNorm{}, {x})});
+  x = g.add("grid", AdaptiveAvgPool{.h = 3, .w = 3}, {x});
   x = g.add("fc1", Linear{.out_features = 7}, {x});
   x = g.add("dropout", Dropout{}, {g.add("relu3", Relu{}, {x})});
   g.add("fc2", Linear{.out_features = 5}, {x});
@@ -132,12 +133,13 @@ TEST(FullyConvolutionalGraph, ChangesOnlyWhatMustSlide) {
   const Graph dense = fully_convolutional(windowed(), 16, 20);
   std::vector<std::string> kinds;
   for (const Node& n : dense.nodes) kinds.push_back(n.name + ":" + kind_of(n.op));
-  EXPECT_EQ(kinds, (std::vector<std::string>{
-                       "conv1:Conv2d", "bn1:BatchNorm", "relu1:ReLU", "pool:MaxPool",
-                       "conv2:Conv2d", "bn2:BatchNorm", "relu2:ReLU", "fc1:Conv2d", "relu3:ReLU",
-                       "dropout:Dropout", "fc2:Conv2d", "mean_of_the_score_map:GlobalAvgPool"}));
-  EXPECT_EQ(std::get<Conv2d>(dense.nodes[7].op).kernel, 3);
-  EXPECT_EQ(std::get<Conv2d>(dense.nodes[10].op).kernel, 1);
+  EXPECT_EQ(kinds,
+            (std::vector<std::string>{"conv1:Conv2d", "bn1:BatchNorm", "relu1:ReLU", "pool:MaxPool",
+                                      "conv2:Conv2d", "bn2:BatchNorm", "relu2:ReLU", "grid:AvgPool",
+                                      "fc1:Conv2d", "relu3:ReLU", "dropout:Dropout", "fc2:Conv2d",
+                                      "mean_of_the_score_map:GlobalAvgPool"}));
+  EXPECT_EQ(std::get<Conv2d>(dense.nodes[8].op).kernel, 3);
+  EXPECT_EQ(std::get<Conv2d>(dense.nodes[11].op).kernel, 1);
   // A network that pools before its classifier stays as it is.
   const Graph same = fully_convolutional(pooled(), 16, 20);
   EXPECT_EQ(same.nodes.size(), pooled().nodes.size());
