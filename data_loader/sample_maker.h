@@ -1,8 +1,10 @@
 // One sample from the dataset to the network's input: read, decode what the crop needs, transform.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "data_loader/dataset.h"
 #include "data_loader/image.h"
@@ -24,6 +26,7 @@ struct SampleScratch {
   ImageDecoder decoder;
   Image image, upright;
   ResizeScratch resize;
+  std::vector<uint8_t> rgb;  // of one look that becomes grey
 
   bool profile = false;  // whether `times` is kept
   SampleTimes times;
@@ -36,6 +39,7 @@ struct SampleScratch {
     image = {};
     upright = {};
     resize = {};
+    rgb = {};
   }
 
   // What the thread is at, for others to look at: the sample, and since when it works on it or on
@@ -106,10 +110,76 @@ class SampleMaker {
     return label;
   }
 
+  // Several looks at sample i, decoded once: `count` times output.bytes() at out.
+  // geometry(look, image shape, name) -> Geometry, whose may_shrink is not looked at. Where the
+  // output has one channel and the image is encoded, which gives three, its colours become grey as
+  // Pillow's convert("L") does it, behind the resize. Otherwise as make().
+  template <typename MakeGeometry>
+  int32_t make_looks(uint8_t* out, uint64_t i, int count, const MakeGeometry& geometry,
+                     SampleScratch& scratch) const {
+    scratch.now_making.store(i, std::memory_order_relaxed);
+    dataset_.read(i, scratch.sample);
+    scratch.bytes += scratch.sample.bytes.size();
+    const int32_t label = scratch.sample.label;
+    const std::string name = dataset_.name(i);
+    const auto geometries_of = [&](ImageShape shape) {
+      std::vector<Geometry> all;
+      for (int look = 0; look < count; ++look) all.push_back(geometry(look, shape, name));
+      return all;
+    };
+    if (const std::optional<ImageShape> raw = dataset_.raw_shape()) {
+      const PixelView pixels{scratch.sample.bytes.data(),
+                             {0, 0, raw->width, raw->height},
+                             raw->channels,
+                             raw->bytes() / static_cast<size_t>(raw->height)};
+      apply_all(out, geometries_of(*raw), pixels, scratch);
+      return label;
+    }
+    ImageShape shape;
+    ImageCodec& codec = scratch.decoder.open(scratch.sample.bytes, name, max_pixels_, shape);
+    const ReleaseIfLarge memory(scratch, shape);
+    const int orientation =
+        apply_exif_orientation_ ? jpeg_facts(scratch.sample.bytes).orientation : 1;
+    if (orientation != 1) {
+      codec.decode({0, 0, shape.width, shape.height}, 1, scratch.image);
+      turn_upright(scratch.image, orientation, scratch.upright);
+      apply_all(out, geometries_of(scratch.upright.shape), scratch.upright.view(), scratch);
+      return label;
+    }
+    const std::vector<Geometry> geometries = geometries_of(shape);
+    Region needed = source_region(geometries[0]);
+    for (const Geometry& g : geometries) needed = hull(needed, source_region(g));
+    codec.decode(needed, 1, scratch.image);
+    apply_all(out, geometries, scratch.image.view(), scratch);
+    return label;
+  }
+
   const Dataset& dataset() const { return dataset_; }
   ImageShape output() const { return output_; }
 
  private:
+  static Region hull(const Region& a, const Region& b) {
+    const int x = std::min(a.x, b.x), y = std::min(a.y, b.y);
+    return {x, y, std::max(a.x + a.width, b.x + b.width) - x,
+            std::max(a.y + a.height, b.y + b.height) - y};
+  }
+
+  void apply_all(uint8_t* out, const std::vector<Geometry>& geometries, const PixelView& pixels,
+                 SampleScratch& scratch) const {
+    const bool to_grey = output_.channels == 1 && pixels.channels == 3;
+    if (to_grey) scratch.rgb.resize(3 * output_.bytes());
+    for (const Geometry& geometry : geometries) {
+      apply(to_grey ? scratch.rgb.data() : out, geometry, pixels, scratch.resize);
+      // ITU-R 601-2 in 16-bit fixed point (Pillow, src/libImaging/Convert.c).
+      for (size_t p = 0; to_grey && p < output_.bytes(); ++p) {
+        const uint8_t* rgb = &scratch.rgb[3 * p];
+        out[p] =
+            static_cast<uint8_t>((rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16);
+      }
+      out += output_.bytes();
+    }
+  }
+
   // At the end of its life, however that comes.
   class ReleaseIfLarge {
    public:

@@ -240,4 +240,38 @@ Geometry eval_geometry(const EvalTransform& transform, ImageShape image, ImageSh
   return center_geometry(transform.resize, image, output, name);
 }
 
+Geometry ten_crop_geometry(const EvalTransform& transform, int crop, ImageShape image,
+                           ImageShape output, const std::string& name) {
+  center_geometry(transform.resize, image, output, name);  // refuses what does not fit
+  const ImageShape from = transform.resize == 0 ? image : resized(image, transform.resize);
+  // The square, or the whole image: first pixel and pixels of each axis.
+  const int width = transform.resize == 0 ? from.width : transform.resize;
+  const int height = transform.resize == 0 ? from.height : transform.resize;
+  const int left = python_round((from.width - width) / 2.0);
+  const int top = python_round((from.height - height) / 2.0);
+  const int corner = crop % 5;
+  const int right_by = width - output.width, down_by = height - output.height;
+  const bool centre = corner == 4;
+  const int x = centre ? python_round(right_by / 2.0) : corner % 2 * right_by;
+  const int y = centre ? python_round(down_by / 2.0) : corner / 2 * down_by;
+  Geometry geometry = resize_and_crop(image, from, left + x, top + y, output);
+  geometry.flip = crop >= 5;
+  return geometry;
+}
+
+ImageShape dense_shape(ImageShape image, int scale) {
+  const ImageShape from = resized(image, scale);
+  const auto cut = [&](int side) {
+    return std::max(scale, std::min(side, 2 * scale) / kDenseMultiple * kDenseMultiple);
+  };
+  return image.width <= image.height ? ImageShape{cut(from.height), scale, image.channels}
+                                     : ImageShape{scale, cut(from.width), image.channels};
+}
+
+Geometry dense_geometry(ImageShape image, int scale) {
+  const ImageShape from = resized(image, scale), output = dense_shape(image, scale);
+  return resize_and_crop(image, from, python_round((from.width - output.width) / 2.0),
+                         python_round((from.height - output.height) / 2.0), output);
+}
+
 }  // namespace convoy::data

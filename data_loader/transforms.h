@@ -55,4 +55,19 @@ Geometry train_geometry(const TrainTransform& transform, ImageShape image, Image
 Geometry eval_geometry(const EvalTransform& transform, ImageShape image, ImageShape output,
                        const std::string& name);
 
+// Ten looks at an image (Krizhevsky et al. 2012, section 4.1): the four corners and the centre of
+// its central square, 0 to 4 (top left, top right, bottom left, bottom right, centre), and their
+// mirror images, 5 to 9. The square has `transform.resize` pixels a side, as in the paper; without
+// a resize the corners are the whole image's. Throws as eval_geometry().
+constexpr int kCropLooks = 10;
+Geometry ten_crop_geometry(const EvalTransform& transform, int crop, ImageShape image,
+                           ImageShape output, const std::string& name);
+
+// Dense evaluation: the shorter side is resized to `scale`, and of the longer one the centre is
+// kept: the next smaller multiple of kDenseMultiple pixels, at most twice the scale. So images come
+// in few shapes, each of which needs a network of its own, and most lose less than a twentieth.
+constexpr int kDenseMultiple = 32;
+ImageShape dense_shape(ImageShape image, int scale);
+Geometry dense_geometry(ImageShape image, int scale);
+
 }  // namespace convoy::data

@@ -209,7 +209,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     fail(ExitCode::kBadJob, "this {} cannot compute in {}; use precision FP32", device_.name(),
          name_of(config_.type));
   std::iota(node_of_.begin(), node_of_.end(), size_t{0});
-  if (!config_.training) {
+  if (!config_.training && config_.fold) {
     InferenceGraph inference = fold_batch_norms(graph_);
     graph_ = std::move(inference.graph);
     node_of_ = std::move(inference.node_of);

@@ -31,7 +31,7 @@ struct StepBench {
   int64_t batch = 32;
   int64_t image = 0;
   int workers = 1, threads = 0;
-  bool inference = false, no_peak = false, json = false, profile = false;
+  bool inference = false, no_fold = false, no_peak = false, json = false, profile = false;
   double seconds = 5;
   int warmup = 3;
 };
@@ -165,6 +165,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .input = input,
                       .optimizer = {},
                       .training = !b.inference,
+                      .fold = !b.no_fold,
                       .profile = b.profile};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
@@ -234,8 +235,9 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const auto steps = static_cast<double>(times.size());
   const double lanes =
       b.device == "cpu" ? static_cast<double>(limit_threads) / threads : engine.lanes();
-  const ops::Graph profiled =
-      b.inference ? ops::fold_batch_norms(engine.fused_graph()).graph : engine.fused_graph();
+  const ops::Graph profiled = b.inference && !b.no_fold
+                                  ? ops::fold_batch_norms(engine.fused_graph()).graph
+                                  : engine.fused_graph();
   const ProfileInput profile{
       .graph = profiled,
       .batch = shape.n,
@@ -254,6 +256,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
         {"model", b.model},
         {"precision", name_of(b.type)},
         {"pass", b.inference ? "inference" : "training"},
+        {"folded", b.inference && !b.no_fold},
         {"image", shape.h},
         {"batch", b.batch},
         {"ranks", communicator.size()},
@@ -308,6 +311,8 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "batch", po::value(&b.batch)->default_value(32), "images of one step on one rank")(
       "image", po::value(&b.image)->default_value(0), "height and width; 0: the model's usual")(
       "inference", po::bool_switch(&b.inference), "forward with running statistics only")(
+      "no-fold", po::bool_switch(&b.no_fold),
+      "--inference without batch norms folded into convolutions, to see what that gains")(
       "workers", po::value(&b.workers)->default_value(1), "workers side by side on one rank")(
       "threads", po::value(&b.threads)->default_value(0),
       "threads of one worker; 0: the rank's CPUs shared out")(
@@ -334,6 +339,8 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       nullptr);
   if (!values) return std::nullopt;
   b.type = parse_precision(precision);
+  if (b.no_fold && !b.inference)
+    fail(ExitCode::kUsage, "--no-fold is for --inference: training folds nothing");
   if (b.profile && b.no_peak)
     fail(ExitCode::kUsage, "--profile compares with what --no-peak leaves out: choose one");
   if (b.batch <= 0 || b.batch > 1000000 || b.workers <= 0 || b.threads < 0 || b.image < 0 ||

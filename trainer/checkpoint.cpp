@@ -27,6 +27,7 @@ namespace fs = std::filesystem;
 constexpr uint32_t kFormat = 1;
 constexpr const char* kManifest = "manifest.txtpb";
 constexpr size_t kMaxManifestBytes = size_t{8} << 20;
+constexpr size_t kMaxNameBytes = size_t{1} << 20, kNameOverhead = 16;  // of class names
 constexpr std::string_view kTrailer = "# SHA-256 of the lines above: ";
 constexpr std::string_view kTemporary = ".tmp", kDeleting = ".deleting";
 constexpr std::string_view kBad = "bad-", kTrial = "trial";
@@ -158,6 +159,10 @@ std::string manifest_text(const CheckpointFacts& facts, const std::string& diges
   manifest.set_plateau_evaluations_since(facts.plateau.evaluations_since);
   if (facts.top1) manifest.set_top1(*facts.top1);
   if (facts.confirmed_by_ranks > 0) manifest.set_confirmed_by_ranks(facts.confirmed_by_ranks);
+  size_t name_bytes = 0;
+  for (const std::string& name : facts.class_names) name_bytes += name.size() + kNameOverhead;
+  if (name_bytes <= kMaxNameBytes)
+    for (const std::string& name : facts.class_names) manifest.add_class_name(name);
   for (const auto& [begin, end] : facts.skipped.ranges) {
     proto::SkippedRange& range = *manifest.add_skipped();
     range.set_begin(begin);
@@ -250,6 +255,7 @@ ManifestContents read_manifest(const fs::path& dir) {
   }
   facts.skipped.skips = manifest.skips();
   facts.imported_from = manifest.imported_from();
+  facts.class_names.assign(manifest.class_name().begin(), manifest.class_name().end());
   contents.state_digest = manifest.state_digest();
   for (const proto::File& file : manifest.file())
     contents.files[file.name()] = {file.bytes(), file.sha256()};

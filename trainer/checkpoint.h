@@ -44,6 +44,7 @@ struct CheckpointFacts {
   // The file of weights that `convoy import` made this of; empty: it is of a run. Nothing trains on
   // from it.
   std::string imported_from;
+  std::vector<std::string> class_names;  // by label; empty: not known
 };
 
 struct CheckpointState {

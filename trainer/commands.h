@@ -7,6 +7,7 @@ namespace convoy::trainer {
 
 int train_command(const Arguments& arguments);
 int eval_command(const Arguments& arguments);
+int predict_command(const Arguments& arguments);
 int verify_command(const Arguments& arguments);
 int pack_command(const Arguments& arguments);
 int import_command(const Arguments& arguments);

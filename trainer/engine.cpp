@@ -10,6 +10,7 @@
 #include "ops/core/clock.h"
 #include "ops/core/digest_term.h"
 #include "ops/core/error.h"
+#include "ops/fully_convolutional.h"
 #include "ops/fusion.h"
 
 namespace convoy::trainer {
@@ -36,6 +37,19 @@ std::vector<comm::Range> cut_buckets(const ops::ParameterLayout& layout, size_t 
 
 bool all_finite(std::span<const float> floats) {
   return std::ranges::all_of(floats, [](float v) { return std::isfinite(v); });
+}
+
+// As floats, whatever the network computes in.
+void download_logits(ops::Device& device, const TensorView& logits, std::vector<float>& out) {
+  const auto count = static_cast<size_t>(logits.shape.elements());
+  out.resize(count);
+  if (logits.type == DType::kFloat32)
+    return device.download(out.data(), logits.data, logits.bytes());
+  std::vector<uint16_t> bits(count);
+  device.download(bits.data(), logits.data, logits.bytes());
+  for (size_t i = 0; i < count; ++i)
+    out[i] =
+        logits.type == DType::kBfloat16 ? to_float(Bfloat16{bits[i]}) : to_float(Float16{bits[i]});
 }
 
 float changed(const Fault& fault, float value) {
@@ -542,22 +556,41 @@ void Engine::put_state() {
     flat->write();
 }
 
+ops::Graph Engine::graph_for(const Shape& images) const {
+  if (images.h == graph_.image.h && images.w == graph_.image.w) return graph_;
+  ops::Graph graph = ops::fully_convolutional(graph_, images.h, images.w);
+  const ops::ParameterLayout layout = ops::layout_of(ops::fuse(graph));
+  bool same = layout.parameters.size() == layout_.parameters.size() &&
+              layout.statistics_floats == layout_.statistics_floats;
+  for (size_t i = 0; same && i < layout.parameters.size(); ++i) {
+    const auto &a = layout.parameters[i], &b = layout_.parameters[i];
+    same = a.name == b.name && a.offset == b.offset && a.floats() == b.floats();
+  }
+  if (!same)
+    fail(ExitCode::kFault, "{}: its parameters lie elsewhere for images of {} x {}", graph_.name,
+         images.h, images.w);
+  return graph;
+}
+
 std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageInput& input,
-                                              Weights weights, const Source& source) {
+                                              Weights weights, const Source& source,
+                                              const Logits& logits) {
   const float* flat = weights == Weights::kAverage ? optimizer_->ema().data() : parameters_->data();
   std::vector<ops::LossResult> results(slices);
   if (slices == 0) return results;
+  const ops::Graph graph = graph_for(input.shape);
   run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
     if (!(state.evaluation_shape == input.shape)) state.evaluation.reset();
     if (static_cast<uint64_t>(lane) >= slices) return;
     if (!state.evaluation) {
       state.evaluation =
-          std::make_unique<ops::Network>(*state.device, graph_,
+          std::make_unique<ops::Network>(*state.device, graph,
                                          ops::NetworkConfig{.batch = input.shape.n,
                                                             .type = config_.type,
                                                             .tf32 = config_.tf32,
                                                             .training = false,
+                                                            .fold = config_.fold,
                                                             .input = input,
                                                             .label_smoothing = 0.0,
                                                             .profile = config_.profile});
@@ -571,17 +604,23 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
   prepare(&Lane::evaluation);
   run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
+    std::vector<float> scores;
     for (auto n = static_cast<uint64_t>(lane); n < slices;
          n += static_cast<uint64_t>(lanes_.count())) {
       const Images images = source.acquire(n);
       state.evaluation->forward(images.pixels, {});
       state.evaluation->loss(images.labels, 0.0);
       results[n] = state.evaluation->loss_result();
+      if (logits) {
+        download_logits(*state.device, state.evaluation->logits(), scores);
+        logits(n, scores);
+      }
       source.release(n);
     }
   });
   return results;
 }
+
 ops::NetworkTimes Engine::times() const {
   ops::NetworkTimes mean;
   double lanes = 0;

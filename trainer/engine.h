@@ -45,6 +45,7 @@ struct EngineConfig {
   double bucket_mib = 4.0;
   uint64_t seed = 1;
   bool training = true;  // false: evaluate() alone will be called
+  bool fold = true;      // see ops::NetworkConfig
   bool profile = false;  // see ops::NetworkConfig
   StepHooks hooks;
 };
@@ -147,9 +148,14 @@ class Engine {
   void apply(const Fault& fault);
 
   enum class Weights { kTrained, kAverage };
-  // Loss and counts of `slices` slices that this rank evaluates.
+  // Told by a lane of each slice that it has computed, before the slice is released: its logits
+  // [batch, classes]. Several lanes at once, each for its own slice.
+  using Logits = std::function<void(uint64_t slice, std::span<const float> logits)>;
+  // Loss and counts of `slices` slices that this rank evaluates. Images of another size than the
+  // network's: it becomes fully convolutional (ops/fully_convolutional.h).
   std::vector<ops::LossResult> evaluate(uint64_t slices, const ops::ImageInput& input,
-                                        Weights weights, const Source& source);
+                                        Weights weights, const Source& source,
+                                        const Logits& logits = {});
 
   // False where a weight or a running statistic is infinite or not a number.
   bool state_is_finite();
@@ -185,6 +191,8 @@ class Engine {
   void add_weights(LayerStatistics& layers, std::span<const float> parameters);
   void add_responses(LayerStatistics& layers, std::span<const float> parameters,
                      const float* head) const;
+  // The network for images of this height and width; its parameters lie as layout_ says.
+  ops::Graph graph_for(const Shape& images) const;
   // Packs the weights of a network of lane 0, which those of the other lanes share.
   void prepare(std::unique_ptr<ops::Network> Lane::*network);
   void run_lanes(const Source& source, const std::function<void(int)>& body);

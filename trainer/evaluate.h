@@ -2,6 +2,9 @@
 // sums depend on the ranks.
 #pragma once
 
+#include <string>
+#include <vector>
+
 #include "comm/communicator.h"
 #include "comm/watchdog.h"
 #include "data_loader/loader.h"
@@ -24,6 +27,10 @@ struct Accuracy {
 
 // "top-1 91.23 % (9123 of 10000 images), top-5 99.71 %, loss 0.2512"
 std::string to_text(const Accuracy& accuracy);
+
+// Collective: the sum over all slices, of which slice k was computed on rank k % ranks; `mine` are
+// this rank's, ascending. In the order of the slices, so that no bit depends on the ranks.
+Accuracy sum_of_slices(comm::Communicator& communicator, const std::vector<ops::LossResult>& mine);
 
 class Evaluator {
  public:

@@ -22,7 +22,8 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"train", "train a network as a job file says", train_command},
-    {"eval", "evaluate a checkpoint on a validation set", eval_command},
+    {"eval", "evaluate a checkpoint, or several together, on a validation set", eval_command},
+    {"predict", "say what is on images, by a checkpoint", predict_command},
     {"pack", "pack an image folder into tar shards", pack_command},
     {"verify", "prove that a checkpoint, a run or a dataset is whole", verify_command},
     {"import", "make a checkpoint of weights from elsewhere", import_command},

@@ -346,7 +346,8 @@ CheckpointState TrainLoop::checkpoint_state(std::optional<double> top1) {
                  .plateau = plateau_,
                  .top1 = top1,
                  .confirmed_by_ranks = static_cast<uint32_t>(communicator_.size()),
-                 .skipped = skipped_};
+                 .skipped = skipped_,
+                 .class_names = plan_.train->classes()};
   state.model = model_tensors(*engine_, step_);
   state.optimizer = optimizer_tensors(*engine_, plan_.normalisation);
   state.ema = ema_tensors(*engine_);

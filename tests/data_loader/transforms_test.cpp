@@ -164,6 +164,38 @@ TEST(EvalTransform, RoundsAsTorchvision) {
   EXPECT_FALSE(same.flip);
 }
 
+// 500 x 375 -> 341 x 256; its central square begins at (341 - 256) / 2 = 42.5 -> 42 (to even).
+TEST(TenCrops, AreCornersAndCentreOfTheSquareAndTheirMirrorImages) {
+  const std::pair<int, int> places[] = {{42, 0}, {74, 0}, {42, 32}, {74, 32}, {58, 16}};
+  for (int crop = 0; crop < kCropLooks; ++crop) {
+    const Geometry geometry = ten_crop_geometry({}, crop, {375, 500, 3}, kOut, "x");
+    EXPECT_EQ(geometry.x.first, places[crop % 5].first) << crop;
+    EXPECT_EQ(geometry.y.first, places[crop % 5].second) << crop;
+    EXPECT_DOUBLE_EQ(geometry.x.scale, 500.0 / 341);
+    EXPECT_EQ(geometry.flip, crop >= 5);
+    EXPECT_FALSE(geometry.may_shrink);
+  }
+  // Without a resize the corners are the image's.
+  const Geometry corner = ten_crop_geometry({0, 224}, 3, {300, 400, 3}, kOut, "x");
+  EXPECT_EQ(corner.x.first, 176);
+  EXPECT_EQ(corner.y.first, 76);
+  EXPECT_TRUE(corner.x.is_copy());
+  EXPECT_THROW(ten_crop_geometry({0, 224}, 0, {200, 400, 3}, kOut, "x"), Error);
+}
+
+TEST(Dense, ShapesAreFewAndCutAboutTheCentre) {
+  EXPECT_EQ(dense_shape({375, 500, 3}, 256), (ImageShape{256, 320, 3}));  // of 256 x 341
+  EXPECT_EQ(dense_shape({500, 375, 3}, 256), (ImageShape{320, 256, 3}));
+  EXPECT_EQ(dense_shape({224, 224, 3}, 224), (ImageShape{224, 224, 3}));
+  EXPECT_EQ(dense_shape({300, 300, 1}, 250), (ImageShape{250, 250, 1}));   // a scale is kept
+  EXPECT_EQ(dense_shape({100, 1000, 3}, 224), (ImageShape{224, 448, 3}));  // at most twice
+  const Geometry geometry = dense_geometry({375, 500, 3}, 256);
+  EXPECT_EQ(geometry.x.first, 10);  // (341 - 320) / 2 = 10.5 -> 10 (to even)
+  EXPECT_EQ(geometry.y.first, 0);
+  EXPECT_EQ(geometry.x.count, 320);
+  EXPECT_DOUBLE_EQ(geometry.y.scale, 375.0 / 256);
+}
+
 TEST(ScaleAndCrop, DrawsScalesAndPlaces) {
   TrainTransform transform;
   transform.crop = Crop::kScaleAndCrop;

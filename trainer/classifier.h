@@ -1,0 +1,65 @@
+// A checkpoint made ready to classify images: its job, its network, and how it wants its images.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "data_loader/dataset.h"
+#include "data_loader/transforms.h"
+#include "trainer/checkpoint.h"
+#include "trainer/engine.h"
+#include "trainer/job.h"
+#include "trainer/setup.h"
+
+namespace convoy::trainer {
+
+// What a checkpoint says, before there is a network.
+struct Trained {
+  std::string folder;
+  CheckpointState state;
+  Job job;  // of one worker; in fp32 where the device lacks the precision of training
+  Normalisation normalisation;
+
+  const CheckpointFacts& facts() const { return state.facts; }
+  // Of images as the network takes them.
+  int channels() const { return static_cast<int>(job.data.mean.size()); }
+};
+
+// Collective: rank 0 chooses the newest whole checkpoint at `path`, because a run that is being
+// trained has a newer one every moment. Throws as load_newest().
+Trained load_trained(comm::Communicator& communicator, const std::string& path,
+                     const std::string& device);
+
+class Classifier {
+ public:
+  // `dataset`: where images of the job's own size come from, for its shape; nullptr: images of
+  // files. Collective. Throws Error (kBadData) where images and network do not fit together.
+  Classifier(comm::Communicator& communicator, Trained trained, const data::Dataset* dataset,
+             const std::string& device, int lanes);
+
+  // Without its tensors.
+  const Trained& trained() const { return trained_; }
+  const Job& job() const { return trained_.job; }
+  Engine& engine() { return *engine_; }
+  int64_t classes() const { return classes_; }
+  bool has_average() const { return engine_->has_ema(); }
+  // Of one look in the job's evaluation, and its transform.
+  const data::ImageShape& look_shape() const { return look_; }
+  data::EvalTransform transform() const { return transform_; }
+  ops::ImageInput input(const data::ImageShape& look, int64_t rows) const;
+
+ private:
+  Trained trained_;
+  data::EvalTransform transform_;
+  data::ImageShape look_;
+  int64_t classes_ = 0;
+  std::unique_ptr<Engine> engine_;
+};
+
+// Lanes for classifying on the CPUs of this process; see lanes_for().
+int classifying_lanes(const Job& job, const std::string& device, int cpus);
+
+}  // namespace convoy::trainer
