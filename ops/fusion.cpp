@@ -1,6 +1,7 @@
 #include "ops/fusion.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace convoy::ops {
 namespace {
@@ -131,9 +132,11 @@ Graph fuse(const Graph& graph) {
   return Fuser(graph).run();
 }
 
-InferenceGraph fold_batch_norms(const Graph& fused) {
+InferenceGraph fold_batch_norms(const Graph& fused, bool fold) {
   const Graph needed = inference_graph(fused);
-  InferenceGraph folded = Fuser(needed).fold();
+  InferenceGraph folded{.graph = needed, .node_of = std::vector<size_t>(needed.nodes.size())};
+  std::iota(folded.node_of.begin(), folded.node_of.end(), size_t{0});
+  if (fold) folded = Fuser(needed).fold();
   std::vector<size_t> node_of;
   size_t next = 0;  // of the needed nodes, which are a part of the fused ones, in their order
   for (const Node& node : fused.nodes) {

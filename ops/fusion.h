@@ -23,6 +23,7 @@ struct InferenceGraph {
   std::vector<size_t> node_of;
 };
 inline constexpr size_t kNobody = std::numeric_limits<size_t>::max();  // only training needs it
-InferenceGraph fold_batch_norms(const Graph& fused);
+// fold false: batch norms stay as they are.
+InferenceGraph fold_batch_norms(const Graph& fused, bool fold = true);
 
 }  // namespace convoy::ops

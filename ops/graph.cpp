@@ -14,8 +14,9 @@ namespace {
 
 // Memory plans compare nodes in pairs, which takes seconds for so many.
 constexpr size_t kMostNodes = size_t{1} << 15;
-// Of a node, so that int64_t counts all nodes' together. Products of sizes are taken in double
-// here, where they cannot overflow.
+// Elements of a node's output or parameter: int64_t then counts those of kMostNodes together. And
+// multiply-adds of all nodes. Products of sizes are taken in double here, where they cannot
+// overflow.
 constexpr double kMostElements = 0x1p44, kMostMacs = 0x1p56;
 
 double product(const Shape& s) {
@@ -23,14 +24,16 @@ double product(const Shape& s) {
          static_cast<double>(s.w);
 }
 
-// Throws Error (kBadJob) where a node's output, weights or work are beyond all memory and time.
-void check_size(const OpSpec& spec, const std::vector<Shape>& x, const Shape& y) {
-  if (product(y) > kMostElements)
+// Throws Error (kBadJob) where a node's output, weights or, with `macs` of those before it, work
+// are beyond all memory and time.
+void check_size(const OpSpec& spec, const std::vector<Shape>& x, const Shape& y, double& macs) {
+  if (y.n <= 0 || y.c <= 0 || y.h <= 0 || y.w <= 0 || product(y) > kMostElements)
     fail(ExitCode::kBadJob, "an output of {} has more than 2^44 elements", to_string(y));
   for (const ParameterSpec& p : parameters(spec, x)) {
     double elements = 1;
     for (const int64_t d : p.dims) elements *= static_cast<double>(d);
-    if (elements > kMostElements || product(y) * static_cast<double>(p.fan_in) > kMostMacs)
+    macs += product(y) * static_cast<double>(p.fan_in);
+    if (elements > kMostElements || macs > kMostMacs)
       fail(ExitCode::kBadJob, "its {} [{}] for an output of {} is beyond any computer", p.name,
            fmt::join(p.dims, ", "), to_string(y));
   }
@@ -99,6 +102,7 @@ std::vector<Shape> infer_shapes(const Graph& graph, int64_t batch) {
          printable(graph.name), to_string(images));
   std::unordered_set<std::string> names;
   std::vector<Shape> outputs;
+  double macs = 0;
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
     const Node& node = graph.nodes[i];
     if (node.name.empty() || !names.insert(node.name).second)
@@ -111,7 +115,7 @@ std::vector<Shape> infer_shapes(const Graph& graph, int64_t batch) {
     try {
       const std::vector<Shape> x = input_shapes(graph, outputs, i, batch);
       const Shape y = output_shape(node.op, x);
-      check_size(node.op, x, y);
+      check_size(node.op, x, y, macs);
       outputs.push_back(y);
     } catch (const Error& e) {
       fail(e.code(), "{} \"{}\": {}", kind_of(node.op), printable(node.name), e.what());

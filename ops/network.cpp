@@ -121,7 +121,7 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
     for (size_t k = 0; k < inputs.size(); ++k) {
       const int value = m.value[value_of(inputs[k])];
       lives_until(value, when.forward[i]);
-      if (training && (needs.inputs >> k & 1u) != 0) lives_until(value, when.backward[i]);
+      if (training && k < 32 && (needs.inputs >> k & 1u) != 0) lives_until(value, when.backward[i]);
     }
   }
 
@@ -209,8 +209,8 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     fail(ExitCode::kBadJob, "this {} cannot compute in {}; use precision FP32", device_.name(),
          name_of(config_.type));
   std::iota(node_of_.begin(), node_of_.end(), size_t{0});
-  if (!config_.training && config_.fold) {
-    InferenceGraph inference = fold_batch_norms(graph_);
+  if (!config_.training) {
+    InferenceGraph inference = fold_batch_norms(graph_, config_.fold);
     graph_ = std::move(inference.graph);
     node_of_ = std::move(inference.node_of);
   }

@@ -148,7 +148,7 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
   double x = 0, dx = 0, floats = 0, read_again = needs.output ? y : 0;
   for (size_t k = 0; k < node.inputs.size(); ++k) {
     x += bytes(x_shapes[k]);
-    if ((needs.inputs >> k & 1u) != 0) read_again += bytes(x_shapes[k]);
+    if (k < 32 && (needs.inputs >> k & 1u) != 0) read_again += bytes(x_shapes[k]);
     if (node.inputs[k] != kImage) dx += bytes(x_shapes[k]);
   }
   for (const ParameterSpec& p : parameters(node.op, x_shapes))

@@ -40,9 +40,13 @@ Shape output_shape(const GlobalAvgPool&, const std::vector<Shape>& x) {
   return {x[0].n, x[0].c};
 }
 
+// Of an adaptive pool, along one side.
+constexpr int64_t kMostWindows = 4096;
+
 Shape output_shape(const AdaptiveAvgPool& s, const std::vector<Shape>& x) {
   expect_inputs(x, 1);
-  expect(s.h > 0 && s.w > 0, "{} x {} windows: height and width must be positive", s.h, s.w);
+  expect(s.h > 0 && s.w > 0 && s.h <= kMostWindows && s.w <= kMostWindows,
+         "{} x {} windows: height and width must lie in 1 ... {}", s.h, s.w, kMostWindows);
   return {x[0].n, x[0].c, s.h, s.w};
 }
 

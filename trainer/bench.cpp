@@ -235,8 +235,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const auto steps = static_cast<double>(times.size());
   const double lanes =
       b.device == "cpu" ? static_cast<double>(limit_threads) / threads : engine.lanes();
-  const ops::Graph profiled = b.inference && !b.no_fold
-                                  ? ops::fold_batch_norms(engine.fused_graph()).graph
+  const ops::Graph profiled = b.inference
+                                  ? ops::fold_batch_norms(engine.fused_graph(), !b.no_fold).graph
                                   : engine.fused_graph();
   const ProfileInput profile{
       .graph = profiled,

@@ -18,7 +18,10 @@ namespace {
 void refuse_negative(const po::parsed_options& parsed, const po::options_description& options) {
   for (const po::option& option : parsed.options) {
     const auto* known = options.find_nothrow(option.string_key, false);
-    if (!known || !dynamic_cast<const po::typed_value<uint64_t>*>(known->semantic().get()))
+    if (!known) continue;
+    const po::value_semantic* type = known->semantic().get();
+    if (!dynamic_cast<const po::typed_value<uint64_t>*>(type) &&
+        !dynamic_cast<const po::typed_value<uint32_t>*>(type))
       continue;
     for (const std::string& value : option.value)
       if (value.starts_with('-'))

@@ -1,5 +1,7 @@
 #include "trainer/gradient_log.h"
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "ops/core/error.h"
 #include "trainer/chart.h"
@@ -109,6 +110,11 @@ Points by_layer(const std::vector<double>& values) {
   return points;
 }
 
+// "5", or "5 and 15" where the runs' records are not of one step.
+std::string steps_text(const std::set<uint64_t>& steps) {
+  return fmt::format("{}", fmt::join(steps, " and "));
+}
+
 }  // namespace
 
 std::string plot_errors(const std::vector<PlottedRun>& runs, const PlotOptions& options) {
@@ -134,11 +140,13 @@ std::string plot_errors(const std::vector<PlottedRun>& runs, const PlotOptions& 
 
 std::string plot_gradients(const std::vector<PlottedRun>& runs, const PlotOptions& options) {
   std::vector<ChartPanel> panels(2);
+  std::set<uint64_t> steps[2];
   for (size_t i = 0; i < runs.size(); ++i) {
     const std::vector<GradientRecord> records = read_gradients(runs[i].folder);
     const GradientRecord* shown[] = {&records.front(), &chosen(records, options.step)};
     for (size_t p = 0; p < 2; ++p) {
-      panels[p].title = fmt::format("step {}", shown[p]->step);
+      steps[p].insert(shown[p]->step);
+      panels[p].title = "step " + steps_text(steps[p]);
       panels[p].lines.push_back(
           {runs[i].label, static_cast<int>(i), true, by_layer(shown[p]->layers.gradient_norm)});
     }
@@ -157,7 +165,7 @@ std::string plot_gradients(const std::vector<PlottedRun>& runs, const PlotOption
 
 std::string plot_responses(const std::vector<PlottedRun>& runs, const PlotOptions& options) {
   std::vector<ChartPanel> panels(2);
-  uint64_t step = 0;
+  std::set<uint64_t> steps;
   for (size_t i = 0; i < runs.size(); ++i) {
     const std::vector<GradientRecord> records = read_gradients(runs[i].folder);
     const GradientRecord& record = chosen(records, options.step);
@@ -166,8 +174,9 @@ std::string plot_responses(const std::vector<PlottedRun>& runs, const PlotOption
       fail(ExitCode::kBadData,
            "{}: this network has no batch norms, whose responses are what is drawn",
            printable(runs[i].folder));
-    step = record.step;
+    steps.insert(record.step);
     panels[0].lines.push_back({runs[i].label, static_cast<int>(i), true, by_layer(values)});
+    std::erase_if(values, [](double value) { return !std::isfinite(value); });
     std::sort(values.begin(), values.end(), std::greater<>());
     panels[1].lines.push_back({runs[i].label, static_cast<int>(i), true, by_layer(values)});
   }
@@ -180,7 +189,7 @@ std::string plot_responses(const std::vector<PlottedRun>& runs, const PlotOption
   return chart_svg(options.title.empty() ? "Layer responses" : options.title,
                    fmt::format("Of what each batch norm gives, before the addition or ReLU behind "
                                "it, at step {} (He et al. 2015, figure 7).",
-                               step),
+                               steps_text(steps)),
                    panels);
 }
 

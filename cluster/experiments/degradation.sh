@@ -43,6 +43,7 @@ shift $((OPTIND - 1))
 for number in "$shallow" "$deep" "$ranks"; do
   [[ $number =~ ^[0-9]+$ ]] || usage "\"$number\" is not a number"
 done
+shallow=$((10#$shallow)) deep=$((10#$deep)) ranks=$((10#$ranks))
 if ((shallow >= deep)); then usage "-s $shallow must be less than -l $deep"; fi
 if [[ $job == gpu && ${#data[@]} == 0 ]]; then usage "-g needs -d, the folder of CIFAR-10"; fi
 [[ -x $convoy ]] ||

@@ -134,6 +134,7 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"model", "show", "resnet50", "--input", "3x224"}, "3x224"},
       {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
       {{"data", "show", "--job", "a", "--out", "b.png", "--step", "-1"}, "--step -1: must not be"},
+      {{"train", "--job", "a", "--log-gradients", "-1"}, "--log-gradients -1: must not be"},
       {{"model", "show", "resnet50", "--fold", "--unfold"}, "--unfold"},
       {{"bench", "stop"}, "step, loader, allreduce"},
       {{"bench", "step"}, "--model"},

@@ -175,5 +175,15 @@ TEST_F(StrangeInput, R47StandardStreamsThatAreClosedFullOrGone) {
   }
 }
 
+// What it prints is all that such a command does.
+TEST_F(StrangeInput, R47OutputThatIsFullIsAnErrorWhereItIsTheResult) {
+  for (const Arguments& command :
+       {Arguments{"model", "list"}, Arguments{"model", "show", "cifar_resnet20", "--json"}}) {
+    const Outcome outcome = run_by("exec \"$@\" >/dev/full", command);
+    EXPECT_EQ(outcome.exit_code, 74) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "standard output: not all of it"), 1) << outcome.all();
+  }
+}
+
 }  // namespace
 }  // namespace convoy::test

@@ -285,9 +285,17 @@ TEST_P(NetworkTest, AuxiliaryGradientsAreTheSumOfTheClassifiers) {
 TEST_P(NetworkTest, InferenceHasNoAuxiliaryClassifiers) {
   const Graph graph = auxiliary_graph(), without = inference_graph(graph);
   EXPECT_EQ(without.nodes.size() + 7, graph.nodes.size());  // all of aux1; the trunk reads aux2
-  const NetworkConfig config = {.batch = 4, .training = false, .input = {}, .slice_bytes = 1};
+  NetworkConfig config = {.batch = 4, .training = false, .input = {}, .slice_bytes = 1};
   Trained all(GetParam(), graph, 6, DType::kFloat32), part(GetParam(), without, 6, DType::kFloat32);
   part.copy_parameters(all);
+  // Neither where batch norms stay as they are.
+  {
+    config.fold = false;
+    Network net(all.device(), graph, config);
+    for (const Node& n : net.graph().nodes) EXPECT_FALSE(n.name.starts_with("aux1")) << n.name;
+    EXPECT_TRUE(net.graph().auxiliary.empty());
+    config.fold = true;
+  }
   for (Trained* t : {&all, &part}) {
     t->statistics.read();
     std::ranges::fill(t->running.read(), 0.7f);

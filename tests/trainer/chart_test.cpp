@@ -174,6 +174,32 @@ TEST_F(RunPlots, ResponsesInOrderAndBySize) {
   EXPECT_FALSE(rises(*lines[2]));
 }
 
+// Of a run that diverged: no order with what is no number, and no curve of it by size.
+TEST_F(RunPlots, WhatIsNotFiniteIsLeftOutBySize) {
+  std::filesystem::create_directories(dir_.path("odd"));
+  GradientRecord odd = record(7, 1);
+  odd.layers.response_std.clear();
+  odd.layers.batch_norms.clear();
+  for (int i = 0; i < 40; ++i) {
+    odd.layers.batch_norms.push_back(fmt::format("bn{}", i));
+    odd.layers.response_std.push_back(i % 2 == 0 ? NAN : 1 + i % 7);
+  }
+  GradientLog(dir_.path("odd"), 0).write(odd);
+  const XmlElement svg =
+      parse_xml(plot_responses({{dir_.path("odd"), "odd"}, {dir_.path("a"), "net a"}}, {}));
+  EXPECT_TRUE(says(svg, "at step 7 and 200"));
+  const std::string path = lines_of(svg, "bold")[2]->attributes.at("d");
+  double before = 0;
+  int points = 0;
+  for (size_t at = 0; at < path.size(); at = path.find('L', at + 1), ++points) {
+    double x = 0, y = 0;
+    ASSERT_EQ(std::sscanf(path.c_str() + at + 1, "%lf %lf", &x, &y), 2) << path;
+    EXPECT_GE(y, before);  // down the page
+    before = y;
+  }
+  EXPECT_EQ(points, 20);
+}
+
 TEST_F(RunPlots, WhatIsMissingIsNamed) {
   const auto message = [](const auto& draw) -> std::string {
     try {

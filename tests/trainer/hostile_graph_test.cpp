@@ -128,6 +128,33 @@ TEST(HostileGraph, AbsurdSizes) {
     squares +=
         fmt::format("node {{ name: 'n{0}' input: 'n{1}' input: 'n{1}' concat {{}} }}", i, i - 1);
   expect_says(network(squares), "more than 2^44 elements");
+
+  // Sums of what alone may be.
+  const auto repeated = [](const std::string& input, int n) {
+    std::string inputs;
+    for (int i = 0; i < n; ++i) inputs += fmt::format("'{}',", input);
+    inputs.pop_back();
+    return "input: [" + inputs + "]";
+  };
+  expect_says(network("node { name: 'a' " + repeated("input", 4096) + " concat {} }" +
+                          "node { name: 'b' " + repeated("a", 1'000'000) + " concat {} }",
+                      "4294967295 1 1"),
+              "more than");
+  std::string convolutions;
+  for (int i = 0; i < 5000; ++i)
+    convolutions +=
+        fmt::format("node {{ name: 'c{}' input: '{}' conv2d {{ out_channels: 4096 kernel: 1 }} }}",
+                    i, i == 0 ? "input" : fmt::format("c{}", i - 1));
+  expect_says(network(convolutions, "4096 16384 8192"), "beyond any computer");
+}
+
+TEST(HostileGraph, ValuesThatNoFloatHolds) {
+  const auto with = [](const char* spec) {
+    return network(fmt::format("node {{ name: 'n' input: 'input' {} }}", spec));
+  };
+  expect_says(with("local_response_norm { k: 1e-6 beta: 6.5 }"), "k^-beta is 1");
+  expect_says(with("local_response_norm { beta: 0 }"), "beta is 0");
+  expect_says(with("adaptive_avg_pool { height: 4000000000 width: 1 }"), "must lie in 1 ... 4096");
 }
 
 TEST(HostileGraph, AMillionNodesAreRefused) {

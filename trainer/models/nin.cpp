@@ -53,6 +53,7 @@ Graph make_nin_imagenet(const ModelOptions& options) {
   return net.take();
 }
 
+// Both poolings are maxima, as the paper says.
 Graph make_nin_cifar(const ModelOptions& options) {
   NinBuilder net(options);
   int x = net.conv("conv1", kImage, {.out_channels = 192, .kernel = 5, .padding = 2});
