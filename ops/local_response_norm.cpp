@@ -14,7 +14,7 @@ Shape output_shape(const LocalResponseNorm& s, const std::vector<Shape>& x) {
   const auto within = [](double v, double least, double most) { return v >= least && v <= most; };
   expect(within(s.k, 1e-6, 1e6), "k is {}, must lie in 1e-6 ... 1e6", s.k);
   expect(within(s.alpha, 0, 1e6), "alpha is {}, must lie in 0 ... 1e6", s.alpha);
-  expect(within(s.beta, 1e-6, 10), "beta is {}, must lie in 1e-6 ... 10", s.beta);
+  expect(within(s.beta, 0, 10), "beta is {}, must lie in 0 ... 10", s.beta);
   expect(std::pow(s.k, -s.beta) <= 1e30, "k^-beta is {}, must be at most 1e30 (k {}, beta {})",
          std::pow(s.k, -s.beta), s.k, s.beta);
   return x[0];

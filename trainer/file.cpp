@@ -166,7 +166,7 @@ void rename_path(const std::string& from, const std::string& to) {
          errno_text());
 }
 
-void make_folder(const std::string& path) {
+void make_folder(const std::string& path, std::string_view remedy) {
   if (is_folder(path)) return;
   std::string name = path;
   while (name.size() > 1 && name.ends_with('/')) name.pop_back();
@@ -174,13 +174,13 @@ void make_folder(const std::string& path) {
   const std::string parent = above.empty() ? std::string(".") : above;
   if (parent != name && !is_folder(parent)) {
     if (errno != ENOENT)
-      fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another one", printable(path),
-           errno_text());
-    make_folder(parent);
+      fail(ExitCode::kIo, "{}: cannot create the folder: {}; {}", printable(path), errno_text(),
+           remedy);
+    make_folder(parent, remedy);
   }
   if (sys::mkdir(name) != 0 && !(errno == EEXIST && is_folder(name)))
-    fail(ExitCode::kIo, "{}: cannot create the folder: {}; choose another one", printable(path),
-         errno_text());
+    fail(ExitCode::kIo, "{}: cannot create the folder: {}; {}", printable(path), errno_text(),
+         remedy);
   // A folder that we may use but not read cannot be synced.
   if (::access(parent.c_str(), R_OK) == 0) sync_folder(parent);
 }

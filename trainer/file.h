@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "ops/core/error.h"
 
@@ -71,7 +72,8 @@ void sync_folder(const std::string& path);
 void rename_path(const std::string& from, const std::string& to);
 
 // Makes a folder and those above it that are missing; each is on the disk when this returns.
-void make_folder(const std::string& path);
+// remedy: of the error that says it cannot be made.
+void make_folder(const std::string& path, std::string_view remedy = "choose another --out");
 
 // Removes a file, a link (never what it leads to) or a folder with all that is in it; nothing where
 // there is none.

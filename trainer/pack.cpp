@@ -27,6 +27,7 @@ namespace fs = std::filesystem;
 // The key of the samples' places. Part of what shards are: never change it.
 constexpr uint64_t kPlacesSeed = 0x7061636B;
 
+constexpr const char* kOtherTarget = "choose another TARGET";
 constexpr size_t kMaxPlanBytes = size_t{1} << 20;
 
 struct SplitPlan {
@@ -165,7 +166,7 @@ void take_target(const PackConfig& config, const std::string& plan) {
          "{}: lies in {}, which would then no longer be a dataset: choose another "
          "TARGET",
          printable(target), printable(config.source));
-  make_folder(target);
+  make_folder(target, kOtherTarget);
   const std::string path = target + "/" + data::kUnfinishedPack;
   if (data::is_regular_file(path)) {
     if (read_text(path, kMaxPlanBytes) == plan) return;
@@ -213,7 +214,7 @@ class SplitPacker {
       : config_(config), split_(split), done_(done), of_(of) {}
 
   PackedSplit run() {
-    make_folder(split_.folder);
+    make_folder(split_.folder, kOtherTarget);
     std::vector<Shard> shards(split_.shards);
     data::for_each_in_parallel(shards.size(), static_cast<size_t>(config_.threads),
                                [&](size_t k) { shards[k] = shard(k); });

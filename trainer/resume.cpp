@@ -1,6 +1,7 @@
 #include "trainer/resume.h"
 
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <vector>
@@ -19,6 +20,7 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, top1,
 
 namespace {
 
+namespace fs = std::filesystem;
 using nlohmann::json;
 
 [[noreturn]] void refuse_import(const std::string& checkpoint, const std::string& from) {
@@ -73,7 +75,8 @@ void expect_fresh_folder(const TrainOptions& options) {
 }
 
 void expect_no_import(const std::string& out_dir) {
-  if (out_dir.empty()) return;
+  std::error_code none;  // what is no folder is said when the run makes its own
+  if (out_dir.empty() || !fs::is_directory(out_dir, none)) return;
   for (const std::string& checkpoint : list_checkpoints(out_dir))
     if (const std::string from = imported_from(checkpoint); !from.empty())
       refuse_import(checkpoint, from);

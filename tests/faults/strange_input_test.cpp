@@ -147,7 +147,7 @@ TEST_F(StrangeInput, R47FoldersOfAnyName) {
   for (const std::string& too_long : {folder_.path(std::string(300, 'n')), path}) {
     const Outcome refused = run({"train", "--job", job, "--data", data, "--out", too_long});
     EXPECT_EQ(refused.exit_code, 74) << refused.all();
-    EXPECT_EQ(lines_with(refused.err, "File name too long; choose another one"), 1)
+    EXPECT_EQ(lines_with(refused.err, "File name too long; choose another --out"), 1)
         << refused.all();
   }
 }

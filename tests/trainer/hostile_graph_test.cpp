@@ -153,7 +153,6 @@ TEST(HostileGraph, ValuesThatNoFloatHolds) {
     return network(fmt::format("node {{ name: 'n' input: 'input' {} }}", spec));
   };
   expect_says(with("local_response_norm { k: 1e-6 beta: 6.5 }"), "k^-beta is 1");
-  expect_says(with("local_response_norm { beta: 0 }"), "beta is 0");
   expect_says(with("adaptive_avg_pool { height: 4000000000 width: 1 }"), "must lie in 1 ... 4096");
 }
 
