@@ -92,13 +92,17 @@ job_of() {
   printf '%s' "$job"
 }
 
+epochs_of() { echo $((steps * 32 / (5 * $1))); }
+for count in $counts; do
+  (($(epochs_of "$count") >= 4)) || usage "-t $steps are fewer than 4 epochs of 5 x $count images"
+done
+
 start=$SECONDS
 echo "source: classes 0 to 4, all images" >&2
 train source "$root/trainer/recipes/fashion_mnist_transfer_source.txtpb"
 ways=(scratch head last_stage all gradual)
 for count in $counts; do
-  epochs=$((steps * 32 / (5 * count)))
-  ((epochs >= 4)) || usage "-t $steps are fewer than 4 epochs of 5 x $count images"
+  epochs=$(epochs_of "$count")
   for way in "${ways[@]}"; do
     job=$(job_of "$way" "$epochs")
     rate=0.02

@@ -23,19 +23,19 @@ mkdir data
 idx train 200
 idx t10k 100
 
-"$transfer_sh" -n "5 10" -s 2 -t 8 -d data -o runs >table 2>errors
+"$transfer_sh" -n "8 16" -s 2 -t 12 -d data -o runs >table 2>errors
 expect "exit code" $? 0
 cat table errors
-expect "rows" "$(grep -cE '^\| (5|10) \|( [0-9.]+ \([0-9.]+ to [0-9.]+\) \|){5}$' table)" 2
+expect "rows" "$(grep -cE '^\| (8|16) \|( [0-9.]+ \([0-9.]+ to [0-9.]+\) \|){5}$' table)" 2
 expect "the table is kept" "$(cat runs/table.md)" "$(cat table)"
 check "the source's accuracy is there" matches table 'source network has [0-9.]+ % on'
 expect "runs" "$(find runs -name '*-seed*.txt' | wc -l)" 20
-check "the head starts anew" matches runs/head-5-seed1.log 'start_anew: fc.weight, fc.bias start anew'
+check "the head starts anew" matches runs/head-8-seed1.log 'start_anew: fc.weight, fc.bias start anew'
 check "the classifier alone is trained" \
-  matches runs/head-5-seed1.log '325 of 269109 parameters are trained'
-check "all of it at the end" matches runs/gradual-5-seed1.log 'from step .* on 269109 parameters'
+  matches runs/head-8-seed1.log '325 of 269109 parameters are trained'
+check "all of it at the end" matches runs/gradual-8-seed1.log 'from step .* on 269109 parameters'
 touch before
-"$transfer_sh" -n "5 10" -s 2 -t 8 -d data -o runs >again 2>/dev/null
+"$transfer_sh" -n "8 16" -s 2 -t 12 -d data -o runs >again 2>/dev/null
 expect "exit code of a second time" $? 0
 expect "the same table" "$(cat again)" "$(cat table)"
 expect "runs that were done again" "$(find runs -name '*.txt' -newer before | wc -l)" 0
