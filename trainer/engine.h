@@ -86,6 +86,7 @@ class Engine {
   // Collective, between two steps: from now on exactly these parameters are frozen. The state stays;
   // plan, networks and buffers are made anew. Nothing where they are so already.
   void freeze(const std::set<std::string>& frozen);
+  const std::set<std::string>& frozen() const { return config_.frozen; }
   // Elements of the parameters that are trained; layout() counts all.
   size_t trained_floats() const { return layout_.gradient_floats; }
   bool has_ema() const { return !optimizer_->ema().empty(); }

@@ -93,10 +93,11 @@ void TrainLoop::begin_anew() {
 
 // What is frozen is a function of the step.
 void TrainLoop::follow_freezing() {
-  const size_t before = engine_->trained_floats();
   const auto& frozen = training_.frozen_at(step_);
+  if (frozen == engine_->frozen()) return;
+  watchdog_.enter(comm::Phase::kStart, step_);
   engine_->freeze(frozen);
-  if (engine_->trained_floats() == before || !is_root()) return;
+  if (!is_root()) return;
   const std::string now = trained_share(engine_->layout(), frozen);
   log::info("from step {} on {}", step_, now);
   folder_.write({.step = step_, .event = "unfreeze", .detail = now});
