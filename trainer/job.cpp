@@ -461,7 +461,9 @@ std::string identity_digest(const Job& job, std::string_view dataset_digest) {
   const std::vector<KeyValue> fields = flatten(job), defaults = flatten(Job());
   const auto is_default = [&](std::string_view group) {
     for (size_t i = 0; i < fields.size(); ++i)
-      if (fields[i].key.starts_with(group) && fields[i].value != defaults[i].value) return false;
+      if (fields[i].key.starts_with(group) && changes_result(fields[i].key) &&
+          fields[i].value != defaults[i].value)
+        return false;
     return true;
   };
   for (const KeyValue& field : fields) {

@@ -255,7 +255,8 @@ TEST_P(EngineTest, AFrozenWorkerComputedAgainGivesTheSameDigests) {
 
 TEST_P(EngineTest, NothingToTrainIsAnError) {
   std::set<std::string> all;
-  for (const auto& p : make(1)->layout().parameters) all.insert(p.name);
+  const auto engine = make(1);
+  for (const auto& p : engine->layout().parameters) all.insert(p.name);
   ops::expect_error(ExitCode::kBadJob, {"cifar_resnet20", "nothing to train"},
                     [&] { make(1, {}, {}, graph(), all); });
 }
