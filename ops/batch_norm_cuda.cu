@@ -7,7 +7,8 @@
 //   normalise       x, y, residual?, mask?     2 s n (+ s n) (+ n / 8)
 //   backward_sums   x, dy, dy2?, mask?, sum?   2 s n (+ s n) (+ n / 8) (+ s n)
 //   backward_apply  x, dy or sum, mask?, dx    3 s n (+ n / 8)
-//   scale_gradient  dy, dy2?, mask?, dx?, sum? 2 s n (+ s n) (+ n / 8) (+ s n); frozen, in place of both
+//   scale_gradient  dy, dy2?, mask?, dx?, sum? 2 s n (+ s n) (+ n / 8) (+ s n); frozen, in place of
+//   both
 // The sum of gradients is stored where there are two, or a residual; backward_apply then reads it
 // instead of dy and the mask.
 //

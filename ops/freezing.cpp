@@ -48,8 +48,7 @@ std::vector<bool> wanted_gradients(const Graph& graph) {
   std::vector<bool> wanted = trained_nodes(graph);
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
     const std::vector<int>& inputs = graph.nodes[i].inputs;
-    wanted[i] = wanted[i] ||
-                std::any_of(inputs.begin(), inputs.end(), [&](int input) {
+    wanted[i] = wanted[i] || std::any_of(inputs.begin(), inputs.end(), [&](int input) {
                   return input != kImage && wanted[static_cast<size_t>(input)];
                 });
   }

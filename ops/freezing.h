@@ -1,5 +1,5 @@
-// Which parts of a graph are trained. Frozen parameters have no gradient, and nothing changes them; a
-// batch norm all of whose parameters are frozen uses and keeps its running statistics (the usual
+// Which parts of a graph are trained. Frozen parameters have no gradient, and nothing changes them;
+// a batch norm all of whose parameters are frozen uses and keeps its running statistics (the usual
 // practice of fine-tuning: torch's eval()). Backward ends at the lowest node that is trained.
 #pragma once
 

@@ -16,7 +16,7 @@ struct Node {
   std::string name;  // unique; parameters are called <name>.weight, ...
   OpSpec op;
   std::vector<int> inputs;  // indices of earlier nodes, or kImage
-  int position = 0;  // in the list as the model wrote it: parameters are counted in this order
+  int position = 0;     // in the list as the model wrote it: parameters are counted in this order
   unsigned frozen = 0;  // bit k: parameter k, as parameters() has them, is not trained
 };
 
@@ -68,8 +68,8 @@ struct ParameterLayout {
     size_t node;
     size_t offset;  // in floats
     int order;      // among all parameters in the order of the model, as torchvision counts them
-    bool trained = true;      // false: frozen, nothing changes it
-    size_t gradient = 0;      // in floats, in the buffer of gradients, where it is trained
+    bool trained = true;  // false: frozen, nothing changes it
+    size_t gradient = 0;  // in floats, in the buffer of gradients, where it is trained
     ParameterFactors factors = {};
     size_t floats() const { return static_cast<size_t>(spec.elements()); }
   };

@@ -356,7 +356,9 @@ void Network::bind(const Buffers& b) {
     if (node_of_[p.node] == kNobody) continue;
     for (NodeMemory& m : nodes_[node_of_[p.node]]) {
       m.parameters.push_back(b.parameters + p.offset);
-      m.gradients.push_back(!p.trained ? unwanted_ : b.gradients ? b.gradients + p.gradient : nullptr);
+      m.gradients.push_back(!p.trained    ? unwanted_
+                            : b.gradients ? b.gradients + p.gradient
+                                          : nullptr);
     }
   }
   for (const ParameterLayout::Statistics& s : layout_.statistics) {

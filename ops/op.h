@@ -59,7 +59,8 @@ struct OpConfig {
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
   bool tf32 = false;               // fp32 products may round their factors to tf32 (GPU)
   bool training = true;
-  std::vector<bool> wants_dx;  // per input: false for images, and where nothing before it is trained
+  std::vector<bool>
+      wants_dx;  // per input: false for images, and where nothing before it is trained
   // Of the parameters; false: none of them is trained, their gradients are not touched.
   bool wants_gradients = true;
 };

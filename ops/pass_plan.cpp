@@ -84,8 +84,8 @@ std::vector<Call> forward_calls(const Graph& graph, bool training) {
   return calls;
 }
 
-// The list reversed, without the nodes at and before which nothing is trained. A node is gathered as
-// soon as all gradients of its output are there.
+// The list reversed, without the nodes at and before which nothing is trained. A node is gathered
+// as soon as all gradients of its output are there.
 std::vector<Call> backward_calls(const Graph& graph) {
   const size_t n = graph.nodes.size();
   const std::vector<bool> wanted = wanted_gradients(graph);

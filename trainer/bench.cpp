@@ -79,7 +79,8 @@ ops::NetworkTimes per_step(ops::NetworkTimes later, const ops::NetworkTimes& ear
 double flops_per_image(const ops::Graph& whole, bool inference) {
   const ops::Graph graph = inference ? ops::inference_graph(whole) : whole;
   const std::vector<Shape> shapes = ops::infer_shapes(graph, 1);
-  const std::vector<bool> trained = ops::trained_nodes(graph), wanted = ops::wanted_gradients(graph);
+  const std::vector<bool> trained = ops::trained_nodes(graph),
+                          wanted = ops::wanted_gradients(graph);
   double flops = 0;
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
     const auto macs =
@@ -308,8 +309,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
         communicator.size(), b.workers, threads, rate, gflops, share, 1e3 * median, times.size(),
         1e3 * percentile(times, 0.0), 1e3 * percentile(times, 0.9),
         static_cast<double>(totals[0]) / 1073741824.0);
-    if (!frozen.empty())
-      std::cout << fmt::format("  {}\n", trained_share(engine.layout(), frozen));
+    if (!frozen.empty()) std::cout << fmt::format("  {}\n", trained_share(engine.layout(), frozen));
     if (!b.inference && communicator.size() > 1)
       std::cout << fmt::format(
           "  waited for sums: {:.2f} % of the step for communication, {:.2f} % for slower ranks\n",
@@ -348,7 +348,8 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "mpirun all ranks\n"
       "take part and the rates are added. GFLOP/s count 6 FLOPs per "
       "multiply-accumulate of convolutions\n"
-      "and linear layers (2 for inference), less the gradients that nobody wants: of images and of\n"
+      "and linear layers (2 for inference), less the gradients that nobody wants: of images and "
+      "of\n"
       "what is frozen.\n"
       "Waiting for sums is the time from the end of backward to the last sum. In each "
       "step the rank\n"

@@ -83,8 +83,8 @@ class Engine {
   void put_state();
   // As at the start of a run.
   void reset();
-  // Collective, between two steps: from now on exactly these parameters are frozen. The state stays;
-  // plan, networks and buffers are made anew. Nothing where they are so already.
+  // Collective, between two steps: from now on exactly these parameters are frozen. The state
+  // stays; plan, networks and buffers are made anew. Nothing where they are so already.
   void freeze(const std::set<std::string>& frozen);
   const std::set<std::string>& frozen() const { return config_.frozen; }
   // Elements of the parameters that are trained; layout() counts all.
@@ -175,9 +175,8 @@ class Engine {
 
   // Seconds lanes and the caller waited for the reduction, since construction.
   double reduce_wait_seconds() const { return waited_before_ + reducer_->waited_seconds(); }
-  // Seconds since construction or freeze(): of the pieces of training (or of evaluation, where only that was
-  // done), the mean over the lanes; of packing weights; of the
-  // update.
+  // Seconds since construction or freeze(): of the pieces of training (or of evaluation, where only
+  // that was done), the mean over the lanes; of packing weights; of the update.
   ops::NetworkTimes times() const;
   double prepare_seconds() const { return prepare_seconds_; }
   double update_seconds() const { return update_seconds_; }

@@ -155,9 +155,10 @@ TrainingPlan plan_training(const Job& job, const ops::Graph& graph, const RunLen
     const std::vector<std::string> taken = patterns.taken("transfer.unfreeze", each.pattern);
     for (const std::string& name : taken) next.frozen.erase(name);
     if (!taken.empty() && next.frozen.size() == plan.phases.back().frozen.size())
-      patterns.add(fmt::format("transfer.unfreeze \"{}\" at epoch {}: all that it takes is trained "
-                               "already",
-                               printable(each.pattern), each.epoch));
+      patterns.add(
+          fmt::format("transfer.unfreeze \"{}\" at epoch {}: all that it takes is trained "
+                      "already",
+                      printable(each.pattern), each.epoch));
     if (next.step == plan.phases.back().step && next.step > 0)
       plan.phases.back() = next;
     else

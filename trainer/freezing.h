@@ -38,11 +38,12 @@ struct TrainingPlan {
   const FrozenFrom& last() const { return phases.back(); }
 };
 
-// Throws one Error (kBadJob) that names every pattern that takes nothing, each with the nearest name,
-// and where nothing would be trained.
+// Throws one Error (kBadJob) that names every pattern that takes nothing, each with the nearest
+// name, and where nothing would be trained.
 TrainingPlan plan_training(const Job& job, const ops::Graph& graph, const RunLength& length);
 
-// The blocks that transfer.train_last_blocks counts: names of parameters, in the order of the model.
+// The blocks that transfer.train_last_blocks counts: names of parameters, in the order of the
+// model.
 std::vector<std::vector<std::string>> blocks_of(const ops::Graph& graph);
 
 // "x of y parameters are trained", in elements, where something is frozen; else "y parameters".

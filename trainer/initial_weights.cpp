@@ -78,8 +78,7 @@ class Taker {
     if (shape.size() != weight.size() || shape.empty() || shape[0] == weight[0] ||
         !std::equal(shape.begin() + 1, shape.end(), weight.begin() + 1))
       return;
-    taken_.heads.push_back(
-        fmt::format("{}: {} classes there, {} here", node, shape[0], weight[0]));
+    taken_.heads.push_back(fmt::format("{}: {} classes there, {} here", node, shape[0], weight[0]));
     new_heads_.push_back(node);
   }
 
@@ -110,8 +109,7 @@ class Taker {
 
   WeightsTaken finish(const std::string& model) {
     for (const auto& [name, tensor] : tensors_)
-      mistakes_.push_back(
-          fmt::format("extra: {} {}", printable(name), shape_text(tensor->shape)));
+      mistakes_.push_back(fmt::format("extra: {} {}", printable(name), shape_text(tensor->shape)));
     if (!mistakes_.empty()) refuse(model);
     for (const auto& copy : copies_) copy();
     taken_.tensors = copies_.size();
@@ -122,9 +120,9 @@ class Taker {
  private:
   static std::string common_prefix(const TensorList& from) {
     for (const std::string prefix : {"module.", "model."})
-      if (!from.tensors.empty() &&
-          std::ranges::all_of(from.tensors,
-                              [&](const NamedTensor& t) { return t.name.starts_with(prefix); }))
+      if (!from.tensors.empty() && std::ranges::all_of(from.tensors, [&](const NamedTensor& t) {
+            return t.name.starts_with(prefix);
+          }))
         return prefix;
     return "";
   }
@@ -151,10 +149,10 @@ class Taker {
 };
 
 void log_taken(const Job& job, const WeightsTaken& taken) {
-  log::info("begins with {} tensors of {} (sha256 {}){}", taken.tensors,
-            printable(job.transfer.init_from), job.transfer.init_sha256.substr(0, 16),
-            taken.prefix.empty() ? ""
-                                 : fmt::format(", all of whose names begin with {}", taken.prefix));
+  log::info(
+      "begins with {} tensors of {} (sha256 {}){}", taken.tensors,
+      printable(job.transfer.init_from), job.transfer.init_sha256.substr(0, 16),
+      taken.prefix.empty() ? "" : fmt::format(", all of whose names begin with {}", taken.prefix));
   for (const std::string& head : taken.heads) log::info("the head starts anew: {}", head);
   if (!taken.anew.empty())
     log::info("transfer.start_anew: {} start anew", fmt::join(taken.anew, ", "));
@@ -211,8 +209,7 @@ std::optional<TensorList> find_initial_weights(comm::Communicator& communicator,
   Job::Transfer& transfer = job.transfer;
   if (transfer.init_from.empty()) return std::nullopt;
   if (resume.found) {
-    const std::string before =
-        parse_job(resume.job, resume.folder, {}, "").transfer.init_sha256;
+    const std::string before = parse_job(resume.job, resume.folder, {}, "").transfer.init_sha256;
     if (before.empty())
       fail(ExitCode::kBadJob,
            "transfer.init_from: {} began without it; use another --out, or leave it out",

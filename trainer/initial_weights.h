@@ -30,10 +30,10 @@ struct WeightsTaken {
   std::vector<std::string> anew;   // parameters that transfer.start_anew left out
 };
 
-// Copies tensors of the network's names into its flat buffers, laid out as `layout` says. fp32, bf16
-// and fp16 are taken; num_batches_tracked is passed over. What is started anew (job.proto, Transfer)
-// is not touched. Throws one Error (kBadData) that lists everything missing, extra or of another
-// shape; then nothing was copied. `source` stands for the file in messages.
+// Copies tensors of the network's names into its flat buffers, laid out as `layout` says. fp32,
+// bf16 and fp16 are taken; num_batches_tracked is passed over. What is started anew (job.proto,
+// Transfer) is not touched. Throws one Error (kBadData) that lists everything missing, extra or of
+// another shape; then nothing was copied. `source` stands for the file in messages.
 WeightsTaken copy_weights(const TensorList& from, const std::string& source,
                           const ops::Graph& graph, const ops::ParameterLayout& layout,
                           const std::vector<std::string>& start_anew, std::span<float> parameters,
@@ -41,8 +41,8 @@ WeightsTaken copy_weights(const TensorList& from, const std::string& source,
 
 // Collective. At the first start of a run rank 0 reads transfer.init_from and keeps it; all ranks
 // learn its digest, which becomes part of the job. A run that goes on takes the digest from its
-// checkpoint's job and reads nothing. Throws Error: kBadJob where it began without, or where the job
-// expects another digest.
+// checkpoint's job and reads nothing. Throws Error: kBadJob where it began without, or where the
+// job expects another digest.
 std::optional<TensorList> find_initial_weights(comm::Communicator& communicator,
                                                const Resume& resume, Job& job);
 

@@ -196,10 +196,10 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   const std::set<uint32_t> chosen(data.only_classes.begin(), data.only_classes.end());
   mistakes.require(chosen.size() == data.only_classes.size(), {"data.only_classes"},
                    "names a class twice");
-  mistakes.require(chosen.empty() || (*chosen.rbegin() < 1u << 20 &&
-                                      data.format != Format::kSynthetic),
-                   {"data.only_classes", "data.format"},
-                   "is for classes below 1048576 of a dataset that is not SYNTHETIC");
+  mistakes.require(
+      chosen.empty() || (*chosen.rbegin() < 1u << 20 && data.format != Format::kSynthetic),
+      {"data.only_classes", "data.format"},
+      "is for classes below 1048576 of a dataset that is not SYNTHETIC");
   mistakes.require(chosen.empty() || data.classes == 0 || data.classes == chosen.size(),
                    {"data.classes", "data.only_classes"},
                    fmt::format("is {}, but data.only_classes names {}; leave data.classes out",

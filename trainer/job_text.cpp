@@ -340,7 +340,8 @@ void apply_set(const std::string& set, Message& job, Mistakes& mistakes) {
   for (size_t begin = 0; begin <= key.size();) {
     const size_t end = std::min(key.find('.', begin), key.size());
     if (field && field->is_repeated() && field->message_type()) {
-      mistakes.add(Mistakes::kSet, key, "is a list of groups of fields: write it into the job file");
+      mistakes.add(Mistakes::kSet, key,
+                   "is a list of groups of fields: write it into the job file");
       return;
     }
     if (field) {

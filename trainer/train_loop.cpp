@@ -78,8 +78,8 @@ TrainLoop::TrainLoop(RunContext run)
 
 void TrainLoop::dry_run() {
   begin_anew();
-  print_dry_run(communicator_, *engine_, job_, plan_.length, input_, plan_.val->size(),
-                training_, loader_plan(plan_, job_, engine_->hosted()));
+  print_dry_run(communicator_, *engine_, job_, plan_.length, input_, plan_.val->size(), training_,
+                loader_plan(plan_, job_, engine_->hosted()));
 }
 
 void TrainLoop::begin_anew() {
@@ -125,8 +125,8 @@ void TrainLoop::open_folder() {
   if (!is_root()) return;
   log::info("{} on {}: {}, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
             job_.model.name, printable(job_.data.path),
-            trained_share(engine_->layout(), training_.frozen_at(step_)), job_.workers, job_.batch_per_worker, plan_.total_steps, communicator_.size(),
-            plan_.lanes);
+            trained_share(engine_->layout(), training_.frozen_at(step_)), job_.workers,
+            job_.batch_per_worker, plan_.total_steps, communicator_.size(), plan_.lanes);
   double bytes = 0;
   for (const std::span<float> flat : engine_->state().all())
     bytes += static_cast<double>(flat.size_bytes());

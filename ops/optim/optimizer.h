@@ -66,8 +66,9 @@ class Optimizer {
   virtual ~Optimizer() = default;
 
   // One update of the flat parameters [parameter_floats]. gradients: of each parameter, in the
-  // order of the layout (what stands there of frozen ones is not read), which are first multiplied by gradient_factor (1 / loss scale). loss: one
-  // float, or null. Where it or the norm of the gradients is not finite nothing is changed.
+  // order of the layout (what stands there of frozen ones is not read), which are first multiplied
+  // by gradient_factor (1 / loss scale). loss: one float, or null. Where it or the norm of the
+  // gradients is not finite nothing is changed.
   virtual void update(float* parameters, std::span<const float* const> gradients,
                       double learning_rate, const float* loss = nullptr,
                       double gradient_factor = 1.0) = 0;

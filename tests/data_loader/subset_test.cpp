@@ -66,8 +66,8 @@ TEST(Subset, ClassesAreCountedAnewInTheirOrder) {
 }
 
 TEST(Subset, FewerImagesAreAmongMore) {
-  const auto ten = subset({.images_per_class = 10, .seed = 3}), three = subset({.images_per_class = 3,
-                                                                               .seed = 3});
+  const auto ten = subset({.images_per_class = 10, .seed = 3}),
+             three = subset({.images_per_class = 3, .seed = 3});
   const std::set<uint64_t> more = samples_of(*ten), fewer = samples_of(*three);
   EXPECT_EQ(more.size(), 50u);
   EXPECT_EQ(fewer.size(), 15u);
@@ -78,16 +78,18 @@ TEST(Subset, FewerImagesAreAmongMore) {
   EXPECT_EQ(samples_of(*subset({.images_per_class = 3, .seed = 3})), fewer);
   EXPECT_NE(samples_of(*subset({.images_per_class = 3, .seed = 4})), fewer);
   // Which images of a class does not depend on the other classes.
-  for (const uint64_t sample : samples_of(*subset({.classes = {2}, .images_per_class = 3, .seed = 3})))
+  for (const uint64_t sample :
+       samples_of(*subset({.classes = {2}, .images_per_class = 3, .seed = 3})))
     EXPECT_TRUE(fewer.contains(sample)) << sample;
 }
 
 TEST(Subset, TheDigestSaysWhichSamples) {
-  const std::set<std::string> digests = {
-      subset({.classes = {1, 2}})->digest(), subset({.classes = {2, 1}})->digest(),
-      subset({.images_per_class = 3, .seed = 1})->digest(),
-      subset({.images_per_class = 3, .seed = 2})->digest(),
-      subset({.images_per_class = 4, .seed = 1})->digest(), "whole"};
+  const std::set<std::string> digests = {subset({.classes = {1, 2}})->digest(),
+                                         subset({.classes = {2, 1}})->digest(),
+                                         subset({.images_per_class = 3, .seed = 1})->digest(),
+                                         subset({.images_per_class = 3, .seed = 2})->digest(),
+                                         subset({.images_per_class = 4, .seed = 1})->digest(),
+                                         "whole"};
   EXPECT_EQ(digests.size(), 6u);
   EXPECT_TRUE(digests.contains(subset({.images_per_class = 4, .seed = 1})->digest()));
 }

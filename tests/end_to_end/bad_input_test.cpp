@@ -294,20 +294,18 @@ TEST_F(BadInput, ARunThatBeganWithOtherWeights) {
   fs::rename(out(), folder_.path("source"));
   const std::string from = "transfer.init_from=" + folder_.path("source");
   run_one_step();
-  expect_refusal(train_idx({"--set", from}), ExitCode::kBadJob,
-                 {out() + " began without it"});
+  expect_refusal(train_idx({"--set", from}), ExitCode::kBadJob, {out() + " began without it"});
   fs::remove_all(out());
   ASSERT_EQ(run(folder_, train_idx({"--set", from, "--set", "stop_after_steps=1"})).exit_code, 0);
   expect_refusal(train_idx(), ExitCode::kBadJob, {out(), "transfer.init_sha256"});
-  expect_refusal(train_idx({"--set", from, "--set",
-                            "transfer.init_sha256=" + std::string(64, '0')}),
-                 ExitCode::kBadJob, {out(), "transfer.init_sha256"});
+  expect_refusal(
+      train_idx({"--set", from, "--set", "transfer.init_sha256=" + std::string(64, '0')}),
+      ExitCode::kBadJob, {out(), "transfer.init_sha256"});
   expect_refusal(train_idx({"--set", from, "--set", "transfer.freeze=conv1"}), ExitCode::kBadJob,
                  {out(), "transfer.freeze: [] -> [\"conv1\"]"});
   // Where it lies now, and that it is gone, does not matter.
   const std::string moved = "transfer.init_from=" + folder_.path("elsewhere");
-  const Outcome outcome =
-      run(folder_, train_idx({"--set", moved, "--set", "stop_after_steps=2"}));
+  const Outcome outcome = run(folder_, train_idx({"--set", moved, "--set", "stop_after_steps=2"}));
   EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
 }
 

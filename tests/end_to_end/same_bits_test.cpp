@@ -249,8 +249,9 @@ TEST_F(SameBits, StoppedAndResumedOnOtherRanks) {
   EXPECT_EQ(drawn("resumed"), drawn("reference"));
 }
 
-// Begun with weights of another run, parts of it frozen till epochs 0.5 and 1 (steps 8 and 15), with
-// factors: the same on any ranks, stopped before, at and behind the borders, and without the file.
+// Begun with weights of another run, parts of it frozen till epochs 0.5 and 1 (steps 8 and 15),
+// with factors: the same on any ranks, stopped before, at and behind the borders, and without the
+// file.
 TEST_F(SameBits, WithTransferAndUnfreezing) {
   const std::string weights = runs_->folder().path("weights.safetensors");
   std::filesystem::copy_file(runs_->checkpoint("reference", kSteps) + "/model.safetensors", weights,

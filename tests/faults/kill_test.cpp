@@ -149,16 +149,17 @@ TEST_F(Kill, AnyRankAtAnyMomentAndTheRunEndsWithTheSameBits) {
             << seed + runs - 1 << std::endl;
 }
 
-// At epoch 1, which is step 12, layer2 is trained, too: networks and sums are built anew. Around that a
-// rank dies at every point of a step.
+// At epoch 1, which is step 12, layer2 is trained, too: networks and sums are built anew. Around
+// that a rank dies at every point of a step.
 TEST_F(Kill, AroundAnUnfreezing) {
-  const std::string job = folder_.write(
-      "unfreeze.txtpb", std::string(kJob) + "transfer { freeze: \"conv1\" freeze: \"bn1\" "
-                                            "freeze: \"layer?\" "
-                                            "unfreeze { epoch: 1 pattern: \"layer3\" } }");
+  const std::string job =
+      folder_.write("unfreeze.txtpb", std::string(kJob) +
+                                          "transfer { freeze: \"conv1\" freeze: \"bn1\" "
+                                          "freeze: \"layer?\" "
+                                          "unfreeze { epoch: 1 pattern: \"layer3\" } }");
   const auto life = [&](const std::string& name, const Arguments& more, int ranks) {
-    Arguments arguments = {"train", "--job", job, "--data", folder_.path("data"), "--out",
-                           out(name)};
+    Arguments arguments = {"train", "--job",  job, "--data", folder_.path("data"),
+                           "--out", out(name)};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return run(arguments, ranks);
   };

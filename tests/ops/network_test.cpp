@@ -869,8 +869,8 @@ void set_running(Trained& t) {
   t.running.write();
 }
 
-// What is trained has the very gradients that it has where only the batch norms are frozen, whatever
-// else is; in slices and whole.
+// What is trained has the very gradients that it has where only the batch norms are frozen,
+// whatever else is; in slices and whole.
 TEST_P(NetworkTest, FrozenNodesLeaveTheOthersTheirGradients) {
   for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
     if (!device()->supports(type)) continue;
@@ -910,8 +910,8 @@ TEST_P(NetworkTest, OnePartOfANodeMayBeFrozen) {
   all.backward();
   const auto expected = gradients_by_name(all);
   for (const std::string part : {".weight", ".bias"}) {
-    const Graph graph = freeze(
-        small_graph(), [&](const std::string& name) { return name.ends_with(part); });
+    const Graph graph =
+        freeze(small_graph(), [&](const std::string& name) { return name.ends_with(part); });
     Trained t(GetParam(), graph, 3, DType::kFloat32, 1, 1);
     t.loss();
     t.backward();
@@ -960,8 +960,8 @@ TEST_P(NetworkTest, GradientsPastFrozenNodesEqualDifferences) {
 // Below the lowest node that is trained nothing goes backward, nothing is kept, and the images'
 // tensors make room for others.
 TEST_P(NetworkTest, BackwardEndsAtTheLowestTrainedNode) {
-  const Graph graph = freeze_nodes(fuse(small_graph()), with_batch_norms({"stem", "conv_a", "conv_b",
-                                                                          "conv_c"}));
+  const Graph graph =
+      freeze_nodes(fuse(small_graph()), with_batch_norms({"stem", "conv_a", "conv_b", "conv_c"}));
   const PassPlan passes = plan_passes(graph, 2, DType::kFloat32, true, 1 << 20);
   std::set<std::string> backward;
   for (const Segment& segment : passes.backward)
@@ -974,7 +974,7 @@ TEST_P(NetworkTest, BackwardEndsAtTheLowestTrainedNode) {
     for (const int dx : memory.dx[i]) EXPECT_EQ(dx, -1) << graph.nodes[i].name;
   }
   const auto arena = [](const Graph& g) {
-    return planned_arena(g, 8, DType::kFloat32, true, 1 << 20).bytes;
+    return planned_arena(g, 8, DType::kFloat32, true, 1).bytes;  // sample by sample
   };
   EXPECT_LT(arena(graph), arena(small_graph()) / 2);
 }
@@ -1000,8 +1000,8 @@ TEST(Freezing, LayoutKeepsPlacesAndPacksGradients) {
   EXPECT_EQ(frozen.statistics_floats, whole.statistics_floats);
   EXPECT_EQ(frozen.batch_floats, 2u * 16);  // bn_b alone
   // Of a batch norm one of whose parameters is trained the statistics are the batch's.
-  const Graph half = freeze(small_graph(),
-                            [](const std::string& name) { return name == "bn_b.weight"; });
+  const Graph half =
+      freeze(small_graph(), [](const std::string& name) { return name == "bn_b.weight"; });
   EXPECT_EQ(layout_of(half).batch_floats, whole.batch_floats);
 }
 

@@ -205,8 +205,8 @@ TEST_P(Fp32Test, RunningStatisticsTakeTheMeanOfTheWorkers) {
   EXPECT_EQ(values_of(running), (std::vector<float>{7, 6, 11, 20}));
 }
 
-// A factor of the learning rate is a learning rate, and one of the decay a decay: the same bits. The
-// other tensors hear nothing of it.
+// A factor of the learning rate is a learning rate, and one of the decay a decay: the same bits.
+// The other tensors hear nothing of it.
 TEST_P(Fp32Test, FactorsEqualAnotherRateAndDecay) {
   for (const auto kind : {OptimizerConfig::Kind::kSgd, OptimizerConfig::Kind::kLars}) {
     const OptimizerConfig config = {.kind = kind, .nesterov = true, .weight_decay = 0.01};
@@ -240,8 +240,8 @@ TEST_P(Fp32Test, FrozenTensorsAreNotTouched) {
   for (size_t p = 0; p < layout.parameters.size(); ++p)
     some_frozen.parameters[p].trained = p % 3 != 1;
   for (const auto kind : {OptimizerConfig::Kind::kSgd, OptimizerConfig::Kind::kLars}) {
-    Trained t(device(),
-              {.kind = kind, .weight_decay = 0.01, .clip_norm = 0.5, .ema_decay = 0.75}, some_frozen);
+    Trained t(device(), {.kind = kind, .weight_decay = 0.01, .clip_norm = 0.5, .ema_decay = 0.75},
+              some_frozen);
     assign(t.optimizer->ema(), t.w0);
     std::vector<float> trained_gradients;
     for (const auto& p : some_frozen.parameters)

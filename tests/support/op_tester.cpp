@@ -416,8 +416,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   }
   if (c.training && c.wants_gradients)
     for (const auto& b : gradients) result.gradients.push_back(b.read(DType::kFloat32));
-  if (is_gathered)
-    result.statistics = statistics.read(DType::kFloat32);
+  if (is_gathered) result.statistics = statistics.read(DType::kFloat32);
 
   for (const auto* buffers : {&x, &dy, &dx, &parameters, &gradients})
     for (const auto& b : *buffers) b.expect_guards("input, gradient or parameter");

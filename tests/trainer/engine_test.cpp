@@ -182,7 +182,8 @@ TEST_P(EngineTest, FrozenParametersStayBitForBit) {
                              {}, graph(), frozen);
     EXPECT_LT(engine->trained_floats(), engine->layout().parameter_floats);
     const Engine::State start = engine->state();
-    const std::vector<float> parameters = copy_of(start.parameters), running = copy_of(start.running);
+    const std::vector<float> parameters = copy_of(start.parameters),
+                             running = copy_of(start.running);
     for (uint64_t step = 0; step < 3; ++step) engine->step(step, 0.1, {}, source());
     const Engine::State now = engine->state();
     for (const auto& p : engine->layout().parameters) {

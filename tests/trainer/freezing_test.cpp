@@ -48,13 +48,14 @@ TEST(Patterns, TakeWhatLiesBelow) {
     EXPECT_FALSE(takes(pattern, name)) << pattern;
 }
 
-// Names as torchvision's of the families, each parameter a convolution, a batch norm or a linear layer.
+// Names as torchvision's of the families, each parameter a convolution, a batch norm or a linear
+// layer.
 std::vector<std::string> last_blocks(const std::vector<std::string>& nodes, size_t count) {
   ops::Graph graph{.name = "names", .image = {.n = 1, .c = 4, .h = 1, .w = 1}, .nodes = {}};
   int x = ops::kImage;
   for (const std::string& name : nodes) {
-    const bool is_norm = name.find("norm") != std::string::npos ||
-                         name.find("bn") != std::string::npos;
+    const bool is_norm =
+        name.find("norm") != std::string::npos || name.find("bn") != std::string::npos;
     const ops::OpSpec op = is_norm ? ops::OpSpec(ops::BatchNorm{})
                                    : ops::OpSpec(ops::Conv2d{.out_channels = 4, .kernel = 1});
     x = graph.add(name, op, {x});
@@ -69,9 +70,16 @@ std::vector<std::string> last_blocks(const std::vector<std::string>& nodes, size
 
 TEST(Blocks, AreWhatNamesSay) {
   using Names = std::vector<std::string>;
-  const Names resnet = {"conv1",          "bn1",          "layer1.0.conv1",        "layer1.0.bn1",
-                        "layer4.0.conv1", "layer4.0.bn1", "layer4.0.downsample.0", "layer4.1.conv1",
-                        "layer4.1.bn1",   "fc"};
+  const Names resnet = {"conv1",
+                        "bn1",
+                        "layer1.0.conv1",
+                        "layer1.0.bn1",
+                        "layer4.0.conv1",
+                        "layer4.0.bn1",
+                        "layer4.0.downsample.0",
+                        "layer4.1.conv1",
+                        "layer4.1.bn1",
+                        "fc"};
   EXPECT_EQ(last_blocks(resnet, 1), Names{"fc"});
   EXPECT_EQ(last_blocks(resnet, 2), (Names{"layer4.1.conv1", "layer4.1.bn1", "fc"}));
   EXPECT_EQ(last_blocks(resnet, 3).size(), 6u);
@@ -156,10 +164,12 @@ TEST(TrainingPlan, EveryMistakeIsNamedWithTheNearestName) {
   job.optimizer.group = {{"layer1.0.covn1", 0.1, 1}};
   const std::string error = error_of(job, resnet18());
   for (const char* part :
-       {"5 mistakes", "resnet18", "transfer.freeze \"layr1\" takes no parameter; the nearest name is "
-                                  "\"layer1\"",
-        "transfer.unfreeze \"layer9\"", "transfer.unfreeze \"layer2\" at epoch 2: all that it takes "
-                                        "is trained already",
+       {"5 mistakes", "resnet18",
+        "transfer.freeze \"layr1\" takes no parameter; the nearest name is "
+        "\"layer1\"",
+        "transfer.unfreeze \"layer9\"",
+        "transfer.unfreeze \"layer2\" at epoch 2: all that it takes "
+        "is trained already",
         "transfer.start_anew \"head\"",
         "optimizer.group \"layer1.0.covn1\" takes no parameter; the nearest name is "
         "\"layer1.0.conv1\""})

@@ -32,7 +32,8 @@ struct File {
     for (const int64_t d : shape) n *= static_cast<size_t>(d);
     numbers.push_back(std::make_unique<std::vector<float>>(n));
     for (size_t i = 0; i < n; ++i) (*numbers.back())[i] = first + static_cast<float>(i);
-    list.tensors.push_back({name, StoredType::kF32, shape, std::as_bytes(std::span(*numbers.back()))});
+    list.tensors.push_back(
+        {name, StoredType::kF32, shape, std::as_bytes(std::span(*numbers.back()))});
   }
   NamedTensor& at(const std::string& name) {
     return *std::ranges::find(list.tensors, name, &NamedTensor::name);
@@ -155,7 +156,8 @@ TEST(InitialWeights, AllThatDiffersIsListed) {
   for (const char* part :
        {"net.safetensors: its tensors are not those of cifar_resnet20 (5 differ)",
         "\n  missing: layer1.0.conv1.weight [16, 16, 3, 3]", "\n  missing: bn1.running_var [16]",
-        "\n  of another shape: conv1.weight is F32 [16, 3, 3, 3] there, the network wants [16, 1, 3, 3]",
+        "\n  of another shape: conv1.weight is F32 [16, 3, 3, 3] there, the network wants [16, 1, "
+        "3, 3]",
         "\n  of another shape: fc.bias is I32 [10] there", "\n  extra: extra\\n.weight [2]"})
     EXPECT_NE(error.find(part), std::string::npos) << part << " is not in: " << error;
 }

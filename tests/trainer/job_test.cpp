@@ -786,10 +786,10 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
   const std::string from = "transfer.init_from=x";
   for (const std::string& set : beside) {
     EXPECT_NE(identity_digest(parse(kMinimal, {from, set}), "d"), digest);
-    EXPECT_TRUE(differing_keys(to_text(parse(kMinimal, {from})),
-                               to_text(parse(kMinimal, {from, set})))
-                    .at(0)
-                    .changes_result);
+    EXPECT_TRUE(
+        differing_keys(to_text(parse(kMinimal, {from})), to_text(parse(kMinimal, {from, set})))
+            .at(0)
+            .changes_result);
   }
   // The lists together are all fields, but for the lists of groups.
   size_t leaves = 0;
