@@ -72,6 +72,7 @@ class BadInput : public testing::Test {
     const int numbers[] = {kAlone, 1, 3};
     std::vector<std::unique_ptr<Running>> running;
     for (const int ranks : numbers) {
+      fs::remove_all(out_on(ranks));
       if (fs::exists(out())) fs::copy(out(), out_on(ranks), fs::copy_options::recursive);
       Arguments own;
       for (const std::string& argument : arguments) own.push_back(with_out_on(ranks, argument));
@@ -294,7 +295,7 @@ TEST_F(BadInput, ARunThatBeganWithOtherWeights) {
   fs::rename(out(), folder_.path("source"));
   const std::string from = "transfer.init_from=" + folder_.path("source");
   run_one_step();
-  expect_refusal(train_idx({"--set", from}), ExitCode::kBadJob, {out() + " began without it"});
+  expect_refusal(train_idx({"--set", from}), ExitCode::kBadJob, {out(), "began without it"});
   fs::remove_all(out());
   ASSERT_EQ(run(folder_, train_idx({"--set", from, "--set", "stop_after_steps=1"})).exit_code, 0);
   expect_refusal(train_idx(), ExitCode::kBadJob, {out(), "transfer.init_sha256"});

@@ -296,14 +296,16 @@ TEST(DataShow, APartOfADatasetIsShownTrainedAndVerified) {
   const json ledger = object_of(run(folder, {"verify", out, "--json"}))["ledger"];
   EXPECT_EQ(ledger["whole_epochs"], 2) << ledger;
   std::map<std::string, int> names;
-  for (const char* worker : {"0", "1"})
-    for (const json& sample : shown(
-             folder, {"--job", out + "/job.txtpb", "--step", "0", "--worker", worker})["samples"]) {
+  for (const char* worker : {"0", "1"}) {
+    const json sheet =
+        shown(folder, {"--job", out + "/job.txtpb", "--step", "0", "--worker", worker});
+    for (const json& sample : sheet["samples"]) {
       EXPECT_EQ(sample["class"], sample["label"] == 0 ? "class_2" : "class_0");
       EXPECT_EQ(lines_with(sample["name"].get<std::string>(), sample["class"].get<std::string>()),
                 1);
       ++names[sample["name"]];
     }
+  }
   EXPECT_EQ(names.size(), 8u);
   // Evaluation has all images of the two.
   EXPECT_EQ(object_of(run(folder, {"eval", "--checkpoint", out, "--json"}))["images"], 6);
