@@ -208,6 +208,7 @@ TEST_P(Fp32Test, RunningStatisticsTakeTheMeanOfTheWorkers) {
 // A factor of the learning rate is a learning rate, and one of the decay a decay: the same bits.
 // The other tensors hear nothing of it.
 TEST_P(Fp32Test, FactorsEqualAnotherRateAndDecay) {
+  Device& d = device();
   for (const auto kind : {OptimizerConfig::Kind::kSgd, OptimizerConfig::Kind::kLars}) {
     const OptimizerConfig config = {.kind = kind, .nesterov = true, .weight_decay = 0.01};
     OptimizerConfig scaled = config;
@@ -216,8 +217,7 @@ TEST_P(Fp32Test, FactorsEqualAnotherRateAndDecay) {
     ParameterLayout with_factors = layout;
     for (size_t p = 0; p < layout.parameters.size(); p += 2)
       with_factors.parameters[p].factors = {.learning_rate = 0.1, .weight_decay = 3};
-    Trained plain(device(), config, layout), other(device(), scaled, layout),
-        own(device(), config, with_factors);
+    Trained plain(d, config, layout), other(d, scaled, layout), own(d, config, with_factors);
     for (int step = 0; step < 3; ++step) {
       plain.update(0.5);
       other.update(0.5 * 0.1);
