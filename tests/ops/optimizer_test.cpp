@@ -255,12 +255,12 @@ TEST_P(Fp32Test, FrozenTensorsAreNotTouched) {
                 1e-6 * norm(trained_gradients));
     const std::vector<float> w = t.w(), momentum = values_of(t.optimizer->momentum()),
                              ema = values_of(t.optimizer->ema());
-    for (const auto& p : some_frozen.parameters)
-      for (size_t i = p.offset; i < p.offset + p.floats(); ++i) {
-        ASSERT_EQ(w[i] == t.w0[i], !p.trained) << p.name;
-        ASSERT_EQ(ema[i] == t.w0[i], !p.trained) << p.name;
-        ASSERT_EQ(momentum[i] == 0, !p.trained) << p.name;
-      }
+    for (const auto& p : some_frozen.parameters) {
+      size_t changed = 0;
+      for (size_t i = p.offset; i < p.offset + p.floats(); ++i)
+        changed += w[i] != t.w0[i] || ema[i] != t.w0[i] || momentum[i] != 0;
+      EXPECT_EQ(changed > 0, p.trained) << p.name;
+    }
   }
 }
 
