@@ -139,8 +139,8 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
       fail(ExitCode::kBadJob, "network \"{}\": all of it is frozen, so there is nothing to train",
            printable(graph.name));
     // The loss of the last node is reported, whether its gradient is wanted or not.
-    m.dlogits =
-        add(bytes_of(shapes[n - 1], type), when.loss, wanted[n - 1] ? when.backward[n - 1] : when.loss);
+    m.dlogits = add(bytes_of(shapes[n - 1], type), when.loss,
+                    wanted[n - 1] ? when.backward[n - 1] : when.loss);
     if (wanted[n - 1]) m.dy[n].push_back(m.dlogits);
     for (const Auxiliary& a : graph.auxiliary) {
       const auto node = static_cast<size_t>(a.node);

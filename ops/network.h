@@ -141,7 +141,7 @@ class Network {
   std::unique_ptr<ImageInputOp> input_;
   std::vector<std::unique_ptr<Op>> ops_;
   DeviceMemory arena_;
-  DeviceMemory loss_result_;  // of the last node, and behind it one for the auxiliary ones
+  DeviceMemory loss_result_;   // of the last node, and behind it one for the auxiliary ones
   float* unwanted_ = nullptr;  // in the arena: gradients that nobody reads are written there
   std::vector<std::vector<NodeMemory>> nodes_;  // per node and slice
   // Per node and slice: gradients of its output that it cannot add itself, to be added to dy[0].

@@ -43,9 +43,9 @@ struct BackwardNeeds {
   unsigned inputs = 0;          // bit k: the value of input k
   bool for_parameters = false;  // those values are read for the parameters' gradients alone
   bool output = false;          // the value of y
-  int dy_sources = 1;      // gradients of the output that it can add while it reads them
-  int dx_in_place = -1;    // the gradient of this input is written over dy[0]; -1: none
-  bool writes_dy = false;  // dy[0] may be overwritten otherwise, too
+  int dy_sources = 1;           // gradients of the output that it can add while it reads them
+  int dx_in_place = -1;         // the gradient of this input is written over dy[0]; -1: none
+  bool writes_dy = false;       // dy[0] may be overwritten otherwise, too
 };
 
 // Everything that is fixed about one node when its Op is made. An op works on slices of the batch

@@ -121,15 +121,31 @@ std::vector<std::vector<std::string>> blocks_of(const ops::Graph& graph) {
   };
   std::vector<Block> blocks;
   const ops::ParameterLayout layout = ops::layout_of(graph);
-  std::map<std::string, bool> is_batch_norm;
-  for (const auto& p : layout.parameters)
-    is_batch_norm[p.name] = std::holds_alternative<ops::BatchNorm>(graph.nodes[p.node].op);
+  std::map<std::string, size_t> node_of;
+  for (const auto& p : layout.parameters) node_of[p.name] = p.node;
+  std::set<std::string> inferred;
+  for (const ops::Node& node : ops::inference_graph(graph).nodes) inferred.insert(node.name);
+  const auto find = [&](const std::string& name) {
+    return std::ranges::find(blocks, name, &Block::name);
+  };
+  // Of an auxiliary classifier's parameter: the block that it reads, which is there already.
+  const auto source_of = [&](size_t node) {
+    while (graph.nodes[node].inputs[0] != ops::kImage) {
+      node = static_cast<size_t>(graph.nodes[node].inputs[0]);
+      const std::string block = block_of(graph.nodes[node].name + ".weight");
+      if (inferred.contains(graph.nodes[node].name) && find(block) != blocks.end()) return block;
+    }
+    return block_of(graph.nodes[node].name + ".weight");
+  };
   for (const std::string& name : names_of(layout)) {
-    const std::string own = block_of(name);
-    auto block = std::ranges::find(blocks, own, &Block::name);
+    const size_t node = node_of[name];
+    const std::string own =
+        inferred.contains(graph.nodes[node].name) ? block_of(name) : source_of(node);
+    auto block = find(own);
     if (block == blocks.end()) block = blocks.insert(blocks.end(), Block{own, {}, false});
     block->parameters.push_back(name);
-    block->has_weights = block->has_weights || !is_batch_norm[name];
+    block->has_weights =
+        block->has_weights || !std::holds_alternative<ops::BatchNorm>(graph.nodes[node].op);
   }
   std::vector<std::vector<std::string>> out;
   for (const Block& block : blocks)

@@ -55,8 +55,12 @@ int head_of(const ops::Graph& graph, int node) {
   return -1;
 }
 
+// Auxiliary classifiers' before the last one.
 std::vector<int> heads_of(const ops::Graph& graph) {
-  return {head_of(graph, static_cast<int>(graph.nodes.size()) - 1)};
+  std::vector<int> heads;
+  for (const ops::Auxiliary& a : graph.auxiliary) heads.push_back(head_of(graph, a.node));
+  heads.push_back(head_of(graph, static_cast<int>(graph.nodes.size()) - 1));
+  return heads;
 }
 
 // What a network wants of a file, by name; and what it makes of what is there.

@@ -836,7 +836,7 @@ Graph freeze_nodes(const Graph& graph, const std::set<std::string>& nodes) {
 }
 
 // All batch norms, and nothing else.
-const std::set<std::string> kBatchNorms = {"stem_bn", "bn_a", "bn_b"};
+const std::set<std::string> kBatchNorms = {"stem_bn", "bn_a", "bn_b", "aux1.bn", "aux2.bn"};
 // What a gradient reaches only through what is frozen, and what none reaches at all.
 const std::set<std::string> kStem = {"stem", "stem_bn"};
 const std::set<std::string> kMiddle = {"conv_a", "bn_a", "conv_b", "stem_bn"};
@@ -871,36 +871,79 @@ void set_running(Trained& t) {
 
 // What is trained has the very gradients that it has where only the batch norms are frozen,
 // whatever else is; in slices and whole.
-TEST_P(NetworkTest, FrozenNodesLeaveTheOthersTheirGradients) {
-  for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
-    if (!device()->supports(type)) continue;
-    Trained all(GetParam(), freeze_nodes(small_graph(), kBatchNorms), 3, type, 1, 1);
-    set_running(all);
-    const double loss = all.loss();
-    all.backward();
-    const auto expected = gradients_by_name(all);
-    for (const auto& nodes :
-         {with_batch_norms(kStem), with_batch_norms(kMiddle),
-          with_batch_norms({"stem", "conv_a", "conv_b", "conv_c"}), with_batch_norms({"fc"})}) {
-      Trained t(GetParam(), freeze_nodes(small_graph(), nodes), 3, type, 1, 1);
-      set_running(t);
-      EXPECT_EQ(t.loss(), loss);
-      t.backward();
-      const auto found = gradients_by_name(t);
-      EXPECT_EQ(found.size(), [&] {
-        size_t trained = 0;
-        for (const auto& [name, gradient] : expected)
-          trained += nodes.contains(name.substr(0, name.rfind('.'))) ? 0 : 1;
-        return trained;
-      }());
-      for (const auto& [name, gradient] : found)
-        EXPECT_EQ(bits_of(gradient), bits_of(expected.at(name))) << name;
-      // A second step finds nothing of the first.
-      EXPECT_EQ(t.loss(), loss);
-      t.backward();
-      EXPECT_EQ(gradients_by_name(t), found);
-    }
+void expect_the_same_gradients(const std::string& device, const Graph& graph, DType type,
+                               const std::vector<std::set<std::string>>& frozen) {
+  Trained all(device, freeze_nodes(graph, with_batch_norms({})), 3, type, 1, 1);
+  set_running(all);
+  const double loss = all.loss();
+  all.backward();
+  const auto expected = gradients_by_name(all);
+  for (const auto& nodes : frozen) {
+    Trained t(device, freeze_nodes(graph, nodes), 3, type, 1, 1);
+    set_running(t);
+    EXPECT_EQ(t.loss(), loss);
+    t.backward();
+    const auto found = gradients_by_name(t);
+    EXPECT_EQ(found.size(), [&] {
+      size_t trained = 0;
+      for (const auto& [name, gradient] : expected)
+        trained += nodes.contains(name.substr(0, name.rfind('.'))) ? 0 : 1;
+      return trained;
+    }());
+    EXPECT_FALSE(found.empty());
+    for (const auto& [name, gradient] : found)
+      EXPECT_EQ(bits_of(gradient), bits_of(expected.at(name))) << name;
+    // A second step finds nothing of the first.
+    EXPECT_EQ(t.loss(), loss);
+    t.backward();
+    EXPECT_EQ(gradients_by_name(t), found);
   }
+}
+
+TEST_P(NetworkTest, FrozenNodesLeaveTheOthersTheirGradients) {
+  for (const DType type : {DType::kFloat32, DType::kBfloat16})
+    if (device()->supports(type))
+      expect_the_same_gradients(
+          GetParam(), small_graph(), type,
+          {with_batch_norms(kStem), with_batch_norms(kMiddle),
+           with_batch_norms({"stem", "conv_a", "conv_b", "conv_c"}), with_batch_norms({"fc"})});
+}
+
+// Either factor, or both, or only what is behind them: the gradient of one reads the other's value.
+TEST_P(NetworkTest, AGateMayBeFrozen) {
+  Graph g{.name = "gate", .image = {.n = 1, .c = 3, .h = 5, .w = 5}, .nodes = {}};
+  const Conv2d conv = {.out_channels = 8, .padding = 1, .bias = true};
+  const int h = g.add("h", conv, {kImage});
+  const int t = g.add("gate", Sigmoid{}, {g.add("t", conv, {kImage})});
+  int x = g.add("lrn", LocalResponseNorm{.size = 3}, {g.add("product", Multiply{}, {h, t})});
+  x = g.add("grid", AdaptiveAvgPool{.h = 2, .w = 2}, {x});
+  g.add("fc", Linear{.out_features = 5}, {x});
+  for (const DType type : {DType::kFloat32, DType::kBfloat16})
+    if (device()->supports(type))
+      expect_the_same_gradients(GetParam(), g, type, {{"h"}, {"t"}, {"h", "t"}, {"fc"}});
+}
+
+// The trunk's head alone, where no auxiliary classifier trains anything; an auxiliary one alone,
+// which leaves the trunk's loss without a gradient; what only they go through.
+TEST_P(NetworkTest, AuxiliaryClassifiersMayBeFrozen) {
+  const Graph graph = auxiliary_graph();
+  const auto all_but = [&](const std::string& trained) {
+    std::set<std::string> names;
+    for (const Node& node : graph.nodes)
+      if (node.name != trained) names.insert(node.name);
+    return names;
+  };
+  for (const DType type : {DType::kFloat32, DType::kBfloat16})
+    if (device()->supports(type))
+      expect_the_same_gradients(
+          GetParam(), graph, type,
+          {all_but("fc"), all_but("aux1.fc2"), all_but("aux2.fc"), all_but("conv_b"),
+           with_batch_norms({"aux1.conv", "aux1.fc1", "aux1.fc2"}), with_batch_norms(kStem)});
+  const NetworkMemory head_alone =
+      network_memory(freeze_nodes(graph, all_but("fc")),
+                     plan_passes(freeze_nodes(graph, all_but("fc")), 2, DType::kFloat32, true, 1),
+                     2, DType::kFloat32, true);
+  EXPECT_EQ(head_alone.auxiliary_dlogits, (std::vector<int>{-1, -1}));
 }
 
 // Weight and bias of one node may differ. A batch norm then is no frozen one.

@@ -214,7 +214,8 @@ TEST_P(EngineTest, FreezingFollowsTheState) {
   const std::set<std::string> frozen = first_layers(*make(1));
   std::vector<std::vector<float>> results;
   for (const int wanted : {1, 2}) {
-    const auto engine = make(lanes_for(GetParam(), kWorkers, wanted, 1), optimizer, {}, graph(), frozen);
+    const auto engine =
+        make(lanes_for(GetParam(), kWorkers, wanted, 1), optimizer, {}, graph(), frozen);
     for (uint64_t step = 0; step < 2; ++step) engine->step(step, 0.1, {}, source());
     std::vector<std::vector<float>> kept;
     for (const std::span<float> flat : engine->state().all()) kept.push_back(copy_of(flat));

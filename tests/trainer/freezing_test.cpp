@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "ops/core/error.h"
 #include "trainer/models/models.h"
 
@@ -113,6 +115,20 @@ TEST(Blocks, AreWhatNamesSay) {
   EXPECT_EQ(last_blocks(googlenet, 2),
             (Names{"inception5b.branch1.conv", "inception5b.branch2.0.conv",
                    "inception5b.branch2.0.bn", "fc"}));
+}
+
+// GoogLeNet's two, which torchvision counts just before the last layer.
+TEST(Blocks, AnAuxiliaryClassifierBelongsToTheBlockThatItReads) {
+  const auto blocks = blocks_of(make_model("googlenet", {}));
+  const auto of = [&](const std::string& name) {
+    const auto has = [&](const auto& block) { return std::ranges::count(block, name) == 1; };
+    return std::ranges::find_if(blocks, has) - blocks.begin();
+  };
+  EXPECT_EQ(of("aux1.conv.conv.weight"), of("inception4a.branch1.conv.weight"));
+  EXPECT_EQ(of("aux1.fc2.bias"), of("inception4a.branch1.conv.weight"));
+  EXPECT_EQ(of("aux2.fc1.weight"), of("inception4d.branch1.conv.weight"));
+  EXPECT_EQ(blocks.back(), (std::vector<std::string>{"fc.weight", "fc.bias"}));
+  EXPECT_EQ(blocks[blocks.size() - 2][0], "inception5b.branch1.conv.weight");
 }
 
 TEST(TrainingPlan, NothingIsFrozenUnlessSaid) {

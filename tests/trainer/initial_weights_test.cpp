@@ -15,11 +15,12 @@ namespace {
 
 using test::TempFolder;
 
-ops::Graph network(int64_t classes) {
+ops::Graph network(int64_t classes, const std::string& model = "cifar_resnet20",
+                   int64_t pixels = 8) {
   ModelOptions options;
-  options.image = {.n = 1, .c = 1, .h = 8, .w = 8};
+  options.image = {.n = 1, .c = 1, .h = pixels, .w = pixels};
   options.classes = classes;
-  return make_model("cifar_resnet20", options);
+  return make_model(model, options);
 }
 
 // A file's tensors, that own their numbers.
@@ -62,8 +63,9 @@ File file_of(const ops::Graph& graph) {
 
 class Weights {
  public:
-  explicit Weights(int64_t classes)
-      : graph(network(classes)),
+  explicit Weights(int64_t classes) : Weights(network(classes)) {}
+  explicit Weights(const ops::Graph& network)
+      : graph(network),
         layout(ops::layout_of(graph)),
         parameters(layout.parameter_floats, -1.0f),
         running(layout.statistics_floats, -1.0f) {}
@@ -130,6 +132,18 @@ TEST(InitialWeights, AHeadOfOtherClassesStartsAnew) {
   EXPECT_EQ(w.first_of("fc.weight"), -1);
   EXPECT_EQ(w.first_of("fc.bias"), -1);
   EXPECT_EQ(w.first_of("layer3.2.bn2.weight"), 3000);
+}
+
+TEST(InitialWeights, HeadsOfAuxiliaryClassifiersStartAnewToo) {
+  Weights w(network(5, "googlenet", 64));
+  const WeightsTaken taken = w.take(file_of(network(10, "googlenet", 64)));
+  EXPECT_EQ(taken.heads, (std::vector<std::string>{"aux1.fc2: 10 classes there, 5 here",
+                                                   "aux2.fc2: 10 classes there, 5 here",
+                                                   "fc: 10 classes there, 5 here"}));
+  for (const char* name : {"aux1.fc2.weight", "aux2.fc2.bias", "fc.weight"})
+    EXPECT_EQ(w.first_of(name), -1) << name;
+  for (const char* name : {"aux1.fc1.weight", "aux2.conv.bn.bias"})
+    EXPECT_NE(w.first_of(name), -1) << name;
 }
 
 // The head of another network, not of other classes.
