@@ -395,17 +395,19 @@ void Engine::add_weights(LayerStatistics& layers, std::span<const float> paramet
   ops::Device& device = *lane_state_[0]->device;
   const auto measure = [&](size_t i, std::vector<float>& copy) {
     const ops::ParameterLayout::Parameter& p = layout_.parameters[weights[i]];
+    const double root = std::sqrt(static_cast<double>(p.floats()));
+    layers.weight_norm[i] = std::sqrt(sum_of_squares(parameters.subspan(p.offset, p.floats())));
+    layers.weight_rms[i] = layers.weight_norm[i] / root;
+    layers.gradient_norm[i] = layers.gradient_rms[i] = std::numeric_limits<double>::quiet_NaN();
+    if (!p.trained) return;
     std::span<const float> gradient{gradients_[weights[i]], p.floats()};
     if (!device.shares_host_memory()) {
       copy.resize(p.floats());
       device.download(copy.data(), gradient.data(), gradient.size_bytes());
       gradient = copy;
     }
-    const double root = std::sqrt(static_cast<double>(p.floats()));
     layers.gradient_norm[i] = std::sqrt(sum_of_squares(gradient)) / scale;
     layers.gradient_rms[i] = layers.gradient_norm[i] / root;
-    layers.weight_norm[i] = std::sqrt(sum_of_squares(parameters.subspan(p.offset, p.floats())));
-    layers.weight_rms[i] = layers.weight_norm[i] / root;
   };
   if (device.shares_host_memory()) {
     lanes_.run([&](int lane) {
@@ -421,11 +423,12 @@ void Engine::add_weights(LayerStatistics& layers, std::span<const float> paramet
 
 void Engine::add_responses(LayerStatistics& layers, std::span<const float> parameters,
                            const float* head) const {
-  if (layout_.statistics.empty()) return;
-  std::vector<float> sums(layout_.statistics_floats);
+  if (layout_.batch_floats == 0) return;
+  std::vector<float> sums(layout_.batch_floats);
   lane_state_[0]->device->download(sums.data(), head, sums.size() * sizeof(float));
   const std::vector<Shape> shapes = ops::infer_shapes(fused_, config_.batch_per_worker);
   for (const ops::ParameterLayout::Statistics& s : layout_.statistics) {
+    if (!s.gathered) continue;
     const auto channels = static_cast<size_t>(s.channels);
     std::span<const float> gamma, beta;
     for (const ops::ParameterLayout::Parameter& p : layout_.parameters)
@@ -436,7 +439,7 @@ void Engine::add_responses(LayerStatistics& layers, std::span<const float> param
     std::vector<double> variance(channels);
     for (size_t c = 0; c < channels; ++c)
       variance[c] =
-          static_cast<double>(sums[s.offset + channels + c]) / config_.workers * (rows - 1) / rows;
+          static_cast<double>(sums[s.batch + channels + c]) / config_.workers * (rows - 1) / rows;
     layers.batch_norms.push_back(s.name);
     layers.response_std.push_back(response_std(
         gamma, beta, variance, std::get<ops::BatchNorm>(fused_.nodes[s.node].op).epsilon));

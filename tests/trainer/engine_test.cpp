@@ -255,6 +255,25 @@ TEST_P(EngineTest, AFrozenWorkerComputedAgainGivesTheSameDigests) {
   engine->update(0.1);
 }
 
+TEST_P(EngineTest, AFrozenLayerIsMeasuredWithoutAGradient) {
+  const std::set<std::string> frozen = first_layers(*make(1));
+  const auto engine = make(1, {}, {}, graph(), frozen);
+  engine->compute(0, {}, source());
+  LayerStatistics layers;
+  engine->update(0.1, &layers);
+  for (size_t i = 0; i < layers.weights.size(); ++i) {
+    EXPECT_EQ(std::isnan(layers.gradient_norm[i]), frozen.contains(layers.weights[i]));
+    EXPECT_EQ(std::isnan(layers.gradient_rms[i]), frozen.contains(layers.weights[i]));
+    EXPECT_GT(layers.weight_rms[i], 0) << layers.weights[i];
+  }
+  ASSERT_EQ(layers.batch_norms.size(), 6u);
+  EXPECT_EQ(layers.batch_norms[0], "layer3.0.bn1");
+  for (const double std : layers.response_std) {  // gamma is 1 and beta 0
+    EXPECT_GT(std, 0.9);
+    EXPECT_LE(std, 1.0);
+  }
+}
+
 TEST_P(EngineTest, NothingToTrainIsAnError) {
   std::set<std::string> all;
   const auto engine = make(1);
