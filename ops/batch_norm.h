@@ -5,10 +5,11 @@
 //
 // Training normalises by the batch's mean and biased variance and writes both (the variance
 // unbiased) to NodeMemory::statistics; the running values are the trainer's. Inference uses
-// NodeMemory::running. x, residual and y [N,C,H,W] in NHWC; parameters weight (gamma) and bias
-// (beta), [C], fp32. Statistics are summed in fp32 over blocks of 256 rows around a value near the
-// mean, and in double over the blocks, in a fixed order: the same bits for any number of threads,
-// and safe where the mean is far from zero.
+// NodeMemory::running; a frozen one (ops/freezing.h) does so in training, too, where it is an
+// affine map and dx = dy * gamma / sqrt(var + epsilon). x, residual and y [N,C,H,W] in NHWC;
+// parameters weight (gamma) and bias (beta), [C], fp32. Statistics are summed in fp32 over blocks
+// of 256 rows around a value near the mean, and in double over the blocks, in a fixed order: the
+// same bits for any number of threads, and safe where the mean is far from zero.
 #pragma once
 
 #include "ops/op.h"
@@ -24,6 +25,7 @@ struct BatchNorm {
   bool zero_init = false;  // gamma starts at 0 instead of 1
   bool relu = false;
   bool residual = false;  // the second input is added before the ReLU
+  bool frozen = false;    // running statistics in training, too; no gradients of the parameters
 };
 
 Shape output_shape(const BatchNorm& spec, const std::vector<Shape>& x);
@@ -34,7 +36,10 @@ inline int64_t macs(const BatchNorm&, const std::vector<Shape>&) {
 // Backward adds up to two gradients of y over the first. With a residual, its gradient is the
 // masked sum, in place.
 inline BackwardNeeds backward_needs(const BatchNorm& s) {
-  return {.inputs = 1u, .dy_sources = 2, .dx_in_place = s.residual ? 1 : -1, .writes_dy = true};
+  return {.inputs = s.frozen ? 0u : 1u,
+          .dy_sources = 2,
+          .dx_in_place = s.residual ? 1 : -1,
+          .writes_dy = true};
 }
 // Bytes that wait for backward: the ReLU's mask, a bit per element.
 size_t saved_bytes(const BatchNorm& spec, const Shape& y);

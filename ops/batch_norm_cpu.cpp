@@ -19,12 +19,13 @@ class BatchNormCpu final : public Op {
         count_(static_cast<double>(config.y.h * config.y.w * config.batch)),
         c_(config.y.c),
         training_(config.training),
+        gathers_(config.training && !spec.frozen),
         blocks_((rows_ + kBatchNormRowBlock - 1) / kBatchNormRowBlock),
         saved_(training_ ? ops::saved_bytes(spec, config.y) : 0) {
     const auto channels = static_cast<size_t>(c_);
     vectors_ = AlignedBuffer(kVectors * channels * sizeof(float));
-    if (training_) sums_ = AlignedBuffer(2 * channels * sizeof(double));
-    if (training_) expect_variance(config);
+    if (gathers_) sums_ = AlignedBuffer(2 * channels * sizeof(double));
+    if (gathers_) expect_variance(config);
   }
 
   void gather_forward(const NodeMemory& m) override {
@@ -47,7 +48,7 @@ class BatchNormCpu final : public Op {
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
-    if (!training_ && m.slice.first) set_statistics(m, m.running, m.running + c_);
+    if (!gathers_ && m.slice.first) set_statistics(m, m.running, m.running + c_);
     const auto* residual = spec_.residual ? static_cast<const T*>(m.x[1]) : nullptr;
     auto* mask = training_ && spec_.relu ? static_cast<uint16_t*>(m.saved) : nullptr;
     kernels().normalise(static_cast<T*>(m.y), mask, static_cast<const T*>(m.x[0]), residual,
@@ -76,7 +77,8 @@ class BatchNormCpu final : public Op {
   }
 
   void backward(const NodeMemory& m, const StepInfo&) override {
-    if (!m.dx[0]) return;  // the input is the image
+    if (spec_.frozen) return backward_frozen(m);
+    if (!m.dx[0]) return;  // nothing is trained before it
     kernels().backward_apply(static_cast<T*>(m.dx[0]), static_cast<const T*>(m.dy[0]),
                              stores_sum(m) ? nullptr : mask_of(m), static_cast<const T*>(m.x[0]),
                              vector(kMean), vector(kA), vector(kB), vector(kK), rows_, c_,
@@ -85,10 +87,18 @@ class BatchNormCpu final : public Op {
 
   size_t saved_bytes() const override { return saved_; }
   size_t scratch_bytes() const override {
-    return training_ ? static_cast<size_t>(blocks_ * 2 * c_) * sizeof(float) : 0;
+    return gathers_ ? static_cast<size_t>(blocks_ * 2 * c_) * sizeof(float) : 0;
   }
 
  private:
+  void backward_frozen(const NodeMemory& m) {
+    auto* dy0 = static_cast<T*>(m.dy[0]);
+    const auto* dy1 = m.dy.size() > 1 ? static_cast<const T*>(m.dy[1]) : nullptr;
+    T* residual = spec_.residual && m.dx[1] ? dy0 : nullptr;
+    kernels().scale_gradient(static_cast<T*>(m.dx[0]), residual, dy0, dy1, mask_of(m),
+                             vector(kScale), rows_, c_, threads_);
+  }
+
   // Vectors of c floats that live as long as the op; statistics wait there for backward.
   enum Vector { kMean, kInvStd, kScale, kA, kB, kK, kVectors };
   float* vector(Vector which) { return vectors_.as<float>() + which * c_; }
@@ -139,6 +149,7 @@ class BatchNormCpu final : public Op {
   double count_;  // values of a channel in the whole batch
   int64_t c_;
   bool training_;
+  bool gathers_;  // takes its statistics from the batch
   int64_t blocks_;
   size_t saved_;
   AlignedBuffer vectors_, sums_;

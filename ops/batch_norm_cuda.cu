@@ -7,6 +7,8 @@
 //   normalise       x, y, residual?, mask?     2 s n (+ s n) (+ n / 8)
 //   backward_sums   x, dy, dy2?, mask?, sum?   2 s n (+ s n) (+ n / 8) (+ s n)
 //   backward_apply  x, dy or sum, mask?, dx    3 s n (+ n / 8)
+//   scale_gradient  dy, dy2?, mask?, dx?, sum? 2 s n (+ s n) (+ n / 8) (+ s n); frozen, in place of
+//   both
 // The sum of gradients is stored where there are two, or a residual; backward_apply then reads it
 // instead of dy and the mask.
 //
@@ -365,6 +367,45 @@ __global__ void backward_apply_kernel(T* dx, const T* grad, const uint8_t* mask,
       });
 }
 
+// Frozen: grad = mask * (dy0 + dy1) and dx = scale * grad. One of dx and grad may be null; grad may
+// be dy0.
+template <typename T, bool kAligned, bool kMask, bool kTwo>
+__global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1,
+                                      const uint8_t* mask, Vectors v, Geometry g) {
+  const Share share(g);
+  if (share.rows == 0) return;
+  dy0 += share.at;
+  if constexpr (kTwo) dy1 += share.at;
+  if constexpr (kMask) mask += share.mask_at;
+  if (dx) dx += share.at;
+  if (grad) grad += share.at;
+  const Bits8<float> scale = load_group<kAligned>(v.scale + share.channel, share.channels);
+  struct In {
+    Bits8<T> dy0, dy1;
+    unsigned positive;
+  };
+  for_rows<2>(
+      share.rows,
+      [&](uint32_t r) {
+        In in;
+        in.dy0 = load_group<kAligned>(dy0 + r * share.stride, share.channels);
+        if constexpr (kTwo) in.dy1 = load_group<kAligned>(dy1 + r * share.stride, share.channels);
+        if constexpr (kMask) in.positive = mask[r * share.mask_stride];
+        return in;
+      },
+      [&](uint32_t r, const In& in) {
+        Floats8 dy, out;
+        for (int i = 0; i < kWide; ++i) {
+          dy.v[i] = load(&in.dy0.v[i]);
+          if constexpr (kTwo) dy.v[i] += load(&in.dy1.v[i]);
+          if constexpr (kMask) dy.v[i] = in.positive >> i & 1 ? dy.v[i] : 0.0f;
+          out.v[i] = dy.v[i] * scale.v[i];
+        }
+        if (grad) store_group<kAligned>(grad + r * share.stride, dy, share.channels);
+        if (dx) store_group<kAligned>(dx + r * share.stride, out, share.channels);
+      });
+}
+
 // ---- The op.
 
 // body(std::bool_constant) of a flag that a kernel knows when it is compiled.
@@ -382,9 +423,10 @@ class BatchNormCuda final : public Op {
         geometry_(batch_norm_geometry(config.y.rows(), config.y.c)),
         count_(static_cast<double>(config.y.h * config.y.w * config.batch)),
         training_(config.training),
+        gathers_(config.training && !spec.frozen),
         saved_(training_ ? ops::saved_bytes(spec, config.y) : 0),
         memory_(allocate_device(kVectorBytes * static_cast<size_t>(config.y.c))) {
-    if (training_) expect_variance(config);
+    if (gathers_) expect_variance(config);
     const int64_t c = config.y.c;
     auto* sums = static_cast<double*>(memory_.get());
     auto* floats = reinterpret_cast<float*>(sums + 2 * c);
@@ -405,7 +447,7 @@ class BatchNormCuda final : public Op {
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
-    if (!training_ && m.slice.first)
+    if (!gathers_ && m.slice.first)
       launch(&running_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_, vectors_,
              m.running, m.parameters[0], m.parameters[1], geometry_.c, spec_.epsilon);
     auto* y = static_cast<T*>(m.y);
@@ -441,7 +483,8 @@ class BatchNormCuda final : public Op {
   }
 
   void backward(const NodeMemory& m, const StepInfo&) override {
-    if (!m.dx[0]) return;  // the input is the image
+    if (spec_.frozen) return backward_frozen(m);
+    if (!m.dx[0]) return;  // nothing is trained before it
     auto* dx = static_cast<T*>(m.dx[0]);
     const auto* grad = static_cast<const T*>(m.dy[0]);
     const auto* x = static_cast<const T*>(m.x[0]);
@@ -457,10 +500,26 @@ class BatchNormCuda final : public Op {
 
   size_t saved_bytes() const override { return saved_; }
   size_t scratch_bytes() const override {
-    return training_ ? static_cast<size_t>(geometry_.chunks * 2 * geometry_.c) * sizeof(double) : 0;
+    return gathers_ ? static_cast<size_t>(geometry_.chunks * 2 * geometry_.c) * sizeof(double) : 0;
   }
 
  private:
+  void backward_frozen(const NodeMemory& m) const {
+    auto* dx = static_cast<T*>(m.dx[0]);
+    auto* dy0 = static_cast<T*>(m.dy[0]);
+    const auto* dy1 = m.dy.size() > 1 ? static_cast<const T*>(m.dy[1]) : nullptr;
+    T* residual = spec_.residual && m.dx[1] ? dy0 : nullptr;
+    const uint8_t* mask = spec_.relu ? static_cast<const uint8_t*>(m.saved) : nullptr;
+    with_flag(are_wide(geometry_.c, dx, dy0, dy1), [&](auto aligned) {
+      with_flag(mask, [&](auto masked) {
+        with_flag(dy1, [&](auto two) {
+          launch(&scale_gradient_kernel<T, aligned, masked, two>, geometry_.blocks(),
+                 Geometry::kThreads, stream_, dx, residual, dy0, dy1, mask, vectors_, geometry_);
+        });
+      });
+    });
+  }
+
   int64_t finish_blocks() const { return (geometry_.c + kFinishChannels - 1) / kFinishChannels; }
   // The masked sum of gradients is stored where somebody needs it: the residual, or backward().
   bool stores_sum(const NodeMemory& m) const { return spec_.residual || m.dy.size() > 1; }
@@ -470,6 +529,7 @@ class BatchNormCuda final : public Op {
   Geometry geometry_;  // of one slice
   double count_;       // values of a channel in the whole batch
   bool training_;
+  bool gathers_;  // takes its statistics from the batch
   size_t saved_;
   DeviceBuffer memory_;
   Vectors vectors_;

@@ -175,11 +175,41 @@ void backward_apply(T* dx, const T* g, const uint16_t* mask, const T* x, const f
        : backward_apply_as<T, false>(dx, g, mask, x, mean, a, b, k, rows, c, threads);
 }
 
+template <typename T, bool kMask, bool kTwo>
+void scale_gradient_as(T* dx, T* g_out, const T* dy0, const T* dy1, const uint16_t* mask,
+                       const float* scale, int64_t rows, int64_t c, int threads) {
+  const int64_t words = (c + 15) / 16;
+  for_blocks(rows, threads, [=](int64_t, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for_channels(
+          c, [=](int64_t k, auto access) __attribute__((always_inline)) {
+            const int64_t i = row * c + k;
+            Floats g = access.get(dy0 + i);
+            if constexpr (kTwo) g += access.get(dy1 + i);
+            if constexpr (kMask) g = keep_lanes(g, mask + row * words, k);
+            if (g_out) access.put(g_out + i, g);
+            if (dx) access.put(dx + i, g * access.get(scale + k));
+          });
+  });
+}
+
+template <typename T>
+void scale_gradient(T* dx, T* g, const T* dy0, const T* dy1, const uint16_t* mask,
+                    const float* scale, int64_t rows, int64_t c, int threads) {
+  const auto run = [&](auto kernel) { kernel(dx, g, dy0, dy1, mask, scale, rows, c, threads); };
+  if (mask)
+    dy1 ? run(scale_gradient_as<T, true, true>) : run(scale_gradient_as<T, true, false>);
+  else
+    dy1 ? run(scale_gradient_as<T, false, true>) : run(scale_gradient_as<T, false, false>);
+}
+
 }  // namespace
 
 const BatchNormKernels<float> batch_norm_kernels_fp32 = {
-    statistics<float>, normalise<float>, backward_sums<float>, backward_apply<float>};
+    statistics<float>, normalise<float>, backward_sums<float>, backward_apply<float>,
+    scale_gradient<float>};
 const BatchNormKernels<Bfloat16> batch_norm_kernels_bf16 = {
-    statistics<Bfloat16>, normalise<Bfloat16>, backward_sums<Bfloat16>, backward_apply<Bfloat16>};
+    statistics<Bfloat16>, normalise<Bfloat16>, backward_sums<Bfloat16>, backward_apply<Bfloat16>,
+    scale_gradient<Bfloat16>};
 
 }  // namespace convoy::ops::CONVOY_ISA

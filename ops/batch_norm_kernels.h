@@ -30,6 +30,10 @@ struct BatchNormKernels {
   void (*backward_apply)(T* dx, const T* g, const uint16_t* mask, const T* x, const float* mean,
                          const float* a, const float* b, const float* k, int64_t rows, int64_t c,
                          int threads);
+  // Frozen: g = mask * (dy0 + dy1) and dx = scale * g, per channel. mask, dy1, and one of dx and g
+  // may be null; g may be dy0.
+  void (*scale_gradient)(T* dx, T* g, const T* dy0, const T* dy1, const uint16_t* mask,
+                         const float* scale, int64_t rows, int64_t c, int threads);
 };
 
 CONVOY_KERNELS(BatchNormKernels<float>, batch_norm_kernels_fp32)

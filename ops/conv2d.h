@@ -39,7 +39,7 @@ std::vector<ParameterSpec> parameters(const Conv2d& spec, const std::vector<Shap
 // Multiply-accumulates of one forward pass over the whole batch.
 int64_t macs(const Conv2d& spec, const std::vector<Shape>& x);
 inline BackwardNeeds backward_needs(const Conv2d&) {
-  return {.inputs = 1u};
+  return {.inputs = 1u, .for_parameters = true};
 }
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& spec, const OpConfig& config);

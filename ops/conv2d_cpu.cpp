@@ -76,6 +76,7 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& 
                                             s.bias, make_convolution_forward(shape));
   if (!c.training) return op;
   if (c.wants_dx[0]) op->add_backward_data(make_convolution_backward_data(shape));
+  if (!c.wants_gradients) return op;
   if (weight_gradient_wins(s, c))
     op->add_backward_weights(std::make_unique<WeightGradientCpu>(device.threads(), s, c));
   else

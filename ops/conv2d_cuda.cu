@@ -162,8 +162,8 @@ class Conv2dCuda final : public Op {
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
     residual_ = reserve(has_residual() && !plans_.finish ? bytes(y_, sizeof(T)) : 0);
-    if (c.training) gradient_ = reserve(static_cast<size_t>(weights_) * sizeof(float));
-    if (c.training && spec_.bias)
+    if (plans_.backward_weights) gradient_ = reserve(static_cast<size_t>(weights_) * sizeof(float));
+    if (plans_.backward_weights && spec_.bias)
       bias_sums_ = reserve(static_cast<size_t>(chunks() * y_.c) * sizeof(float));
     size_t most = 0;
     for (const auto* plan : {&plans_.forward, &plans_.backward_data, &plans_.backward_weights})
@@ -220,6 +220,19 @@ class Conv2dCuda final : public Op {
 
   // Weights before data: dx may be written where x was, were it ever planned so.
   void backward(const NodeMemory& m, const StepInfo&) override {
+    if (plans_.backward_weights) add_gradients(m);
+    if (!plans_.backward_data) return;
+    const void* dy = input(m.dy[0], y_.elements(), false, m, y_copy_);
+    run_to(m.dx[0], x_.elements(), m, x_copy_, [&](void* dx) {
+      plans_.backward_data->run(
+          {.x = dx, .w = packed_.get(), .y = dy, .workspace = at(m, workspace_)});
+    });
+  }
+
+  size_t scratch_bytes() const override { return scratch_bytes_ > 0 ? scratch_bytes_ + 256 : 0; }
+
+ private:
+  void add_gradients(const NodeMemory& m) const {
     auto* dw = static_cast<float*>(at(m, gradient_));
     plans_.backward_weights->run(
         {.x = input(m.x[0], x_.elements(), plans_.weights_in_fp32, m, x_copy_),
@@ -236,17 +249,8 @@ class Conv2dCuda final : public Op {
       launch(&bias_sum_kernel, blocks_for(y_.c), kThreads, stream_, m.gradients[1],
              static_cast<const float*>(sums), m.slice.first, chunks(), y_.c);
     }
-    if (!plans_.backward_data) return;
-    const void* dy = input(m.dy[0], y_.elements(), false, m, y_copy_);
-    run_to(m.dx[0], x_.elements(), m, x_copy_, [&](void* dx) {
-      plans_.backward_data->run(
-          {.x = dx, .w = packed_.get(), .y = dy, .workspace = at(m, workspace_)});
-    });
   }
 
-  size_t scratch_bytes() const override { return scratch_bytes_ > 0 ? scratch_bytes_ + 256 : 0; }
-
- private:
   // A part of the scratch memory: where it begins.
   size_t reserve(size_t bytes) {
     const size_t begin = scratch_bytes_;
@@ -340,9 +344,11 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Conv2d& s, const OpConfig
   }
   if (!c.training) return plans;
 
-  plain.pass = Pass::kBackwardWeights;
-  plans.backward_weights = narrow ? library.find(plain) : library.plan(c.name, plain);
-  if (!plans.backward_weights) {
+  if (c.wants_gradients) {
+    plain.pass = Pass::kBackwardWeights;
+    plans.backward_weights = narrow ? library.find(plain) : library.plan(c.name, plain);
+  }
+  if (c.wants_gradients && !plans.backward_weights) {
     log::info("\"{}\": cuDNN has no fp32 gradient for {}; it is computed in fp32", c.name,
               to_text(plain));
     plans.weights_in_fp32 = true;

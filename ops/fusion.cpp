@@ -56,7 +56,7 @@ class Fuser {
   // Node i becomes the node `from` with the given spec and inputs.
   void become(size_t i, int from, const OpSpec& spec, std::vector<int> inputs) {
     const Node& source = graph_.nodes[index(from)];
-    graph_.nodes[i] = {source.name, spec, std::move(inputs), source.position};
+    graph_.nodes[i] = {source.name, spec, std::move(inputs), source.position, source.frozen};
     merged_into_[index(from)] = i;
   }
 

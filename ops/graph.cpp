@@ -154,14 +154,19 @@ ParameterLayout layout_of(const Graph& graph) {
   int order = 0;
   for (const size_t i : by_position) {
     const Node& node = graph.nodes[i];
+    unsigned bit = 1;
     for (ParameterSpec& spec : parameters(node.op, input_shapes(graph, outputs, i, 1))) {
       const std::string name = node.name + "." + spec.name;
-      layout.parameters.push_back({name, std::move(spec), i, 0, order++});
+      layout.parameters.push_back(
+          {name, std::move(spec), i, 0, order++, /*trained=*/(node.frozen & bit) == 0});
+      bit <<= 1;
     }
     if (const auto* bn = std::get_if<BatchNorm>(&node.op)) {
       const int64_t channels = outputs[i].c;
-      layout.statistics.push_back({node.name, i, layout.statistics_floats, channels, bn->momentum});
+      layout.statistics.push_back({node.name, i, layout.statistics_floats, channels, bn->momentum,
+                                   !bn->frozen, layout.batch_floats});
       layout.statistics_floats += 2 * static_cast<size_t>(channels);
+      if (!bn->frozen) layout.batch_floats += 2 * static_cast<size_t>(channels);
     }
   }
   // Backward order of the nodes; inside a node weight comes before bias.
@@ -169,7 +174,9 @@ ParameterLayout layout_of(const Graph& graph) {
                    [](const auto& a, const auto& b) { return a.node > b.node; });
   for (ParameterLayout::Parameter& p : layout.parameters) {
     p.offset = layout.parameter_floats;
+    p.gradient = layout.gradient_floats;
     layout.parameter_floats += p.floats();
+    if (p.trained) layout.gradient_floats += p.floats();
   }
   return layout;
 }

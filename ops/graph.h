@@ -16,7 +16,8 @@ struct Node {
   std::string name;  // unique; parameters are called <name>.weight, ...
   OpSpec op;
   std::vector<int> inputs;  // indices of earlier nodes, or kImage
-  int position = 0;  // in the list as the model wrote it: parameters are counted in this order
+  int position = 0;     // in the list as the model wrote it: parameters are counted in this order
+  unsigned frozen = 0;  // bit k: parameter k, as parameters() has them, is not trained
 };
 
 // A further classifier that training alone has (Szegedy et al. 2014, arXiv:1409.4842, section 5):
@@ -52,7 +53,14 @@ Graph inference_graph(const Graph& graph);
 std::vector<Shape> input_shapes(const Graph& graph, const std::vector<Shape>& outputs, size_t node,
                                 int64_t batch);
 
-// Where everything that is trained lies in the flat buffers.
+// What an update of a parameter is multiplied by, beside what the optimizer says of all.
+struct ParameterFactors {
+  double learning_rate = 1.0, weight_decay = 1.0;
+};
+
+// Where everything lies in the flat buffers: parameters and what is kept beside each (momentum,
+// moving average) in one order, the gradients of those that are trained in the same order without
+// the others.
 struct ParameterLayout {
   struct Parameter {
     std::string name;  // "layer1.0.conv1.weight"
@@ -60,6 +68,9 @@ struct ParameterLayout {
     size_t node;
     size_t offset;  // in floats
     int order;      // among all parameters in the order of the model, as torchvision counts them
+    bool trained = true;  // false: frozen, nothing changes it
+    size_t gradient = 0;  // in floats, in the buffer of gradients, where it is trained
+    ParameterFactors factors = {};
     size_t floats() const { return static_cast<size_t>(spec.elements()); }
   };
   struct Statistics {
@@ -68,11 +79,15 @@ struct ParameterLayout {
     size_t offset;  // in floats: [2, C], mean and variance
     int64_t channels;
     double momentum;
+    bool gathered = true;  // false: of a frozen batch norm, whose running values stay
+    size_t batch = 0;      // in floats, in the buffer of one batch's statistics, where gathered
   };
   std::vector<Parameter> parameters;  // in backward order: the last node's first
   size_t parameter_floats = 0;
+  size_t gradient_floats = 0;          // of all parameters that are trained
   std::vector<Statistics> statistics;  // in the order of the model
-  size_t statistics_floats = 0;
+  size_t statistics_floats = 0;        // of the running values
+  size_t batch_floats = 0;             // of one batch's
 };
 ParameterLayout layout_of(const Graph& graph);
 

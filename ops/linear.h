@@ -23,7 +23,7 @@ Shape output_shape(const Linear& spec, const std::vector<Shape>& x);
 std::vector<ParameterSpec> parameters(const Linear& spec, const std::vector<Shape>& x);
 int64_t macs(const Linear& spec, const std::vector<Shape>& x);
 inline BackwardNeeds backward_needs(const Linear&) {
-  return {.inputs = 1u};
+  return {.inputs = 1u, .for_parameters = true};
 }
 
 // y may be fp32 while x is bf16: logits keep their precision for the loss.

@@ -16,7 +16,8 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const Linear& s, const OpConfig& 
   auto op = std::make_unique<WeightedOpCpu>(device.threads(), c, onednn::parameter_layout(shape),
                                             s.bias, make_linear_forward(shape));
   if (c.training && c.wants_dx[0]) op->add_backward_data(make_linear_backward_data(shape));
-  if (c.training) op->add_backward_weights(make_linear_backward_weights(shape));
+  if (c.training && c.wants_gradients)
+    op->add_backward_weights(make_linear_backward_weights(shape));
   return op;
 }
 

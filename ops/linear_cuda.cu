@@ -118,11 +118,13 @@ class LinearCuda final : public Op {
                                         .tf32 = c.tf32});
     forward_floats_ = bias_ && !fp32_output_ ? rows_ * out_ : 0;
     if (!c.training) return;
-    backward_weights_ = cublas::Product(
-        handle,
-        {.m = out_, .n = in_, .k = rows_, .a_transposed = true, .in = c.type, .tf32 = c.tf32});
-    dw_floats_ = pixels_ > 1 ? in_ * out_ : 0;
-    if (bias_) db_floats_ = parts(rows_, kRows) * out_;
+    if (c.wants_gradients) {
+      backward_weights_ = cublas::Product(
+          handle,
+          {.m = out_, .n = in_, .k = rows_, .a_transposed = true, .in = c.type, .tf32 = c.tf32});
+      dw_floats_ = pixels_ > 1 ? in_ * out_ : 0;
+      if (bias_) db_floats_ = parts(rows_, kRows) * out_;
+    }
     if (c.wants_dx[0])
       backward_data_ = cublas::Product(
           handle, {.m = rows_, .n = in_, .k = out_, .in = c.type, .out = c.type, .tf32 = c.tf32});
@@ -159,11 +161,24 @@ class LinearCuda final : public Op {
   }
 
   void backward(const NodeMemory& m, const StepInfo&) override {
-    const bool add = !m.slice.first;
-    auto* dw = static_cast<float*>(m.scratch);
-    float* db = dw + dw_floats_;
-    void* workspace = db + db_floats_;
     const T* dy = static_cast<const T*>(m.dy[0]);
+    auto* dw = static_cast<float*>(m.scratch);
+    void* workspace = dw + dw_floats_ + db_floats_;
+    if (backward_weights_) add_gradients(m, dy, dw, workspace);
+    if (backward_data_) backward_data_.run(m.dx[0], dy, weights(m), false, workspace, stream_);
+  }
+
+  size_t scratch_bytes() const override {
+    return std::max(
+        static_cast<size_t>(forward_floats_) * sizeof(float) + forward_.workspace_bytes(),
+        static_cast<size_t>(dw_floats_ + db_floats_) * sizeof(float) +
+            std::max(backward_weights_.workspace_bytes(), backward_data_.workspace_bytes()));
+  }
+
+ private:
+  void add_gradients(const NodeMemory& m, const T* dy, float* dw, void* workspace) const {
+    const bool add = !m.slice.first;
+    float* db = dw + dw_floats_;
     if (pixels_ > 1) {
       backward_weights_.run(dw, dy, m.x[0], false, workspace, stream_);
       transpose(m.gradients[0], dw, out_, pixels_, channels_, add, stream_);
@@ -176,17 +191,8 @@ class LinearCuda final : public Op {
       launch(&add_rows_kernel, blocks_for(out_), kThreads, stream_, m.gradients[1], db,
              parts(rows_, kRows), out_, add);
     }
-    if (backward_data_) backward_data_.run(m.dx[0], dy, weights(m), false, workspace, stream_);
   }
 
-  size_t scratch_bytes() const override {
-    return std::max(
-        static_cast<size_t>(forward_floats_) * sizeof(float) + forward_.workspace_bytes(),
-        static_cast<size_t>(dw_floats_ + db_floats_) * sizeof(float) +
-            std::max(backward_weights_.workspace_bytes(), backward_data_.workspace_bytes()));
-  }
-
- private:
   const void* weights(const NodeMemory& m) const {
     const void* packed = packed_->weights_.data.get();
     return packed ? packed : m.parameters[0];

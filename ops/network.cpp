@@ -7,6 +7,7 @@
 #include "ops/core/cache_line.h"
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
+#include "ops/freezing.h"
 #include "ops/fusion.h"
 
 namespace convoy::ops {
@@ -88,6 +89,9 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
   const std::vector<Shape> shapes = infer_shapes(graph, batch);
   const size_t n = graph.nodes.size();
   const Moments when(passes, n);
+  // What goes backward: the output's gradient, per node.
+  const std::vector<bool> wanted = training ? wanted_gradients(graph) : std::vector<bool>(n);
+  const std::vector<bool> trained = trained_nodes(graph);
   NetworkMemory m;
   const auto add = [&](size_t bytes, int first, int last) {
     m.buffers.push_back({bytes, first, last});
@@ -112,16 +116,17 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
           add(bytes_of(shapes[i], output_type(graph, i, type)), when.forward[i], when.forward[i]));
   }
   lives_until(m.value[n], when.loss);
-  if (training)
-    for (const Auxiliary& a : graph.auxiliary) lives_until(m.value[value_of(a.node)], when.loss);
+  for (const Auxiliary& a : graph.auxiliary)
+    if (wanted[static_cast<size_t>(a.node)]) lives_until(m.value[value_of(a.node)], when.loss);
   for (size_t i = 0; i < n; ++i) {
     const BackwardNeeds needs = backward_needs(graph.nodes[i].op);
-    if (training && needs.output) lives_until(m.value[i + 1], when.backward[i]);
+    if (wanted[i] && needs.output) lives_until(m.value[i + 1], when.backward[i]);
+    const bool reads = wanted[i] && (!needs.for_parameters || trained[i]);
     const std::vector<int>& inputs = graph.nodes[i].inputs;
     for (size_t k = 0; k < inputs.size(); ++k) {
       const int value = m.value[value_of(inputs[k])];
       lives_until(value, when.forward[i]);
-      if (training && k < 32 && (needs.inputs >> k & 1u) != 0) lives_until(value, when.backward[i]);
+      if (reads && needs.reads_input(k)) lives_until(value, when.backward[i]);
     }
   }
 
@@ -129,12 +134,20 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
   m.dy.resize(n + 1);
   m.dx.resize(n);
   if (training) {
-    m.dlogits = add(bytes_of(shapes[n - 1], type), when.loss, when.backward[n - 1]);
-    m.dy[n].push_back(m.dlogits);
+    const auto is_wanted = [&](const Auxiliary& a) { return wanted[static_cast<size_t>(a.node)]; };
+    if (!wanted[n - 1] && std::ranges::none_of(graph.auxiliary, is_wanted))
+      fail(ExitCode::kBadJob, "network \"{}\": all of it is frozen, so there is nothing to train",
+           printable(graph.name));
+    // The loss of the last node is reported, whether its gradient is wanted or not.
+    m.dlogits = add(bytes_of(shapes[n - 1], type), when.loss,
+                    wanted[n - 1] ? when.backward[n - 1] : when.loss);
+    if (wanted[n - 1]) m.dy[n].push_back(m.dlogits);
     for (const Auxiliary& a : graph.auxiliary) {
       const auto node = static_cast<size_t>(a.node);
-      m.auxiliary_dlogits.push_back(
-          add(bytes_of(shapes[node], type), when.loss, when.backward[node]));
+      m.auxiliary_dlogits.push_back(-1);
+      if (!wanted[node]) continue;
+      m.auxiliary_dlogits.back() =
+          add(bytes_of(shapes[node], type), when.loss, when.backward[node]);
       m.dy[node + 1].push_back(m.auxiliary_dlogits.back());
     }
   }
@@ -142,14 +155,20 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
     const Node& node = graph.nodes[i];
     const size_t saved = saved_stride(node.op, shapes[i], passes.slice[i]) *
                          static_cast<size_t>(batch / passes.slice[i]);
-    if (saved > 0) m.saved[i] = add(saved, when.forward[i], when.backward[i]);
+    const bool saves = wanted[i] || acts_in_training(node.op);
+    if (saved > 0 && saves)
+      m.saved[i] = add(saved, when.forward[i], wanted[i] ? when.backward[i] : when.forward[i]);
+    if (!wanted[i]) {
+      m.dx[i].assign(node.inputs.size(), -1);
+      continue;
+    }
     if (m.dy[i + 1].empty())
       fail(ExitCode::kBadJob, "{} \"{}\": nobody reads its output", kind_of(node.op),
            printable(node.name));
     const int in_place = backward_needs(node.op).dx_in_place;
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       const int source = node.inputs[k];
-      if (source == kImage) {
+      if (source == kImage || !wanted[static_cast<size_t>(source)]) {
         m.dx[i].push_back(-1);
         continue;
       }
@@ -220,8 +239,12 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training);
   const size_t n = graph_.nodes.size();
 
+  const std::vector<bool> wanted =
+      config_.training ? wanted_gradients(graph_) : std::vector<bool>(n);
+  const std::vector<bool> trained = trained_nodes(graph_);
   size_t scratch_bytes = 0;
   for (size_t i = 0; i < n; ++i) {
+    const OpSpec& spec = graph_.nodes[i].op;
     OpConfig op{.name = graph_.nodes[i].name,
                 .x = input_shapes(graph_, shapes_, i, passes_.slice[i]),
                 .y = shapes_[i],
@@ -229,21 +252,33 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
                 .type = config_.type,
                 .y_type = output_type(graph_, i, config_.type),
                 .tf32 = config_.tf32,
-                .training = config_.training,
-                .wants_dx = {}};
+                // What never goes backward keeps nothing for it.
+                .training = wanted[i] || (config_.training && acts_in_training(spec)),
+                .wants_dx = {},
+                .wants_gradients = trained[i]};
     op.y.n = passes_.slice[i];
-    for (const int input : graph_.nodes[i].inputs) op.wants_dx.push_back(input != kImage);
-    ops_.push_back(device_.make(graph_.nodes[i].op, op));
+    for (const int input : graph_.nodes[i].inputs)
+      op.wants_dx.push_back(input != kImage && wanted[static_cast<size_t>(input)]);
+    ops_.push_back(device_.make(spec, op));
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
   }
   // One scratch buffer serves all ops, one after the other.
   const int scratch = static_cast<int>(memory_.buffers.size());
   memory_.buffers.push_back({scratch_bytes, 0, std::numeric_limits<int>::max()});
   memory_.one_slice.push_back(true);
+  // Likewise for the gradients of parameters that are frozen beside trained ones of their node.
+  size_t unwanted_floats = 0;
+  for (const ParameterLayout::Parameter& p : layout_.parameters)
+    if (config_.training && !p.trained && trained[p.node])
+      unwanted_floats = std::max(unwanted_floats, p.floats());
+  const int unwanted = scratch + 1;
+  memory_.buffers.push_back({unwanted_floats * sizeof(float), 0, std::numeric_limits<int>::max()});
+  memory_.one_slice.push_back(true);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
   if (config_.input) input_ = device_.make_input(*config_.input, config_.type);
   loss_result_ = device_.allocate(2 * sizeof(LossResult));
+  if (unwanted_floats > 0) unwanted_ = static_cast<float*>(at(unwanted));
 
   nodes_.resize(n);
   extra_dy_.resize(n);
@@ -281,8 +316,8 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   // Gradients become final node by node, but nodes of one segment all at its end.
   std::vector<size_t> end_of(n, 0);
   for (const ParameterLayout::Parameter& p : layout_.parameters) {
-    if (node_of_[p.node] == kNobody) continue;
-    end_of[node_of_[p.node]] = std::max(end_of[node_of_[p.node]], p.offset + p.floats());
+    if (node_of_[p.node] == kNobody || !p.trained) continue;
+    end_of[node_of_[p.node]] = std::max(end_of[node_of_[p.node]], p.gradient + p.floats());
   }
   size_t ready = 0;
   for (const Segment& segment : passes_.backward) {
@@ -321,14 +356,16 @@ void Network::bind(const Buffers& b) {
     if (node_of_[p.node] == kNobody) continue;
     for (NodeMemory& m : nodes_[node_of_[p.node]]) {
       m.parameters.push_back(b.parameters + p.offset);
-      m.gradients.push_back(b.gradients ? b.gradients + p.offset : nullptr);
+      m.gradients.push_back(!p.trained    ? unwanted_
+                            : b.gradients ? b.gradients + p.gradient
+                                          : nullptr);
     }
   }
   for (const ParameterLayout::Statistics& s : layout_.statistics) {
     if (node_of_[s.node] == kNobody) continue;
     for (NodeMemory& m : nodes_[node_of_[s.node]]) {
       m.running = b.running ? b.running + s.offset : nullptr;
-      m.statistics = b.statistics ? b.statistics + s.offset : nullptr;
+      m.statistics = b.statistics && s.gathered ? b.statistics + s.batch : nullptr;
     }
   }
 }
@@ -421,7 +458,8 @@ void Network::loss(const int32_t* labels, double gradient_scale, float* head, do
   auto* results = static_cast<LossResult*>(loss_result_.data.get());
   const TensorView x = logits();
   device_.loss(spec, at(memory_.dlogits), config_.type, x.data, x.type, labels, &results[0], head);
-  for (size_t k = 0; k < graph_.auxiliary.size(); ++k) {
+  for (size_t k = 0; k < memory_.auxiliary_dlogits.size(); ++k) {
+    if (memory_.auxiliary_dlogits[k] < 0) continue;  // all that it could train is frozen
     const TensorView y = output_of(static_cast<size_t>(graph_.auxiliary[k].node));
     spec.gradient_scale = gradient_scale * graph_.auxiliary[k].weight;
     device_.loss(spec, at(memory_.auxiliary_dlogits[k]), config_.type, y.data, y.type, labels,

@@ -50,7 +50,7 @@ struct NetworkMemory {
   std::vector<std::vector<int>> dx;  // per node and input
   std::vector<int> saved;
   int dlogits = -1;
-  std::vector<int> auxiliary_dlogits;  // per auxiliary classifier
+  std::vector<int> auxiliary_dlogits;  // per auxiliary classifier; -1: not wanted
 };
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
@@ -80,7 +80,8 @@ class Network {
   size_t arena_bytes() const { return arena_.bytes; }
 
   // Flat buffers on the device, laid out as layout() says; the caller keeps them alive. Training
-  // needs all four, inference parameters and running.
+  // needs all four, inference parameters and running. Frozen parameters have no gradients, frozen
+  // batch norms no statistics of the batch.
   struct Buffers {
     const float* parameters = nullptr;
     const float* running = nullptr;
@@ -140,7 +141,8 @@ class Network {
   std::unique_ptr<ImageInputOp> input_;
   std::vector<std::unique_ptr<Op>> ops_;
   DeviceMemory arena_;
-  DeviceMemory loss_result_;  // of the last node, and behind it one for the auxiliary ones
+  DeviceMemory loss_result_;   // of the last node, and behind it one for the auxiliary ones
+  float* unwanted_ = nullptr;  // in the arena: gradients that nobody reads are written there
   std::vector<std::vector<NodeMemory>> nodes_;  // per node and slice
   // Per node and slice: gradients of its output that it cannot add itself, to be added to dy[0].
   std::vector<std::vector<std::vector<void*>>> extra_dy_;

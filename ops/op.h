@@ -40,11 +40,12 @@ struct ParameterSpec {
 
 // What backward reads, and what it may overwrite: decides the lifetimes in the arena.
 struct BackwardNeeds {
-  unsigned inputs = 0;     // bit k: the value of input k
-  bool output = false;     // the value of y
-  int dy_sources = 1;      // gradients of the output that it can add while it reads them
-  int dx_in_place = -1;    // the gradient of this input is written over dy[0]; -1: none
-  bool writes_dy = false;  // dy[0] may be overwritten otherwise, too
+  unsigned inputs = 0;          // bit k: the value of input k
+  bool for_parameters = false;  // those values are read for the parameters' gradients alone
+  bool output = false;          // the value of y
+  int dy_sources = 1;           // gradients of the output that it can add while it reads them
+  int dx_in_place = -1;         // the gradient of this input is written over dy[0]; -1: none
+  bool writes_dy = false;       // dy[0] may be overwritten otherwise, too
 };
 
 // Everything that is fixed about one node when its Op is made. An op works on slices of the batch
@@ -58,7 +59,10 @@ struct OpConfig {
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
   bool tf32 = false;               // fp32 products may round their factors to tf32 (GPU)
   bool training = true;
-  std::vector<bool> wants_dx;  // per input: false for images
+  std::vector<bool>
+      wants_dx;  // per input: false for images, and where nothing before it is trained
+  // Of the parameters; false: none of them is trained, their gradients are not touched.
+  bool wants_gradients = true;
 };
 
 // Which samples of the batch a call works on. Calls see the slices of a batch in order.

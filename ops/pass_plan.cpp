@@ -5,6 +5,8 @@
 #include <map>
 #include <utility>
 
+#include "ops/freezing.h"
+
 namespace convoy::ops {
 namespace {
 
@@ -82,13 +84,15 @@ std::vector<Call> forward_calls(const Graph& graph, bool training) {
   return calls;
 }
 
-// The list reversed. A node is gathered as soon as all gradients of its output are there.
+// The list reversed, without the nodes at and before which nothing is trained. A node is gathered
+// as soon as all gradients of its output are there.
 std::vector<Call> backward_calls(const Graph& graph) {
   const size_t n = graph.nodes.size();
+  const std::vector<bool> wanted = wanted_gradients(graph);
   std::vector<int> awaited(n, 0);  // gradients of the node's output that are still to come
-  for (const Node& node : graph.nodes)
-    for (const int input : node.inputs)
-      if (input != kImage) ++awaited[static_cast<size_t>(input)];
+  for (size_t i = 0; i < n; ++i)
+    for (const int input : graph.nodes[i].inputs)
+      if (wanted[i] && input != kImage) ++awaited[static_cast<size_t>(input)];
   const std::vector<int> readers = awaited;
   const auto is_gathered = [&](size_t i) { return gathers(graph.nodes[i].op, true); };
 
@@ -104,9 +108,10 @@ std::vector<Call> backward_calls(const Graph& graph) {
     if (source == kImage) return;
     const auto s = static_cast<size_t>(source);
     const auto* bn = std::get_if<BatchNorm>(&graph.nodes[s].op);
-    if (bn && !bn->residual && readers[s] == 1) gather(s);
+    if (bn && !bn->residual && is_gathered(s) && readers[s] == 1) gather(s);
   };
   for (size_t i = n; i-- > 0;) {
+    if (!wanted[i]) continue;
     if (is_gathered(i) && !done[i]) gather(i);
     calls.push_back({Kind::kBackward, i});
     for (const int input : graph.nodes[i].inputs) {
@@ -121,7 +126,8 @@ std::vector<Call> backward_calls(const Graph& graph) {
 }  // namespace
 
 bool gathers(const OpSpec& spec, bool training) {
-  return training && std::holds_alternative<BatchNorm>(spec);
+  const auto* bn = std::get_if<BatchNorm>(&spec);
+  return training && bn && !bn->frozen;
 }
 
 PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool training,
@@ -144,12 +150,15 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
   const double y = bytes(shapes[call.node]);
   const double saved =
       training ? static_cast<double>(saved_bytes(node.op, shapes[call.node])) : 0.0;
+  const std::vector<bool> wanted =
+      training ? wanted_gradients(graph) : std::vector<bool>(graph.nodes.size());
   const BackwardNeeds needs = backward_needs(node.op);
   double x = 0, dx = 0, floats = 0, read_again = needs.output ? y : 0;
   for (size_t k = 0; k < node.inputs.size(); ++k) {
     x += bytes(x_shapes[k]);
-    if (k < 32 && (needs.inputs >> k & 1u) != 0) read_again += bytes(x_shapes[k]);
-    if (node.inputs[k] != kImage) dx += bytes(x_shapes[k]);
+    if (needs.reads_input(k)) read_again += bytes(x_shapes[k]);
+    if (node.inputs[k] != kImage && wanted[static_cast<size_t>(node.inputs[k])])
+      dx += bytes(x_shapes[k]);
   }
   for (const ParameterSpec& p : parameters(node.op, x_shapes))
     floats += static_cast<double>(p.elements());
@@ -170,14 +179,17 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
       case Kind::kGatherBackward:
         return {0, dy + y + saved + (stored ? y : 0.0)};
       case Kind::kBackward:
+        if (bn->frozen) return {0, dy + saved + dx};
         return {0, 3 * y + (stored ? 0.0 : saved)};
     }
   }
   if (call.kind == Kind::kForward) return {flops, x + weights + y + saved};
   // A weight's gradient reads x and dy, the data's dy and the weights.
-  if (flops > 0)
-    return {dx > 0 ? 2 * flops : flops,
-            x + y + floats * sizeof(float) + (dx > 0 ? y + weights + dx : 0.0)};
+  if (flops > 0) {
+    const bool trained = trained_nodes(graph)[call.node];
+    return {(dx > 0 ? flops : 0.0) + (trained ? flops : 0.0),
+            (trained ? x + y + floats * sizeof(float) : 0.0) + (dx > 0 ? y + weights + dx : 0.0)};
+  }
   return {0, y + saved + read_again + dx};
 }
 

@@ -68,7 +68,7 @@ class WeightedOpCpu final : public Op {
   void backward(const NodeMemory& m, const StepInfo&) override {
     if (own_gradient_)
       own_gradient_->add(m);
-    else
+    else if (backward_weights_)
       add_gradient(m);
     if (backward_data_)
       backward_data_.run({m.dx[0], packed_->backward_weights_packed_.data(), m.dy[0]}, m.scratch);

@@ -17,11 +17,11 @@ class WinogradOpCpu final : public Op {
         name_(config.name),
         spec_(spec),
         bias_(spec.bias),
-        training_(config.training),
+        wants_gradients_(config.training && config.wants_gradients),
         wants_dx_(config.training && config.wants_dx[0]),
         shape_({config.x[0].n, config.x[0].h, config.x[0].w, config.x[0].c, config.y.c}),
         turned_({shape_.n, shape_.h, shape_.w, shape_.k, shape_.c}) {
-    if (training_ && config.batch > shape_.n) gradient_sum_ = AlignedBuffer(weight_bytes());
+    if (wants_gradients_ && config.batch > shape_.n) gradient_sum_ = AlignedBuffer(weight_bytes());
   }
 
   // Memory is taken by the first call: a lane that uses another's weights takes none.
@@ -57,27 +57,30 @@ class WinogradOpCpu final : public Op {
 
   void backward(const NodeMemory& m, const StepInfo&) override {
     const auto* dy = static_cast<const float*>(m.dy[0]);
-    // Scratch: the gradient of U where it need not last till the next slice, then the kernel's own.
-    auto* scratch = static_cast<float*>(m.scratch);
-    float* du = gradient_sum_.size() > 0 ? gradient_sum_.as<float>() : scratch;
-    kernels_.add_gradient(du, bias_ ? m.gradients[1] : nullptr, static_cast<const float*>(m.x[0]),
-                          dy, shape_, m.slice.first, scratch + gradient_scratch_floats(), threads_);
-    if (m.slice.last) kernels_.unpack_gradient(m.gradients[0], du, shape_.c, shape_.k, threads_);
+    if (wants_gradients_) add_gradient(m, dy);
     if (wants_dx_)
       kernels_.forward(static_cast<float*>(m.dx[0]), dy, packed_->backward_weights_.as<float>(), {},
-                       turned_, scratch, threads_);
+                       turned_, static_cast<float*>(m.scratch), threads_);
   }
 
   size_t scratch_bytes() const override {
     int64_t floats = kernels_.forward_scratch(shape_, threads_);
     if (wants_dx_) floats = std::max(floats, kernels_.forward_scratch(turned_, threads_));
-    if (training_)
+    if (wants_gradients_)
       floats =
           std::max(floats, gradient_scratch_floats() + kernels_.gradient_scratch(shape_, threads_));
     return static_cast<size_t>(floats) * sizeof(float);
   }
 
  private:
+  void add_gradient(const NodeMemory& m, const float* dy) {
+    // Scratch: the gradient of U where it need not last till the next slice, then the kernel's own.
+    auto* scratch = static_cast<float*>(m.scratch);
+    float* du = gradient_sum_.size() > 0 ? gradient_sum_.as<float>() : scratch;
+    kernels_.add_gradient(du, bias_ ? m.gradients[1] : nullptr, static_cast<const float*>(m.x[0]),
+                          dy, shape_, m.slice.first, scratch + gradient_scratch_floats(), threads_);
+    if (m.slice.last) kernels_.unpack_gradient(m.gradients[0], du, shape_.c, shape_.k, threads_);
+  }
   int64_t weight_floats() const { return 16 * shape_.c * shape_.k; }
   size_t weight_bytes() const { return static_cast<size_t>(weight_floats()) * sizeof(float); }
   int64_t gradient_scratch_floats() const { return gradient_sum_.size() > 0 ? 0 : weight_floats(); }
@@ -86,7 +89,7 @@ class WinogradOpCpu final : public Op {
   int threads_;
   std::string name_;
   Conv2d spec_;
-  bool bias_, training_, wants_dx_;
+  bool bias_, wants_gradients_, wants_dx_;
   WinogradShape shape_, turned_;  // turned: from dy to dx
   AlignedBuffer forward_weights_, backward_weights_;
   FoldedWeights folded_;                // of a batch norm: the bias

@@ -13,9 +13,11 @@
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/random.h"
+#include "ops/freezing.h"
 #include "ops/fusion.h"
 #include "trainer/commands.h"
 #include "trainer/engine.h"
+#include "trainer/freezing.h"
 #include "trainer/limits.h"
 #include "trainer/percentile.h"
 #include "trainer/step_profile.h"
@@ -27,6 +29,7 @@ namespace po = boost::program_options;
 
 struct StepBench {
   std::string model, device;
+  std::vector<std::string> freeze;
   DType type = DType::kFloat32;
   int64_t batch = 32;
   int64_t image = 0;
@@ -70,20 +73,24 @@ ops::NetworkTimes per_step(ops::NetworkTimes later, const ops::NetworkTimes& ear
   return later;
 }
 
-// FLOPs of one image: two per multiply-accumulate, three passes in training; the first layer needs
-// no gradient of its input. Auxiliary classifiers are work in training alone.
+// FLOPs of one image: two per multiply-accumulate forward, in training two more for the weights'
+// gradient and two for the input's, where they are wanted. Auxiliary classifiers are work in
+// training alone.
 double flops_per_image(const ops::Graph& whole, bool inference) {
   const ops::Graph graph = inference ? ops::inference_graph(whole) : whole;
   const std::vector<Shape> shapes = ops::infer_shapes(graph, 1);
-  double all = 0, first = 0;
+  const std::vector<bool> trained = ops::trained_nodes(graph),
+                          wanted = ops::wanted_gradients(graph);
+  double flops = 0;
   for (size_t i = 0; i < graph.nodes.size(); ++i) {
     const auto macs =
         static_cast<double>(ops::macs(graph.nodes[i].op, ops::input_shapes(graph, shapes, i, 1)));
-    all += macs;
-    const auto& inputs = graph.nodes[i].inputs;
-    if (std::find(inputs.begin(), inputs.end(), ops::kImage) != inputs.end()) first += macs;
+    const bool wants_dx = std::ranges::any_of(graph.nodes[i].inputs, [&](int input) {
+      return input != ops::kImage && wanted[static_cast<size_t>(input)];
+    });
+    flops += 2 * macs * (1 + (!inference && trained[i]) + (!inference && wants_dx));
   }
-  return inference ? 2 * all : 6 * all - 2 * first;
+  return flops;
 }
 
 // Seconds of `steps` steps of inference: one evaluation, so that weights are packed once, on the
@@ -143,7 +150,12 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   comm::warn_of_too_few_cpus(communicator, b.device == "cpu" ? threads * b.workers : 1);
   ModelOptions options;
   options.image = {.n = 1, .c = 0, .h = b.image, .w = b.image};
-  const ops::Graph graph = make_model(b.model, options);
+  const ops::Graph whole = make_model(b.model, options);
+  Job job;
+  job.transfer.freeze = b.freeze;
+  const std::set<std::string> frozen = plan_training(job, whole, {}).last().frozen;
+  const ops::Graph graph =
+      ops::freeze(whole, [&](const std::string& name) { return frozen.contains(name); });
   Shape shape = graph.image;
   shape.n = b.batch / b.workers;
   const ops::ImageInput input =
@@ -166,7 +178,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .optimizer = {},
                       .training = !b.inference,
                       .fold = !b.no_fold,
-                      .profile = b.profile};
+                      .profile = b.profile,
+                      .frozen = frozen};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));
@@ -266,6 +279,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
         {"gflops", gflops},
         {"peak_memory_bytes", totals[0]},
         {"planned_memory_bytes", engine.memory_bytes()},
+        {"trained_parameters", engine.trained_floats()},
+        {"parameters", engine.layout().parameter_floats},
         {"steps", times.size()},
         {"step_seconds",
          {{"median", median}, {"min", percentile(times, 0.0)}, {"p90", percentile(times, 0.9)}}}};
@@ -294,6 +309,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
         communicator.size(), b.workers, threads, rate, gflops, share, 1e3 * median, times.size(),
         1e3 * percentile(times, 0.0), 1e3 * percentile(times, 0.9),
         static_cast<double>(totals[0]) / 1073741824.0);
+    if (!frozen.empty()) std::cout << fmt::format("  {}\n", trained_share(engine.layout(), frozen));
     if (!b.inference && communicator.size() > 1)
       std::cout << fmt::format(
           "  waited for sums: {:.2f} % of the step for communication, {:.2f} % for slower ranks\n",
@@ -316,6 +332,8 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "workers", po::value(&b.workers)->default_value(1), "workers side by side on one rank")(
       "threads", po::value(&b.threads)->default_value(0),
       "threads of one worker; 0: the rank's CPUs shared out")(
+      "freeze", po::value(&b.freeze)->composing(),
+      "PATTERN: these parameters are not trained, as transfer.freeze in a job; several times")(
       "seconds", po::value(&b.seconds)->default_value(5), "measure at least so long")(
       "warmup", po::value(&b.warmup)->default_value(3), "steps before the clock runs")(
       "device", po::value(&b.device)->default_value("cpu"), "cpu or cuda")(
@@ -330,7 +348,9 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "mpirun all ranks\n"
       "take part and the rates are added. GFLOP/s count 6 FLOPs per "
       "multiply-accumulate of convolutions\n"
-      "and linear layers (2 for inference), less the first layer's data gradient.\n"
+      "and linear layers (2 for inference), less the gradients that nobody wants: of images and "
+      "of\n"
+      "what is frozen.\n"
       "Waiting for sums is the time from the end of backward to the last sum. In each "
       "step the rank\n"
       "that waits least came last and waits for communication alone; what the others "

@@ -3,6 +3,7 @@
 
 #include "comm/communicator.h"
 #include "trainer/engine.h"
+#include "trainer/freezing.h"
 #include "trainer/job.h"
 #include "trainer/lr_schedule.h"
 
@@ -14,10 +15,10 @@ struct LoaderPlan {
   uint64_t training_bytes = 0, evaluation_bytes = 0;  // rings of batches
 };
 
-// Collective; prints on rank 0's standard output. Takes a few steps on black images to estimate
-// time, so the engine is of no use afterwards.
+// Collective; prints on rank 0's standard output. Takes a few steps on black images in each phase
+// of what is frozen, to estimate time, so the engine is of no use afterwards.
 void print_dry_run(comm::Communicator& communicator, Engine& engine, const Job& job,
                    const RunLength& length, const ops::ImageInput& input, uint64_t val_images,
-                   const LoaderPlan& loader);
+                   const TrainingPlan& training, const LoaderPlan& loader);
 
 }  // namespace convoy::trainer

@@ -10,6 +10,7 @@
 #include "ops/core/clock.h"
 #include "ops/core/digest_term.h"
 #include "ops/core/error.h"
+#include "ops/freezing.h"
 #include "ops/fully_convolutional.h"
 #include "ops/fusion.h"
 
@@ -20,14 +21,18 @@ namespace {
 // behind them where vectors want them.
 enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kLeftOut, kExtras = 8 };
 
+// Of a parameter that is frozen.
+constexpr int kNoBucket = -1;
+
 std::vector<comm::Range> cut_buckets(const ops::ParameterLayout& layout, size_t head_floats,
                                      double bucket_mib) {
   const auto least = static_cast<size_t>(bucket_mib * 1024 * 1024 / sizeof(float));
   std::vector<comm::Range> buckets = {{0, head_floats}};
   size_t begin = 0;
   for (const auto& p : layout.parameters) {
-    const size_t end = p.offset + p.floats();
-    const bool last = end == layout.parameter_floats;
+    if (!p.trained) continue;
+    const size_t end = p.gradient + p.floats();
+    const bool last = end == layout.gradient_floats;
     if (end - begin < least && !last) continue;
     buckets.push_back({head_floats + begin, head_floats + end});
     begin = end;
@@ -81,20 +86,8 @@ int lanes_for(const std::string& device, int hosted, int cpus, int threads_per_w
 
 Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
                const EngineConfig& config)
-    : config_(config),
-      graph_(graph),
-      fused_(ops::fuse(graph)),
-      layout_(ops::layout_of(fused_)),
-      extras_begin_(layout_.statistics_floats),
-      head_floats_(extras_begin_ + kExtras),
-      buckets_(cut_buckets(layout_, head_floats_, config.bucket_mib)),
-      gradients_(layout_.parameters.size()),
-      lanes_(config.lanes) {
-  for (const auto& p : layout_.parameters) {
-    const auto holds = [&](const comm::Range& b) { return head_floats_ + p.offset < b.end; };
-    const auto bucket = std::find_if(buckets_.begin() + 1, buckets_.end(), holds);
-    bucket_of_.push_back(static_cast<int>(bucket - buckets_.begin()));
-  }
+    : config_(config), communicator_(communicator), graph_(graph), lanes_(config.lanes) {
+  plan();
   lane_state_.resize(static_cast<size_t>(config_.lanes));
   lanes_.run([&](int lane) {
     auto state = std::make_unique<Lane>();
@@ -105,20 +98,54 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
   if (device.queue() && config_.lanes > 1)
     fail(ExitCode::kFault, "{} lanes on one GPU: its workers run one after the other",
          config_.lanes);
-  const bool trains = config_.training && comm::map_workers(config_.workers, communicator.size())
-                                                  .at(static_cast<size_t>(communicator.rank()))
-                                                  .size() > 0;
-  reducer_ = comm::make_reducer(
-      communicator, config.workers, buckets_,
-      {.order = config.reduction, .schedule = {}, .buffers = trains ? config.lanes : 0},
-      device.queue());
   parameters_ = std::make_unique<ops::DeviceFloats>(device, layout_.parameter_floats);
   running_ = std::make_unique<ops::DeviceFloats>(device, layout_.statistics_floats);
-  optimizer_ = device.make_optimizer(config_.optimizer, layout_,
-                                     [this](const std::function<void(int, int)>& body) {
-                                       lanes_.run([&](int lane) { body(lane, lanes_.count()); });
-                                     });
+  optimizer_ = make_optimizer();
   reset();
+  build();
+}
+
+std::unique_ptr<ops::Optimizer> Engine::make_optimizer() {
+  return lane_state_[0]->device->make_optimizer(
+      config_.optimizer, layout_, [this](const std::function<void(int, int)>& body) {
+        lanes_.run([&](int lane) { body(lane, lanes_.count()); });
+      });
+}
+
+// What follows from the graph and from what is frozen. The last node is the first that goes
+// backward, so the gradients of its parameters are the first.
+void Engine::plan() {
+  graph_ =
+      ops::freeze(graph_, [&](const std::string& name) { return config_.frozen.contains(name); });
+  fused_ = ops::fuse(graph_);
+  layout_ = ops::layout_of(fused_);
+  if (config_.training && layout_.gradient_floats == 0)
+    fail(ExitCode::kBadJob, "every parameter of {} is frozen, so there is nothing to train",
+         printable(graph_.name));
+  for (auto& p : layout_.parameters)
+    if (const auto own = config_.factors.find(p.name); own != config_.factors.end())
+      p.factors = own->second;
+  extras_begin_ = layout_.batch_floats;
+  head_floats_ = extras_begin_ + kExtras;
+  buckets_ = cut_buckets(layout_, head_floats_, config_.bucket_mib);
+  gradients_.assign(layout_.parameters.size(), nullptr);
+  bucket_of_.clear();
+  for (const auto& p : layout_.parameters) {
+    const auto holds = [&](const comm::Range& b) { return head_floats_ + p.gradient < b.end; };
+    const auto bucket = std::find_if(buckets_.begin() + 1, buckets_.end(), holds);
+    bucket_of_.push_back(p.trained ? static_cast<int>(bucket - buckets_.begin()) : kNoBucket);
+  }
+}
+
+// Collective: the reducer, and a network for each lane.
+void Engine::build() {
+  const bool trains = config_.training && comm::map_workers(config_.workers, communicator_.size())
+                                                  .at(static_cast<size_t>(communicator_.rank()))
+                                                  .size() > 0;
+  reducer_ = comm::make_reducer(
+      communicator_, config_.workers, buckets_,
+      {.order = config_.reduction, .schedule = {}, .buffers = trains ? config_.lanes : 0},
+      lane_state_[0]->device->queue());
   if (!trains) return;
   lanes_.run([&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
@@ -137,6 +164,34 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
                          .gradients = flat + head_floats_,
                          .statistics = flat});
   });
+}
+
+void Engine::freeze(const std::set<std::string>& frozen) {
+  if (frozen == config_.frozen) return;
+  config_.frozen = frozen;
+  const State now = state();
+  const std::vector<float> momentum(now.momentum.begin(), now.momentum.end());
+  const std::vector<float> ema(now.ema.begin(), now.ema.end());
+  reducer_->begin_step();  // the last step's sums may still be on their way to others
+  waited_before_ += reducer_->waited_seconds();
+  lanes_.run([&](int lane) {
+    Lane& state = *lane_state_[static_cast<size_t>(lane)];
+    state.digester.reset();
+    state.again_digester.reset();
+    state.again.reset();
+    state.network.reset();
+  });
+  state_digester_.reset();
+  communicator_.barrier();
+  reducer_.reset();
+  optimizer_.reset();
+  plan();
+  optimizer_ = make_optimizer();
+  const State fresh = state();
+  std::ranges::copy(momentum, fresh.momentum.begin());
+  std::ranges::copy(ema, fresh.ema.begin());
+  put_state();
+  build();
 }
 
 void Engine::reset() {
@@ -206,7 +261,7 @@ void Engine::backward(Lane& lane, const ops::StepInfo& step, bool keep) {
   const auto contribute = [&](size_t bucket) {
     const comm::Range range = buckets_[bucket];
     if (is_first && gradient_fault_) {
-      const size_t at = head_floats_ + gradient_fault_->index % layout_.parameter_floats;
+      const size_t at = head_floats_ + gradient_fault_->index % layout_.gradient_floats;
       if (at >= range.begin && at < range.end) {
         float value;
         lane.device->download(&value, lane.flat + at, sizeof value);
@@ -273,12 +328,15 @@ void Engine::compute(uint64_t step, const Control& control, const Source& source
 Engine::Result Engine::update(double learning_rate, LayerStatistics* layers) {
   say_reduce(0);
   const std::span<const float> head = reducer_->wait(0);
+  int last = 0;
   for (size_t p = 0; p < gradients_.size(); ++p) {
     const int bucket = bucket_of_[p];
-    if (p == 0 || bucket != bucket_of_[p - 1]) say_reduce(bucket);
+    if (bucket == kNoBucket) continue;
+    if (bucket != last) say_reduce(bucket);
+    last = bucket;
     const size_t begin = buckets_[static_cast<size_t>(bucket)].begin;
     gradients_[p] =
-        reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].offset - begin);
+        reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].gradient - begin);
   }
   if (sum_fault_) spoil_sum(*std::exchange(sum_fault_, std::nullopt));
   Clock::time_point backward_end;
@@ -337,17 +395,19 @@ void Engine::add_weights(LayerStatistics& layers, std::span<const float> paramet
   ops::Device& device = *lane_state_[0]->device;
   const auto measure = [&](size_t i, std::vector<float>& copy) {
     const ops::ParameterLayout::Parameter& p = layout_.parameters[weights[i]];
+    const double root = std::sqrt(static_cast<double>(p.floats()));
+    layers.weight_norm[i] = std::sqrt(sum_of_squares(parameters.subspan(p.offset, p.floats())));
+    layers.weight_rms[i] = layers.weight_norm[i] / root;
+    layers.gradient_norm[i] = layers.gradient_rms[i] = std::numeric_limits<double>::quiet_NaN();
+    if (!p.trained) return;
     std::span<const float> gradient{gradients_[weights[i]], p.floats()};
     if (!device.shares_host_memory()) {
       copy.resize(p.floats());
       device.download(copy.data(), gradient.data(), gradient.size_bytes());
       gradient = copy;
     }
-    const double root = std::sqrt(static_cast<double>(p.floats()));
     layers.gradient_norm[i] = std::sqrt(sum_of_squares(gradient)) / scale;
     layers.gradient_rms[i] = layers.gradient_norm[i] / root;
-    layers.weight_norm[i] = std::sqrt(sum_of_squares(parameters.subspan(p.offset, p.floats())));
-    layers.weight_rms[i] = layers.weight_norm[i] / root;
   };
   if (device.shares_host_memory()) {
     lanes_.run([&](int lane) {
@@ -363,11 +423,12 @@ void Engine::add_weights(LayerStatistics& layers, std::span<const float> paramet
 
 void Engine::add_responses(LayerStatistics& layers, std::span<const float> parameters,
                            const float* head) const {
-  if (layout_.statistics.empty()) return;
-  std::vector<float> sums(layout_.statistics_floats);
+  if (layout_.batch_floats == 0) return;
+  std::vector<float> sums(layout_.batch_floats);
   lane_state_[0]->device->download(sums.data(), head, sums.size() * sizeof(float));
   const std::vector<Shape> shapes = ops::infer_shapes(fused_, config_.batch_per_worker);
   for (const ops::ParameterLayout::Statistics& s : layout_.statistics) {
+    if (!s.gathered) continue;
     const auto channels = static_cast<size_t>(s.channels);
     std::span<const float> gamma, beta;
     for (const ops::ParameterLayout::Parameter& p : layout_.parameters)
@@ -378,7 +439,7 @@ void Engine::add_responses(LayerStatistics& layers, std::span<const float> param
     std::vector<double> variance(channels);
     for (size_t c = 0; c < channels; ++c)
       variance[c] =
-          static_cast<double>(sums[s.offset + channels + c]) / config_.workers * (rows - 1) / rows;
+          static_cast<double>(sums[s.batch + channels + c]) / config_.workers * (rows - 1) / rows;
     layers.batch_norms.push_back(s.name);
     layers.response_std.push_back(response_std(
         gamma, beta, variance, std::get<ops::BatchNorm>(fused_.nodes[s.node].op).epsilon));
@@ -386,25 +447,27 @@ void Engine::add_responses(LayerStatistics& layers, std::span<const float> param
 }
 
 std::vector<ops::DigestRange> Engine::contribution_ranges(const float* flat) const {
-  std::vector<ops::DigestRange> ranges = {{flat, layout_.statistics_floats},
+  std::vector<ops::DigestRange> ranges = {{flat, layout_.batch_floats},
                                           {flat + extras_begin_ + kLoss, kCorrect - kLoss + 1}};
   for (const auto& p : layout_.parameters)
-    ranges.push_back({flat + head_floats_ + p.offset, p.floats()});
+    if (p.trained) ranges.push_back({flat + head_floats_ + p.gradient, p.floats()});
   return ranges;
 }
 
 std::pair<size_t, size_t> Engine::contribution_of(size_t bucket) const {
   constexpr size_t kHead = 2;  // statistics and loss, which are bucket 0
   if (bucket == 0) return {0, kHead};
-  const auto [first, last] =
-      std::equal_range(bucket_of_.begin(), bucket_of_.end(), static_cast<int>(bucket));
-  return {kHead + static_cast<size_t>(first - bucket_of_.begin()),
-          kHead + static_cast<size_t>(last - bucket_of_.begin())};
+  // Among the parameters that are trained.
+  const auto before = std::ranges::count_if(
+      bucket_of_, [&](int b) { return b != kNoBucket && b < static_cast<int>(bucket); });
+  const auto inside = std::ranges::count(bucket_of_, static_cast<int>(bucket));
+  return {kHead + static_cast<size_t>(before), kHead + static_cast<size_t>(before + inside)};
 }
 
 std::vector<std::string> Engine::contribution_names() const {
   std::vector<std::string> names = {"batch-norm statistics", "loss"};
-  for (const auto& p : layout_.parameters) names.push_back("gradient of " + p.name);
+  for (const auto& p : layout_.parameters)
+    if (p.trained) names.push_back("gradient of " + p.name);
   return names;
 }
 
@@ -424,7 +487,7 @@ std::vector<uint64_t> Engine::compute_again(uint64_t step, int worker, int lane,
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
     if (!state.again) {
       state.again = std::make_unique<ops::DeviceFloats>(*state.device,
-                                                        head_floats_ + layout_.parameter_floats);
+                                                        head_floats_ + layout_.gradient_floats);
       state.again_digester = state.device->make_digester(contribution_ranges(state.again->data()));
     }
     float* const flat = state.again->data();
@@ -489,6 +552,7 @@ std::string Engine::about_divergence(uint64_t step, const Result& result) {
   size_t count = 0;
   std::vector<float> gradient;
   for (size_t p = 0; p < gradients_.size(); ++p) {
+    if (!layout_.parameters[p].trained) continue;
     gradient.resize(layout_.parameters[p].floats());
     lane_state_[0]->device->download(gradient.data(), gradients_[p],
                                      gradient.size() * sizeof(float));
@@ -527,15 +591,16 @@ void Engine::apply(const Fault& fault) {
 
 // In a copy: the sum itself may lie in memory that other ranks read.
 void Engine::spoil_sum(const Fault& fault) {
-  const size_t at = fault.index % layout_.parameter_floats;
-  const auto behind = [](size_t offset, const auto& p) { return offset < p.offset; };
-  const auto next =
-      std::upper_bound(layout_.parameters.begin(), layout_.parameters.end(), at, behind);
-  const auto p = static_cast<size_t>(next - layout_.parameters.begin()) - 1;
+  const size_t at = fault.index % layout_.gradient_floats;
+  const auto holds = [&](const auto& each) {
+    return each.trained && at >= each.gradient && at < each.gradient + each.floats();
+  };
+  const auto p = static_cast<size_t>(std::ranges::find_if(layout_.parameters, holds) -
+                                     layout_.parameters.begin());
   ops::Device& device = *lane_state_[0]->device;
   std::vector<float> sum(layout_.parameters[p].floats());
   device.download(sum.data(), gradients_[p], sum.size() * sizeof(float));
-  float& value = sum[at - layout_.parameters[p].offset];
+  float& value = sum[at - layout_.parameters[p].gradient];
   value = changed(fault, value);
   wrong_sum_ = std::make_unique<ops::DeviceFloats>(device, sum.size());
   std::ranges::copy(sum, wrong_sum_->read().begin());

@@ -5,9 +5,12 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "comm/reducer.h"
@@ -47,6 +50,10 @@ struct EngineConfig {
   bool training = true;  // false: evaluate() alone will be called
   bool fold = true;      // see ops::NetworkConfig
   bool profile = false;  // see ops::NetworkConfig
+  // Names of parameters that are frozen at first (ops/freezing.h; Engine::freeze changes it), and
+  // what the optimizer's numbers are multiplied by, of those where that is not 1.
+  std::set<std::string> frozen = {};
+  std::map<std::string, ops::ParameterFactors> factors = {};
   StepHooks hooks;
 };
 
@@ -76,6 +83,12 @@ class Engine {
   void put_state();
   // As at the start of a run.
   void reset();
+  // Collective, between two steps: from now on exactly these parameters are frozen. The state
+  // stays; plan, networks and buffers are made anew. Nothing where they are so already.
+  void freeze(const std::set<std::string>& frozen);
+  const std::set<std::string>& frozen() const { return config_.frozen; }
+  // Elements of the parameters that are trained; layout() counts all.
+  size_t trained_floats() const { return layout_.gradient_floats; }
   bool has_ema() const { return !optimizer_->ema().empty(); }
   // Belongs to the state where scale_loss is set.
   bool scales_loss() const { return config_.scale_loss; }
@@ -161,9 +174,9 @@ class Engine {
   bool state_is_finite();
 
   // Seconds lanes and the caller waited for the reduction, since construction.
-  double reduce_wait_seconds() const { return reducer_->waited_seconds(); }
-  // Seconds since construction: of the pieces of training (or of evaluation, where only that was
-  // done), the mean over the lanes; of packing weights; of the update.
+  double reduce_wait_seconds() const { return waited_before_ + reducer_->waited_seconds(); }
+  // Seconds since construction or freeze(): of the pieces of training (or of evaluation, where only
+  // that was done), the mean over the lanes; of packing weights; of the update.
   ops::NetworkTimes times() const;
   double prepare_seconds() const { return prepare_seconds_; }
   double update_seconds() const { return update_seconds_; }
@@ -179,6 +192,9 @@ class Engine {
  private:
   struct Lane;
 
+  void plan();
+  void build();
+  std::unique_ptr<ops::Optimizer> make_optimizer();
   void say_compute() const {
     if (config_.hooks.compute) config_.hooks.compute();
   }
@@ -206,6 +222,7 @@ class Engine {
   std::pair<size_t, size_t> contribution_of(size_t bucket) const;
 
   EngineConfig config_;
+  comm::Communicator& communicator_;
   ops::Graph graph_, fused_;
   ops::ParameterLayout layout_;
   size_t extras_begin_ = 0, head_floats_ = 0;  // bucket 0: statistics, then the extras
@@ -218,7 +235,7 @@ class Engine {
   std::unique_ptr<ops::DeviceFloats> wrong_sum_;     // of a parameter, where sum_fault_ said so
   LossScale loss_scale_;
   double prepare_seconds_ = 0, update_seconds_ = 0;
-  double exposed_seconds_ = 0;
+  double exposed_seconds_ = 0, waited_before_ = 0;  // before: of reducers that are gone
   std::vector<std::unique_ptr<Lane>> lane_state_;
   // On the device of lane 0.
   std::unique_ptr<ops::DeviceFloats> parameters_, running_;

@@ -66,6 +66,8 @@ void fields(Job::Data& d, auto&& visit) {
   visit("follow_links", d.follow_links);
   visit("shuffle", d.shuffle);
   visit("window_shards", d.window_shards);
+  visit("only_classes", d.only_classes);
+  visit("images_per_class", d.images_per_class);
 }
 
 void fields(Job::Model& m, auto&& visit) {
@@ -78,6 +80,12 @@ void fields(Job::Model& m, auto&& visit) {
   visit("dropout", m.dropout);
   visit("label_smoothing", m.label_smoothing);
   visit("graph", m.graph);
+}
+
+void fields(Job::Optimizer::Group& g, auto&& visit) {
+  visit("pattern", g.pattern);
+  visit("learning_rate_factor", g.learning_rate_factor);
+  visit("weight_decay_factor", g.weight_decay_factor);
 }
 
 void fields(Job::Optimizer& o, auto&& visit) {
@@ -93,6 +101,7 @@ void fields(Job::Optimizer& o, auto&& visit) {
   visit("lars_epsilon", o.lars_epsilon);
   visit("clip_norm", o.clip_norm);
   visit("ema_decay", o.ema_decay);
+  visit("group", o.group);
 }
 
 void fields(Job::Schedule& s, auto&& visit) {
@@ -162,6 +171,20 @@ void fields(Job::Mixing& m, auto&& visit) {
   visit("cutmix_alpha", m.cutmix_alpha);
 }
 
+void fields(Job::Transfer::Unfreeze& u, auto&& visit) {
+  visit("epoch", u.epoch);
+  visit("pattern", u.pattern);
+}
+
+void fields(Job::Transfer& t, auto&& visit) {
+  visit("init_from", t.init_from);
+  visit("freeze", t.freeze);
+  visit("train_last_blocks", t.train_last_blocks);
+  visit("unfreeze", t.unfreeze);
+  visit("start_anew", t.start_anew);
+  visit("init_sha256", t.init_sha256);
+}
+
 void fields(Job& j, auto&& visit) {
   visit("name", j.name);
   visit("data", j.data);
@@ -183,11 +206,18 @@ void fields(Job& j, auto&& visit) {
   visit("non_finite", j.non_finite);
   visit("checks", j.checks);
   visit("mixing", j.mixing);
+  visit("transfer", j.transfer);
 }
 
 template <typename T>
 concept Group = requires(T& t) {
   fields(t, [](const char*, auto&) {});
+};
+
+template <typename T>
+concept GroupList = requires(T& t) {
+  t.emplace_back();
+  requires Group<typename T::value_type>;
 };
 
 struct FromProto {
@@ -202,6 +232,15 @@ struct FromProto {
     else if constexpr (std::same_as<T, std::vector<double>>)
       for (int i = 0; i < reflection->FieldSize(message, field); ++i)
         value.push_back(reflection->GetRepeatedDouble(message, field, i));
+    else if constexpr (std::same_as<T, std::vector<uint32_t>>)
+      for (int i = 0; i < reflection->FieldSize(message, field); ++i)
+        value.push_back(reflection->GetRepeatedUInt32(message, field, i));
+    else if constexpr (std::same_as<T, std::vector<std::string>>)
+      for (int i = 0; i < reflection->FieldSize(message, field); ++i)
+        value.push_back(reflection->GetRepeatedString(message, field, i));
+    else if constexpr (GroupList<T>)
+      for (int i = 0; i < reflection->FieldSize(message, field); ++i)
+        fields(value.emplace_back(), FromProto{reflection->GetRepeatedMessage(message, field, i)});
     else if constexpr (std::is_enum_v<T>)
       value = static_cast<T>(reflection->GetEnumValue(message, field));
     else if constexpr (std::same_as<T, bool>)
@@ -228,6 +267,13 @@ struct ToProto {
       fields(value, ToProto{*reflection->MutableMessage(&message, field)});
     else if constexpr (std::same_as<T, std::vector<double>>)
       for (const double element : value) reflection->AddDouble(&message, field, element);
+    else if constexpr (std::same_as<T, std::vector<uint32_t>>)
+      for (const uint32_t element : value) reflection->AddUInt32(&message, field, element);
+    else if constexpr (std::same_as<T, std::vector<std::string>>)
+      for (const std::string& element : value) reflection->AddString(&message, field, element);
+    else if constexpr (GroupList<T>)
+      for (auto& element : value)
+        fields(element, ToProto{*reflection->AddMessage(&message, field)});
     else if constexpr (std::is_enum_v<T>)
       reflection->SetEnumValue(&message, field, static_cast<int>(value));
     else if constexpr (std::same_as<T, bool>)
@@ -268,25 +314,21 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 9> kNotIdentity = {"name",
-                                                          "data.path",
-                                                          "data.follow_links",
-                                                          "stop_after_steps",
-                                                          "checkpoint.",
-                                                          "reduction.bucket_mib",
-                                                          "log.",
-                                                          "watchdog.",
-                                                          "checks."};
+constexpr std::array<std::string_view, 10> kNotIdentity = {
+    "name",        "transfer.init_from",   "data.path", "data.follow_links", "stop_after_steps",
+    "checkpoint.", "reduction.bucket_mib", "log.",      "watchdog.",         "checks."};
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.
-constexpr std::array<std::string_view, 11> kLaterGroups = {
+constexpr std::array<std::string_view, 15> kLaterGroups = {
     "non_finite.",           "mixing.",
     "data.train.pca_jitter", "data.train.brightness",
     "data.train.contrast",   "data.train.saturation",
     "data.train.hue",        "data.apply_exif_orientation",
     "data.shuffle",          "data.window_shards",
-    "model.graph"};
+    "model.graph",           "data.only_classes",
+    "data.images_per_class", "optimizer.group",
+    "transfer."};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {
@@ -298,18 +340,43 @@ struct KeyValue {
   std::string key, value;
 };
 
-// Every field with its value, in the order of job.proto. Numbers are written with as many digits as
-// tell them apart.
+// One element of a list as text; a group's fields in the order of job.proto.
+std::string element_text(const Message& group, const FieldDescriptor* field, int i) {
+  const auto* reflection = group.GetReflection();
+  std::string text;
+  if (field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE)
+    return fmt::format("{}", reflection->GetRepeatedDouble(group, field, i));
+  if (!field->message_type()) {
+    google::protobuf::TextFormat::PrintFieldValueToString(group, field, i, &text);
+    return text;
+  }
+  for_each_field(reflection->GetRepeatedMessage(group, field, i),
+                 [&](const std::string& key, const Message& inner, const FieldDescriptor* own) {
+                   std::string value;
+                   if (own->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE)
+                     value = fmt::format("{}", inner.GetReflection()->GetDouble(inner, own));
+                   else
+                     google::protobuf::TextFormat::PrintFieldValueToString(inner, own, -1, &value);
+                   text += fmt::format("{}{}: {}", text.empty() ? "" : " ", key, value);
+                 });
+  return "{" + text + "}";
+}
+
+// Every field with its value, in the order of job.proto; a list is one value. Numbers are written
+// with as many digits as tell them apart.
 std::vector<KeyValue> flatten(const Job& job) {
   std::vector<KeyValue> out;
+  std::string list = " ";  // of groups: its fields are part of its own value
   const auto add = [&](const std::string& key, const Message& group, const FieldDescriptor* field) {
     const auto* reflection = group.GetReflection();
-    if (field->message_type()) return;
+    if (key.starts_with(list)) return;
+    if (field->message_type() && field->is_repeated()) list = key + ".";
+    if (field->message_type() && !field->is_repeated()) return;
     std::string value;
     if (field->is_repeated()) {
-      std::vector<double> values;
+      std::vector<std::string> values;
       for (int i = 0; i < reflection->FieldSize(group, field); ++i)
-        values.push_back(reflection->GetRepeatedDouble(group, field, i));
+        values.push_back(element_text(group, field, i));
       value = fmt::format("[{}]", fmt::join(values, ", "));
     } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_DOUBLE) {
       value = fmt::format("{}", reflection->GetDouble(group, field));
@@ -387,7 +454,9 @@ std::string identity_digest(const Job& job, std::string_view dataset_digest) {
   const std::vector<KeyValue> fields = flatten(job), defaults = flatten(Job());
   const auto is_default = [&](std::string_view group) {
     for (size_t i = 0; i < fields.size(); ++i)
-      if (fields[i].key.starts_with(group) && fields[i].value != defaults[i].value) return false;
+      if (fields[i].key.starts_with(group) && changes_result(fields[i].key) &&
+          fields[i].value != defaults[i].value)
+        return false;
     return true;
   };
   for (const KeyValue& field : fields) {

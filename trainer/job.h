@@ -49,6 +49,8 @@ struct Job {
     bool follow_links = false;
     Shuffle shuffle = Shuffle::kFull;
     uint32_t window_shards = 16;
+    std::vector<uint32_t> only_classes;  // empty: all
+    uint32_t images_per_class = 0;       // 0: all
   };
 
   struct Model {
@@ -78,6 +80,12 @@ struct Job {
     double lars_epsilon = 1e-9;
     double clip_norm = 0.0;  // 0: off
     double ema_decay = 0.0;  // 0: off
+
+    struct Group {
+      std::string pattern;
+      double learning_rate_factor = 1.0, weight_decay_factor = 1.0;
+    };
+    std::vector<Group> group;
   };
 
   struct Schedule {
@@ -143,6 +151,19 @@ struct Job {
     double mixup_alpha = 0.0, cutmix_alpha = 0.0;
   };
 
+  struct Transfer {
+    struct Unfreeze {
+      double epoch = 0.0;
+      std::string pattern;
+    };
+    std::string init_from;  // "": the initialisation that the model's layers say
+    std::vector<std::string> freeze;
+    uint32_t train_last_blocks = 0;  // 0: all
+    std::vector<Unfreeze> unfreeze;
+    std::vector<std::string> start_anew;
+    std::string init_sha256;  // "": the caller fills it in where there is an init_from
+  };
+
   std::string name = "job";
   Data data;
   Model model;
@@ -163,6 +184,7 @@ struct Job {
   NonFinite non_finite;
   Checks checks;
   Mixing mixing;
+  Transfer transfer;
 };
 
 // Reads the job file at `path` (protobuf text format, at most 1 MiB), then applies each

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <limits>
+#include <set>
 
 #include "ops/core/error.h"
 #include "trainer/job.h"
@@ -52,6 +53,40 @@ void Mistakes::throw_if_any() const {
   fail(ExitCode::kBadJob, "{}: {} mistake{} in the job:{}{}", source_, count_,
        count_ == 1 ? "" : "s", text_, more);
 }
+
+namespace {
+
+void check_transfer(const Job& job, Mistakes& mistakes) {
+  const Job::Transfer& transfer = job.transfer;
+  const auto is_empty = [](const std::string& pattern) { return pattern.empty(); };
+  mistakes.require(std::ranges::none_of(transfer.freeze, is_empty), {"transfer.freeze"},
+                   "has an empty pattern");
+  mistakes.require(std::ranges::none_of(transfer.start_anew, is_empty), {"transfer.start_anew"},
+                   "has an empty pattern");
+  mistakes.require(transfer.start_anew.empty() || !transfer.init_from.empty(),
+                   {"transfer.start_anew", "transfer.init_from"},
+                   "needs transfer.init_from: without it everything starts anew");
+  mistakes.require(transfer.init_sha256.empty() || !transfer.init_from.empty(),
+                   {"transfer.init_sha256", "transfer.init_from"}, "needs transfer.init_from");
+  const bool is_digest =
+      transfer.init_sha256.size() == 64 &&
+      transfer.init_sha256.find_first_not_of("0123456789abcdef") == std::string::npos;
+  mistakes.require(transfer.init_sha256.empty() || is_digest, {"transfer.init_sha256"},
+                   "must have 64 hexadecimal digits, in small letters");
+  mistakes.require(
+      transfer.unfreeze.empty() || !transfer.freeze.empty() || transfer.train_last_blocks > 0,
+      {"transfer.unfreeze", "transfer.freeze"},
+      "needs something frozen: transfer.freeze or transfer.train_last_blocks");
+  for (const Job::Transfer::Unfreeze& each : transfer.unfreeze) {
+    mistakes.require(!each.pattern.empty(), {"transfer.unfreeze"},
+                     "has no pattern; give one, e.g. unfreeze { epoch: 2 pattern: \"layer4.*\" }");
+    mistakes.require(each.epoch > 0 && each.epoch < job.epochs, {"transfer.unfreeze", "epochs"},
+                     fmt::format("has the epoch {}; it must be above 0 and below the run's {}",
+                                 each.epoch, job.epochs));
+  }
+}
+
+}  // namespace
 
 void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   const auto whole = [&](const char* key, uint64_t value, uint64_t min, uint64_t max) {
@@ -158,6 +193,17 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
       "has no effect unless data.mean_subtraction is PER_CHANNEL; leave it out");
   whole("data.max_pixels", data.max_pixels, 1, uint64_t{1} << 40);
   whole("data.synthetic_samples", data.synthetic_samples, 1, uint64_t{1} << 40);
+  const std::set<uint32_t> chosen(data.only_classes.begin(), data.only_classes.end());
+  mistakes.require(chosen.size() == data.only_classes.size(), {"data.only_classes"},
+                   "names a class twice");
+  mistakes.require(
+      chosen.empty() || (*chosen.rbegin() < 1u << 20 && data.format != Format::kSynthetic),
+      {"data.only_classes", "data.format"},
+      "is for classes below 1048576 of a dataset that is not SYNTHETIC");
+  mistakes.require(chosen.empty() || data.classes == 0 || data.classes == chosen.size(),
+                   {"data.classes", "data.only_classes"},
+                   fmt::format("is {}, but data.only_classes names {}; leave data.classes out",
+                               data.classes, chosen.size()));
 
   const Job::Model& model = job.model;
   share("model.batch_norm_momentum", model.batch_norm_momentum);
@@ -186,6 +232,15 @@ void check(const Job& job, std::string_view device, Mistakes& mistakes) {
   not_negative("optimizer.lars_epsilon", optimizer.lars_epsilon);
   not_negative("optimizer.clip_norm", optimizer.clip_norm);
   below_one("optimizer.ema_decay", optimizer.ema_decay);
+  for (const Job::Optimizer::Group& group : optimizer.group) {
+    mistakes.require(!group.pattern.empty(), {"optimizer.group"},
+                     "has a group without a pattern; give one, e.g. \"layer1.*\"");
+    number("optimizer.group", group.learning_rate_factor, group.learning_rate_factor > 0,
+           "a learning_rate_factor above 0 (transfer.freeze is for what stays as it is)");
+    number("optimizer.group", group.weight_decay_factor, group.weight_decay_factor >= 0,
+           "a weight_decay_factor of at least 0");
+  }
+  check_transfer(job, mistakes);
 
   const Job::Schedule& schedule = job.schedule;
   const auto& milestones = schedule.milestones;

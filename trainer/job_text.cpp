@@ -29,8 +29,13 @@ void visit_below(const Message& group, const std::string& prefix, const FieldVis
     const FieldDescriptor* field = group.GetDescriptor()->field(i);
     const std::string key = join(prefix, field->name());
     visit(key, group, field);
-    if (field->message_type())
-      visit_below(group.GetReflection()->GetMessage(group, field), key, visit);
+    if (!field->message_type()) continue;
+    const auto* reflection = group.GetReflection();
+    // Of a list the fields of an empty element.
+    visit_below(field->is_repeated()
+                    ? *reflection->GetMessageFactory()->GetPrototype(field->message_type())
+                    : reflection->GetMessage(group, field),
+                key, visit);
   }
 }
 
@@ -91,7 +96,10 @@ std::string set_value(Message& message, const FieldDescriptor* field, const Valu
       if (value.kind == Value::Kind::kBare)
         return fmt::format("expects a text in quotes, not {}", shown);
       if (value.text.find('\0') != std::string::npos) return "holds a zero byte";
-      reflection->SetString(&message, field, value.text);
+      if (field->is_repeated())
+        reflection->AddString(&message, field, value.text);
+      else
+        reflection->SetString(&message, field, value.text);
       return "";
     case FieldDescriptor::CPPTYPE_BOOL: {
       const std::string word = quoted ? "" : lower(value.text);
@@ -120,7 +128,9 @@ std::string set_value(Message& message, const FieldDescriptor* field, const Valu
       uint64_t number = 0;
       if (quoted || !parse_number(value.text, number) || number > most)
         return fmt::format("expects a whole number from 0 to {}, not {}", most, shown);
-      if (wide)
+      if (field->is_repeated())
+        reflection->AddUInt32(&message, field, static_cast<uint32_t>(number));
+      else if (wide)
         reflection->SetUInt64(&message, field, number);
       else
         reflection->SetUInt32(&message, field, static_cast<uint32_t>(number));
@@ -223,7 +233,10 @@ class TextReader : google::protobuf::io::ErrorCollector {
         if (group) {
           const std::string end = is("{") ? "}" : ">";
           tokens_.Next();
-          read_fields(*message.GetReflection()->MutableMessage(&message, field), key, end);
+          const auto* reflection = message.GetReflection();
+          read_fields(field->is_repeated() ? *reflection->AddMessage(&message, field)
+                                           : *reflection->MutableMessage(&message, field),
+                      key, end);
           tokens_.Next();
         } else {
           mistakes_.add(where, key, fmt::format("is a group of fields: {} {{ ... }}", name));
@@ -326,6 +339,11 @@ void apply_set(const std::string& set, Message& job, Mistakes& mistakes) {
   const FieldDescriptor* field = nullptr;
   for (size_t begin = 0; begin <= key.size();) {
     const size_t end = std::min(key.find('.', begin), key.size());
+    if (field && field->is_repeated() && field->message_type()) {
+      mistakes.add(Mistakes::kSet, key,
+                   "is a list of groups of fields: write it into the job file");
+      return;
+    }
     if (field) {
       message = field->message_type() ? message->GetReflection()->MutableMessage(message, field)
                                       : nullptr;
@@ -337,6 +355,10 @@ void apply_set(const std::string& set, Message& job, Mistakes& mistakes) {
       return;
     }
     begin = end + 1;
+  }
+  if (field->message_type() && field->is_repeated()) {
+    mistakes.add(Mistakes::kSet, key, "is a list of groups of fields: write it into the job file");
+    return;
   }
   if (field->message_type()) {
     mistakes.add(Mistakes::kSet, key,

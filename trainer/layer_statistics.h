@@ -14,12 +14,13 @@ namespace convoy::trainer {
 struct LayerStatistics {
   // Weights of convolutions and linear layers, and their gradient: the mean over the samples of the
   // step, summed over all workers, as the optimizer gets it, before clipping and weight decay.
-  // norm: L2. rms: norm / sqrt(elements).
+  // norm: L2. rms: norm / sqrt(elements). Where a weight is frozen its gradient's are not a number.
   std::vector<std::string> weights;
   std::vector<double> gradient_norm, gradient_rms, weight_norm, weight_rms;
   // Standard deviation of what a batch norm gives, before the addition or ReLU behind it, over all
-  // elements of the step's batches. Empty for a network without batch norms: nothing normalises its
-  // responses, and figure 7 has none of it.
+  // elements of the step's batches. Frozen ones, which do not look at the batch, are left out.
+  // Empty for a network without batch norms: nothing normalises its responses, and figure 7 has
+  // none of it.
   std::vector<std::string> batch_norms;
   std::vector<double> response_std;
 };

@@ -131,6 +131,10 @@ void expect_same_run(const Resume& resume, const Job& job, const std::string& da
 void restore_on_all(comm::Communicator& communicator, Engine& engine,
                     const std::optional<CheckpointState>& checkpoint) {
   if (checkpoint) restore(engine, *checkpoint, false);
+  broadcast_state(communicator, engine);
+}
+
+void broadcast_state(comm::Communicator& communicator, Engine& engine) {
   const bool is_root = communicator.rank() == 0;
   for (const std::span<float> flat : engine.state().all()) {
     std::vector<std::byte> bytes(is_root ? flat.size_bytes() : 0);

@@ -49,6 +49,9 @@ std::optional<CheckpointState> find_resume(comm::Communicator& communicator,
 void expect_same_run(const Resume& resume, const Job& job, const std::string& dataset_digest,
                      const Fingerprint& fingerprint, bool allow_change, bool is_root);
 
+// Collective: rank 0's state on all ranks.
+void broadcast_state(comm::Communicator& communicator, Engine& engine);
+
 // Collective: the state of rank 0's checkpoint, where it has one, on all ranks.
 void restore_on_all(comm::Communicator& communicator, Engine& engine,
                     const std::optional<CheckpointState>& checkpoint);

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "data_loader/mean.h"
+#include "data_loader/subset.h"
 #include "ops/core/error.h"
 #include "ops/core/isa.h"
 #include "ops/core/log.h"
@@ -55,7 +56,9 @@ std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split) {
   if (job.data.path.empty() && spec.format != data::Format::kSynthetic)
     fail(ExitCode::kUsage, "no dataset: give --data DIR or data.path in the job file");
   spec.path = job.data.path;
-  spec.classes = static_cast<int>(job.data.classes);
+  // Where some of its classes are chosen, the dataset says how many it has.
+  const bool chosen = !job.data.only_classes.empty();
+  spec.classes = chosen ? 0 : static_cast<int>(job.data.classes);
   spec.cache_folder = cache_folder();
   spec.follow_links = job.data.follow_links;
   // Evaluation has one order, whatever the training's.
@@ -64,7 +67,13 @@ std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split) {
   spec.synthetic_samples = job.data.synthetic_samples;
   const int size = static_cast<int>(job.data.train.size);
   spec.synthetic_shape = {.height = size, .width = size, .channels = 3};
-  return data::open_dataset(spec, split);
+  std::unique_ptr<data::Dataset> whole = data::open_dataset(spec, split);
+  // Evaluation takes all images of the classes.
+  const uint64_t wanted = split == data::Split::kTrain ? job.data.images_per_class : 0;
+  if (!chosen && wanted == 0) return whole;
+  return data::make_subset(
+      std::move(whole),
+      {.classes = job.data.only_classes, .images_per_class = wanted, .seed = job.seed});
 }
 
 data::TrainTransform train_transform(const Job& job) {

@@ -8,6 +8,7 @@
 #include "ops/core/log.h"
 #include "trainer/commands.h"
 #include "trainer/fault.h"
+#include "trainer/initial_weights.h"
 #include "trainer/limits.h"
 #include "trainer/resume.h"
 #include "trainer/run_folder.h"
@@ -56,10 +57,11 @@ class Run {
     faults_.at(FaultPoint::kStart, 0);
     if (is_root() && !options_.dry_run) claim_folder();
     std::optional<CheckpointState> checkpoint = find_resume(communicator_, options_, resume_);
+    std::optional<TensorList> weights = find_initial_weights(communicator_, resume_, job_);
     plan_ = make_plan(communicator_, *watchdog_, options_, resume_, job_);
     if (resume_.found) check_resume();
     loop_.emplace(RunContext{communicator_, *watchdog_, options_, job_, fingerprint_, plan_,
-                             faults_, folder_, stopping_, resume_});
+                             faults_, folder_, stopping_, resume_, std::move(weights)});
     if (!options_.dry_run) return loop_->run(std::move(checkpoint));
     loop_->dry_run();
     return 0;

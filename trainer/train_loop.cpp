@@ -7,7 +7,9 @@
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "ops/freezing.h"
 #include "trainer/dry_run.h"
+#include "trainer/initial_weights.h"
 #include "trainer/model_state.h"
 
 namespace convoy::trainer {
@@ -26,7 +28,7 @@ uint64_t digest_of(const SkippedSteps& skipped) {
 
 }  // namespace
 
-TrainLoop::TrainLoop(const RunContext& run)
+TrainLoop::TrainLoop(RunContext run)
     : communicator_(run.communicator),
       watchdog_(run.watchdog),
       options_(run.options),
@@ -37,20 +39,31 @@ TrainLoop::TrainLoop(const RunContext& run)
       folder_(run.folder),
       stopping_(run.stopping),
       resume_(run.resume),
+      initial_weights_(std::move(run.initial_weights)),
       evaluator_(*run.plan.val, run.job, run.plan.normalisation, run.plan.data_threads) {
   const data::ImageShape shape = data::output_shape(train_transform(job_), *plan_.train);
   input_ = image_input(job_, plan_.normalisation, shape, job_.batch_per_worker);
-  const ops::Graph graph = graph_of(job_, shape);
+  graph_ = graph_of(job_, shape);
+  training_ = plan_training(job_, graph_, plan_.length);
   EngineConfig config =
       engine_config(job_, options_.device, communicator_.local_rank(), input_, plan_.lanes);
+  config.frozen = training_.frozen_at(resume_.step);
+  config.factors = training_.factors;
   config.hooks = {.compute = [this] { watchdog_.enter(comm::Phase::kCompute, step_); },
                   .reduce =
                       [this](int bucket) {
                         watchdog_.enter(comm::Phase::kReduce, step_, bucket);
                         faults_.at(FaultPoint::kReduce, step_);
                       }};
-  if (options_.device == "cpu") warn_of_too_little_memory(communicator_, graph, config);
-  engine_ = std::make_unique<Engine>(communicator_, graph, config);
+  if (options_.device == "cpu") {
+    // At the end least is frozen.
+    const auto& frozen = training_.last().frozen;
+    warn_of_too_little_memory(
+        communicator_,
+        ops::freeze(graph_, [&](const std::string& name) { return frozen.contains(name); }),
+        config);
+  }
+  engine_ = std::make_unique<Engine>(communicator_, graph_, config);
   replicas_.emplace(communicator_, *engine_, job_.checks.replicas_every_steps,
                     Replicas::Beside{{"the plateau schedule", "the skipped steps"}, [this] {
                                        return Digests{digest_of(plateau_), digest_of(skipped_)};
@@ -64,15 +77,38 @@ TrainLoop::TrainLoop(const RunContext& run)
 }
 
 void TrainLoop::dry_run() {
-  print_dry_run(communicator_, *engine_, job_, plan_.length, input_, plan_.val->size(),
+  begin_anew();
+  print_dry_run(communicator_, *engine_, job_, plan_.length, input_, plan_.val->size(), training_,
                 loader_plan(plan_, job_, engine_->hosted()));
+}
+
+void TrainLoop::begin_anew() {
+  if (job_.transfer.init_from.empty()) return;
+  // This life began at a checkpoint, and did not read it.
+  if (is_root() && !initial_weights_)
+    fail(ExitCode::kRecoverable,
+         "no checkpoint is left, and the start of the run needs transfer.init_from: run again");
+  start_from(communicator_, *engine_, graph_, job_, initial_weights_);
+}
+
+// What is frozen is a function of the step.
+void TrainLoop::follow_freezing() {
+  const auto& frozen = training_.frozen_at(step_);
+  if (frozen == engine_->frozen()) return;
+  watchdog_.enter(comm::Phase::kStart, step_);
+  engine_->freeze(frozen);
+  if (!is_root()) return;
+  const std::string now = trained_share(engine_->layout(), frozen);
+  log::info("from step {} on {}", step_, now);
+  folder_.write({.step = step_, .event = "unfreeze", .detail = now});
 }
 
 void TrainLoop::restore_state(const std::optional<CheckpointState>& checkpoint, const char* how) {
   step_ = resume_.step;
   plateau_ = resume_.plateau;
   skipped_ = resume_.skipped;
-  if (!resume_.found) return;
+  engine_->freeze(training_.frozen_at(step_));
+  if (!resume_.found) return begin_anew();
   restore_on_all(communicator_, *engine_, checkpoint);
   if (is_root())
     log::info("{} at step {} of {} from {}", how, step_, plan_.total_steps,
@@ -87,10 +123,10 @@ void TrainLoop::open_folder() {
        .detail = fmt::format("{} ranks, {} workers", communicator_.size(), job_.workers)});
   folder_.begin(step_, plan_);
   if (!is_root()) return;
-  log::info("{} on {}: {} parameters, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
-            job_.model.name, printable(job_.data.path), engine_->layout().parameter_floats,
-            job_.workers, job_.batch_per_worker, plan_.total_steps, communicator_.size(),
-            plan_.lanes);
+  log::info("{} on {}: {}, {} workers x {} images, {} steps, {} ranks x {} lane(s)",
+            job_.model.name, printable(job_.data.path),
+            trained_share(engine_->layout(), training_.frozen_at(step_)), job_.workers,
+            job_.batch_per_worker, plan_.total_steps, communicator_.size(), plan_.lanes);
   double bytes = 0;
   for (const std::span<float> flat : engine_->state().all())
     bytes += static_cast<double>(flat.size_bytes());
@@ -232,6 +268,7 @@ Engine::Control TrainLoop::control_word() {
 
 // One step. Returns what the ranks have agreed on.
 Engine::Control TrainLoop::train_step(const Engine::Source& source) {
+  follow_freezing();
   const auto start = Clock::now();
   const double rate = learning_rate(step_, plan_.length, job_.optimizer, job_.schedule, plateau_);
   const Engine::Control control = control_word();

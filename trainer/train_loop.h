@@ -12,6 +12,7 @@
 #include "trainer/engine.h"
 #include "trainer/evaluate.h"
 #include "trainer/fault.h"
+#include "trainer/freezing.h"
 #include "trainer/job.h"
 #include "trainer/non_finite.h"
 #include "trainer/replicas.h"
@@ -19,6 +20,7 @@
 #include "trainer/roll_back.h"
 #include "trainer/run_folder.h"
 #include "trainer/run_plan.h"
+#include "trainer/safetensors.h"
 #include "trainer/step_report.h"
 #include "trainer/stopping.h"
 #include "trainer/train_options.h"
@@ -37,12 +39,13 @@ struct RunContext {
   RunFolder& folder;
   Stopping& stopping;
   Resume& resume;
+  std::optional<TensorList> initial_weights;  // rank 0's, at the first start of a run that has some
 };
 
 class TrainLoop {
  public:
   // Collective. Builds the engine.
-  explicit TrainLoop(const RunContext& context);
+  explicit TrainLoop(RunContext context);
   TrainLoop(const TrainLoop&) = delete;
   TrainLoop& operator=(const TrainLoop&) = delete;
 
@@ -59,6 +62,8 @@ class TrainLoop {
   bool is_root() const { return communicator_.rank() == 0; }
   bool evaluation_due(uint64_t done) const;
 
+  void begin_anew();
+  void follow_freezing();
   void restore_state(const std::optional<CheckpointState>& checkpoint, const char* how);
   void open_folder();
   void go_back(const RollBack& reason);
@@ -92,6 +97,11 @@ class TrainLoop {
   RunFolder& folder_;
   Stopping& stopping_;
   Resume& resume_;
+
+  // Where the run begins; kept, as it may have to go back there.
+  const std::optional<TensorList> initial_weights_;
+  ops::Graph graph_;
+  TrainingPlan training_;
 
   ops::ImageInput input_;
   Evaluator evaluator_;

@@ -27,6 +27,7 @@ enum class Purpose : uint32_t {
   kColour = 9,          // counter: (epoch, sample)
   kShuffleShards = 20,  // counter: (epoch, round)
   kShuffleWindow = 21,  // counter: (epoch and window, round)
+  kSubset = 22,         // counter: (class, place in it)
 };
 
 // Four words. Not a std::array, whose operator[] is the host's alone.

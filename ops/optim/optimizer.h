@@ -13,6 +13,9 @@
 //   v = momentum v + lr local (g + weight_decay w)
 //   w -= v
 //
+// A parameter's own factors (ParameterLayout) are part of lr and weight_decay. Parameters that are
+// frozen, and their momentum and moving average, stay as they are; no norm counts them.
+//
 // Norms are summed over blocks of 4096 elements, the blocks in double in order: the same bits for
 // any number of threads.
 #pragma once
@@ -63,13 +66,14 @@ class Optimizer {
   virtual ~Optimizer() = default;
 
   // One update of the flat parameters [parameter_floats]. gradients: of each parameter, in the
-  // order of the layout, which are first multiplied by gradient_factor (1 / loss scale). loss: one
-  // float, or null. Where it or the norm of the gradients is not finite nothing is changed.
+  // order of the layout (what stands there of frozen ones is not read), which are first multiplied
+  // by gradient_factor (1 / loss scale). loss: one float, or null. Where it or the norm of the
+  // gradients is not finite nothing is changed.
   virtual void update(float* parameters, std::span<const float* const> gradients,
                       double learning_rate, const float* loss = nullptr,
                       double gradient_factor = 1.0) = 0;
-  // new = (1 - m) old + m batch for every running mean and variance [statistics_floats], batch =
-  // sum * share; nothing, if the last update changed nothing.
+  // new = (1 - m) old + m batch for every running mean and variance [statistics_floats] that is
+  // gathered, batch = sum [batch_floats] * share; nothing, if the last update changed nothing.
   virtual void update_running(float* running, const float* sum, float share) = 0;
   // Of the last update; waits.
   virtual UpdateResult result() = 0;

@@ -19,7 +19,9 @@ class OptimizerCpu final : public Optimizer {
         momentum_(device, layout.parameter_floats),
         ema_(device, config.ema_decay > 0 ? layout.parameter_floats : 0) {
     for (size_t p = 0; p < layout_.parameters.size(); ++p)
-      for (size_t begin = 0; begin < layout_.parameters[p].floats(); begin += kNormBlock)
+      for (size_t begin = 0;
+           layout_.parameters[p].trained && begin < layout_.parameters[p].floats();
+           begin += kNormBlock)
         blocks_.push_back({p, begin, std::min(kNormBlock, layout_.parameters[p].floats() - begin)});
     squares_.resize(blocks_.size());
     factors_.resize(layout_.parameters.size());
@@ -42,8 +44,9 @@ class OptimizerCpu final : public Optimizer {
     if (config_.kind == OptimizerConfig::Kind::kLars)
       weight_squares = squares_per_tensor([&](const Block& b) { return w + offset(b); });
     for (size_t p = 0; p < layout_.parameters.size(); ++p)
-      factors_[p] = update_factors(config_, layout_.parameters[p].spec.is_weight, learning_rate,
-                                   clip, gradient_squares[p], weight_squares[p]);
+      factors_[p] = update_factors(config_, layout_.parameters[p].spec.is_weight,
+                                   layout_.parameters[p].factors, learning_rate, clip,
+                                   gradient_squares[p], weight_squares[p]);
     float* v = momentum_.data();
     float* ema = ema_.empty() ? nullptr : ema_.data();
     const OptimizerKernels& kernels = optimizer_kernels();
@@ -58,10 +61,12 @@ class OptimizerCpu final : public Optimizer {
   void update_running(float* running, const float* sum, float share) override {
     if (!updated_) return;
     for (const ParameterLayout::Statistics& s : layout_.statistics) {
+      if (!s.gathered) continue;
       const auto m = static_cast<float>(s.momentum);
-      const size_t end = s.offset + 2 * static_cast<size_t>(s.channels);
-      for (size_t i = s.offset; i < end; ++i)
-        running[i] = (1.0f - m) * running[i] + m * (sum[i] * share);
+      float* own = running + s.offset;
+      const float* own_sum = sum + s.batch;
+      for (size_t i = 0; i < 2 * static_cast<size_t>(s.channels); ++i)
+        own[i] = (1.0f - m) * own[i] + m * (own_sum[i] * share);
     }
   }
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 #include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
@@ -24,6 +26,7 @@ struct Tensor {
   int64_t offset;  // in the flat buffers
   int32_t first_block, blocks;
   bool is_weight;
+  ParameterFactors factors;
 };
 // A piece of one tensor, `begin` floats behind its start.
 struct Block {
@@ -120,8 +123,9 @@ __global__ void factors_kernel(State s, OptimizerConfig config, const float* los
   const double* weight_sums = s.sums + s.tensor_count;
   const bool lars = config.kind == OptimizerConfig::Kind::kLars;
   for (int64_t t = threadIdx.x; t < s.tensor_count; t += kThreads)
-    s.factors[t] = update_factors(config, s.tensors[t].is_weight, rates.learning_rate, clip,
-                                  s.sums[t], lars ? weight_sums[t] : 0.0);
+    s.factors[t] =
+        update_factors(config, s.tensors[t].is_weight, s.tensors[t].factors, rates.learning_rate,
+                       clip, s.sums[t], lars ? weight_sums[t] : 0.0);
 }
 
 struct alignas(16) Four {
@@ -175,11 +179,14 @@ __global__ void update_kernel(State s, float* w, float* v, float* ema) {
   }
 }
 
-__global__ void update_running_kernel(float* running, const float* sum, const float* momentum,
-                                      float share, int64_t n, const Outcome* outcome) {
+// at: of each float of a batch's statistics, where its running value lies.
+__global__ void update_running_kernel(float* running, const float* sum, const int32_t* at,
+                                      const float* momentum, float share, int64_t n,
+                                      const Outcome* outcome) {
   if (!outcome->updated) return;
   for_each(n, [=](int64_t i) {
-    running[i] = (1.0f - momentum[i]) * running[i] + momentum[i] * (sum[i] * share);
+    float& value = running[at[i]];
+    value = (1.0f - momentum[i]) * value + momentum[i] * (sum[i] * share);
   });
 }
 
@@ -201,6 +208,8 @@ class OptimizerCuda final : public Optimizer {
     std::vector<Tensor> tensors;
     std::vector<Block> blocks;
     for (const ParameterLayout::Parameter& p : layout.parameters) {
+      trained_.push_back(p.trained);
+      if (!p.trained) continue;
       const auto first = static_cast<int32_t>(blocks.size());
       for (size_t begin = 0; begin < p.floats(); begin += kNormBlock)
         blocks.push_back({.begin = static_cast<int64_t>(begin),
@@ -209,12 +218,18 @@ class OptimizerCuda final : public Optimizer {
       tensors.push_back({.offset = static_cast<int64_t>(p.offset),
                          .first_block = first,
                          .blocks = static_cast<int32_t>(blocks.size()) - first,
-                         .is_weight = p.spec.is_weight});
+                         .is_weight = p.spec.is_weight,
+                         .factors = p.factors});
     }
-    std::vector<float> statistics(layout.statistics_floats);
-    for (const ParameterLayout::Statistics& s : layout.statistics)
-      std::fill_n(statistics.begin() + static_cast<ptrdiff_t>(s.offset), 2 * s.channels,
-                  static_cast<float>(s.momentum));
+    std::vector<float> statistics(layout.batch_floats);
+    std::vector<int32_t> running_at(layout.batch_floats);
+    for (const ParameterLayout::Statistics& s : layout.statistics) {
+      if (!s.gathered) continue;
+      const auto begin = static_cast<ptrdiff_t>(s.batch), floats = 2 * s.channels;
+      std::fill_n(statistics.begin() + begin, floats, static_cast<float>(s.momentum));
+      std::iota(running_at.begin() + begin, running_at.begin() + begin + floats,
+                static_cast<int32_t>(s.offset));
+    }
 
     const auto keep = [&](DeviceMemory memory) {
       void* data = memory.data.get();
@@ -225,6 +240,7 @@ class OptimizerCuda final : public Optimizer {
     gradients_ = keep(device.allocate(tensors.size() * sizeof(float*)));
     rates_ = keep(device.allocate(sizeof(Rates)));
     statistics_momentum_ = static_cast<const float*>(keep(copy_of(device, statistics)));
+    running_at_ = static_cast<const int32_t*>(keep(copy_of(device, running_at)));
     statistics_floats_ = static_cast<int64_t>(statistics.size());
     state_ = {
         .tensors = static_cast<const Tensor*>(keep(copy_of(device, tensors))),
@@ -243,9 +259,12 @@ class OptimizerCuda final : public Optimizer {
   void update(float* w, std::span<const float* const> gradients, double learning_rate,
               const float* loss, double gradient_factor) override {
     device_.use();
-    if (!std::ranges::equal(gradients, sent_gradients_)) {
-      sent_gradients_.assign(gradients.begin(), gradients.end());
-      device_.upload(gradients_, gradients.data(), gradients.size_bytes());
+    std::vector<const float*> trained;
+    for (size_t p = 0; p < gradients.size(); ++p)
+      if (trained_[p]) trained.push_back(gradients[p]);
+    if (trained != sent_gradients_) {
+      device_.upload(gradients_, trained.data(), trained.size() * sizeof(float*));
+      sent_gradients_ = std::move(trained);
     }
     const Rates rates = {learning_rate, gradient_factor};
     if (rates != sent_rates_) {
@@ -264,8 +283,9 @@ class OptimizerCuda final : public Optimizer {
 
   void update_running(float* running, const float* sum, float share) override {
     device_.use();
+    if (statistics_floats_ == 0) return;
     launch(&update_running_kernel, blocks_for(statistics_floats_), kThreads, stream(), running, sum,
-           statistics_momentum_, share, statistics_floats_, state_.outcome);
+           running_at_, statistics_momentum_, share, statistics_floats_, state_.outcome);
   }
 
   UpdateResult result() override {
@@ -285,7 +305,9 @@ class OptimizerCuda final : public Optimizer {
   DeviceFloats momentum_, ema_;
   std::vector<DeviceMemory> memory_;  // of all that follows
   void *gradients_ = nullptr, *rates_ = nullptr;
+  std::vector<bool> trained_;                   // of each parameter
   const float* statistics_momentum_ = nullptr;  // of each float
+  const int32_t* running_at_ = nullptr;
   int64_t statistics_floats_ = 0;
   State state_{};
   // What the device has been told.

@@ -19,12 +19,14 @@ CONVOY_HOST_DEVICE inline double clip_factor(const OptimizerConfig& c, double gr
 
 // Of one tensor. clip: times the gradient factor. weight_squares is read for LARS alone.
 CONVOY_HOST_DEVICE inline SgdFactors update_factors(const OptimizerConfig& c, bool is_weight,
+                                                    const ParameterFactors& own,
                                                     double learning_rate, double clip,
                                                     double gradient_squares,
                                                     double weight_squares) {
   const bool lars = c.kind == OptimizerConfig::Kind::kLars;
-  const double decay = is_weight || c.decay_batch_norm_and_bias ? c.weight_decay : 0.0;
-  double rate = learning_rate;
+  const double decay =
+      is_weight || c.decay_batch_norm_and_bias ? c.weight_decay * own.weight_decay : 0.0;
+  double rate = learning_rate * own.learning_rate;
   if (lars && is_weight) {
     const double weight_norm = std::sqrt(weight_squares);
     const double gradient_norm = std::sqrt(gradient_squares) * clip;

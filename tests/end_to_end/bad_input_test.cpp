@@ -72,6 +72,7 @@ class BadInput : public testing::Test {
     const int numbers[] = {kAlone, 1, 3};
     std::vector<std::unique_ptr<Running>> running;
     for (const int ranks : numbers) {
+      fs::remove_all(out_on(ranks));
       if (fs::exists(out())) fs::copy(out(), out_on(ranks), fs::copy_options::recursive);
       Arguments own;
       for (const std::string& argument : arguments) own.push_back(with_out_on(ranks, argument));
@@ -254,6 +255,66 @@ TEST_F(BadInput, UnknownModel) {
 
 TEST_F(BadInput, UnknownDevice) {
   expect_refusal(train_idx({"--device", "tpu"}), ExitCode::kUsage, {"tpu", "cpu"});
+}
+
+// ---- Weights to begin with, and what is frozen ----
+
+TEST_F(BadInput, InitialWeightsThatAreNotThere) {
+  const std::string from = folder_.path("nothing.safetensors");
+  expect_refusal(train_idx({"--set", "transfer.init_from=" + from}), ExitCode::kIo, {from});
+}
+
+TEST_F(BadInput, InitialWeightsThatAreNone) {
+  const std::string from = folder_.write("weights.safetensors", "These are no weights.\n");
+  expect_refusal(train_idx({"--set", "transfer.init_from=" + from}), ExitCode::kBadData,
+                 {from + ": not a safetensors file"});
+}
+
+TEST_F(BadInput, InitialWeightsOfAnotherModel) {
+  run_one_step();
+  fs::rename(out(), folder_.path("source"));
+  const std::string from = folder_.path("source");
+  expect_refusal(
+      train_idx({"--set", "transfer.init_from=" + from, "--set", "model.name=cifar_resnet32"}),
+      ExitCode::kBadData,
+      {from + ": its tensors are not those of cifar_resnet32", "missing: layer1.3.conv1.weight"});
+  expect_refusal(train_idx({"--set", "transfer.init_from=" + from, "--set",
+                            "transfer.init_sha256=" + std::string(64, '0')}),
+                 ExitCode::kBadData, {from + ": its tensors have the SHA-256"});
+}
+
+TEST_F(BadInput, APatternThatTakesNothing) {
+  expect_refusal(train_idx({"--set", "transfer.freeze=layr1,conv1"}), ExitCode::kBadJob,
+                 {"transfer.freeze \"layr1\" takes no parameter; the nearest name is \"layer1\""});
+  expect_refusal(train_idx({"--set", "transfer.freeze=*"}), ExitCode::kBadJob,
+                 {"everything is frozen"});
+}
+
+TEST_F(BadInput, ARunThatBeganWithOtherWeights) {
+  run_one_step();
+  fs::rename(out(), folder_.path("source"));
+  const std::string from = "transfer.init_from=" + folder_.path("source");
+  run_one_step();
+  expect_refusal(train_idx({"--set", from}), ExitCode::kBadJob, {out(), "began without it"});
+  fs::remove_all(out());
+  ASSERT_EQ(run(folder_, train_idx({"--set", from, "--set", "stop_after_steps=1"})).exit_code, 0);
+  expect_refusal(train_idx(), ExitCode::kBadJob, {out(), "transfer.init_sha256"});
+  expect_refusal(
+      train_idx({"--set", from, "--set", "transfer.init_sha256=" + std::string(64, '0')}),
+      ExitCode::kBadJob, {out(), "transfer.init_sha256"});
+  expect_refusal(train_idx({"--set", from, "--set", "transfer.freeze=conv1"}), ExitCode::kBadJob,
+                 {out(), "transfer.freeze: [] -> [\"conv1\"]"});
+  // Where it lies now, and that it is gone, does not matter.
+  const std::string moved = "transfer.init_from=" + folder_.path("elsewhere");
+  const Outcome outcome = run(folder_, train_idx({"--set", moved, "--set", "stop_after_steps=2"}));
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+}
+
+TEST_F(BadInput, ClassesAndImagesThatAreNotThere) {
+  expect_refusal(train_idx({"--set", "data.only_classes=1,4", "--set", "data.classes=0"}),
+                 ExitCode::kBadJob, {"there is no class 4: the dataset has 0 to 3"});
+  expect_refusal(train_idx({"--set", "data.images_per_class=59"}), ExitCode::kBadData,
+                 {"data.images_per_class is 59", "class \"3\" has 58 images"});
 }
 
 // ---- Folder of the run ----

@@ -283,6 +283,34 @@ json shown(const TempFolder& folder, const Arguments& more) {
   return object_of(outcome);
 }
 
+// Two of three classes, the other way round, and half of the images of each.
+TEST(DataShow, APartOfADatasetIsShownTrainedAndVerified) {
+  const TempFolder folder;
+  make_image_folder(folder, 3, 8, 3);
+  const std::string job = folder.write("job.txtpb", kJob);
+  const std::string out = folder.path("run");
+  const Outcome outcome =
+      run(folder, {"train", "--job", job, "--data", folder.path(), "--out", out, "--set",
+                   "data.only_classes=2,0", "--set", "data.images_per_class=4"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.all();
+  const json ledger = object_of(run(folder, {"verify", out, "--json"}))["ledger"];
+  EXPECT_EQ(ledger["whole_epochs"], 2) << ledger;
+  std::map<std::string, int> names;
+  for (const char* worker : {"0", "1"}) {
+    const json sheet =
+        shown(folder, {"--job", out + "/job.txtpb", "--step", "0", "--worker", worker});
+    for (const json& sample : sheet["samples"]) {
+      EXPECT_EQ(sample["class"], sample["label"] == 0 ? "class_2" : "class_0");
+      EXPECT_EQ(lines_with(sample["name"].get<std::string>(), sample["class"].get<std::string>()),
+                1);
+      ++names[sample["name"]];
+    }
+  }
+  EXPECT_EQ(names.size(), 8u);
+  // Evaluation has all images of the two.
+  EXPECT_EQ(object_of(run(folder, {"eval", "--checkpoint", out, "--json"}))["images"], 6);
+}
+
 TEST(DataShow, TheDigestIsTheOneThatTheRunLogs) {
   const TempFolder folder;
   make_image_folder(folder, 3, 8, 3);

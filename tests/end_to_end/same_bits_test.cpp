@@ -249,6 +249,47 @@ TEST_F(SameBits, StoppedAndResumedOnOtherRanks) {
   EXPECT_EQ(drawn("resumed"), drawn("reference"));
 }
 
+// Begun with weights of another run, parts of it frozen till epochs 0.5 and 1 (steps 8 and 15),
+// with factors: the same on any ranks, stopped before, at and behind the borders, and without the
+// file.
+TEST_F(SameBits, WithTransferAndUnfreezing) {
+  const std::string weights = runs_->folder().path("weights.safetensors");
+  std::filesystem::copy_file(runs_->checkpoint("reference", kSteps) + "/model.safetensors", weights,
+                             std::filesystem::copy_options::overwrite_existing);
+  const std::string job = runs_->folder().write(
+      "transfer.txtpb", std::string(kJob) + "transfer { init_from: \"" + weights + "\"" + R"(
+        start_anew: "layer3.2"
+        freeze: "conv1" freeze: "bn1" freeze: "layer1" freeze: "layer2.*"
+        unfreeze { epoch: 1 pattern: "layer1" } unfreeze { epoch: 0.5 pattern: "layer2" } })");
+  const auto life = [&](const std::string& name, int ranks, int until) {
+    const Outcome outcome =
+        runs_->run({"train", "--job", job, "--data", runs_->folder().path("data"), "--out",
+                    out(name), "--set", fmt::format("stop_after_steps={}", until)},
+                   ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_EQ(outcome.left_running, "");
+    return outcome;
+  };
+  const Outcome unbroken = life("transfer", 1, kSteps);
+  EXPECT_EQ(lines_with(unbroken.err, "from step 8 on"), 1) << unbroken.all();
+  EXPECT_EQ(lines_with(unbroken.err, "from step 15 on"), 1) << unbroken.all();
+  const std::string expected = digest("transfer");
+  EXPECT_NE(expected, digest("reference"));
+  life("transfer-3", 3, kSteps);
+  EXPECT_EQ(digest("transfer-3"), expected);
+  const std::vector<std::string> names = {"before", "at", "behind"};
+  for (int i = 0; i < 3; ++i) {
+    life(names[static_cast<size_t>(i)], 1 + i, 7 + i);
+    life(names[static_cast<size_t>(i)], 3 - i, 14 + i);
+  }
+  std::filesystem::remove(weights);
+  for (const std::string& name : names) {
+    const Outcome outcome = life(name, name == "at" ? 3 : 1, kSteps);
+    EXPECT_EQ(lines_with(outcome.err, "begins with"), 0) << outcome.all();
+    EXPECT_EQ(digest(name), expected) << name;
+  }
+}
+
 TEST_F(SameBits, ACompleteRunIsLeftAsItIs) {
   const std::string before = digest("reference");
   const Outcome outcome = train("reference", 2);

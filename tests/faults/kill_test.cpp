@@ -149,6 +149,40 @@ TEST_F(Kill, AnyRankAtAnyMomentAndTheRunEndsWithTheSameBits) {
             << seed + runs - 1 << std::endl;
 }
 
+// At epoch 1, which is step 12, layer2 is trained, too: networks and sums are built anew. Around
+// that a rank dies at every point of a step.
+TEST_F(Kill, AroundAnUnfreezing) {
+  const std::string job =
+      folder_.write("unfreeze.txtpb", std::string(kJob) +
+                                          "transfer { freeze: \"conv1\" freeze: \"bn1\" "
+                                          "freeze: \"layer?\" "
+                                          "unfreeze { epoch: 1 pattern: \"layer3\" } }");
+  const auto life = [&](const std::string& name, const Arguments& more, int ranks) {
+    Arguments arguments = {"train", "--job",  job, "--data", folder_.path("data"),
+                           "--out", out(name)};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run(arguments, ranks);
+  };
+  const Outcome outcome = life("unfrozen", {}, 2);
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.err, "from step 12 on"), 1) << outcome.all();
+  const std::string expected = digest("unfrozen");
+  const bool soaks = number_of("CONVOY_SOAK_RUNS", 0) > 0;
+  int ranks = 0;
+  for (const int step : {11, 12, 13})
+    for (const char* point : {"input", "compute", "reduce"}) {
+      if (!soaks && step != 12 && std::string_view(point) != "reduce") continue;
+      const std::string name = fmt::format("{}-{}", point, step);
+      SCOPED_TRACE(name);
+      const std::string fault = fmt::format("kind=kill rank=1 step={} at={}", step, point);
+      const Outcome killed = life(name, {"--fault", fault}, 2 + ranks % 2);
+      EXPECT_NE(killed.exit_code, 0) << killed.all();
+      EXPECT_EQ(killed.left_running, "");
+      EXPECT_EQ(life(name, {}, 1 + ++ranks % 3).exit_code, 0);
+      EXPECT_EQ(digest(name), expected);
+    }
+}
+
 // R6: the message of the rank that failed is there once and whole.
 TEST_F(Kill, AnExceptionOnOneRankEndsAllAndIsSaidOnce) {
   const Outcome outcome = run(train("thrown", {"--fault", "kind=throw rank=1 step=6"}), 3);

@@ -17,7 +17,7 @@ const BatchNorm kResidual = {.residual = true};
 const BatchNorm kBoth = {.relu = true, .residual = true};
 
 OpCase batch_norm(BatchNorm spec, Shape x, int dy_sources = 1) {
-  OpCase c = {.spec = spec, .x = {x}, .dy_sources = dy_sources};
+  OpCase c = {.spec = spec, .x = {x}, .dy_sources = dy_sources, .wants_gradients = !spec.frozen};
   if (spec.residual) c.x.push_back(x);
   return c;
 }
@@ -52,6 +52,33 @@ TEST_P(OpTest, BatchNormInferenceEqualsReference) {
   OpCase one = batch_norm(kBoth, {1, 17, 1, 1});  // one value a channel is enough here
   one.training = false;
   check_op(device(), type(), one);
+}
+
+// In training with running statistics, as an affine map; whoever is not trained before it gets no
+// gradient.
+TEST_P(OpTest, FrozenBatchNormEqualsReference) {
+  for (BatchNorm spec : {kPlain, kRelu, kResidual, kBoth}) {
+    spec.frozen = true;
+    for (const int dy_sources : {1, 2}) {
+      for (const Shape& x : shapes()) check_op(device(), type(), batch_norm(spec, x, dy_sources));
+      // One value a channel is enough here.
+      check_op(device(), type(), batch_norm(spec, {1, 17, 1, 1}, dy_sources));
+      if (!spec.residual) continue;
+      for (const auto& wants : {std::vector<bool>{true, false}, {false, true}}) {
+        OpCase c = batch_norm(spec, {2, 17, 5, 5}, dy_sources);
+        c.wants_dx = wants;
+        check_op(device(), type(), c);
+      }
+    }
+    check_threads(GetParam().device, type(), batch_norm(spec, {5, 24, 13, 23}, 2));
+  }
+}
+
+TEST_P(Fp32Test, FrozenBatchNormGradientsEqualDifferences) {
+  for (BatchNorm spec : {kPlain, kRelu, kResidual, kBoth}) {
+    spec.frozen = true;
+    check_gradients(device(), batch_norm(spec, {3, 17, 4, 5}, 2));
+  }
 }
 
 // As the first node of a network, whose input wants no gradient.

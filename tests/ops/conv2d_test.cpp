@@ -135,6 +135,14 @@ TEST_P(OpTest, Conv2dWithoutInputGradientEqualsReference) {
   check_op(device(), type(), c);
 }
 
+// Frozen: the gradient goes through, the weights' is not touched and x not read.
+TEST_P(OpTest, FrozenConv2dEqualsReference) {
+  for (OpCase c : cases()) {
+    c.wants_gradients = false;
+    check_op(device(), type(), c);
+  }
+}
+
 TEST_P(Fp32Test, Conv2dGradientsEqualDifferences) {
   for (const OpCase& c :
        {convolution({.out_channels = 5, .kernel = 3, .padding = 1, .bias = true}, {2, 3, 5, 4}),

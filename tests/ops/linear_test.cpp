@@ -50,6 +50,13 @@ TEST_P(OpTest, LinearWithoutInputGradientEqualsReference) {
   check_op(device(), type(), c);
 }
 
+TEST_P(OpTest, FrozenLinearEqualsReference) {
+  for (OpCase c : cases()) {
+    c.wants_gradients = false;
+    check_op(device(), type(), c);
+  }
+}
+
 TEST_P(Fp32Test, LinearGradientsEqualDifferences) {
   check_gradients(device(), linear({.out_features = 7}, {3, 5}));
   check_gradients(device(), linear({.out_features = 4, .bias = false}, {2, 3, 3, 2}));

@@ -13,6 +13,7 @@
 #include "ops/core/error.h"
 #include "ops/core/isa.h"
 #include "ops/core/random.h"
+#include "ops/freezing.h"
 #include "ops/fusion.h"
 #include "tests/support/op_tester.h"
 
@@ -95,9 +96,9 @@ class Trained {
         net(*device_, graph,
             {.batch = batch, .type = type, .input = {}, .slice_bytes = slice_bytes}),
         parameters(*device_, net.layout().parameter_floats),
-        gradients(*device_, net.layout().parameter_floats),
+        gradients(*device_, net.layout().gradient_floats),
         running(*device_, net.layout().statistics_floats),
-        statistics(*device_, net.layout().statistics_floats) {
+        statistics(*device_, net.layout().batch_floats) {
     const ParameterLayout& layout = net.layout();
     const std::span<float> start = parameters.read();
     initialise(layout, 5, start.data());
@@ -831,6 +832,234 @@ TEST(Graph, ParametersStartAsTheirSpecsSay) {
     EXPECT_NE(error(conv(bad, {})).find("\"conv\": weight_std is"), std::string::npos);
   for (const double bad : {std::nan(""), -std::numeric_limits<double>::infinity()})
     EXPECT_NE(error(conv(0, bad)).find("\"conv\": bias_init is"), std::string::npos);
+}
+
+// ---- Freezing ----
+
+// Parameters of these nodes.
+Graph freeze_nodes(const Graph& graph, const std::set<std::string>& nodes) {
+  return freeze(graph, [&](const std::string& name) {
+    return nodes.contains(name.substr(0, name.rfind('.')));
+  });
+}
+
+// All batch norms, and nothing else.
+const std::set<std::string> kBatchNorms = {"stem_bn", "bn_a", "bn_b", "aux1.bn", "aux2.bn"};
+// What a gradient reaches only through what is frozen, and what none reaches at all.
+const std::set<std::string> kStem = {"stem", "stem_bn"};
+const std::set<std::string> kMiddle = {"conv_a", "bn_a", "conv_b", "stem_bn"};
+
+std::set<std::string> with_batch_norms(std::set<std::string> nodes) {
+  nodes.insert(kBatchNorms.begin(), kBatchNorms.end());
+  return nodes;
+}
+
+std::map<std::string, std::vector<float>> gradients_by_name(Trained& t) {
+  std::map<std::string, std::vector<float>> out;
+  const std::vector<float> all = t.gradients_now();
+  for (const auto& p : t.net.layout().parameters)
+    if (p.trained) {
+      const auto begin = all.begin() + static_cast<ptrdiff_t>(p.gradient);
+      out[p.name] = {begin, begin + static_cast<ptrdiff_t>(p.floats())};
+    }
+  return out;
+}
+
+// Numbers that differ from 0 and 1, and from channel to channel.
+void set_running(Trained& t) {
+  const std::span<float> running = t.running.read();
+  for (const auto& s : t.net.layout().statistics)
+    for (size_t k = 0; k < static_cast<size_t>(s.channels); ++k) {
+      running[s.offset + k] = random_float(11, s.offset + k) - 0.5f;
+      running[s.offset + static_cast<size_t>(s.channels) + k] =
+          0.5f + random_float(12, s.offset + k);
+    }
+  t.running.write();
+}
+
+// What is trained has the very gradients that it has where only the batch norms are frozen,
+// whatever else is; in slices and whole.
+void expect_the_same_gradients(const std::string& device, const Graph& graph, DType type,
+                               const std::vector<std::set<std::string>>& frozen) {
+  Trained all(device, freeze_nodes(graph, with_batch_norms({})), 3, type, 1, 1);
+  set_running(all);
+  const double loss = all.loss();
+  all.backward();
+  const auto expected = gradients_by_name(all);
+  for (const auto& nodes : frozen) {
+    Trained t(device, freeze_nodes(graph, nodes), 3, type, 1, 1);
+    set_running(t);
+    EXPECT_EQ(t.loss(), loss);
+    t.backward();
+    const auto found = gradients_by_name(t);
+    EXPECT_EQ(found.size(), [&] {
+      size_t trained = 0;
+      for (const auto& [name, gradient] : expected)
+        trained += nodes.contains(name.substr(0, name.rfind('.'))) ? 0 : 1;
+      return trained;
+    }());
+    EXPECT_FALSE(found.empty());
+    for (const auto& [name, gradient] : found)
+      EXPECT_EQ(bits_of(gradient), bits_of(expected.at(name))) << name;
+    // A second step finds nothing of the first.
+    EXPECT_EQ(t.loss(), loss);
+    t.backward();
+    EXPECT_EQ(gradients_by_name(t), found);
+  }
+}
+
+TEST_P(NetworkTest, FrozenNodesLeaveTheOthersTheirGradients) {
+  for (const DType type : {DType::kFloat32, DType::kBfloat16})
+    if (device()->supports(type))
+      expect_the_same_gradients(
+          GetParam(), small_graph(), type,
+          {with_batch_norms(kStem), with_batch_norms(kMiddle),
+           with_batch_norms({"stem", "conv_a", "conv_b", "conv_c"}), with_batch_norms({"fc"})});
+}
+
+// Either factor, or both, or only what is behind them: the gradient of one reads the other's value.
+TEST_P(NetworkTest, AGateMayBeFrozen) {
+  Graph g{.name = "gate", .image = {.n = 1, .c = 3, .h = 5, .w = 5}, .nodes = {}};
+  const Conv2d conv = {.out_channels = 8, .padding = 1, .bias = true};
+  const int h = g.add("h", conv, {kImage});
+  const int t = g.add("gate", Sigmoid{}, {g.add("t", conv, {kImage})});
+  int x = g.add("lrn", LocalResponseNorm{.size = 3}, {g.add("product", Multiply{}, {h, t})});
+  x = g.add("grid", AdaptiveAvgPool{.h = 2, .w = 2}, {x});
+  g.add("fc", Linear{.out_features = 5}, {x});
+  for (const DType type : {DType::kFloat32, DType::kBfloat16})
+    if (device()->supports(type))
+      expect_the_same_gradients(GetParam(), g, type, {{"h"}, {"t"}, {"h", "t"}, {"fc"}});
+}
+
+// The trunk's head alone, where no auxiliary classifier trains anything; an auxiliary one alone,
+// which leaves the trunk's loss without a gradient; what only they go through.
+TEST_P(NetworkTest, AuxiliaryClassifiersMayBeFrozen) {
+  const Graph graph = auxiliary_graph();
+  const auto all_but = [&](const std::string& trained) {
+    std::set<std::string> names;
+    for (const Node& node : graph.nodes)
+      if (node.name != trained) names.insert(node.name);
+    return names;
+  };
+  for (const DType type : {DType::kFloat32, DType::kBfloat16})
+    if (device()->supports(type))
+      expect_the_same_gradients(
+          GetParam(), graph, type,
+          {all_but("fc"), all_but("aux1.fc2"), all_but("aux2.fc"), all_but("conv_b"),
+           with_batch_norms({"aux1.conv", "aux1.fc1", "aux1.fc2"}), with_batch_norms(kStem)});
+  const NetworkMemory head_alone =
+      network_memory(freeze_nodes(graph, all_but("fc")),
+                     plan_passes(freeze_nodes(graph, all_but("fc")), 2, DType::kFloat32, true, 1),
+                     2, DType::kFloat32, true);
+  EXPECT_EQ(head_alone.auxiliary_dlogits, (std::vector<int>{-1, -1}));
+}
+
+// Weight and bias of one node may differ. A batch norm then is no frozen one.
+TEST_P(NetworkTest, OnePartOfANodeMayBeFrozen) {
+  Trained all(GetParam(), small_graph(), 3, DType::kFloat32, 1, 1);
+  all.loss();
+  all.backward();
+  const auto expected = gradients_by_name(all);
+  for (const std::string part : {".weight", ".bias"}) {
+    const Graph graph =
+        freeze(small_graph(), [&](const std::string& name) { return name.ends_with(part); });
+    Trained t(GetParam(), graph, 3, DType::kFloat32, 1, 1);
+    t.loss();
+    t.backward();
+    const auto found = gradients_by_name(t);
+    EXPECT_EQ(found.empty(), false);
+    for (const auto& [name, gradient] : found) {
+      EXPECT_FALSE(name.ends_with(part)) << name;
+      EXPECT_EQ(bits_of(gradient), bits_of(expected.at(name))) << name;
+    }
+  }
+}
+
+// Along random directions, with frozen convolutions and batch norms between what is trained.
+TEST_P(NetworkTest, GradientsPastFrozenNodesEqualDifferences) {
+  Trained t(GetParam(), freeze_nodes(small_graph(), kMiddle), 4, DType::kFloat32);
+  set_running(t);
+  t.loss();
+  t.backward();
+  const auto gradients = gradients_by_name(t);
+  for (uint64_t trial = 0; trial < 4; ++trial) {
+    const std::span<float> w = t.parameters.read();
+    const std::vector<float> before(w.begin(), w.end());
+    // A step in which nothing flips at a ReLU or a maximum; the sums of losses round by 1e-7.
+    const float h = 1e-3f;
+    double along = 0, squares = 0;
+    const auto moved = [&](float sign) {
+      const std::span<float> now = t.parameters.read();
+      along = squares = 0;
+      for (const auto& p : t.net.layout().parameters)
+        for (size_t i = 0; p.trained && i < p.floats(); ++i) {
+          const float direction = 2 * random_float(20 + trial, p.offset + i) - 1;
+          now[p.offset + i] = before[p.offset + i] + sign * h * direction;
+          along += double{direction} * double{gradients.at(p.name)[i]};
+          squares += double{gradients.at(p.name)[i]} * double{gradients.at(p.name)[i]};
+        }
+      t.parameters.write();
+      return t.loss();
+    };
+    const double above = moved(1), below = moved(-1);
+    EXPECT_NEAR(along, (above - below) / (2 * double{h}), 5e-3 * std::sqrt(squares)) << trial;
+    std::ranges::copy(before, t.parameters.read().begin());
+    t.parameters.write();
+  }
+}
+
+// Below the lowest node that is trained nothing goes backward, nothing is kept, and the images'
+// tensors make room for others.
+TEST_P(NetworkTest, BackwardEndsAtTheLowestTrainedNode) {
+  const Graph graph =
+      freeze_nodes(fuse(small_graph()), with_batch_norms({"stem", "conv_a", "conv_b", "conv_c"}));
+  const PassPlan passes = plan_passes(graph, 2, DType::kFloat32, true, 1 << 20);
+  std::set<std::string> backward;
+  for (const Segment& segment : passes.backward)
+    for (const Call& call : segment.calls) backward.insert(graph.nodes[call.node].name);
+  EXPECT_EQ(backward, std::set<std::string>{"fc"});
+  const NetworkMemory memory = network_memory(graph, passes, 2, DType::kFloat32, true);
+  for (size_t i = 0; i < graph.nodes.size(); ++i) {
+    const bool is_dropout = graph.nodes[i].name == "dropout";  // draws its mask all the same
+    EXPECT_EQ(memory.saved[i] >= 0, is_dropout) << graph.nodes[i].name;
+    for (const int dx : memory.dx[i]) EXPECT_EQ(dx, -1) << graph.nodes[i].name;
+  }
+  const auto arena = [](const Graph& g) {
+    return planned_arena(g, 8, DType::kFloat32, true, 1).bytes;  // sample by sample
+  };
+  EXPECT_LT(arena(graph), arena(small_graph()) / 2);
+}
+
+TEST(Freezing, LayoutKeepsPlacesAndPacksGradients) {
+  const Graph graph = freeze_nodes(small_graph(), kMiddle);
+  const ParameterLayout whole = layout_of(small_graph()), frozen = layout_of(graph);
+  ASSERT_EQ(whole.parameters.size(), frozen.parameters.size());
+  size_t gradient = 0;
+  for (size_t i = 0; i < whole.parameters.size(); ++i) {
+    const auto &before = whole.parameters[i], &now = frozen.parameters[i];
+    EXPECT_EQ(now.name, before.name);
+    EXPECT_EQ(now.offset, before.offset);
+    EXPECT_EQ(now.trained, !kMiddle.contains(now.name.substr(0, now.name.rfind('.'))));
+    EXPECT_TRUE(before.trained);
+    EXPECT_EQ(before.gradient, before.offset);
+    if (!now.trained) continue;
+    EXPECT_EQ(now.gradient, gradient);
+    gradient += now.floats();
+  }
+  EXPECT_EQ(frozen.gradient_floats, gradient);
+  EXPECT_EQ(frozen.parameter_floats, whole.parameter_floats);
+  EXPECT_EQ(frozen.statistics_floats, whole.statistics_floats);
+  EXPECT_EQ(frozen.batch_floats, 2u * 16);  // bn_b alone
+  // Of a batch norm one of whose parameters is trained the statistics are the batch's.
+  const Graph half =
+      freeze(small_graph(), [](const std::string& name) { return name == "bn_b.weight"; });
+  EXPECT_EQ(layout_of(half).batch_floats, whole.batch_floats);
+}
+
+TEST(Freezing, ANetworkWithNothingToTrainIsAnError) {
+  const Graph graph = freeze(small_graph(), [](const std::string&) { return true; });
+  expect_error(ExitCode::kBadJob, {"small", "frozen", "nothing to train"},
+               [&] { planned_arena(graph, 2, DType::kFloat32, true, 1 << 20); });
 }
 
 }  // namespace

@@ -160,7 +160,7 @@ TEST_P(Fp32Test, AnUpdateThatIsNotFiniteChangesNothing) {
   ParameterLayout layout = one_linear();
   layout.statistics.push_back(
       {.name = "bn", .node = 0, .offset = 0, .channels = 1, .momentum = 0.1});
-  layout.statistics_floats = 2;
+  layout.statistics_floats = layout.batch_floats = 2;
   const DeviceMemory nan = upload(d, {std::nanf("")}, DType::kFloat32),
                      fine = upload(d, {1.0f}, DType::kFloat32),
                      sum = upload(d, {8, 8}, DType::kFloat32);
@@ -195,7 +195,7 @@ TEST_P(Fp32Test, RunningStatisticsTakeTheMeanOfTheWorkers) {
   ParameterLayout layout = one_linear();
   layout.statistics.push_back(
       {.name = "bn", .node = 0, .offset = 0, .channels = 2, .momentum = 0.25});
-  layout.statistics_floats = 4;
+  layout.statistics_floats = layout.batch_floats = 4;
   Trained t(d, {}, layout);
   DeviceFloats running(d, 4);
   assign(running, {4, 8, 12, 16});
@@ -203,6 +203,80 @@ TEST_P(Fp32Test, RunningStatisticsTakeTheMeanOfTheWorkers) {
   t.update(0.1);
   t.optimizer->update_running(running.data(), static_cast<const float*>(sum.data.get()), 0.5f);
   EXPECT_EQ(values_of(running), (std::vector<float>{7, 6, 11, 20}));
+}
+
+// A factor of the learning rate is a learning rate, and one of the decay a decay: the same bits.
+// The other tensors hear nothing of it.
+TEST_P(Fp32Test, FactorsEqualAnotherRateAndDecay) {
+  Device& d = device();
+  for (const auto kind : {OptimizerConfig::Kind::kSgd, OptimizerConfig::Kind::kLars}) {
+    const OptimizerConfig config = {.kind = kind, .nesterov = true, .weight_decay = 0.01};
+    OptimizerConfig scaled = config;
+    scaled.weight_decay = 0.01 * 3;
+    const ParameterLayout layout = odd_tensors();
+    ParameterLayout with_factors = layout;
+    for (size_t p = 0; p < layout.parameters.size(); p += 2)
+      with_factors.parameters[p].factors = {.learning_rate = 0.1, .weight_decay = 3};
+    Trained plain(d, config, layout), other(d, scaled, layout), own(d, config, with_factors);
+    for (int step = 0; step < 3; ++step) {
+      plain.update(0.5);
+      other.update(0.5 * 0.1);
+      own.update(0.5);
+    }
+    const std::vector<float> a = plain.w(), b = other.w(), found = own.w();
+    for (size_t p = 0; p < layout.parameters.size(); ++p)
+      for (size_t i = 0; i < layout.parameters[p].floats(); ++i) {
+        const size_t at = layout.parameters[p].offset + i;
+        ASSERT_EQ(found[at], (p % 2 == 0 ? b : a)[at]) << layout.parameters[p].name << " " << i;
+      }
+    EXPECT_NE(a, b);
+  }
+}
+
+// No decay, no momentum, no average; and norm and clipping as if there were only the others.
+TEST_P(Fp32Test, FrozenTensorsAreNotTouched) {
+  const ParameterLayout layout = odd_tensors();
+  ParameterLayout some_frozen = layout;
+  for (size_t p = 0; p < layout.parameters.size(); ++p)
+    some_frozen.parameters[p].trained = p % 3 != 1;
+  for (const auto kind : {OptimizerConfig::Kind::kSgd, OptimizerConfig::Kind::kLars}) {
+    Trained t(device(), {.kind = kind, .weight_decay = 0.01, .clip_norm = 0.5, .ema_decay = 0.75},
+              some_frozen);
+    assign(t.optimizer->ema(), t.w0);
+    std::vector<float> trained_gradients;
+    for (const auto& p : some_frozen.parameters)
+      for (size_t i = p.offset; i < p.offset + p.floats(); ++i) {
+        if (!p.trained) t.g[i] = std::nanf("");
+        if (p.trained) trained_gradients.push_back(t.g[i]);
+      }
+    for (int step = 0; step < 3; ++step) t.update(0.1);
+    // Sums of squares in fp32 over blocks of 4096 floats.
+    EXPECT_NEAR(t.optimizer->result().gradient_norm, norm(trained_gradients),
+                1e-6 * norm(trained_gradients));
+    const std::vector<float> w = t.w(), momentum = values_of(t.optimizer->momentum()),
+                             ema = values_of(t.optimizer->ema());
+    for (const auto& p : some_frozen.parameters) {
+      size_t changed = 0;
+      for (size_t i = p.offset; i < p.offset + p.floats(); ++i)
+        changed += w[i] != t.w0[i] || ema[i] != t.w0[i] || momentum[i] != 0;
+      EXPECT_EQ(changed > 0, p.trained) << p.name;
+    }
+  }
+}
+
+TEST_P(Fp32Test, FrozenRunningStatisticsStay) {
+  Device& d = device();
+  ParameterLayout layout = one_linear();
+  layout.statistics = {{"frozen", 0, 0, 1, 0.25, false, 0}, {"bn", 0, 2, 1, 0.25, true, 0}};
+  layout.statistics_floats = 4;
+  layout.batch_floats = 2;
+  Trained t(d, {}, layout);
+  DeviceFloats running(d, 4);
+  assign(running, {4, 8, 12, 16});
+  const DeviceMemory sum = upload(d, {16, 64}, DType::kFloat32);
+  t.update(0.1);
+  t.optimizer->update_running(running.data(), static_cast<const float*>(sum.data.get()), 0.5f);
+  EXPECT_EQ(values_of(running), (std::vector<float>{4, 8, 11, 20}));
 }
 
 // Weights, momentum, moving average and norm after three steps of changing rate.

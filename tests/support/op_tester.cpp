@@ -119,7 +119,8 @@ OpConfig config_of(const OpCase& c, DType type) {
                      .y_type = c.fp32_output ? DType::kFloat32 : type,
                      .tf32 = c.tf32,
                      .training = c.training,
-                     .wants_dx = {}};
+                     .wants_dx = {},
+                     .wants_gradients = c.wants_gradients};
   for (Shape& x : config.x) x.n /= c.slices;
   config.y.n /= c.slices;
   for (size_t i = 0; i < c.x.size(); ++i) config.wants_dx.push_back(wants(c, i));
@@ -307,6 +308,7 @@ std::string describe(const OpCase& c) {
   if (const auto* s = std::get_if<Sigmoid>(&c.spec)) text += s->complement ? " complement" : "";
   for (const Shape& x : c.x) text += fmt::format(" {}", to_string(x));
   if (c.slices > 1) text += fmt::format(", {} slices", c.slices);
+  if (!c.wants_gradients) text += ", frozen";
   if (c.dy_sources > 1) text += fmt::format(", {} gradients", c.dy_sources);
   return text + (c.training ? "" : ", inference");
 }
@@ -374,7 +376,8 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
       m.dx.push_back(!wants(c, i) ? nullptr : in_place ? m.dy[0] : part(dx[i], config.x[i], type));
     }
     for (const auto& b : parameters) m.parameters.push_back(static_cast<const float*>(b.data()));
-    for (const auto& b : gradients) m.gradients.push_back(static_cast<float*>(b.data()));
+    for (const auto& b : gradients)
+      m.gradients.push_back(c.wants_gradients ? static_cast<float*>(b.data()) : nullptr);
     m.running = static_cast<const float*>(running.data());
     m.statistics = static_cast<float*>(statistics.data());
     m.saved = static_cast<char*>(saved.data()) + s * op->saved_bytes();
@@ -395,6 +398,11 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   for (const NodeMemory& m : memory) op->forward(m, c.step);
   OpResult result;
   result.y = (over >= 0 ? x[static_cast<size_t>(over)] : y).read(config.y_type);
+  // What backward does not read may be gone by then.
+  const bool reads_inputs = c.wants_gradients || !needs.for_parameters;
+  for (size_t i = 0; i < x.size() && c.training; ++i)
+    if (!reads_inputs || (needs.inputs >> i & 1u) == 0)
+      x[i].write(std::vector<float>(data.x[i].size(), std::nanf("")), type);
   for (const NodeMemory& m : memory)
     if (is_gathered) op->gather_backward(m);
   for (const NodeMemory& m : memory)
@@ -406,10 +414,9 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
                         : in_place   ? dy[0].read(type)
                                      : dx[i].read(type));
   }
-  if (c.training)
+  if (c.training && c.wants_gradients)
     for (const auto& b : gradients) result.gradients.push_back(b.read(DType::kFloat32));
-  if (c.training && std::holds_alternative<BatchNorm>(c.spec))
-    result.statistics = statistics.read(DType::kFloat32);
+  if (is_gathered) result.statistics = statistics.read(DType::kFloat32);
 
   for (const auto* buffers : {&x, &dy, &dx, &parameters, &gradients})
     for (const auto& b : *buffers) b.expect_guards("input, gradient or parameter");
@@ -528,7 +535,7 @@ void check_gradients(Device& device, const OpCase& c) {
   for (size_t i = 0; i < node.x.size(); ++i)
     check_reference_elements(c.spec, node, node.x[i].v, expected.dx[i].v, r,
                              fmt::format("input {}", i));
-  for (size_t p = 0; p < node.parameters.size(); ++p)
+  for (size_t p = 0; p < node.parameters.size() && c.wants_gradients; ++p)
     check_reference_elements(c.spec, node, node.parameters[p], expected.gradients[p], r,
                              fmt::format("parameter {}", p));
 
@@ -559,7 +566,7 @@ void check_gradients(Device& device, const OpCase& c) {
     for (size_t i = 0; i < data.x.size(); ++i)
       if (wants(c, i))
         check_direction(data.x[i], op.dx[i], 10 * trial + i, fmt::format("input {}", i));
-    for (size_t p = 0; p < data.parameters.size(); ++p)
+    for (size_t p = 0; p < data.parameters.size() && c.wants_gradients; ++p)
       check_direction(data.parameters[p], op.gradients[p], 10 * trial + 5 + p,
                       fmt::format("parameter {}", p));
   }

@@ -55,6 +55,7 @@ struct OpCase {
   bool training = true;
   int dy_sources = 1;
   std::vector<bool> wants_dx = {};  // empty: all
+  bool wants_gradients = true;      // of the parameters
   bool fp32_output = false;         // y stays fp32 whatever the type
   bool tf32 = false;
   Draw draw = Draw::kUniform;

@@ -94,17 +94,21 @@ Moments batch_moments(const Array& x) {
   return m;
 }
 
+Moments running_moments(const Node& node, size_t channels) {
+  const auto middle = node.running.begin() + static_cast<std::ptrdiff_t>(channels);
+  return {{node.running.begin(), middle}, {middle, node.running.end()}};
+}
+
 void forward_of(const ops::BatchNorm& s, Node& node) {
   const auto channels = static_cast<size_t>(node.y.shape.c);
   Moments m;
-  if (node.training) {
+  if (node.training && !s.frozen) {
     m = batch_moments(node.x[0]);
     const auto count = static_cast<double>(node.y.shape.rows());
     node.statistics = m.mean;
     for (const double v : m.variance) node.statistics.push_back(v * count / (count - 1));
   } else {
-    const auto middle = node.running.begin() + static_cast<std::ptrdiff_t>(channels);
-    m = {{node.running.begin(), middle}, {middle, node.running.end()}};
+    m = running_moments(node, channels);
   }
   for_each(node.y.shape, [&](int64_t n, int64_t h, int64_t w, int64_t channel) {
     const auto c = static_cast<size_t>(channel);
@@ -122,6 +126,18 @@ void forward_of(const ops::BatchNorm& s, Node& node) {
 void backward_of(const ops::BatchNorm& s, Node& node) {
   const auto channels = static_cast<size_t>(node.y.shape.c);
   const auto count = static_cast<double>(node.y.shape.rows());
+  if (s.frozen) {
+    const Moments running = running_moments(node, channels);
+    for_each(node.y.shape, [&](int64_t n, int64_t h, int64_t w, int64_t channel) {
+      const auto c = static_cast<size_t>(channel);
+      const bool passes = !s.relu || node.y.at(n, h, w, channel) > 0;
+      const double g = passes ? node.dy.at(n, h, w, channel) : 0.0;
+      if (s.residual) node.dx[1].at(n, h, w, channel) = g;
+      node.dx[0].at(n, h, w, channel) =
+          g * node.parameters[0][c] / std::sqrt(running.variance[c] + s.epsilon);
+    });
+    return;
+  }
   const Moments m = batch_moments(node.x[0]);
   std::vector<double> dvariance(channels), dmean(channels), sum_centred(channels);
   Array dxhat = like(node.y);

@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <limits>
 #include <mutex>
+#include <set>
 
 #include "ops/core/error.h"
 #include "ops/core/random.h"
@@ -45,7 +46,8 @@ class EngineTest : public testing::TestWithParam<std::string> {
   }
 
   std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {},
-                               const StepHooks& hooks = {}, const ops::Graph& network = graph()) {
+                               const StepHooks& hooks = {}, const ops::Graph& network = graph(),
+                               const std::set<std::string>& frozen = {}) {
     Shape batch = network.image;
     batch.n = kBatch;
     return std::make_unique<Engine>(
@@ -57,6 +59,7 @@ class EngineTest : public testing::TestWithParam<std::string> {
                      .input = ops::per_channel_input(batch, {0.5}, {0.25}),
                      .optimizer = optimizer,
                      .bucket_mib = 0.1,
+                     .frozen = frozen,
                      .hooks = hooks});
   }
 
@@ -156,6 +159,127 @@ TEST_P(EngineTest, AnAuxiliaryLossThatIsNotFiniteLeavesTheStepOut) {
   EXPECT_TRUE(std::isfinite(result.loss));
   EXPECT_FALSE(result.updated);
   EXPECT_TRUE(result.diverged);
+}
+
+// All of the first layers, their batch norms too.
+std::set<std::string> first_layers(const Engine& engine) {
+  std::set<std::string> names;
+  for (const auto& p : engine.layout().parameters)
+    if (!p.name.starts_with("layer3") && !p.name.starts_with("fc")) names.insert(p.name);
+  return names;
+}
+
+std::vector<float> copy_of(std::span<const float> floats) {
+  return {floats.begin(), floats.end()};
+}
+
+TEST_P(EngineTest, FrozenParametersStayBitForBit) {
+  const auto whole = make(1);
+  const std::set<std::string> frozen = first_layers(*whole);
+  for (const auto kind : {ops::OptimizerConfig::Kind::kSgd, ops::OptimizerConfig::Kind::kLars}) {
+    const auto engine = make(lanes_for(GetParam(), kWorkers, 2, 1),
+                             {.kind = kind, .weight_decay = 0.1, .clip_norm = 1, .ema_decay = 0.5},
+                             {}, graph(), frozen);
+    EXPECT_LT(engine->trained_floats(), engine->layout().parameter_floats);
+    const Engine::State start = engine->state();
+    const std::vector<float> parameters = copy_of(start.parameters),
+                             running = copy_of(start.running);
+    for (uint64_t step = 0; step < 3; ++step) engine->step(step, 0.1, {}, source());
+    const Engine::State now = engine->state();
+    for (const auto& p : engine->layout().parameters) {
+      const bool same =
+          std::equal(parameters.begin() + static_cast<ptrdiff_t>(p.offset),
+                     parameters.begin() + static_cast<ptrdiff_t>(p.offset + p.floats()),
+                     now.parameters.begin() + static_cast<ptrdiff_t>(p.offset));
+      EXPECT_EQ(same, frozen.contains(p.name)) << p.name;
+      for (size_t i = p.offset; i < p.offset + p.floats() && frozen.contains(p.name); ++i) {
+        ASSERT_EQ(now.momentum[i], 0.0f) << p.name;
+        ASSERT_EQ(now.ema[i], parameters[i]) << p.name;
+      }
+    }
+    for (const auto& s : engine->layout().statistics)
+      EXPECT_EQ(std::equal(running.begin() + static_cast<ptrdiff_t>(s.offset),
+                           running.begin() + static_cast<ptrdiff_t>(s.offset) + 2 * s.channels,
+                           now.running.begin() + static_cast<ptrdiff_t>(s.offset)),
+                frozen.contains(s.name + ".weight"))
+          << s.name;
+  }
+}
+
+// Unfreezing between two steps gives what a start in that state would have given, on any lanes; and
+// back again.
+TEST_P(EngineTest, FreezingFollowsTheState) {
+  const ops::OptimizerConfig optimizer = {.kind = ops::OptimizerConfig::Kind::kLars,
+                                          .ema_decay = 0.5};
+  const std::set<std::string> frozen = first_layers(*make(1));
+  std::vector<std::vector<float>> results;
+  for (const int wanted : {1, 2}) {
+    const auto engine =
+        make(lanes_for(GetParam(), kWorkers, wanted, 1), optimizer, {}, graph(), frozen);
+    for (uint64_t step = 0; step < 2; ++step) engine->step(step, 0.1, {}, source());
+    std::vector<std::vector<float>> kept;
+    for (const std::span<float> flat : engine->state().all()) kept.push_back(copy_of(flat));
+    engine->freeze({});
+    for (size_t i = 0; i < kept.size(); ++i) EXPECT_EQ(copy_of(engine->state().all()[i]), kept[i]);
+    for (uint64_t step = 2; step < 4; ++step) engine->step(step, 0.1, {}, source());
+    results.push_back(copy_of(engine->state().parameters));
+    EXPECT_EQ(engine->state_names().size(), engine->state_digests().size());
+
+    // From the middle, as a run that was resumed there.
+    const auto resumed = make(1, optimizer);
+    for (size_t i = 0; i < kept.size(); ++i)
+      std::ranges::copy(kept[i], resumed->state().all()[i].begin());
+    resumed->put_state();
+    for (uint64_t step = 2; step < 4; ++step) resumed->step(step, 0.1, {}, source());
+    EXPECT_EQ(copy_of(resumed->state().parameters), results.back());
+
+    // Gone back to before the border.
+    for (size_t i = 0; i < kept.size(); ++i)
+      std::ranges::copy(kept[i], engine->state().all()[i].begin());
+    engine->put_state();
+    engine->freeze(frozen);
+    engine->freeze({});
+    for (uint64_t step = 2; step < 4; ++step) engine->step(step, 0.1, {}, source());
+    EXPECT_EQ(copy_of(engine->state().parameters), results.back());
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
+// A worker that is computed again contributes the same, and there is a name for each part.
+TEST_P(EngineTest, AFrozenWorkerComputedAgainGivesTheSameDigests) {
+  const auto engine = make(1, {}, {}, graph(), first_layers(*make(1)));
+  engine->compute(0, {}, source(), 2);
+  const std::vector<uint64_t> digests = engine->contribution();
+  EXPECT_EQ(digests.size(), engine->contribution_names().size());
+  EXPECT_EQ(engine->compute_again(0, 2, 0, source()), digests);
+  engine->update(0.1);
+}
+
+TEST_P(EngineTest, AFrozenLayerIsMeasuredWithoutAGradient) {
+  const std::set<std::string> frozen = first_layers(*make(1));
+  const auto engine = make(1, {}, {}, graph(), frozen);
+  engine->compute(0, {}, source());
+  LayerStatistics layers;
+  engine->update(0.1, &layers);
+  for (size_t i = 0; i < layers.weights.size(); ++i) {
+    EXPECT_EQ(std::isnan(layers.gradient_norm[i]), frozen.contains(layers.weights[i]));
+    EXPECT_EQ(std::isnan(layers.gradient_rms[i]), frozen.contains(layers.weights[i]));
+    EXPECT_GT(layers.weight_rms[i], 0) << layers.weights[i];
+  }
+  ASSERT_EQ(layers.batch_norms.size(), 6u);
+  EXPECT_EQ(layers.batch_norms[0], "layer3.0.bn1");
+  for (const double std : layers.response_std) {  // gamma is 1 and beta 0
+    EXPECT_GT(std, 0.9);
+    EXPECT_LE(std, 1.0);
+  }
+}
+
+TEST_P(EngineTest, NothingToTrainIsAnError) {
+  std::set<std::string> all;
+  const auto engine = make(1);
+  for (const auto& p : engine->layout().parameters) all.insert(p.name);
+  ops::expect_error(ExitCode::kBadJob, {"cifar_resnet20", "nothing to train"},
+                    [&] { make(1, {}, {}, graph(), all); });
 }
 
 // A watchdog must not take a rank that waits for one that works, nor the other way round.

@@ -68,13 +68,17 @@ TEST(Job, EveryFieldIsReadFromTheFile) {
     epochs: 7 stop_after_steps: 5
     optimizer { kind: LARS learning_rate: 0.3 linear_scaling: true base_batch: 128 momentum: 0.8
       nesterov: true weight_decay: 1e-5 decay_batch_norm_and_bias: false trust_coefficient: 0.02
-      lars_epsilon: 1e-8 clip_norm: 1.5 ema_decay: 0.99 }
+      lars_epsilon: 1e-8 clip_norm: 1.5 ema_decay: 0.99
+      group { pattern: "fc" learning_rate_factor: 2 } group { pattern: "*" weight_decay_factor: 0 } }
     schedule { kind: ONE_CYCLE milestones: 1 milestones: 2.5 gamma: 0.2 warmup_epochs: 1
       warmup_start_factor: 0.1 end_factor: 0.01 power: 3 patience: 4 threshold: 0.002 }
     evaluation { every_epochs: 2 batch: 50 }
     checkpoint { every_steps: 100 every_minutes: 1.5 keep: 2 keep_best: false keep_every_steps: 9 }
     reduction { order: FAST bucket_mib: 2 }
     log { every_steps: 10 samples: true }
+    transfer { init_from: "w.safetensors" freeze: "conv1" freeze: ["bn1", "layer1.*"]
+      train_last_blocks: 3 start_anew: "fc"
+      unfreeze { epoch: 2 pattern: "layer4" } unfreeze < epoch: 0.5, pattern: "layer3" > }
   )");
   EXPECT_EQ(job.name, "n");
   EXPECT_EQ(job.data.format, Job::Data::Format::kIdx);
@@ -149,6 +153,45 @@ TEST(Job, EveryFieldIsReadFromTheFile) {
   EXPECT_EQ(job.reduction.bucket_mib, 2.0);
   EXPECT_EQ(job.log.every_steps, 10u);
   EXPECT_TRUE(job.log.samples);
+  EXPECT_EQ(job.transfer.init_from, "w.safetensors");
+  EXPECT_EQ(job.transfer.freeze, (std::vector<std::string>{"conv1", "bn1", "layer1.*"}));
+  EXPECT_EQ(job.transfer.train_last_blocks, 3u);
+  EXPECT_EQ(job.transfer.start_anew, std::vector<std::string>{"fc"});
+  ASSERT_EQ(job.transfer.unfreeze.size(), 2u);
+  EXPECT_EQ(job.transfer.unfreeze[0].epoch, 2.0);
+  EXPECT_EQ(job.transfer.unfreeze[1].pattern, "layer3");
+  ASSERT_EQ(job.optimizer.group.size(), 2u);
+  EXPECT_EQ(job.optimizer.group[0].pattern, "fc");
+  EXPECT_EQ(job.optimizer.group[0].learning_rate_factor, 2.0);
+  EXPECT_EQ(job.optimizer.group[0].weight_decay_factor, 1.0);
+  EXPECT_EQ(job.optimizer.group[1].weight_decay_factor, 0.0);
+}
+
+TEST(Job, ListsOfGroupsComeBackFromTheText) {
+  const Job job = parse(
+      "model { name: \"m\" } data { path: \"d\" only_classes: [3, 1] images_per_class: 7 } "
+      "optimizer { group { pattern: \"a\" learning_rate_factor: 0.3 } } "
+      "transfer { freeze: \"a\" unfreeze { epoch: 1 pattern: \"b\" } }");
+  EXPECT_EQ(job.data.only_classes, (std::vector<uint32_t>{3, 1}));
+  EXPECT_EQ(to_text(parse(to_text(job))), to_text(job));
+}
+
+// One difference for a list, whatever its lengths, which names all that it holds.
+TEST(DifferingKeys, AListOfGroupsIsOneKey) {
+  const auto job = [](const std::string& groups) {
+    return to_text(parse(std::string(kMinimal) + "optimizer { " + groups + " }"));
+  };
+  const std::string none = job(""), one = job("group { pattern: \"a\" learning_rate_factor: 0.1 }"),
+                    two = job("group { pattern: \"a\" } group { pattern: \"b\" }");
+  for (const auto& [before, after] : {std::pair(none, one), {one, two}, {two, none}}) {
+    const auto differences = differing_keys(before, after);
+    ASSERT_EQ(differences.size(), 1u);
+    EXPECT_EQ(differences[0].key, "optimizer.group");
+    EXPECT_TRUE(differences[0].changes_result);
+    EXPECT_NE(identity_digest(parse(before), "d"), identity_digest(parse(after), "d"));
+  }
+  EXPECT_EQ(differing_keys(none, one)[0].new_value,
+            "[{pattern: \"a\" learning_rate_factor: 0.1 weight_decay_factor: 1}]");
 }
 
 // The defaults stand in job.proto and in job.h; they must not part.
@@ -404,6 +447,32 @@ TEST(JobMistakes, ValuesOutOfRangeAndContradictions) {
 }
 
 // eval, verify and resume read the job that a run has recorded.
+TEST(JobMistakes, OfTransfer) {
+  const auto expect = [](const std::string& text, const std::string& part) {
+    expect_contains(mistakes(kMinimal + text), part);
+  };
+  expect("transfer { unfreeze { epoch: 1 pattern: \"a\" } }", "needs something frozen");
+  expect("transfer { freeze: \"a\" unfreeze { epoch: 90 pattern: \"a\" } }",
+         "transfer.unfreeze: has the epoch 90; it must be above 0 and below the run's 90");
+  expect("transfer { freeze: \"a\" unfreeze { epoch: 1 } }", "has no pattern");
+  expect("transfer { freeze: \"\" }", "transfer.freeze: has an empty pattern");
+  expect("transfer { start_anew: \"fc\" }", "needs transfer.init_from");
+  expect("transfer { init_from: \"x\" init_sha256: \"abc\" }", "64 hexadecimal digits");
+  expect("optimizer { group { learning_rate_factor: 2 } }", "a group without a pattern");
+  expect("optimizer { group { pattern: \"a\" learning_rate_factor: 0 } }", "above 0");
+  expect("optimizer { group { pattern: \"a\" weight_decay_factor: -1 } }", "at least 0");
+  expect("optimizer { group { patern: \"a\" } }", "the nearest is optimizer.group.pattern");
+  expect("optimizer { group: 3 }", "is a group of fields");
+  expect_contains(mistakes_of_set("optimizer.group.pattern=a"), "list of groups");
+  expect_contains(mistakes_of_set("transfer.unfreeze=a"), "list of groups");
+  expect_contains(mistakes_of_set("data.only_classes=1,2,1"), "names a class twice");
+  expect_contains(mistakes(kMinimal, {"data.only_classes=1,2", "data.classes=10"}),
+                  "leave data.classes out");
+  EXPECT_EQ(mistakes(kMinimal, {"data.only_classes=1,2", "data.classes=2"}), "");
+  EXPECT_EQ(parse(kMinimal, {"transfer.freeze=a,b.*"}).transfer.freeze,
+            (std::vector<std::string>{"a", "b.*"}));
+}
+
 TEST(JobMistakes, WhatARunRecordsOfMeansIsNoMistake) {
   for (const char* kind : {"NONE", "PER_PIXEL"}) {
     const std::string recorded = fmt::format(
@@ -556,6 +625,7 @@ TEST(Identity, OfAJobFromTheFirstVersionStays) {
   EXPECT_EQ(identity_digest(parse(kMinimal, {"mixing.mixup_alpha=0"}), "d0"), kFirstDigest);
   EXPECT_EQ(identity_digest(parse(kMinimal, {"data.apply_exif_orientation=false"}), "d0"),
             kFirstDigest);
+  EXPECT_EQ(identity_digest(parse(kMinimal, {"transfer.train_last_blocks=0"}), "d0"), kFirstDigest);
 }
 
 // What a job leaves to its model becomes part of it, as if it had been written.
@@ -597,6 +667,7 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "log.batch_digests=true",
                                             "log.gradients=3",
                                             "data.follow_links=true",
+                                            "transfer.init_from=x",
                                             "watchdog.start_seconds=3",
                                             "watchdog.input_seconds=3",
                                             "watchdog.compute_seconds=3",
@@ -680,7 +751,15 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                            "non_finite.policy=skip",
                                            "non_finite.max_skips=3",
                                            "mixing.mixup_alpha=0.2",
-                                           "mixing.cutmix_alpha=1"};
+                                           "mixing.cutmix_alpha=1",
+                                           "data.only_classes=1",
+                                           "data.images_per_class=3",
+                                           "transfer.freeze=conv1",
+                                           "transfer.train_last_blocks=1"};
+  // Of init_from; one, that is in the proto before it, is needed for these.
+  const std::string some_sha(64, 'a');
+  const std::vector<std::string> beside = {"transfer.start_anew=fc",
+                                           "transfer.init_sha256=" + some_sha};
   const std::string before = to_text(parse(kMinimal));
   const auto changed = [](const std::string& set) {
     std::vector<std::string> sets = {set};
@@ -704,13 +783,22 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
     ASSERT_FALSE(differences.empty());
     EXPECT_TRUE(differences[0].changes_result);
   }
-  // The two lists together are all fields.
+  const std::string from = "transfer.init_from=x";
+  for (const std::string& set : beside) {
+    EXPECT_NE(identity_digest(parse(kMinimal, {from, set}), "d"), digest);
+    EXPECT_TRUE(
+        differing_keys(to_text(parse(kMinimal, {from})), to_text(parse(kMinimal, {from, set})))
+            .at(0)
+            .changes_result);
+  }
+  // The lists together are all fields, but for the lists of groups.
   size_t leaves = 0;
   const std::string all =
-      to_text(parse(kMinimal, {"schedule.milestones=1", "data.mean=1", "data.std=1"}));
+      to_text(parse(kMinimal, {"schedule.milestones=1", "data.mean=1", "data.std=1",
+                               "data.only_classes=1", "transfer.freeze=a", from, beside[0]}));
   for (size_t at = 0; at < all.size(); at = all.find('\n', at) + 1)
     if (all.substr(at, all.find('\n', at) - at).find(": ") != std::string::npos) ++leaves;
-  EXPECT_EQ(outside.size() + inside.size(), leaves);
+  EXPECT_EQ(outside.size() + inside.size() + beside.size(), leaves);
 }
 
 TEST(DifferingKeys, NamesValuesAndWhetherTheyMatter) {

@@ -238,7 +238,7 @@ class MemoryWalk {
     const ops::BackwardNeeds needs = ops::backward_needs(node.op);
     const bool forward = call.kind == Kind::kForward || call.kind == Kind::kGatherForward;
     for (size_t k = 0; k < node.inputs.size(); ++k)
-      if (forward ? call.kind == Kind::kForward || k == 0 : k < 32 && (needs.inputs >> k & 1u) != 0)
+      if (forward ? call.kind == Kind::kForward || k == 0 : needs.reads_input(k))
         read(memory_.value[static_cast<size_t>(node.inputs[k] + 1)]);
     if (call.kind == Kind::kForward) {
       write(memory_.value[call.node + 1], first);
