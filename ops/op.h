@@ -46,6 +46,8 @@ struct BackwardNeeds {
   int dy_sources = 1;           // gradients of the output that it can add while it reads them
   int dx_in_place = -1;         // the gradient of this input is written over dy[0]; -1: none
   bool writes_dy = false;       // dy[0] may be overwritten otherwise, too
+
+  bool reads_input(size_t k) const { return k < 32 && (inputs >> k & 1u) != 0; }
 };
 
 // Everything that is fixed about one node when its Op is made. An op works on slices of the batch
