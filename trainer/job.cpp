@@ -320,15 +320,21 @@ constexpr std::array<std::string_view, 10> kNotIdentity = {
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.
-constexpr std::array<std::string_view, 15> kLaterGroups = {
-    "non_finite.",           "mixing.",
-    "data.train.pca_jitter", "data.train.brightness",
-    "data.train.contrast",   "data.train.saturation",
-    "data.train.hue",        "data.apply_exif_orientation",
-    "data.shuffle",          "data.window_shards",
-    "model.graph",           "data.only_classes",
-    "data.images_per_class", "optimizer.group",
-    "transfer."};
+constexpr std::array<std::string_view, 15> kLaterGroups = {"non_finite.",
+                                                           "mixing.",
+                                                           "data.train.pca_jitter",
+                                                           "data.train.brightness",
+                                                           "data.train.contrast",
+                                                           "data.train.saturation",
+                                                           "data.train.hue",
+                                                           "data.apply_exif_orientation",
+                                                           "data.shuffle",
+                                                           "data.window_shards",
+                                                           "model.graph",
+                                                           "data.only_classes",
+                                                           "data.images_per_class",
+                                                           "optimizer.group",
+                                                           "transfer."};
 
 bool changes_result(std::string_view key) {
   return std::none_of(kNotIdentity.begin(), kNotIdentity.end(), [&](std::string_view excluded) {
