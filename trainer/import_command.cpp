@@ -32,7 +32,7 @@ using nlohmann::ordered_json;
 // torchvision's, of ImageNet.
 const std::vector<double> kMean = {0.485, 0.456, 0.406}, kStd = {0.229, 0.224, 0.225};
 constexpr size_t kMostSaid = 100;  // problems of one file
-// The largest network of the list has 8,400 tensors; of more, no model is looked for.
+// The largest network of the list has 7,208 tensors; for many more no model is looked for.
 constexpr size_t kMostTensors = 20'000;
 
 struct ImportOptions {
