@@ -201,7 +201,8 @@ std::string what_fits(const ImportOptions& o, const Import& import) {
   if (import.file.tensors.size() > kMostTensors) return "";
   std::vector<std::string> names;
   for (const ModelEntry& entry : model_table()) names.push_back(entry.name);
-  std::ranges::stable_partition(names, [&](const std::string& name) { return name == o.model; });
+  std::stable_partition(names.begin(), names.end(),
+                        [&](const std::string& name) { return name == o.model; });
   for (const std::string& name : names) {
     const int64_t classes = classes_that_fit(o, import, name);
     if (classes == 0) continue;
