@@ -367,6 +367,16 @@ TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
   expect_refused(convoy(runs_->train("none", {"--set", "model.name=" + path("none.txtpb")})),
                  ExitCode::kBadJob, {"none.txtpb"});
 
+  // A run whose network's text changed says where, not all of it.
+  std::string changed = text.out;
+  changed.replace(changed.rfind("momentum: 0.1"), 13, "momentum: 0.2");
+  runs_->folder().write("mine.txtpb", changed);
+  const Outcome onwards = convoy(runs_->train("own", {"--set", "model.name=" + network}));
+  expect_refused(
+      onwards, ExitCode::kBadJob,
+      {"the network's text changed, line ", ": \"    momentum: 0.1\" -> \"    momentum: 0.2\""});
+  EXPECT_EQ(onwards.err.find("conv1"), std::string::npos) << onwards.err;
+
   // Another model's name does not change the text that is there.
   const Arguments other = {"train",           "--job", runs_->out("own") + "/job.txtpb", "--out",
                            path("run-other"), "--set", "model.name=cifar_resnet20"};
@@ -377,16 +387,6 @@ TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
   cleared.insert(cleared.end(), {"--set", "model.graph="});
   ASSERT_EQ(convoy(cleared).exit_code, 0);
   EXPECT_EQ(runs_->digest(path("run-other")), runs_->digest(runs_->out("trained")));
-
-  // A run whose network's text changed says where, not all of it.
-  std::string changed = text.out;
-  changed.replace(changed.rfind("momentum: 0.1"), 13, "momentum: 0.2");
-  runs_->folder().write("mine.txtpb", changed);
-  const Outcome onwards = convoy(runs_->train("own", {"--set", "model.name=" + network}));
-  expect_refused(
-      onwards, ExitCode::kBadJob,
-      {"the network's text changed, line ", ": \"    momentum: 0.1\" -> \"    momentum: 0.2\""});
-  EXPECT_EQ(onwards.err.find("conv1"), std::string::npos) << onwards.err;
 }
 
 // What one's own network is called reaches no terminal as it is; one that is too large for a job
@@ -404,7 +404,7 @@ TEST_F(Weights, NetworksThatAreOddAreHandledWithCare) {
     return parts.file();
   }());
   const auto import_own = [&](const std::string& network, const Arguments& more) {
-    Arguments all = {"import",        "--model", runs_->folder().write("odd.txtpb", network),
+    Arguments all = {"import",        "--model", runs_->folder().write("\xff_odd.txtpb", network),
                      "--weights",     weights,   "--out",
                      path("odd_own"), "--mean",  "0",
                      "--std",         "1"};
@@ -430,7 +430,7 @@ TEST_F(Weights, NetworksThatAreOddAreHandledWithCare) {
     last = name;
   }
   expect_refused(import_own(large, {}), ExitCode::kBadJob,
-                 {"the job of ", "odd.txtpb: has ", " bytes; a job has at most 1048576"});
+                 {"the job of ", "\\xff_odd.txtpb: has ", " bytes; a job has at most 1048576"});
   EXPECT_FALSE(fs::exists(path("odd_own")));
   expect_refused(import_own(head, {"--input", "1x3x3"}), ExitCode::kUsage,
                  {"--input 1x3x3: the network of ", "is made for 1x2x2; leave out --input"});
