@@ -1,4 +1,7 @@
 // convoy export: the weights of a checkpoint for other programs, as safetensors or ONNX.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <charconv>
 #include <filesystem>
 #include <functional>
@@ -11,6 +14,7 @@
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
 #include "trainer/file.h"
+#include "trainer/file_calls.h"
 #include "trainer/model_state.h"
 #include "trainer/onnx_export.h"
 #include "trainer/setup.h"
@@ -62,18 +66,17 @@ data::ImageShape image_of(const ExportOptions& o, const Job& job, const std::str
   return {.height = size, .width = size, .channels = static_cast<int>(job.data.mean.size())};
 }
 
-// A file of that name appears whole or not at all.
+// A file of that name appears whole or not at all. What already has the temporary name is not ours:
+// it is neither written to nor removed.
 void write_whole(const std::string& path, const std::function<void(const std::string&)>& write) {
-  const std::string temporary = path + ".tmp";
+  const std::string temporary = fmt::format("{}.exporting-{}", path, ::getpid());
+  File(temporary, O_WRONLY | O_CREAT | O_EXCL).close();
   try {
     write(temporary);
     rename_path(temporary, path);
   } catch (...) {
-    try {
-      remove_tree(temporary);
-    } catch (const Error& error) {
-      log::warning("{}", error.what());
-    }
+    if (sys::unlink(temporary) != 0)
+      log::warning("{}: cannot remove: {}", printable(temporary), errno_text());
     throw;
   }
   const fs::path folder = fs::path(path).parent_path();
@@ -84,6 +87,10 @@ void expect_free(const ExportOptions& o) {
   std::error_code error;
   if (fs::is_directory(o.out, error))
     fail(ExitCode::kUsage, "{}: is a folder; name a file", printable(o.out));
+  const fs::path folder = fs::path(o.out).parent_path();
+  if (!folder.empty() && !fs::is_directory(folder, error))
+    fail(ExitCode::kIo, "{}: there is no folder {}; make it first", printable(o.out),
+         printable(folder.string()));
   if (!o.force && fs::exists(fs::symlink_status(o.out, error)))
     fail(ExitCode::kUsage, "{}: is there already; --force replaces it", printable(o.out));
 }
@@ -105,6 +112,31 @@ Metadata metadata_of(const ExportOptions& o, const Job& job, const CheckpointFac
           {"crop", std::to_string(transform.size)}};
 }
 
+// --input must be of a size that the weights fit.
+void expect_weights_of(const ExportOptions& o, const ops::Graph& graph, const TensorList& weights) {
+  for (const auto& p : ops::layout_of(graph).parameters)
+    if (const NamedTensor* t = weights.find(p.name); t && t->shape != p.spec.dims)
+      fail(ExitCode::kUsage,
+           "--input {}: \"{}\" would be [{}], the checkpoint's is [{}]; leave out --input for the "
+           "size that it was evaluated on",
+           printable(o.input), printable(p.name), fmt::join(p.spec.dims, ", "),
+           fmt::join(t->shape, ", "));
+}
+
+// The network for these images; where --input says their size, mistakes name it.
+ops::Graph exported_graph(const ExportOptions& o, const Job& job, const data::ImageShape& shape,
+                          const TensorList& weights) {
+  if (o.input.empty()) return ops::inference_graph(graph_of(job, shape));
+  try {
+    const ops::Graph graph = ops::inference_graph(graph_of(job, shape));
+    expect_weights_of(o, graph, weights);
+    return graph;
+  } catch (const Error& e) {
+    if (e.code() == ExitCode::kUsage) throw;
+    fail(ExitCode::kUsage, "--input {}: {}", printable(o.input), e.what());
+  }
+}
+
 void export_onnx(const ExportOptions& o, const LoadedCheckpoint& loaded, const Job& job,
                  const TensorList& weights) {
   const data::ImageShape shape = image_of(o, job, loaded.folder);
@@ -112,8 +144,7 @@ void export_onnx(const ExportOptions& o, const LoadedCheckpoint& loaded, const J
   OnnxOptions options = o.onnx;
   options.metadata = metadata_of(o, job, loaded.state.facts, !normalisation.mean_image.empty());
   if (o.normalise) options.pixels = image_input(job, normalisation, shape, 1);
-  const std::string bytes =
-      onnx_model(ops::inference_graph(graph_of(job, shape)), weights, options);
+  const std::string bytes = onnx_model(exported_graph(o, job, shape, weights), weights, options);
   write_whole(o.out, [&](const std::string& path) { write_text(path, bytes); });
 }
 
@@ -139,8 +170,8 @@ int run_export(const ExportOptions& o) {
                               {"bytes", bytes}};
     std::cout << out.dump(2, ' ', false, ordered_json::error_handler_t::replace) << std::endl;
   } else {
-    std::cout << fmt::format("{}: {} of step {} as {}, {}\n", printable(o.out), job.model.name,
-                             loaded.state.facts.step, o.format,
+    std::cout << fmt::format("{}: {} of step {} as {}, {}\n", printable(o.out),
+                             printable(job.model.name), loaded.state.facts.step, o.format,
                              mebibytes(static_cast<double>(bytes)));
   }
   return 0;
@@ -159,7 +190,11 @@ int64_t parse_batch(const std::string& text) {
 void check(const po::variables_map& values, ExportOptions& o) {
   if (o.format.empty()) {
     const std::string ending = fs::path(o.out).extension().string();
-    if (ending == ".safetensors" || ending == ".onnx") o.format = ending.substr(1);
+    if (ending != ".safetensors" && ending != ".onnx")
+      fail(ExitCode::kUsage,
+           "{}: ends in neither .onnx nor .safetensors; give --format onnx or --format safetensors",
+           printable(o.out));
+    o.format = ending.substr(1);
   }
   if (o.format != "safetensors" && o.format != "onnx")
     fail(ExitCode::kUsage, "--format {}: there are safetensors and onnx", printable(o.format));

@@ -16,6 +16,7 @@
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
 #include "trainer/file.h"
+#include "trainer/file_calls.h"
 #include "trainer/graph_text.h"
 #include "trainer/model_state.h"
 #include "trainer/setup.h"
@@ -31,6 +32,8 @@ using nlohmann::ordered_json;
 // torchvision's, of ImageNet.
 const std::vector<double> kMean = {0.485, 0.456, 0.406}, kStd = {0.229, 0.224, 0.225};
 constexpr size_t kMostSaid = 100;  // problems of one file
+// The largest network of the list has 7,208 tensors; for many more no model is looked for.
+constexpr size_t kMostTensors = 20'000;
 
 struct ImportOptions {
   std::string model, weights, out, input, mean, std;
@@ -92,12 +95,15 @@ std::string job_text(const ImportOptions& o, const std::string& name, const Shap
   if (!o.mean.empty()) {
     mean = parse_numbers("--mean", o.mean);
     std = parse_numbers("--std", o.std);
+    if (std::ranges::any_of(std, [](double s) { return s <= 0; }))
+      fail(ExitCode::kUsage, "--std {}: must be above 0", printable(o.std));
   }
   const auto channels = static_cast<size_t>(image.c);
   if (mean.size() != channels || std.size() != channels)
     fail(ExitCode::kUsage,
-         "{} means and {} standard deviations for images of {} channel(s); give --mean and --std",
-         mean.size(), std.size(), channels);
+         "{}{} means and {} standard deviations for images of {} channel(s); give --mean and --std",
+         o.input.empty() ? "" : fmt::format("--input {}: ", printable(o.input)), mean.size(),
+         std.size(), channels);
   // 256 for 224, as torchvision; small images are taken as they are.
   const int64_t resize = image.h >= 128 ? (image.h * 8 + 3) / 7 : 0;
   return fmt::format(
@@ -124,21 +130,37 @@ ops::Graph usual_network(const ImportOptions& o) {
   return make_model(o.model, options);
 }
 
+TensorList read_weights(const std::string& path) {
+  try {
+    return read_safetensors(path);
+  } catch (const Error& e) {
+    if (std::string_view(e.what()).find("dtype \"F64\"") == std::string_view::npos) throw;
+    fail(e.code(), "{}; in Python, .float() on every tensor before save_file makes it F32",
+         e.what());
+  }
+}
+
 Import read_import(const ImportOptions& o) {
   const ops::Graph usual = usual_network(o);
   const bool own = o.model.ends_with(".txtpb");
   const int64_t usual_classes = ops::infer_shapes(usual, 1).back().c;
   const Shape image = o.input.empty() ? usual.image : parse_image(o.input);
+  if (own && image != usual.image)
+    fail(ExitCode::kUsage, "--input {}: the network of {} is made for {}x{}x{}; leave out --input",
+         printable(o.input), printable(o.model), usual.image.c, usual.image.h, usual.image.w);
   refuse_pickle(o.weights);
-  Import import{.job = {}, .graph = {}, .file = read_safetensors(o.weights), .mapping = {}};
+  Import import{.job = {}, .graph = {}, .file = read_weights(o.weights), .mapping = {}};
   int64_t classes = o.classes;
   if (classes == 0 && !own) classes = classes_in(import.file, usual);
   if (classes == 0) classes = usual_classes;
-  std::vector<std::string> sets = o.sets;
-  if (own) sets.push_back("model.graph=" + to_text(usual));
-  import.job =
-      parse_job(job_text(o, own ? "network" : o.model, image, classes), "import", sets, "");
+  const std::string name = own ? "network" : o.model, text = own ? to_text(usual) : "";
+  import.job = parse_job(job_text(o, name, image, classes), "import", o.sets, "");
+  if (import.job.model.name != name || !import.job.model.graph.empty())
+    fail(ExitCode::kUsage, "--set model.name, --set model.graph: --model says which network it is");
+  import.job.model.graph = text;
   if (own && !usual.name.empty()) import.job.model.name = usual.name;
+  // Whoever reads the checkpoint must be able to read its job.
+  parse_job(to_text(import.job), fmt::format("the job of {}", o.model), {}, "");
   import.graph = graph_of(import.job, {.height = static_cast<int>(image.h),
                                        .width = static_cast<int>(image.w),
                                        .channels = static_cast<int>(image.c)});
@@ -146,20 +168,48 @@ Import read_import(const ImportOptions& o) {
   return import;
 }
 
-// The model that the file is a state of, other than the one that was named; empty: none is known.
-std::string model_that_fits(const Import& import) {
-  for (const ModelEntry& entry : model_table()) {
-    try {
-      ModelOptions options;
-      options.image.c = import.graph.image.c;
-      const ops::Graph graph = make_model(entry.name, options);
-      const int64_t classes = classes_in(import.file, graph);
-      if (classes == 0) continue;
-      options.classes = classes;
-      if (map_weights(import.file, make_model(entry.name, options), false).problems.empty())
-        return entry.name;
-    } catch (const Error&) {  // a number of classes that no network has
-    }
+// Does the file have as many tensors as a state of it may have, with auxiliary heads or without?
+bool could_be(const TensorList& file, const ops::Graph& graph) {
+  const auto tensors_of = [](const ops::Graph& g) {
+    return static_cast<std::ptrdiff_t>(map_weights({}, g, false).tensors.size());
+  };
+  const auto tensors = std::ranges::count_if(
+      file.tensors, [](const NamedTensor& t) { return !t.name.ends_with(".num_batches_tracked"); });
+  return tensors >= tensors_of(ops::inference_graph(graph)) && tensors <= tensors_of(graph);
+}
+
+// The classes with which the file is a state of this model; 0: it is none.
+int64_t classes_that_fit(const ImportOptions& o, const Import& import, const std::string& model) {
+  try {
+    ModelOptions options;
+    if (model == o.model) options.image = import.graph.image;
+    options.image.c = import.graph.image.c;
+    const ops::Graph graph = make_model(model, options);
+    if (!could_be(import.file, graph)) return 0;
+    options.classes = classes_in(import.file, graph);
+    if (options.classes == 0) return 0;
+    const bool fits = map_weights(import.file, make_model(model, options), false).problems.empty();
+    return fits ? options.classes : 0;
+  } catch (const Error&) {  // a number of classes that no network has
+    return 0;
+  }
+}
+
+// What of the command to change, where the file is a state of a model of the list; empty: none is
+// known.
+std::string what_fits(const ImportOptions& o, const Import& import) {
+  if (import.file.tensors.size() > kMostTensors) return "";
+  std::vector<std::string> names;
+  for (const ModelEntry& entry : model_table()) names.push_back(entry.name);
+  std::stable_partition(names.begin(), names.end(),
+                        [&](const std::string& name) { return name == o.model; });
+  for (const std::string& name : names) {
+    const int64_t classes = classes_that_fit(o, import, name);
+    if (classes == 0) continue;
+    std::string text = name == o.model ? "" : fmt::format("\n  the file fits the model {}", name);
+    if (o.classes != 0 && o.classes != classes)
+      text += fmt::format("\n  leave out --classes (the file has {})", classes);
+    return text;
   }
   return "";
 }
@@ -170,8 +220,7 @@ std::string model_that_fits(const Import& import) {
   for (size_t i = 0; i < std::min(problems.size(), kMostSaid); ++i) text += "\n  " + problems[i];
   if (problems.size() > kMostSaid)
     text += fmt::format("\n  ... and {} more (--dry-run names all)", problems.size() - kMostSaid);
-  const std::string other = model_that_fits(import);
-  if (!other.empty()) text += fmt::format("\n  the file fits the model {}", other);
+  text += what_fits(o, import);
   fail(ExitCode::kBadData, "{}: not a state of {} with {} classes: {} tensor(s) do not fit{}{}",
        printable(o.weights), printable(o.model), import.job.data.classes, problems.size(),
        import.mapping.prefix.empty()
@@ -186,8 +235,9 @@ std::vector<std::string> notes_of(const ImportOptions& o, const WeightMapping& m
     notes.push_back(
         fmt::format("\"{}\" in front of the names was cut off", printable(mapping.prefix)));
   for (const std::string& head : mapping.absent_heads)
-    notes.push_back(fmt::format(
-        "the file has no \"{}\", a head that training alone uses; it starts anew", head));
+    notes.push_back(
+        fmt::format("the file has no \"{}\", a head that training alone uses; it starts anew",
+                    printable(head)));
   if (!mapping.absent_heads.empty() && o.model == "googlenet" && o.mean.empty())
     notes.emplace_back(
         "torchvision's pretrained googlenet was trained with --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5");
@@ -210,44 +260,54 @@ int print_mapping(const ImportOptions& o, const Import& import) {
     for (const MappedTensor& t : import.mapping.tensors)
       if (t.source)
         out["tensors"].push_back({{"from", printable(t.source->name)},
-                                  {"to", t.name},
+                                  {"to", printable(t.name)},
                                   {"type", name_of(t.source->type)},
                                   {"shape", t.shape}});
-    std::cout << out.dump(2) << std::endl;
+    std::cout << out.dump(2, ' ', false, ordered_json::error_handler_t::replace) << std::endl;
   } else {
     for (const MappedTensor& t : import.mapping.tensors)
       if (t.source)
         std::cout << fmt::format("{} {} [{}] -> {} [{}]\n", printable(t.source->name),
-                                 name_of(t.source->type), fmt::join(t.source->shape, ", "), t.name,
-                                 fmt::join(t.shape, ", "));
+                                 name_of(t.source->type), fmt::join(t.source->shape, ", "),
+                                 printable(t.name), fmt::join(t.shape, ", "));
     for (const std::string& note : notes_of(o, import.mapping))
       std::cout << fmt::format("note: {}\n", note);
     for (const std::string& problem : import.mapping.problems)
       std::cout << fmt::format("problem: {}\n", problem);
     std::cout << fmt::format("{} tensor(s) of {} fit {}, {} problem(s); nothing was written\n",
-                             tensors_of(import.mapping), import.mapping.tensors.size(), o.model,
-                             import.mapping.problems.size());
+                             tensors_of(import.mapping), import.mapping.tensors.size(),
+                             printable(o.model), import.mapping.problems.size());
   }
   return static_cast<int>(import.mapping.problems.empty() ? ExitCode::kDone : ExitCode::kBadData);
 }
 
+// --out, without a slash at its end.
+fs::path target_of(const std::string& out) {
+  const fs::path target = fs::absolute(out).lexically_normal();
+  return target.has_filename() ? target : target.parent_path();
+}
+
 void expect_free(const std::string& out) {
   std::error_code error;
-  if (!fs::exists(fs::symlink_status(out, error))) return;
-  if (!fs::is_directory(out, error))
-    fail(ExitCode::kUsage, "--out {}: is no folder", printable(out));
-  if (!fs::is_empty(out, error))
+  const fs::path target = target_of(out);
+  const fs::file_status status = fs::symlink_status(target, error);
+  if (!fs::exists(status)) return;
+  if (fs::is_symlink(status))
+    fail(ExitCode::kUsage, "--out {}: is a link; choose a new folder", printable(out));
+  if (!fs::is_directory(status)) fail(ExitCode::kUsage, "--out {}: is no folder", printable(out));
+  if (!fs::is_empty(target, error))
     fail(ExitCode::kUsage, "--out {}: is not empty; choose a new folder", printable(out));
 }
 
-// The folder appears whole, by a rename, or not at all. Returns the checkpoint's digest.
+// The folder appears whole, by a rename, or not at all. What already has the temporary name is not
+// ours and stays. Returns the checkpoint's digest.
 std::string write_folder(const std::string& out, const CheckpointState& state) {
-  fs::path target = fs::absolute(out).lexically_normal();
-  if (!target.has_filename()) target = target.parent_path();  // a slash at the end
+  const fs::path target = target_of(out);
   make_folder(target.parent_path());
   const std::string temporary = fmt::format("{}.importing-{}", target.string(), ::getpid());
+  if (sys::mkdir(temporary) != 0)
+    fail(ExitCode::kIo, "{}: cannot create the folder: {}", printable(temporary), errno_text());
   try {
-    remove_tree(temporary);
     save_checkpoint(temporary, state);
     write_text(temporary + "/job.txtpb", state.facts.job);
     sync_folder(temporary);
@@ -299,7 +359,7 @@ int run_import(const ImportOptions& o) {
   }
   for (const std::string& note : notes) std::cout << fmt::format("note: {}\n", note);
   std::cout << fmt::format("{}: {} with {} classes, {} tensors of {}\ndigest {}\n",
-                           printable(o.out), o.model, import.job.data.classes, tensors,
+                           printable(o.out), printable(o.model), import.job.data.classes, tensors,
                            printable(o.weights), digest);
   return 0;
 }

@@ -426,7 +426,8 @@ Job load_job(const std::string& path, const std::vector<std::string>& sets,
          error.what());
   }
   Job job = parse_job(text, path, sets, device);
-  if (job.model.name.ends_with(".txtpb")) read_network(job);
+  // A network that is there already may have any name.
+  if (job.model.graph.empty() && job.model.name.ends_with(".txtpb")) read_network(job);
   return job;
 }
 

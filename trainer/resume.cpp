@@ -1,9 +1,11 @@
 #include "trainer/resume.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "ops/core/error.h"
@@ -47,6 +49,31 @@ std::optional<LoadedCheckpoint> load_checkpoint_to_resume(const TrainOptions& op
   if (!list_checkpoints(options.out).empty()) return find_newest(options.out);
   if (options.resume != "auto" && options.resume != "never") return load_resume(options.resume);
   return std::nullopt;
+}
+
+// The first line in which two texts differ, on one line.
+std::string first_difference(std::string_view before, std::string_view after) {
+  constexpr size_t kMostSaid = 100;
+  const auto take_line = [](std::string_view& text) {
+    const std::string_view line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(line.size() + 1, text.size()));
+    return line;
+  };
+  for (int number = 1;; ++number) {
+    const std::string_view a = take_line(before), b = take_line(after);
+    if (a != b || (before.empty() && after.empty()))
+      return fmt::format("line {}: \"{}\" -> \"{}\"", number, printable(a, kMostSaid),
+                         printable(b, kMostSaid));
+  }
+}
+
+// A difference of the jobs for people; a network's text has many lines.
+std::string said(const JobDifference& d, const Resume& resume, const Job& job) {
+  if (d.key != "model.graph") return fmt::format("{}: {} -> {}", d.key, d.old_value, d.new_value);
+  const std::string before = parse_job(resume.job, "the old job", {}, "").model.graph;
+  if (before.empty()) return "model.graph: a model of the list -> a network's text";
+  if (job.model.graph.empty()) return "model.graph: a network's text -> a model of the list";
+  return fmt::format("the network's text changed, {}", first_difference(before, job.model.graph));
 }
 
 // As the others must know it.
@@ -103,7 +130,7 @@ void expect_same_run(const Resume& resume, const Job& job, const std::string& da
                      const Fingerprint& fingerprint, bool allow_change, bool is_root) {
   std::string changed;
   for (const JobDifference& d : differing_keys(resume.job, to_text(job))) {
-    const std::string text = fmt::format("{}: {} -> {}", d.key, d.old_value, d.new_value);
+    const std::string text = said(d, resume, job);
     if (d.changes_result)
       changed += (changed.empty() ? "" : "; ") + text;
     else if (is_root)

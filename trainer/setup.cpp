@@ -242,6 +242,12 @@ namespace {
 // The job's own network, if the data fit it.
 ops::Graph own_network(const Job& job, const data::ImageShape& shape) {
   ops::Graph graph = parse_graph(job.model.graph, "model.graph");
+  const std::string name = graph.name.empty() ? "network" : graph.name;  // as load_job says
+  if (job.model.name != name)
+    fail(ExitCode::kBadJob,
+         "model.name is \"{}\", but model.graph holds the network \"{}\"; clear model.graph (--set "
+         "model.graph=) to train a model of the list or of another file",
+         printable(job.model.name), printable(name));
   const Shape& image = graph.image;
   if (image.c != shape.channels || image.h != shape.height || image.w != shape.width)
     fail(ExitCode::kBadJob,

@@ -20,6 +20,8 @@ constexpr uint64_t kSeed = 1;              // of what a file does not have
 constexpr int64_t kMostClasses = 1 << 20;  // as data.classes
 // The search for the nearest name is quadratic: of hostile files it is not made.
 constexpr size_t kMostCandidates = 2000, kMostLooked = 50, kLongestName = 200;
+// Every dot of a name may end a prefix; names of networks have few.
+constexpr std::ptrdiff_t kMostDots = 16;
 
 bool is_float(StoredType type) {
   return type == StoredType::kF32 || type == StoredType::kBf16 || type == StoredType::kF16;
@@ -66,18 +68,21 @@ std::string node_of(const std::string& tensor) {
   return tensor.substr(0, tensor.rfind('.'));
 }
 
-// What stands in front of the network's names in the file: of all that does, what does most often.
+// What stands in front of the network's names in the file: of all that does, what does most often,
+// and in front of more than half of them. Long names and those of many dots have no say.
 std::string common_prefix(const std::vector<std::string>& names,
                           const std::set<std::string, std::less<>>& ours) {
   std::map<std::string, size_t> votes;
-  for (const std::string& name : names)
+  for (const std::string& name : names) {
+    if (name.size() > kLongestName || std::ranges::count(name, '.') > kMostDots) continue;
     for (size_t at = 0; at != std::string::npos;) {
       if (ours.contains(std::string_view(name).substr(at))) ++votes[name.substr(0, at)];
       at = name.find('.', at);
       if (at != std::string::npos) ++at;
     }
+  }
   std::string prefix;
-  size_t most = votes[""];
+  size_t most = std::max(votes[""], ours.size() / 2);
   for (const auto& [candidate, count] : votes)
     if (count > most) {
       prefix = candidate;
@@ -151,7 +156,8 @@ class Mapper {
 
   void check(const MappedTensor& t) {
     if (std::ranges::find(missing_, &t) != missing_.end())
-      say(fmt::format("\"{}\" {} is missing", t.name, shape_text(t.shape)), t.name, extra_);
+      say(fmt::format("\"{}\" {} is missing", printable(t.name), shape_text(t.shape)), t.name,
+          extra_);
     if (!t.source) return;
     if (t.source->shape != t.shape)
       mapping_.problems.push_back(fmt::format("\"{}\" is {} in the file, {} in the network",
@@ -194,10 +200,10 @@ void look_for_bad_values(const std::string& name, std::span<const float> values,
                          std::vector<std::string>& warnings) {
   const auto bad = std::ranges::count_if(values, [](float v) { return !std::isfinite(v); });
   if (bad > 0)
-    warnings.push_back(fmt::format("\"{}\": {} of {} values are infinite or not a number", name,
-                                   bad, values.size()));
+    warnings.push_back(fmt::format("\"{}\": {} of {} values are infinite or not a number",
+                                   printable(name), bad, values.size()));
   if (name.ends_with(".running_var") && std::ranges::any_of(values, [](float v) { return v < 0; }))
-    warnings.push_back(fmt::format("\"{}\": a variance is below 0", name));
+    warnings.push_back(fmt::format("\"{}\": a variance is below 0", printable(name)));
 }
 
 }  // namespace

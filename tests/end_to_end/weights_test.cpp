@@ -168,10 +168,59 @@ TEST_F(Weights, AFolderThatHoldsAnythingIsLeftAlone) {
   runs_->folder().write("a_file", "");
   expect_refused(convoy(import(path("w.safetensors"), path("a_file"))), ExitCode::kUsage,
                  {"is no folder"});
+  // A link is refused before the file of weights is opened.
+  fs::create_directories(path("behind_link"));
+  fs::create_directory_symlink(path("behind_link"), path("link"));
+  for (const std::string& link : {path("link"), path("link") + "/"})
+    expect_refused(convoy(import(path("nowhere"), link)), ExitCode::kUsage,
+                   {"is a link; choose a new folder"});
   // An empty one will do, with a slash behind it, too.
   fs::create_directories(path("empty"));
   EXPECT_EQ(convoy(import(path("w.safetensors"), path("empty") + "/")).exit_code, 0);
   EXPECT_TRUE(fs::exists(path("empty") + "/checkpoints/step-0000000000/manifest.txtpb"));
+}
+
+// The temporary names may be someone else's, too.
+TEST_F(Weights, WhatHasATemporaryNameIsLeftAlone) {
+  const std::string run = runs_->out("trained"), out = path("careful.onnx");
+  for (const char* ending : {".onnx.tmp/notes", "_file.onnx.tmp"}) {
+    fs::create_directories(fs::path(path("careful") + ending).parent_path());
+    runs_->folder().write(std::string("careful") + ending, "mine");
+  }
+  EXPECT_EQ(convoy({"export", run, out}).exit_code, 0);
+  EXPECT_EQ(convoy({"export", run, path("careful_file.onnx")}).exit_code, 0);
+  EXPECT_EQ(read_file(out + ".tmp/notes"), "mine");
+  EXPECT_EQ(read_file(path("careful_file.onnx.tmp")), "mine");
+
+  const auto refused_with = [&](const std::string& made, const Arguments& arguments,
+                                const std::string& words) {
+    const Outcome outcome = runs_->run_by(made + "; exec \"$@\"", arguments);
+    expect_refused(outcome, ExitCode::kIo, {words});
+  };
+  const auto count = [&](const std::string& words) {
+    int found = 0;
+    for (const auto& entry : fs::directory_iterator(runs_->folder().path())) {
+      if (entry.path().string().find(words) == std::string::npos) continue;
+      const fs::path kept = entry.is_directory() ? entry.path() / "notes" : entry.path();
+      EXPECT_EQ(read_file(kept), "mine") << kept;
+      ++found;
+    }
+    return found;
+  };
+  const std::string other = path("other.onnx"), folder = path("other_folder");
+  refused_with(fmt::format("mkdir {0}.exporting-$$; echo -n mine > {0}.exporting-$$/notes", other),
+               {"export", run, other}, "cannot open for writing");
+  refused_with(fmt::format("echo -n mine > {}.exporting-$$", other), {"export", run, other},
+               "File exists");
+  EXPECT_EQ(count("other.onnx.exporting-"), 2);
+  EXPECT_FALSE(fs::exists(other));
+  refused_with(fmt::format("mkdir {0}.importing-$$; echo -n mine > {0}.importing-$$/notes", folder),
+               import(path("w.safetensors"), folder), "File exists");
+  EXPECT_EQ(count("other_folder.importing-"), 1);
+  EXPECT_FALSE(fs::exists(folder));
+  for (const auto& entry : fs::directory_iterator(runs_->folder().path()))
+    if (entry.path().string().find("other_folder.importing-") != std::string::npos)
+      fs::remove_all(entry.path());
 }
 
 TEST_F(Weights, ADryRunListsAndWritesNothing) {
@@ -206,7 +255,8 @@ TEST_F(Weights, FilesThatDoNotFitAreRefusedByName) {
       {Parts(good).replace("[16,1,3,3]", "[1,16,3,3]").file(),
        {"\"conv1.weight\" is [1, 16, 3, 3] in the file, [16, 1, 3, 3] in the network"}},
       {Parts(good).replace("F32", "I32").file(), {"\"conv1.weight\" is of type I32"}},
-      {Parts(good).replace("F32", "F64").file(), {"dtype \"F64\" is not one of"}},
+      {Parts(good).replace("F32", "F64").file(),
+       {"dtype \"F64\" is not one of", "Python, .float() on every tensor before save_file"}},
       {truncated, {"odd.safetensors"}},
       {huge, {"not a safetensors file: a header of 18446744073709551615 bytes"}},
       {"", {"too few for a safetensors file"}},
@@ -225,6 +275,11 @@ TEST_F(Weights, FilesThatDoNotFitAreRefusedByName) {
 }
 
 TEST_F(Weights, AFileOfAnotherModelIsRecognised) {
+  // The right model with a number of classes that is not the file's.
+  expect_refused(convoy(import(path("w.safetensors"), path("odd"), {"--classes", "7"})),
+                 ExitCode::kBadData,
+                 {"\"fc.weight\" is [4, 64] in the file, [7, 64] in the network",
+                  "\n  leave out --classes (the file has 4)"});
   Arguments command = import(path("w.safetensors"), path("odd"));
   command[2] = "cifar_resnet32";
   expect_refused(
@@ -272,11 +327,12 @@ TEST_F(Weights, ExportWritesWholeFilesAndReplacesNone) {
   EXPECT_EQ(convoy({"export", run, out, "--fold", "--force"}).exit_code, 0);
   EXPECT_LT(fs::file_size(out), bytes.size());
   EXPECT_FALSE(fs::exists(out + ".tmp"));
-  expect_refused(convoy({"export", run, data()}), ExitCode::kUsage, {"--format "});
+  expect_refused(convoy({"export", run, path("q.foo")}), ExitCode::kUsage,
+                 {"q.foo: ends in neither .onnx nor .safetensors"});
   expect_refused(convoy({"export", run, data(), "--format", "onnx"}), ExitCode::kUsage,
                  {"is a folder; name a file"});
   expect_refused(convoy({"export", run, path("nowhere/x.onnx")}), ExitCode::kIo,
-                 {"nowhere/x.onnx"});
+                 {"nowhere/x.onnx: there is no folder", "nowhere; make it first"});
   expect_refused(convoy({"export", data(), path("x.onnx")}), ExitCode::kBadData,
                  {"neither a checkpoint"});
 }
@@ -310,6 +366,74 @@ TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
                  ExitCode::kBadJob, {"network \"mine\" is made for 1 x 12 x 12", "1 x 10 x 10"});
   expect_refused(convoy(runs_->train("none", {"--set", "model.name=" + path("none.txtpb")})),
                  ExitCode::kBadJob, {"none.txtpb"});
+
+  // A run whose network's text changed says where, not all of it.
+  std::string changed = text.out;
+  changed.replace(changed.rfind("momentum: 0.1"), 13, "momentum: 0.2");
+  runs_->folder().write("mine.txtpb", changed);
+  const Outcome onwards = convoy(runs_->train("own", {"--set", "model.name=" + network}));
+  expect_refused(
+      onwards, ExitCode::kBadJob,
+      {"the network's text changed, line ", ": \"    momentum: 0.1\" -> \"    momentum: 0.2\""});
+  EXPECT_EQ(onwards.err.find("conv1"), std::string::npos) << onwards.err;
+
+  // Another model's name does not change the text that is there.
+  const Arguments other = {"train",           "--job", runs_->out("own") + "/job.txtpb", "--out",
+                           path("run-other"), "--set", "model.name=cifar_resnet20"};
+  expect_refused(convoy(other), ExitCode::kBadJob,
+                 {"model.name is \"cifar_resnet20\", but model.graph holds the network \"mine\"; "
+                  "clear model.graph (--set model.graph=)"});
+  Arguments cleared = other;
+  cleared.insert(cleared.end(), {"--set", "model.graph="});
+  ASSERT_EQ(convoy(cleared).exit_code, 0);
+  EXPECT_EQ(runs_->digest(path("run-other")), runs_->digest(runs_->out("trained")));
+}
+
+// What one's own network is called reaches no terminal as it is; one that is too large for a job
+// becomes no checkpoint.
+TEST_F(Weights, NetworksThatAreOddAreHandledWithCare) {
+  const std::string head =
+      "name: 'odd\\033[31m' input_channels: 1 input_height: 2 input_width: 2 "
+      "node { name: 'fc\\033[31m' input: 'input' linear { out_features: 2 } } ";
+  // The names as JSON.
+  const std::string weights = runs_->folder().write("odd.safetensors", [] {
+    Parts parts(exported());
+    parts.header = R"({"fc\u001b[31m.weight":{"dtype":"F32","shape":[2,4],"data_offsets":[0,32]},)"
+                   R"("fc\u001b[31m.bias":{"dtype":"F32","shape":[2],"data_offsets":[32,40]}})";
+    parts.data = std::string(40, '\0');
+    return parts.file();
+  }());
+  const auto import_own = [&](const std::string& network, const Arguments& more) {
+    Arguments all = {"import",        "--model", runs_->folder().write("\xff_odd.txtpb", network),
+                     "--weights",     weights,   "--out",
+                     path("odd_own"), "--mean",  "0",
+                     "--std",         "1"};
+    all.insert(all.end(), more.begin(), more.end());
+    return convoy(all);
+  };
+  for (const Arguments& more : {Arguments{"--dry-run"}, {"--dry-run", "--json"}, {}}) {
+    const Outcome outcome = import_own(head, more);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_EQ((outcome.out + outcome.err).find('\033'), std::string::npos) << outcome.all();
+    const bool listed = outcome.out.find("x1b[31m.weight") != std::string::npos;
+    EXPECT_EQ(listed, !more.empty()) << outcome.all();
+  }
+  const Outcome exported_own = convoy({"export", path("odd_own"), path("odd_own.onnx")});
+  EXPECT_EQ(exported_own.exit_code, 0) << exported_own.all();
+  EXPECT_EQ(exported_own.out.find('\033'), std::string::npos) << exported_own.all();
+
+  fs::remove_all(path("odd_own"));
+  std::string large = head, last = "fc\\033[31m";
+  for (int i = 0; i < 20'000; ++i) {
+    const std::string name = fmt::format("node{}", i);
+    large += fmt::format("node {{ name: '{}' input: '{}' relu {{}} }} ", name, last);
+    last = name;
+  }
+  expect_refused(import_own(large, {}), ExitCode::kBadJob,
+                 {"the job of ", "\\xff_odd.txtpb: has ", " bytes; a job has at most 1048576"});
+  EXPECT_FALSE(fs::exists(path("odd_own")));
+  expect_refused(import_own(head, {"--input", "1x3x3"}), ExitCode::kUsage,
+                 {"--input 1x3x3: the network of ", "is made for 1x2x2; leave out --input"});
 }
 
 TEST_F(Weights, MistakesOnTheCommandLineAreNamed) {
@@ -336,6 +460,18 @@ TEST_F(Weights, MistakesOnTheCommandLineAreNamed) {
   refused({"import", "--model", "cifar_resnet20", "--weights", weights, "--out", path("x"),
            "--input", "1x12x12", "--mean", "0.5,x", "--std", "1"},
           "--mean 0.5,x: must be numbers");
+  refused({"import", "--model", "cifar_resnet20", "--weights", weights, "--out", path("x"),
+           "--mean", "0,0,0", "--std", "0,0,0"},
+          "--std 0,0,0: must be above 0");
+  refused({"import", "--model", "cifar_resnet20", "--weights", weights, "--out", path("x"),
+           "--input", "1x12x12"},
+          "--input 1x12x12: 3 means");
+  for (const char* set : {"model.name=cifar_resnet32", "model.graph=node { }"})
+    refused(import(weights, path("x"), {"--set", set}), "--model says which network it is");
+  refused(
+      {"export", run, path("x.onnx"), "--input", "3x12x12"},
+      "--input 3x12x12: \"conv1.weight\" would be [16, 3, 3, 3], the checkpoint's is [16, 1, 3, "
+      "3]");
   refused({"import", "--model", "cifar_resnet20", "--weights", weights, "--out", path("x"),
            "--input", "1x12x16", "--mean", "0.5", "--std", "1"},
           "evaluation crops squares");

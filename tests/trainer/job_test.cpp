@@ -589,6 +589,25 @@ TEST(LoadJob, FilesThatCannotBeRead) {
   EXPECT_EQ(message(dir.path("fits")), "");
 }
 
+// A network that is in the job already may have any name, a file's too.
+TEST(LoadJob, ANetworkThatIsThereIsNotLookedForInAFile) {
+  const TempFolder dir;
+  const std::string network =
+      "input_channels: 1 input_height: 4 input_width: 4 node { name: 'fc' input: 'input' linear { "
+      "out_features: 2 } }";
+  const std::string file = dir.write("net.txtpb", "name: 'mine.txtpb' " + network);
+  dir.write("job", kMinimal);
+  const Job first = load_job(dir.path("job"), {"model.name=" + file}, "cpu");
+  EXPECT_EQ(first.model.name, "mine.txtpb");
+  dir.write("again", to_text(first));
+  const Job again = load_job(dir.path("again"), {}, "cpu");
+  EXPECT_EQ(again.model.name, "mine.txtpb");
+  EXPECT_EQ(again.model.graph, first.model.graph);
+  // Where it is cleared, the file is read.
+  EXPECT_EQ(load_job(dir.path("again"), {"model.graph=", "model.name=" + file}, "cpu").model.graph,
+            first.model.graph);
+}
+
 TEST(LoadJob, EveryRecipeIsAValidJob) {
   size_t recipes = 0;
   for (const auto& entry : std::filesystem::directory_iterator(CONVOY_RECIPES)) {

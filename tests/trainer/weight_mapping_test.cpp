@@ -133,6 +133,55 @@ TEST(WeightMapping, APrefixIsCutOff) {
   EXPECT_EQ(map_weights(original.list(), graph).prefix, "");
 }
 
+// A few names that happen to be the network's do not make a prefix; nor do names that no network
+// has, which must not cost time either.
+TEST(WeightMapping, APrefixNeedsMoreThanHalfOfTheNetworkAndNamesOfUsualLength) {
+  const ops::Graph graph = resnet20();
+  const File original(graph);
+  const auto prefix_of = [&](const std::string& prefix, size_t tensors) {
+    File file = original;
+    file.tensors.resize(tensors);
+    for (File::Tensor& t : file.tensors) t.name = prefix + t.name;
+    const TensorList list = file.list();
+    return map_weights(list, graph, false).prefix;
+  };
+  const size_t all = original.tensors.size();
+  EXPECT_EQ(prefix_of("x.", 5), "");
+  EXPECT_EQ(prefix_of("x.", all / 2), "");
+  EXPECT_EQ(prefix_of("x.", all / 2 + 1), "x.");
+  std::string deep, deeper;
+  for (int i = 0; i < 13; ++i) deep += "a.";  // and three of "layer1.0.conv1.weight"
+  for (int i = 0; i < 17; ++i) deeper += "a.";
+  EXPECT_EQ(prefix_of(deep, all), deep);
+  EXPECT_EQ(prefix_of(deeper, all), "");
+  EXPECT_EQ(prefix_of(std::string(200, 'x') + ".", all), "");
+
+  File file = original;
+  file.tensors.push_back({std::string(3'000'000, '.'), StoredType::kF32, {0}, ""});
+  for (int i = 0; i < 30'000; ++i)
+    file.tensors.push_back({std::string(200, '.') + std::to_string(i), StoredType::kF32, {0}, ""});
+  const TensorList list = file.list();
+  const WeightMapping mapping = map_weights(list, graph);
+  EXPECT_EQ(mapping.prefix, "");
+  EXPECT_EQ(mapping.problems.size(), 30'001u);
+}
+
+// Names of a network of one's own come from outside as the file's do.
+TEST(WeightMapping, NamesOfTheNetworkArePrintable) {
+  ops::Graph graph;
+  graph.image = {.n = 1, .c = 1, .h = 2, .w = 2};
+  graph.add("fc\033[31m", ops::Linear{.out_features = 2}, {ops::kImage});
+  const std::string missing = problems(File(resnet20()), graph);
+  EXPECT_NE(missing.find("\"fc\\x1b[31m.weight\" [2, 4] is missing"), std::string::npos) << missing;
+  EXPECT_EQ(missing.find('\033'), std::string::npos);
+  File file(graph);
+  file.set("fc\033[31m.bias", 0, std::numeric_limits<float>::quiet_NaN());
+  const TensorList list = file.list();
+  const auto warnings = take_weights(map_weights(list, graph), ops::layout_of(graph)).warnings;
+  ASSERT_EQ(warnings.size(), 1u);
+  EXPECT_EQ(warnings[0], "\"fc\\x1b[31m.bias\": 1 of 2 values are infinite or not a number");
+}
+
 TEST(WeightMapping, BatchesTrackedMayBeThereOrNot) {
   const ops::Graph graph = resnet20();
   File file(graph);
