@@ -46,6 +46,9 @@ constexpr int kRounds = 2;
 // error.
 constexpr double kFlushSeconds = 0.5;
 constexpr std::chrono::milliseconds kHeadStart{300};
+// Who says nothing leaves later: mpirun ends the others at once, and the one that speaks may notice
+// up to two heartbeats after it.
+constexpr std::chrono::milliseconds kQuietDelay{2000};
 constexpr std::chrono::seconds kLastWords{3}, kAnswer{10};
 // How long mpirun may take to end when we have left.
 constexpr int kLauncherSeconds = 6;
@@ -756,6 +759,7 @@ class Watchdog::Impl {
       log::debug("{}", verdict.text);
     if (size_ > 1) end_launcher_if_it_hangs(detect_launch(), kLauncherSeconds);
     if (is_root() && size_ > 1) std::this_thread::sleep_for(kHeadStart);
+    if (!aloud) std::this_thread::sleep_for(kQuietDelay);
     _exit(verdict.exit_code);
   }
 
