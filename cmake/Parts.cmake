@@ -12,6 +12,9 @@ convoy_library(trainer
     trainer/checkpoint.cpp trainer/checkpoint_writer.cpp trainer/file.cpp trainer/file_calls.cpp
     trainer/graph_text.cpp trainer/job.cpp trainer/job_mistakes.cpp trainer/job_text.cpp
     trainer/ledger.cpp trainer/ledger_proof.cpp trainer/line_log.cpp trainer/lives.cpp trainer/metrics.cpp
+    trainer/models/alexnet.cpp trainer/models/densenet.cpp trainer/models/googlenet.cpp
+    trainer/models/highway.cpp trainer/models/models.cpp trainer/models/nin.cpp
+    trainer/models/preact_resnet.cpp trainer/models/resnet.cpp trainer/models/vgg.cpp
     trainer/output_lock.cpp trainer/pack.cpp trainer/safetensors.cpp trainer/text.cpp
   LINK convoy::core convoy::ops convoy::data_loader Threads::Threads
   PRIVATE_LINK convoy::proto nlohmann_json::nlohmann_json)

@@ -198,9 +198,10 @@ std::string line_of(const Setting& s, const Prediction& p) {
   if (!s.dataset.raw_shape()) line["file"] = s.dataset.name(p.image);
   line["label"] = p.label;
   line["class"] = name_of(p.label, s.names);
-  line["top"] = ordered_json::parse(to_json(
-      {p.top.begin(), p.top.begin() + std::min(p.top.size(), static_cast<size_t>(s.options.top))},
-      s.names));
+  std::vector<Guess> top = p.top;
+  if (top.size() > static_cast<size_t>(s.options.top))
+    top.resize(static_cast<size_t>(s.options.top));
+  line["top"] = ordered_json::parse(to_json(top, s.names));
   return line.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
 
