@@ -108,7 +108,7 @@ class Taker {
                                       name, name_of(tensor.type), shape_text(tensor.shape),
                                       shape_text(shape)));
     else
-      copies_.push_back([&tensor, to] { copy_floats(tensor, to); });
+      copies_.emplace_back([&tensor, to] { copy_floats(tensor, to); });
   }
 
   WeightsTaken finish(const std::string& model) {
