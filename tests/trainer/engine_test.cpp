@@ -227,16 +227,17 @@ TEST_P(EngineTest, FreezingFollowsTheState) {
 
     // From the middle, as a run that was resumed there.
     const auto resumed = make(1, optimizer);
-    for (size_t i = 0; i < kept.size(); ++i)
-      std::ranges::copy(kept[i], resumed->state().all()[i].begin());
-    resumed->put_state();
+    const auto put = [&kept](Engine& into) {
+      const Engine::State state = into.state();  // once: a GPU's copy is read anew each time
+      for (size_t i = 0; i < kept.size(); ++i) std::ranges::copy(kept[i], state.all()[i].begin());
+      into.put_state();
+    };
+    put(*resumed);
     for (uint64_t step = 2; step < 4; ++step) resumed->step(step, 0.1, {}, source());
     EXPECT_EQ(copy_of(resumed->state().parameters), results.back());
 
     // Gone back to before the border.
-    for (size_t i = 0; i < kept.size(); ++i)
-      std::ranges::copy(kept[i], engine->state().all()[i].begin());
-    engine->put_state();
+    put(*engine);
     engine->freeze(frozen);
     engine->freeze({});
     for (uint64_t step = 2; step < 4; ++step) engine->step(step, 0.1, {}, source());
