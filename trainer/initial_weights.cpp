@@ -1,7 +1,6 @@
 #include "trainer/initial_weights.h"
 
 #include <algorithm>
-#include <cstring>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -11,37 +10,12 @@
 #include "ops/core/log.h"
 #include "trainer/checkpoint.h"
 #include "trainer/freezing.h"
+#include "trainer/weight_mapping.h"
 
 namespace convoy::trainer {
 namespace {
 
 constexpr size_t kMostSaid = 50;
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
-bool is_float(StoredType type) {
-  return type == StoredType::kF32 || type == StoredType::kBf16 || type == StoredType::kF16;
-}
-
-// In fp32, whatever they are stored in.
-void copy_floats(const NamedTensor& from, std::span<float> to) {
-  if (from.type == StoredType::kF32) {
-    std::memcpy(to.data(), from.bytes.data(), from.bytes.size());
-    return;
-  }
-  const auto convert = [&]<typename T>(T value) {
-    for (size_t i = 0; i < to.size(); ++i) {
-      std::memcpy(&value, from.bytes.data() + i * sizeof value, sizeof value);
-      to[i] = to_float(value);
-    }
-  };
-  if (from.type == StoredType::kBf16)
-    convert(Bfloat16{});
-  else
-    convert(Float16{});
-}
 
 // The layer that gives these logits: nothing with parameters lies behind it. -1: none.
 int head_of(const ops::Graph& graph, int node) {
@@ -108,7 +82,7 @@ class Taker {
                                       name, name_of(tensor.type), shape_text(tensor.shape),
                                       shape_text(shape)));
     else
-      copies_.emplace_back([&tensor, to] { copy_floats(tensor, to); });
+      copies_.emplace_back([&tensor, to] { to_floats(tensor, to); });
   }
 
   WeightsTaken finish(const std::string& model) {

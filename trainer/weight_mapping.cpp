@@ -23,14 +23,6 @@ constexpr size_t kMostCandidates = 2000, kMostLooked = 50, kLongestName = 200;
 // Every dot of a name may end a prefix; names of networks have few.
 constexpr std::ptrdiff_t kMostDots = 16;
 
-bool is_float(StoredType type) {
-  return type == StoredType::kF32 || type == StoredType::kBf16 || type == StoredType::kF16;
-}
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
 // DenseNet's layers were called "denselayer1.norm.1" before torchvision 0.2.
 std::string of_today(std::string name) {
   if (name.find(".denselayer") == std::string::npos) return name;
@@ -207,6 +199,14 @@ void look_for_bad_values(const std::string& name, std::span<const float> values,
 }
 
 }  // namespace
+
+bool is_float(StoredType type) {
+  return type == StoredType::kF32 || type == StoredType::kBf16 || type == StoredType::kF16;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
+}
 
 WeightMapping map_weights(const TensorList& file, const ops::Graph& graph, bool hints) {
   return Mapper(file, graph, hints).run();

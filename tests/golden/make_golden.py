@@ -32,6 +32,8 @@ import numpy as np
 import torch
 import torchvision
 
+from made_state import random_words
+
 STEPS = 10
 # A small learning rate: from step two on some ReLU does flip, and training amplifies it. At 0.05
 # rounding alone moves the tenth loss by a per cent, at 0.0001 by 1e-6.
@@ -51,31 +53,12 @@ NUDGE = 2.0**-6
 GRADIENT_SAMPLES, STATE_SAMPLES = 64, 16
 
 
-# ---- The generator: ops/core/random.h in numpy
-
-
-def random_words(seed, a, calls):
-    """uint32 [calls, 4]: random4(seed, Purpose::kInitialise, a, b) for b = 0, 1, ..."""
-    low = np.uint64(0xFFFFFFFF)
-    shift = np.uint64(32)
-    b = np.arange(calls, dtype=np.uint64)
-    c = [np.full(calls, a & 0xFFFFFFFF, np.uint64), np.full(calls, a >> 32, np.uint64), b & low,
-         b >> shift]
-    key0 = seed & 0xFFFFFFFF
-    key1 = (seed >> 32) ^ (PURPOSE_INITIALISE << 24)
-    for _ in range(10):
-        p0 = np.uint64(0xD2511F53) * c[0]
-        p1 = np.uint64(0xCD9E8D57) * c[2]
-        c = [(p1 >> shift) ^ c[1] ^ np.uint64(key0), p1 & low,
-             (p0 >> shift) ^ c[3] ^ np.uint64(key1), p0 & low]
-        key0 = (key0 + 0x9E3779B9) & 0xFFFFFFFF
-        key1 = (key1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack(c, axis=1).astype(np.uint32)
+# ---- Numbers from counters
 
 
 def words(seed, a, count):
     """One word per element: element i is word i % 4 of counter b = i / 4."""
-    return random_words(seed, a, (count + 3) // 4).reshape(-1)[:count]
+    return random_words(seed, PURPOSE_INITIALISE, a, (count + 3) // 4).reshape(-1)[:count]
 
 
 def uniform(seed, a, shape, low, width):
@@ -277,7 +260,7 @@ def digits(x, n):
 def projections(flat):
     """Sums with random signs: element i's sign in sum p is bit i % 32 of word p of counter i / 32
     (set: minus)."""
-    bits = random_words(0, SIGNS, (flat.size + 31) // 32)  # [calls, 4]
+    bits = random_words(0, PURPOSE_INITIALISE, SIGNS, (flat.size + 31) // 32)  # [calls, 4]
     minus = (bits[:, None, :] >> np.arange(32, dtype=np.uint32)[None, :, None]) & 1
     minus = minus.reshape(-1, 4)[: flat.size]
     return [float(np.sum(np.where(minus[:, p], -flat, flat))) for p in range(4)]
