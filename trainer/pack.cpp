@@ -176,6 +176,7 @@ void take_target(const PackConfig& config, const std::string& plan) {
         "choose or empty another TARGET",
         printable(target));
   }
+  fs::remove(path + ".tmp");  // killed before it had its plan, a pack has left nothing else
   if (!fs::is_empty(target))
     fail(ExitCode::kUsage, "{}: is not empty: choose another TARGET", printable(target));
   rewrite_file(path, plan);
