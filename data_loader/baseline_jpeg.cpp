@@ -8,8 +8,6 @@
 namespace convoy::data {
 namespace {
 
-constexpr int kMaxSide = 65500;  // libjpeg's
-
 enum Marker : uint8_t {
   kSof0 = 0xc0,
   kSof1 = 0xc1,
@@ -223,7 +221,7 @@ bool BaselineJpeg::open(std::span<const uint8_t> bytes, ImageShape& shape) {
       case kSos:
         if (!read_scan(body) || !is_ycc()) return false;
         scan_ = bytes.subspan(at);
-        shape = {height_, width_, 3};
+        shape = {frame_.height, frame_.width, 3};
         return true;
       default:
         if (marker != kCom && (marker < kApp0 || marker > kApp15)) return false;
@@ -234,33 +232,28 @@ bool BaselineJpeg::open(std::span<const uint8_t> bytes, ImageShape& shape) {
 bool BaselineJpeg::read_frame(std::span<const uint8_t> body) {
   if (saw_frame_ || body.size() < 6 || body[0] != 8) return false;
   saw_frame_ = true;
-  height_ = big_endian(&body[1]);
-  width_ = big_endian(&body[3]);
+  frame_.height = big_endian(&body[1]);
+  frame_.width = big_endian(&body[3]);
   const size_t n = body[5];
-  if (height_ == 0 || width_ == 0 || height_ > kMaxSide || width_ > kMaxSide) return false;
   if ((n != 1 && n != 3) || body.size() != 6 + 3 * n) return false;
   components_.resize(n);
+  frame_.components.resize(n);
   for (size_t i = 0; i < n; ++i) {
     Component& component = components_[i];
     const uint8_t* p = &body[6 + 3 * i];
     component.id = p[0];
-    component.h = p[1] >> 4;
-    component.v = p[1] & 15;
+    if (p[2] > 3) return false;
     component.quantisation = p[2];
-    if (component.quantisation > 3) return false;
+    frame_.components[i] = {p[1] >> 4, p[1] & 15, quantisation_[p[2]].data()};
     for (size_t other = 0; other < i; ++other)
       if (components_[other].id == component.id) return false;
   }
-  Component& luma = components_[0];
+  JpegFrame::Component& luma = frame_.components[0];
   if (n == 1) {
     if (luma.h < 1 || luma.h > 4 || luma.v < 1 || luma.v > 4) return false;
     luma.h = luma.v = 1;  // one component alone is not sampled relative to another
-  } else {
-    if (components_[1].h != 1 || components_[1].v != 1) return false;
-    if (components_[2].h != 1 || components_[2].v != 1) return false;
-    if (luma.h < 1 || luma.h > 2 || luma.v < 1 || luma.v > luma.h) return false;
   }
-  return true;
+  return is_supported(frame_);
 }
 
 bool BaselineJpeg::read_scan(std::span<const uint8_t> body) {
@@ -344,7 +337,7 @@ bool BaselineJpeg::unstuff() {
   }
   segment_ends_.push_back(static_cast<size_t>(out - entropy_.data()));
   std::memset(out, 0, kEntropyPadding);
-  const int mcus = mcus_per_row_ * mcu_rows_;
+  const int mcus = pixels_.mcus_per_row() * pixels_.mcu_rows();
   const int segments = restart_interval_ == 0 ? 1 : ceil_div(mcus, restart_interval_);
   return segment_ends_.size() == static_cast<size_t>(segments);
 }
@@ -360,9 +353,10 @@ bool BaselineJpeg::prepare_tables() {
     block.dc = Tables::of(tables_->dc[dc_id], huffman_[dc_id], make_dc_table);
     block.ac = Tables::of(tables_->ac[ac_id], huffman_[4 + ac_id], make_ac_table);
     block.component = static_cast<int>(c);
-    block.dc_only = component.size == 1;
+    block.dc_only = pixels_.is_dc_only(c);
     if (block.dc == nullptr || block.ac == nullptr) return false;
-    blocks_.insert(blocks_.end(), static_cast<size_t>(component.h * component.v), block);
+    const JpegFrame::Component& sampled = frame_.components[c];
+    blocks_.insert(blocks_.end(), static_cast<size_t>(sampled.h * sampled.v), block);
   }
   return true;
 }
@@ -379,14 +373,15 @@ bool BaselineJpeg::begin_segment(size_t i) {
   return true;
 }
 
-bool BaselineJpeg::pass(int mcus, int16_t* coefficients, uint8_t* last) {
+bool BaselineJpeg::pass(int64_t mcus, int16_t* coefficients, uint8_t* last) {
   const int n = static_cast<int>(blocks_.size());
   while (mcus > 0) {
     if (restart_interval_ != 0 && left_in_segment_ == 0) {
       const ptrdiff_t left = bits_left();
       if (left < 0 || left >= 8 || !begin_segment(segment_ + 1)) return false;
     }
-    const int now = restart_interval_ != 0 ? std::min(mcus, left_in_segment_) : mcus;
+    const int now = static_cast<int>(
+        restart_interval_ != 0 ? std::min<int64_t>(mcus, left_in_segment_) : mcus);
     if (!kernels_.decode(state_, blocks_.data(), n, now, coefficients, last)) return false;
     if (coefficients != nullptr) {
       coefficients += static_cast<ptrdiff_t>(now) * n * kBlock;
@@ -402,162 +397,26 @@ ptrdiff_t BaselineJpeg::bits_left() const {
   return (state_.end - state_.next) * 8 + static_cast<ptrdiff_t>(state_.count);
 }
 
-// ---- Pixels ----
+// ---- Blocks ----
 
-void BaselineJpeg::scale(int denominator) {
-  const int h = components_[0].h, v = components_[0].v;  // the largest
-  const int size = 8 / denominator;
-  for (Component& component : components_) {
-    // libjpeg scales chroma up by a larger inverse DCT where it can.
-    component.size = size;
-    while (component.size < 8 && h * size % (component.h * component.size * 2) == 0 &&
-           v * size % (component.v * component.size * 2) == 0)
-      component.size *= 2;
-    component.width = ceil_div(width_ * component.h * component.size, h * 8);
-    component.height = ceil_div(height_ * component.v * component.size, v * 8);
-  }
-  mcu_width_ = h * size;
-  mcu_height_ = v * size;
-  mcus_per_row_ = ceil_div(width_, h * 8);
-  mcu_rows_ = ceil_div(height_, v * 8);
-  const Component& chroma = components_.back();
-  halves_x_ = chroma.h * chroma.size < mcu_width_;
-  halves_y_ = chroma.rows() < mcu_height_;
-  is_smooth_ = halves_x_ && size > 1 && chroma.width > 2;
-}
-
-void BaselineJpeg::choose_columns(const Region& region) {
-  const int margin = is_smooth_ ? 2 : 0;  // one sample of chroma
-  first_mcu_ = std::max(region.x - margin, 0) / mcu_width_;
-  end_mcu_ = std::min(ceil_div(region.x + region.width + margin, mcu_width_), mcus_per_row_);
-  const size_t mcus = static_cast<size_t>(end_mcu_ - first_mcu_);
-  coefficients_.resize((mcus * blocks_.size() + 1) * kBlock);
-  last_.resize(mcus * blocks_.size());
-  for (Component& component : components_) {
-    component.stride = mcus * static_cast<size_t>(component.h * component.size) + 2 * kMargin;
-    component.plane.resize(component.stride * static_cast<size_t>(component.rows() + 2));
-  }
-  const size_t columns = static_cast<size_t>(region.width) + kMargin;
-  for (std::vector<uint8_t>& row : upsampled_) row.resize(columns);
-  sums_.resize(columns);
-}
-
-// The coefficients of the region's columns of the next row of MCUs.
-bool BaselineJpeg::read_row() {
-  return pass(first_mcu_, nullptr, nullptr) &&
-         pass(end_mcu_ - first_mcu_, coefficients_.data(), last_.data());
-}
-
-// From there into the planes.
-bool BaselineJpeg::transform_row() {
-  int block = 0;
-  for (Component& component : components_)
-    for (int v = 0; v < component.v; ++v)
-      for (int h = 0; h < component.h; ++h, ++block) {
-        BlockRow row;
-        row.coefficients = coefficients_.data() + static_cast<ptrdiff_t>(block) * kBlock;
-        row.last = last_.data() + block;
-        row.step = static_cast<int>(blocks_.size());
-        row.count = end_mcu_ - first_mcu_;
-        row.quantisation = quantisation_[static_cast<size_t>(component.quantisation)].data();
-        row.out = component.row(v * component.size) + static_cast<ptrdiff_t>(h) * component.size;
-        row.out_step = component.h * component.size;
-        row.stride = component.stride;
-        if (!kernels_.idct(row, component.size)) return false;
-      }
+bool BaselineJpeg::read(int row, int first, int end, int16_t* coefficients, uint8_t* last) {
+  const int64_t from = int64_t{row} * pixels_.mcus_per_row() + first;
+  if (!pass(from - at_mcu_, nullptr, nullptr) || !pass(end - first, coefficients, last))
+    return false;
+  at_mcu_ = from + end - first;
   return true;
-}
-
-// Smooth upsampling reads one sample of chroma beyond the image's edge: the last one once more.
-void BaselineJpeg::extend_edges(int mcu_row) {
-  for (size_t c = 1; c < components_.size(); ++c) {
-    Component& component = components_[c];
-    const int decoded = static_cast<int>(component.stride - 2 * kMargin);
-    const int end = component.width - first_mcu_ * component.size;
-    for (int y = 0; y < component.rows(); ++y) {
-      uint8_t* const row = component.row(y);
-      row[-1] = row[0];
-      if (end <= decoded) row[end] = row[end - 1];
-    }
-    const auto copy_row = [&component](int to, int from) {
-      std::memcpy(component.row(to) - kMargin, component.row(from) - kMargin, component.stride);
-    };
-    if (mcu_row == 0) copy_row(-1, 0);
-    const int last = component.height - mcu_row * component.rows() - 1;
-    if (last < component.rows()) copy_row(last + 1, last);
-  }
-}
-
-// Samples of chroma c for `width` pixels from column `left` of the planes, in row y of them.
-const uint8_t* BaselineJpeg::chroma_row(size_t c, int y, int left, int width) {
-  Component& component = components_[1 + c];
-  if (!halves_x_) return component.row(y) + left;
-  const int near = halves_y_ ? (y + 2) / 2 - 1 : y;  // row -1 is of row -1
-  const int first = left / 2, samples = (left + width + 1) / 2 - first;
-  const uint8_t* const row = component.row(near) + first;
-  uint8_t* const wide = upsampled_[c].data();
-  if (!is_smooth_) {
-    for (ptrdiff_t x = 0; x < samples; ++x) wide[2 * x] = wide[2 * x + 1] = row[x];
-  } else if (halves_y_) {
-    const int far = y % 2 == 0 ? near - 1 : near + 1;
-    kernels_.upsample_h2v2(wide, row, component.row(far) + first, sums_.data(), samples);
-  } else {
-    kernels_.upsample_h2v1(wide, row, samples);
-  }
-  return wide + left % 2;
-}
-
-// Rows [first, end) of the image; row 0 of the planes is row `base`.
-void BaselineJpeg::emit(int first, int end, int base, const Region& region, Image& out) {
-  const int left = region.x - first_mcu_ * mcu_width_;
-  for (int y = first; y < end; ++y) {
-    uint8_t* const to = out.pixels.data() + out.stride * static_cast<size_t>(y - region.y);
-    const uint8_t* const luma = components_[0].row(y - base) + left;
-    if (components_.size() == 1)
-      for (ptrdiff_t x = 0; x < region.width; ++x)
-        to[3 * x] = to[3 * x + 1] = to[3 * x + 2] = luma[x];
-    else
-      kernels_.ycc_to_rgb(to, luma, chroma_row(0, y - base, left, region.width),
-                          chroma_row(1, y - base, left, region.width), region.width);
-  }
 }
 
 bool BaselineJpeg::decode(const Region& region, int denominator, Image& out) {
   SampleTimes unused;
-  SampleTimes& times = times_ ? *times_ : unused;
   Stopwatch watch(times_ != nullptr);
-  scale(denominator);
+  pixels_.begin(frame_, region, denominator);
   if (!prepare_tables() || !unstuff() || !begin_segment(0)) return false;
-  choose_columns(region);
-  out.shape = {ceil_div(height_, denominator), ceil_div(width_, denominator), 3};
-  out.region = region;
-  out.stride = static_cast<size_t>(region.width) * 3;
-  out.pixels.resize(out.stride * static_cast<size_t>(region.height));
-
-  // With chroma of half the height, a row needs the chroma above and below: the last row of each
-  // row of MCUs waits for the next.
-  const bool waits = is_smooth_ && halves_y_;
-  const int end = region.y + region.height, context = waits ? 1 : 0;
-  const int first_row = std::max(region.y - context, 0) / mcu_height_;
-  const int end_row = std::min(ceil_div(end + context, mcu_height_), mcu_rows_);
-  if (!pass(first_row * mcus_per_row_, nullptr, nullptr)) return false;
-  for (int row = first_row; row < end_row; ++row) {
-    if (!read_row()) return false;
-    watch.book(times.entropy);
-    if (!transform_row()) return false;
-    if (is_smooth_) extend_edges(row);
-    const int base = row * mcu_height_, next = base + mcu_height_;
-    emit(std::max(base - context, region.y),
-         std::min(row + 1 < mcu_rows_ ? next - context : next, end), base, region, out);
-    if (waits)
-      for (Component& component : components_)
-        std::memcpy(component.row(-1) - kMargin, component.row(component.rows() - 1) - kMargin,
-                    component.stride);
-    watch.book(times.pixels);
-    if (row + 1 < end_row && !pass(mcus_per_row_ - end_mcu_, nullptr, nullptr)) return false;
-  }
+  at_mcu_ = 0;
+  watch.book((times_ ? *times_ : unused).entropy);
+  if (!pixels_.decode(*this, out, times_)) return false;
   // What was taken was there; and nothing is left behind the last MCU.
-  const bool is_end = end_row == mcu_rows_ && end_mcu_ == mcus_per_row_;
+  const bool is_end = at_mcu_ == int64_t{pixels_.mcus_per_row()} * pixels_.mcu_rows();
   return bits_left() >= 0 && (!is_end || bits_left() < 8);
 }
 

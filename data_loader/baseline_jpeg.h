@@ -17,15 +17,16 @@
 
 #include "data_loader/baseline_jpeg_kernels.h"
 #include "data_loader/image.h"
+#include "data_loader/jpeg_pixels.h"
 #include "data_loader/sample_times.h"
 
 namespace convoy::data {
 
 // Keeps its memory and Huffman tables from one image to the next. Not thread-safe: one per thread.
-class BaselineJpeg {
+class BaselineJpeg : private BlockSource {
  public:
   BaselineJpeg();
-  ~BaselineJpeg();
+  ~BaselineJpeg() override;
 
   // Reads the header; false: not for this decoder. `bytes` stay the caller's until decode() is
   // over.
@@ -39,20 +40,9 @@ class BaselineJpeg {
  private:
   struct Tables;
   struct Component {
-    // Of the file:
-    int id = 0, h = 1, v = 1, quantisation = 0;
+    int id = 0, quantisation = 0;
     int dc_table = 0, ac_table = 0;
-    // At the scale that is asked for:
-    int size = 8;               // pixels of a block's side
-    int width = 0, height = 0;  // samples of the whole image
-    // The samples of the region's columns of MCUs, of one row of MCUs, with one row above and below
-    // and kMargin columns on each side.
-    std::vector<uint8_t> plane;
-    size_t stride = 0;
-    uint8_t* row(int y) { return plane.data() + static_cast<size_t>(y + 1) * stride + kMargin; }
-    int rows() const { return v * size; }
   };
-  static constexpr size_t kMargin = 64;
 
   bool read_frame(std::span<const uint8_t> body);
   bool read_scan(std::span<const uint8_t> body);
@@ -64,21 +54,15 @@ class BaselineJpeg {
   bool prepare_tables();
   bool begin_segment(size_t i);
   ptrdiff_t bits_left() const;
-  bool pass(int mcus, int16_t* coefficients, uint8_t* last);
-
-  void scale(int denominator);
-  void choose_columns(const Region& region);
-  bool read_row();
-  bool transform_row();
-  void extend_edges(int mcu_row);
-  const uint8_t* chroma_row(size_t c, int y, int left, int width);
-  void emit(int first, int end, int base, const Region& region, Image& out);
+  bool pass(int64_t mcus, int16_t* coefficients, uint8_t* last);
+  bool read(int row, int first, int end, int16_t* coefficients, uint8_t* last) override;
 
   const BaselineJpegKernels& kernels_;
   SampleTimes* times_ = nullptr;
   std::unique_ptr<Tables> tables_;
   // The file.
-  int width_ = 0, height_ = 0, restart_interval_ = 0;
+  JpegFrame frame_;
+  int restart_interval_ = 0;
   bool saw_frame_ = false, saw_jfif_ = false;
   int adobe_transform_ = -1;  // -1: no such marker
   std::vector<Component> components_;
@@ -91,16 +75,10 @@ class BaselineJpeg {
   std::vector<size_t> segment_ends_;
   EntropyState state_;
   size_t segment_ = 0;
-  int left_in_segment_ = 0;  // MCUs
-  // The region.
+  int left_in_segment_ = 0;       // MCUs
+  int64_t at_mcu_ = 0;            // the next one
   std::vector<McuBlock> blocks_;  // of an MCU
-  int mcu_width_ = 0, mcu_height_ = 0, mcus_per_row_ = 0, mcu_rows_ = 0;
-  bool halves_x_ = false, halves_y_ = false, is_smooth_ = false;  // chroma, and its upsampling
-  int first_mcu_ = 0, end_mcu_ = 0;                               // columns
-  std::vector<int16_t> coefficients_;
-  std::vector<uint8_t> last_;
-  std::array<std::vector<uint8_t>, 2> upsampled_;  // a row of each chroma
-  std::vector<uint16_t> sums_;
+  JpegPixels pixels_;
 };
 
 }  // namespace convoy::data
