@@ -146,6 +146,10 @@ int coefficient_file_orientation(std::span<const uint8_t> file) {
   return value >= 1 && value <= 8 ? value : 1;
 }
 
+int coefficient_file_components(std::span<const uint8_t> file) {
+  return file[kCoefficientMagic.size() + 4];
+}
+
 std::unique_ptr<ImageCodec> make_coefficient_codec() {
   return std::make_unique<CoefficientCodec>();
 }

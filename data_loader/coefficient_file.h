@@ -31,6 +31,8 @@ constexpr const char* kCoefficientSuffix = ".cvc";
 bool is_coefficient_file(std::span<const uint8_t> file);
 // What it says of EXIF's orientation; 1 where it is cut off before that or says nonsense.
 int coefficient_file_orientation(std::span<const uint8_t> file);
+// Components of one that has been opened.
+int coefficient_file_components(std::span<const uint8_t> file);
 
 std::unique_ptr<ImageCodec> make_coefficient_codec();
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "data_loader/coefficient_file.h"
 #include "data_loader/jpeg.h"
 #include "data_loader/jpeg_facts.h"
 #include "data_loader/png.h"
@@ -14,6 +15,7 @@ ImageDecoder::~ImageDecoder() = default;
 void ImageDecoder::release() {
   jpeg_.reset();
   png_.reset();
+  coefficients_.reset();
 }
 
 ImageCodec& ImageDecoder::open(std::span<const uint8_t> bytes, const std::string& name,
@@ -32,6 +34,9 @@ ImageCodec& ImageDecoder::open(std::span<const uint8_t> bytes, const std::string
   } else if (start.starts_with("\x89PNG\r\n\x1a\n")) {
     if (!png_) png_ = make_png_codec();
     codec = png_.get();
+  } else if (is_coefficient_file(bytes)) {
+    if (!coefficients_) coefficients_ = make_coefficient_codec();
+    codec = coefficients_.get();
   } else if (bytes.empty()) {
     throw BadContent(fmt::format("{}: not an image (the file is empty)", printable(name)),
                      Damage::kEmpty);
@@ -50,6 +55,11 @@ void check_pixels(uint64_t width, uint64_t height, uint64_t max_pixels, const st
     throw BadContent(fmt::format("{}: {} x {} pixels are more than data.max_pixels = {}",
                                  printable(name), width, height, max_pixels),
                      Damage::kTooLarge);
+}
+
+int stored_orientation(std::span<const uint8_t> bytes) {
+  return is_coefficient_file(bytes) ? coefficient_file_orientation(bytes)
+                                    : jpeg_facts(bytes).orientation;
 }
 
 void turn_upright(const Image& image, int orientation, Image& out) {

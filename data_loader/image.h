@@ -45,6 +45,10 @@ struct Image {
   PixelView view() const { return {pixels.data(), region, 3, stride}; }
 };
 
+// Which way is up in an encoded image, by what it says itself (EXIF): 1 upright ... 8; 1 also for one
+// of a kind that cannot say.
+int stored_orientation(std::span<const uint8_t> bytes);
+
 // `image` as it is to be looked at, in `out`: its pixels turned or mirrored as EXIF's orientation
 // (2 ... 8) says. `image` holds all its pixels.
 void turn_upright(const Image& image, int orientation, Image& out);
@@ -92,7 +96,7 @@ class ImageDecoder {
  private:
   Reading reading_;
   SampleTimes* times_ = nullptr;
-  std::unique_ptr<ImageCodec> jpeg_, png_;
+  std::unique_ptr<ImageCodec> jpeg_, png_, coefficients_;
 };
 
 // Throws BadContent where width * height > max_pixels.

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <thread>
 
+#include "data_loader/coefficient_file.h"
 #include "ops/core/error.h"
 
 namespace convoy::data {
@@ -38,7 +39,7 @@ bool take(std::string_view& record, T& value) {
 
 bool is_image_name(std::string_view name) {
   return ends_with_lower(name, ".jpg") || ends_with_lower(name, ".jpeg") ||
-         ends_with_lower(name, ".png");
+         ends_with_lower(name, ".png") || ends_with_lower(name, kCoefficientSuffix);
 }
 
 bool is_plain_name(std::string_view name) {

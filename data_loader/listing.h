@@ -15,7 +15,7 @@
 
 namespace convoy::data {
 
-// "*.jpg", "*.jpeg" or "*.png", in any case. What an image really is its content says.
+// "*.jpg", "*.jpeg", "*.png" or "*.cvc", in any case. What an image really is its content says.
 bool is_image_name(std::string_view name);
 
 // A name that stays in its folder, and is not hidden.

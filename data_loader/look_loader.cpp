@@ -148,7 +148,7 @@ std::vector<ImageShape> image_shapes(const Dataset& dataset, std::span<const uin
     thread_local ImageDecoder decoder;
     dataset.read(images[i], sample);
     decoder.open(sample.bytes, dataset.name(images[i]), max_pixels, shapes[i]);
-    if (apply_exif_orientation && jpeg_facts(sample.bytes).orientation >= 5)
+    if (apply_exif_orientation && stored_orientation(sample.bytes) >= 5)
       std::swap(shapes[i].width, shapes[i].height);
   });
   return shapes;

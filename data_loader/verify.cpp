@@ -7,7 +7,9 @@
 #include <thread>
 
 #include "data_loader/image.h"
+#include "data_loader/coefficient_file.h"
 #include "data_loader/jpeg_facts.h"
+#include "data_loader/listing.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 
@@ -67,16 +69,17 @@ Finding finding_of(Damage damage, const JpegFacts& facts) {
   return Finding::kDamaged;
 }
 
-// "jpg", "jpeg", "png" of a sample's name; "" where it has none of these.
+// "jpg", "jpeg", "png", "cvc" of a sample's name; "" where it has none of these.
 std::string extension_of(const std::string& name) {
   std::string text = name.substr(name.rfind('.') + 1);
   for (char& c : text)
     if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  return text == "jpg" || text == "jpeg" || text == "png" ? text : "";
+  return is_image_name(name) ? text : "";
 }
 
-bool is_png(std::span<const uint8_t> bytes) {
-  return !bytes.empty() && bytes[0] == 0x89;  // it has been decoded: JPEG or PNG
+// Of an image that has been decoded.
+std::string_view kind_of(std::span<const uint8_t> bytes) {
+  return bytes[0] == 0x89 ? "PNG" : is_coefficient_file(bytes) ? "coefficients" : "JPEG";
 }
 
 // Byte 25 of a PNG is the colour type in its first chunk: 0 and 4 are grey.
@@ -132,14 +135,20 @@ class Inspector {
     ImageShape shape;
     ImageCodec& codec = decoder_.open(sample_.bytes, name, max_pixels_, shape);
     codec.decode({0, 0, shape.width, shape.height}, 1, image_);
-    const bool png = is_png(sample_.bytes);
-    if (png ? is_grey_png(sample_.bytes) : facts_.components == 1) add(i, Finding::kGrey, "");
+    const std::string_view kind = kind_of(sample_.bytes);
+    if (kind == "PNG"            ? is_grey_png(sample_.bytes)
+        : kind == "coefficients" ? coefficient_file_components(sample_.bytes) == 1
+                                 : facts_.components == 1)
+      add(i, Finding::kGrey, "");
     if (facts_.components == 4) add(i, Finding::kCmyk, "");
     const std::string extension = extension_of(name);
-    if (!extension.empty() && png != (extension == "png"))
-      add(i, Finding::kMisnamed, png ? "is PNG" : "is JPEG");
-    if (facts_.orientation != 1)
-      add(i, Finding::kOrientation, fmt::format("{} of 8", facts_.orientation));
+    const std::string_view named = extension == "png"   ? "PNG"
+                                   : extension == "cvc" ? "coefficients"
+                                                        : "JPEG";
+    if (!extension.empty() && kind != named)
+      add(i, Finding::kMisnamed, fmt::format("is {}", kind));
+    if (const int orientation = stored_orientation(sample_.bytes); orientation != 1)
+      add(i, Finding::kOrientation, fmt::format("{} of 8", orientation));
     if (facts_.process == 2) add(i, Finding::kProgressive, "");
     const std::string size = fmt::format("{} x {}", shape.width, shape.height);
     if (uint64_t{static_cast<uint32_t>(shape.width)} * static_cast<uint32_t>(shape.height) >

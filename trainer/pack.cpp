@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "data_loader/coefficient_file.h"
 #include "data_loader/files.h"
 #include "data_loader/image.h"
 #include "data_loader/listing.h"
@@ -30,6 +31,12 @@ constexpr uint64_t kPlacesSeed = 0x7061636B;
 constexpr const char* kOtherTarget = "choose another TARGET";
 constexpr size_t kMaxPlanBytes = size_t{1} << 20;
 
+constexpr std::string_view kJpegSuffix = ".jpg";
+
+bool is_made_anew(const PackConfig& config) {
+  return config.shrink.short_side > 0 || config.coefficients;
+}
+
 struct SplitPlan {
   std::string name;
   std::string folder;  // of the shards
@@ -45,7 +52,8 @@ uint64_t blocks_of(uint64_t image_bytes) {
 
 // An image's name in a shard. Files of one stem in one class are neighbours, but for others whose
 // names go on where theirs has its dot.
-std::string member_of(const data::Dataset& source, uint64_t i, bool is_smaller) {
+// `suffix`: of what is stored in its place; empty: the file itself.
+std::string member_of(const data::Dataset& source, uint64_t i, std::string_view suffix) {
   const std::string name = source.file(i).name;
   const int32_t label = source.label(i);
   const std::string stem = name.substr(0, name.rfind('.') + 1);
@@ -57,38 +65,45 @@ std::string member_of(const data::Dataset& source, uint64_t i, bool is_smaller) 
     return there.substr(0, there.rfind('.') + 1) == stem;
   };
   const std::string& class_name = source.classes()[static_cast<size_t>(label)];
-  // What was made of a PNG is no PNG.
-  const char kind = name[stem.size()];
-  if (is_smaller && (kind == 'p' || kind == 'P'))
-    return fmt::format("{}.jpg", data::key_of(data::member_name(class_name, name, true)));
   bool is_shared = false;
   for (uint64_t k = i; !is_shared && k > 0 && is_near(k - 1); --k) is_shared = shares(k - 1);
   for (uint64_t k = i + 1; !is_shared && k < source.size() && is_near(k); ++k)
     is_shared = shares(k);
-  return data::member_name(class_name, name, is_shared);
+  // What was made of a PNG is no PNG.
+  const char kind = name[stem.size()];
+  const bool was_png = kind == 'p' || kind == 'P';
+  if (suffix.empty() || (suffix == kJpegSuffix && !was_png))
+    return data::member_name(class_name, name, is_shared);
+  return fmt::format("{}{}", data::key_of(data::member_name(class_name, name, is_shared || was_png)),
+                     suffix);
 }
 
 // What one thread needs to make an image ready for its shard.
 struct Maker {
-  explicit Maker(const PackConfig& config) : shrinker(config.shrink) {}
+  explicit Maker(const PackConfig& config)
+      : shrinker(config.shrink), encoder(config.shrink.max_pixels) {}
 
   data::Sample sample;
   data::Shrinker shrinker;
-  std::vector<uint8_t> smaller;
+  data::CoefficientEncoder encoder;
+  std::vector<uint8_t> smaller, coefficients;
 };
 
 struct Made {
   std::span<const uint8_t> bytes;  // the maker's, until the next
-  bool is_smaller = false;         // a JPEG of our own
+  std::string_view suffix;         // empty: the file as it is
 };
 
 // What is to be stored for sample i.
 Made make_image(const PackConfig& config, const data::Dataset& source, uint64_t i, Maker& maker) {
   source.read(i, maker.sample);
-  if (config.shrink.short_side == 0 && !config.check) return {maker.sample.bytes, false};
-  if (maker.shrinker.shrink(maker.sample.bytes, source.name(i), maker.smaller))
-    return {maker.smaller, true};
-  return {maker.sample.bytes, false};
+  Made made{maker.sample.bytes, ""};
+  if ((config.shrink.short_side > 0 || config.check) &&
+      maker.shrinker.shrink(maker.sample.bytes, source.name(i), maker.smaller))
+    made = {maker.smaller, kJpegSuffix};
+  if (config.coefficients && maker.encoder.encode(made.bytes, source.name(i), maker.coefficients))
+    made = {maker.coefficients, data::kCoefficientSuffix};
+  return made;
 }
 
 uint64_t sample_at(const SplitPlan& split, uint64_t slot) {
@@ -99,7 +114,7 @@ uint64_t sample_at(const SplitPlan& split, uint64_t slot) {
 uint64_t estimate_bytes(const PackConfig& config, const SplitPlan& split) {
   const uint64_t n = split.source->size();
   uint64_t sum = 0;
-  if (config.shrink.short_side == 0) {
+  if (!is_made_anew(config)) {
     for (uint64_t i = 0; i < n; ++i) sum += blocks_of(split.source->file(i).bytes);
     return sum;
   }
@@ -149,6 +164,7 @@ std::string text_of(const PackConfig& config, const std::vector<SplitPlan>& spli
   std::string text =
       fmt::format("convoy pack 1\nshort_side {} quality {} half_chroma {}\n",
                   config.shrink.short_side, config.shrink.quality, config.shrink.half_chroma);
+  if (config.coefficients) text += "coefficients 1\n";
   text += fmt::format("max_pixels {} check {}\n", config.shrink.max_pixels, config.check);
   for (const SplitPlan& split : splits)
     text += fmt::format("{}: {} images, {} per shard, dataset {}\n", split.name,
@@ -200,9 +216,9 @@ void expect_space(const PackConfig& config, const std::vector<SplitPlan>& splits
   const std::string words = fmt::format(
       "{}: the shards take {}{:.2f} GB, there is room for {:.2f} GB: free some space, or choose "
       "another TARGET",
-      printable(config.target), config.shrink.short_side > 0 ? "about " : "",
+      printable(config.target), is_made_anew(config) ? "about " : "",
       static_cast<double>(needed) / 1e9, static_cast<double>(there) / 1e9);
-  if (config.shrink.short_side > 0)
+  if (is_made_anew(config))
     log::warning("{}", words);
   else
     fail(ExitCode::kIo, "{}", words);
@@ -225,7 +241,10 @@ class SplitPacker {
       packed.images += s.index.size();
       packed.kept_shards += s.is_kept ? 1 : 0;
       packed.bytes += s.index.shard_bytes;
-      for (size_t i = 0; i < s.index.size(); ++i) packed.image_bytes += s.index.image(i).bytes;
+      for (size_t i = 0; i < s.index.size(); ++i) {
+        packed.image_bytes += s.index.image(i).bytes;
+        packed.coefficients += s.index.image(i).name.ends_with(data::kCoefficientSuffix) ? 1 : 0;
+      }
       for (std::string& line : s.index.left_out) packed.left_out.push_back(std::move(line));
     }
     for (uint64_t i = 0; i < split_.source->size(); ++i)
@@ -323,7 +342,7 @@ class SplitPacker {
       return false;
     }
     const std::span<const uint8_t> bytes = made.bytes;
-    const std::string name = member_of(source, i, made.is_smaller);
+    const std::string name = member_of(source, i, made.suffix);
     const std::string label = fmt::format("{}", source.label(i));
     piece = data::tar_header(name, bytes.size());
     index.add({.offset = index.shard_bytes + piece.size(),

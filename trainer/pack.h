@@ -23,6 +23,7 @@ struct PackConfig {
   uint64_t shard_bytes = uint64_t{256} << 20;  // about; a shard holds at least one image
   int threads = 1;
   data::ShrinkSettings shrink;  // short_side 0: bytes stay as they are
+  bool coefficients = false;    // JPEGs as data_loader/coefficient_file.h has them, where it can
   bool follow_links = false;    // of the source: see DatasetSpec
   bool check = true;            // decode images that stay as they are, to find damaged ones
   bool skip_bad = false;        // leave bad images out and list them, instead of failing
@@ -34,6 +35,7 @@ struct PackedSplit {
   std::string name;  // "train", "val" or, of a folder without them, "images"
   uint64_t images = 0, shards = 0;
   uint64_t kept_shards = 0;           // whole from before
+  uint64_t coefficients = 0;          // images that are stored as such
   uint64_t bytes = 0;                 // of the shards
   uint64_t image_bytes = 0;           // of the images in them
   uint64_t source_bytes = 0;          // of the images they were made of

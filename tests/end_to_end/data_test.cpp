@@ -200,6 +200,19 @@ TEST_F(PackCommand, TrainingOnShardsIsTrainingOnTheFolder) {
   EXPECT_EQ(digest_of("shards3", shards_, 3), folder);
 }
 
+// The same pixels in another code; what is no plain JPEG stays.
+TEST_F(PackCommand, TrainingOnCoefficientsIsTrainingOnTheFolder) {
+  images_.write("train/class_0/a_png_called.jpg", encode_png(make_image(30, 40, 3, 5)));
+  const json summary = packed({"--coefficients"});
+  EXPECT_EQ(summary["splits"][0]["images"], 25) << summary;
+  EXPECT_EQ(summary["splits"][0]["coefficients"], 24) << summary;
+  EXPECT_EQ(summary["splits"][1]["coefficients"], 9) << summary;
+  EXPECT_EQ(output_of({"verify", shards_, "--json"})["bad"], false);
+  const std::string folder = digest_of("folder", images_.path(), 2);
+  EXPECT_EQ(digest_of("coefficients", shards_, 1), folder);
+  EXPECT_EQ(digest_of("coefficients3", shards_, 3), folder);
+}
+
 TEST_F(PackCommand, WindowsOfShardsTrainTheSameOnAnyRanks) {
   packed({"--shard-megabytes", "1"});
   const Arguments window = {"--set", "data.shuffle=window", "--set", "data.window_shards=1"};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "data_loader/coefficient_file.h"
 #include "data_loader/tar.h"
 #include "ops/core/error.h"
 #include "tests/fuzz/tiny_checkpoint.h"
@@ -69,6 +70,14 @@ void images(const auto& write) {
                                                      .chroma_y = chroma_y,
                                                      .optimised = optimised,
                                                      .restart_interval = optimised ? 2 : 0}));
+  data::CoefficientEncoder encoder(1u << 20);
+  for (const int channels : {1, 3}) {
+    const std::string jpeg = encode_jpeg(make_image(37, 21, channels, 11));
+    std::vector<uint8_t> file;
+    encoder.encode({reinterpret_cast<const uint8_t*>(jpeg.data()), jpeg.size()}, "x", file);
+    write(fmt::format("coefficients/{}", channels), std::string(file.begin(), file.end()));
+    write(fmt::format("coefficients/jpeg-{}", channels), jpeg);
+  }
   write("baseline/grey", encode_jpeg(make_image(19, 17, 1, 10), {.quality = 30}));
   write("jpeg/progressive", encode_jpeg(make_image(20, 12, 3, 4), {.progressive = true}));
   write("jpeg/cmyk", encode_jpeg(make_image(8, 8, 4, 5)));

@@ -13,6 +13,7 @@
 #include <stdexcept>
 
 #include "data_loader/baseline_jpeg.h"
+#include "data_loader/coefficient_file.h"
 #include "data_loader/image.h"
 #include "data_loader/jpeg.h"
 #include "data_loader/jpeg_facts.h"
@@ -168,8 +169,10 @@ std::span<const uint8_t> row_of(const data::Image& image, const data::Region& re
 }
 
 // Whole, in part and shrunk: the pixels are those of the file alone, and so is damage where the
-// codec reads all; otherwise a part may be good where the whole is not.
-void check_codec(data::ImageCodec& codec, std::string_view bytes, bool reads_all) {
+// codec reads all; otherwise a part may be good where the whole is not. Unless `scales_alike`, values
+// may be too large for one scale only.
+void check_codec(data::ImageCodec& codec, std::string_view bytes, bool reads_all,
+                 bool scales_alike = true) {
   data::ImageShape shape;
   if (!accepted({ExitCode::kBadData}, [&] {
         shape = codec.open({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}, "image",
@@ -193,7 +196,7 @@ void check_codec(data::ImageCodec& codec, std::string_view bytes, bool reads_all
   const int denominator = 2 << (bytes.size() % 3);
   const data::Region corner{0, 0, 1, 1};
   const bool corner_good = decode(codec, bytes, corner, denominator, 0x55, again);
-  require(reads_all ? corner_good == good : corner_good >= good,
+  require(!scales_alike || (reads_all ? corner_good == good : corner_good >= good),
           "shrunk and whole differ about damage");
 }
 
@@ -259,6 +262,17 @@ void feed_baseline(std::string_view text) {
         require(std::ranges::equal(row_of(ours, region, y), row_of(theirs, region, y)),
                 "other pixels than libjpeg's");
     }
+}
+
+// Files of coefficients; and what their encoder makes of any JPEG.
+void feed_coefficients(std::string_view text) {
+  static const auto codec = data::make_coefficient_codec();
+  static data::CoefficientEncoder encoder(kMaxPixels);
+  check_codec(*codec, text, false, false);
+  const std::span bytes(reinterpret_cast<const uint8_t*>(text.data()), text.size());
+  std::vector<uint8_t> made;
+  accepted({ExitCode::kBadData}, [&] { encoder.encode(bytes, "x", made); });
+  make_samples(text);
 }
 
 void feed_png(std::string_view bytes) {
@@ -566,6 +580,7 @@ void feed_graph(std::string_view bytes) {
 constexpr Parser kParsers[] = {
     {"baseline", &feed_baseline, 8192},
     {"jpeg", &feed_jpeg, 8192},
+    {"coefficients", &feed_coefficients, 8192},
     {"png", &feed_png, 8192},
     {"exif", &feed_exif, 512},
     {"idx", &feed_idx, 4096},
