@@ -377,7 +377,7 @@ std::string to_text(const Profile& p) {
   };
   row("read", p.read);
   row("decode", p.decode);
-  row("  of it Huffman decoding", p.huffman);
+  row("  of it entropy decoding", p.huffman);
   row("  inverse DCT, chroma and colour", p.pixels);
   row("crop, resize and flip", p.resize);
   row("other work, and the caller's", p.other);

@@ -31,6 +31,7 @@ QUICK_CASES = ["training/1"]
 # name: what it is
 SYSTEMS = {
     "convoy": "Convoy on the folder",
+    "convoy-coefficients": "Convoy on shards by convoy pack --coefficients: the same pixels",
     "convoy-packed": "Convoy on --packed, what convoy pack made of the folder",
     "convoy-reencoded": "Convoy on the images as FFCV writes them",
     "torchvision-pil": "torchvision with Pillow in a DataLoader, normalised float32",
@@ -95,8 +96,11 @@ def make_system(name, case, options):
     transform, threads = parse_case(case)
     if name in REENCODED and options.not_reencoded:
         return Missing(options.not_reencoded)
+    if name == "convoy-coefficients" and options.not_packed:
+        return Missing(options.not_packed)
     if name in OURS:
         data = {"convoy": options.data, "convoy-packed": options.packed,
+                "convoy-coefficients": options.scratch / "coefficients",
                 "convoy-reencoded": options.scratch / "reencoded"}[name]
         return Convoy([str(CONVOY), "bench", "loader", "--json", "--rounds", "1",
                        "--data", str(data), "--data-threads", str(threads),
@@ -123,6 +127,17 @@ def reencode(options):
                   "--data", str(folder_of(options.data, "training"))])
     except CannotRun as reason:
         return f"no images of FFCV's: {reason}"
+    return None
+
+
+def pack_coefficients(options):
+    """Makes shards of coefficients; the reason where that is not possible."""
+    say("packing the images as coefficients")
+    try:
+        run_json([str(CONVOY), "pack", str(options.data), str(options.scratch / "coefficients"),
+                  "--coefficients", "--json"])
+    except CannotRun as reason:
+        return f"no shards of coefficients: {reason}"
     return None
 
 
@@ -271,6 +286,9 @@ def main(arguments=None):
         options.not_reencoded = None
         if any(name in REENCODED for name in options.systems):
             options.not_reencoded = reencode(options)
+        options.not_packed = None
+        if "convoy-coefficients" in options.systems:
+            options.not_packed = pack_coefficients(options)
         return compare(options)
 
 

@@ -141,9 +141,11 @@ class ProgramOfLoaders(unittest.TestCase):
                          str(self.work / "shards"), "--scratch", str(scratch))
         lines = self.log.read_text().splitlines()
         images = self.work / "images"
-        self.assertEqual(len(lines), len(loaders.SYSTEMS))
+        self.assertEqual(len(lines), len(loaders.SYSTEMS) + 1)
+        self.assertEqual(lines[0], f"convoy pack {images} {scratch / 'coefficients'} --coefficients "
+                                   "--json")
         common = "--data-threads 2 --set batch_per_worker=32 --set evaluation.batch=32 --eval"
-        for data in (images, self.work / "shards", scratch / "reencoded"):
+        for data in (images, self.work / "shards", scratch / "coefficients", scratch / "reencoded"):
             self.assertIn(f"convoy bench loader --json --rounds 1 --data {data} {common} "
                           "--seconds 1.0", lines)
         # Convoy finds the split itself, peers are shown it.
