@@ -380,8 +380,8 @@ bool BaselineJpeg::pass(int64_t mcus, int16_t* coefficients, uint8_t* last) {
       const ptrdiff_t left = bits_left();
       if (left < 0 || left >= 8 || !begin_segment(segment_ + 1)) return false;
     }
-    const int now = static_cast<int>(
-        restart_interval_ != 0 ? std::min<int64_t>(mcus, left_in_segment_) : mcus);
+    const int now =
+        static_cast<int>(restart_interval_ != 0 ? std::min<int64_t>(mcus, left_in_segment_) : mcus);
     if (!kernels_.decode(state_, blocks_.data(), n, now, coefficients, last)) return false;
     if (coefficients != nullptr) {
       coefficients += static_cast<ptrdiff_t>(now) * n * kBlock;

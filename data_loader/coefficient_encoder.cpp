@@ -114,7 +114,8 @@ class Coefficients {
 
   // With the tables in zigzag order; false where pixels of this kind are not made from blocks here.
   bool frame(JpegFrame& frame, std::array<std::array<uint16_t, kBlock>, 3>& tables) const {
-    if (jpeg_.jpeg_color_space != JCS_GRAYSCALE && jpeg_.jpeg_color_space != JCS_YCbCr) return false;
+    if (jpeg_.jpeg_color_space != JCS_GRAYSCALE && jpeg_.jpeg_color_space != JCS_YCbCr)
+      return false;
     frame.width = static_cast<int>(jpeg_.image_width);
     frame.height = static_cast<int>(jpeg_.image_height);
     frame.components.assign(static_cast<size_t>(jpeg_.num_components), {});
@@ -132,14 +133,16 @@ class Coefficients {
     return is_supported(frame);
   }
 
-  // Blocks [0, count) of row y of component c; 0 beyond what the file has. False where libjpeg fails.
+  // Blocks [0, count) of row y of component c; 0 beyond what the file has. False where libjpeg
+  // fails.
   bool row(size_t c, int y, std::vector<Block>& blocks) {
     for (Block& block : blocks) block.fill(0);
     const jpeg_component_info& info = jpeg_.comp_info[c];
     if (y >= static_cast<int>(info.height_in_blocks)) return true;
     if (setjmp(jump_) != 0) return false;
-    const auto* const all = (*jpeg_.mem->access_virt_barray)(
-        reinterpret_cast<j_common_ptr>(&jpeg_), arrays_[c], static_cast<JDIMENSION>(y), 1, FALSE)[0];
+    const auto* const all =
+        (*jpeg_.mem->access_virt_barray)(reinterpret_cast<j_common_ptr>(&jpeg_), arrays_[c],
+                                         static_cast<JDIMENSION>(y), 1, FALSE)[0];
     const size_t there = std::min<size_t>(blocks.size(), info.width_in_blocks);
     int before = 0;
     for (size_t i = 0; i < there; ++i) {

@@ -106,7 +106,8 @@ class CoefficientCodec final : public ImageCodec, private BlockSource {
   // The i-th row of blocks, with kCoefficientPadding bytes behind it.
   std::span<const uint8_t> readable(size_t i) {
     const size_t from = row_begins_[i], bytes = row_begins_[i + 1] - from;
-    if (bytes_.size() - row_begins_[i + 1] >= kCoefficientPadding) return bytes_.subspan(from, bytes);
+    if (bytes_.size() - row_begins_[i + 1] >= kCoefficientPadding)
+      return bytes_.subspan(from, bytes);
     padded_.assign(bytes + kCoefficientPadding, 0);
     std::copy_n(bytes_.begin() + static_cast<ptrdiff_t>(from), bytes, padded_.begin());
     return std::span(padded_).first(bytes);
@@ -114,9 +115,10 @@ class CoefficientCodec final : public ImageCodec, private BlockSource {
 
   [[noreturn]] void broken(Damage damage) const {
     throw BadContent(
-        fmt::format("{}: {} file of coefficients (convoy pack --coefficients): pack it again, or set "
-                    "data.bad_sample: SUBSTITUTE",
-                    printable(name_), damage == Damage::kTruncated ? "cut off" : "damaged"),
+        fmt::format(
+            "{}: {} file of coefficients (convoy pack --coefficients): pack it again, or set "
+            "data.bad_sample: SUBSTITUTE",
+            printable(name_), damage == Damage::kTruncated ? "cut off" : "damaged"),
         damage);
   }
 

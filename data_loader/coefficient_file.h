@@ -1,6 +1,6 @@
-// JPEGs in another code: the same quantised coefficients, so the same pixels, in about 1.2 times the
-// bytes, without Huffman codes. Rows of blocks are found by a table, blocks that are not wanted are
-// passed over by their widths, and eight coefficients at a time are unpacked by a shuffle, a
+// JPEGs in another code: the same quantised coefficients, so the same pixels, in about 1.2 times
+// the bytes, without Huffman codes. Rows of blocks are found by a table, blocks that are not wanted
+// are passed over by their widths, and eight coefficients at a time are unpacked by a shuffle, a
 // multiplication and a shift (data_loader/coefficient_kernels.h has that part of the format).
 //
 // A file, all numbers in little-endian order:
@@ -25,7 +25,9 @@
 namespace convoy::data {
 
 // Ends in the version; the line ends show a transfer as text, as PNG's do.
-constexpr std::string_view kCoefficientMagic = "\x8a" "CVC\r\n\x1a\x01";
+constexpr std::string_view kCoefficientMagic =
+    "\x8a"
+    "CVC\r\n\x1a\x01";
 constexpr const char* kCoefficientSuffix = ".cvc";
 
 bool is_coefficient_file(std::span<const uint8_t> file);
@@ -42,9 +44,10 @@ class CoefficientEncoder {
   explicit CoefficientEncoder(uint64_t max_pixels);
   ~CoefficientEncoder();
 
-  // False where the image is to stay as it is: no JPEG, or one (CMYK, RGB, odd sampling) whose pixels
-  // would not be libjpeg's. What is written has been decoded at every scale and compared with those.
-  // `name` is for messages. Throws BadContent for a damaged JPEG and one of more than max_pixels.
+  // False where the image is to stay as it is: no JPEG, or one (CMYK, RGB, odd sampling) whose
+  // pixels would not be libjpeg's. What is written has been decoded at every scale and compared
+  // with those. `name` is for messages. Throws BadContent for a damaged JPEG and one of more than
+  // max_pixels.
   bool encode(std::span<const uint8_t> image, const std::string& name, std::vector<uint8_t>& out);
 
  private:

@@ -9,10 +9,10 @@
 namespace convoy::data::CONVOY_ISA {
 namespace {
 
-// How 8 numbers of w bits are taken apart: number i lies in byte[i] and the next one, times `factor`
-// moves it to the highest bits of 16.
+// How 8 numbers of w bits are taken apart: number i lies in byte[i] and the next one, times
+// `factor` moves it to the highest bits of 16.
 struct Unpacking {
-  uint8_t byte[16][16];      // for a shuffle of bytes: two for each number
+  uint8_t byte[16][16];  // for a shuffle of bytes: two for each number
   uint16_t factor[16][8];
   uint8_t shift[16];
 };
@@ -94,8 +94,7 @@ CONVOY_INLINE Header read_header(const uint8_t* p) {
   const uint64_t x = load_little_endian(p);
   Header header;
   header.groups = static_cast<uint32_t>(x & 15);
-  header.widths =
-      static_cast<uint32_t>(x >> 4 & ((uint64_t{1} << (4 * (header.groups & 15))) - 1));
+  header.widths = static_cast<uint32_t>(x >> 4 & ((uint64_t{1} << (4 * (header.groups & 15))) - 1));
   header.bytes = 1 + header.groups / 2;
   const uint32_t pairs = (header.widths & 0x0f0f0f0f) + (header.widths >> 4 & 0x0f0f0f0f);
   header.data = pairs * 0x01010101u >> 24;

@@ -14,9 +14,9 @@ namespace convoy::data {
 // First, for each 8 blocks, a byte w and w bytes: 8 numbers of w bits, what is to be added to the
 // first coefficient of the block before (of the first block: to 0).
 //
-// Then each block's other coefficients, in zigzag order, in n groups of 8 (the last of eight has a 0
-// in place of a 65th): n (4 bits), then for each group its w (4 bits), rounded up to bytes; then for
-// each group w bytes, 8 numbers of w bits. Behind the n-th group all are 0.
+// Then each block's other coefficients, in zigzag order, in n groups of 8 (the last of eight has a
+// 0 in place of a 65th): n (4 bits), then for each group its w (4 bits), rounded up to bytes; then
+// for each group w bytes, 8 numbers of w bits. Behind the n-th group all are 0.
 //
 // Numbers are in two's complement, the first one in the lowest bits, and w is 0 to 10 or 12: with
 // such widths a number lies in two neighbouring bytes.

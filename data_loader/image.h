@@ -45,8 +45,8 @@ struct Image {
   PixelView view() const { return {pixels.data(), region, 3, stride}; }
 };
 
-// Which way is up in an encoded image, by what it says itself (EXIF): 1 upright ... 8; 1 also for one
-// of a kind that cannot say.
+// Which way is up in an encoded image, by what it says itself (EXIF): 1 upright ... 8; 1 also for
+// one of a kind that cannot say.
 int stored_orientation(std::span<const uint8_t> bytes);
 
 // `image` as it is to be looked at, in `out`: its pixels turned or mirrored as EXIF's orientation

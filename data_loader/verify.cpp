@@ -6,8 +6,8 @@
 #include <mutex>
 #include <thread>
 
-#include "data_loader/image.h"
 #include "data_loader/coefficient_file.h"
+#include "data_loader/image.h"
 #include "data_loader/jpeg_facts.h"
 #include "data_loader/listing.h"
 #include "ops/core/digest.h"
@@ -145,8 +145,7 @@ class Inspector {
     const std::string_view named = extension == "png"   ? "PNG"
                                    : extension == "cvc" ? "coefficients"
                                                         : "JPEG";
-    if (!extension.empty() && kind != named)
-      add(i, Finding::kMisnamed, fmt::format("is {}", kind));
+    if (!extension.empty() && kind != named) add(i, Finding::kMisnamed, fmt::format("is {}", kind));
     if (const int orientation = stored_orientation(sample_.bytes); orientation != 1)
       add(i, Finding::kOrientation, fmt::format("{} of 8", orientation));
     if (facts_.process == 2) add(i, Finding::kProgressive, "");

@@ -74,8 +74,8 @@ std::string member_of(const data::Dataset& source, uint64_t i, std::string_view 
   const bool was_png = kind == 'p' || kind == 'P';
   if (suffix.empty() || (suffix == kJpegSuffix && !was_png))
     return data::member_name(class_name, name, is_shared);
-  return fmt::format("{}{}", data::key_of(data::member_name(class_name, name, is_shared || was_png)),
-                     suffix);
+  return fmt::format(
+      "{}{}", data::key_of(data::member_name(class_name, name, is_shared || was_png)), suffix);
 }
 
 // What one thread needs to make an image ready for its shard.

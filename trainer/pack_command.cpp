@@ -102,10 +102,12 @@ int pack_command(const Arguments& arguments) {
       "chroma", po::value(&chroma)->default_value(chroma),
       "of the JPEGs then: source (subsampled where the image's was) or 420 (always: smaller, "
       "faster "
-      "to decode)")("coefficients", po::bool_switch(&config.coefficients),
-                    "store what JPEGs hold in another code: the same pixels, decoded in a third to a "
-                    "half of the time, about 1.2 times the bytes; only Convoy reads it")("skip-bad", po::bool_switch(&skip_bad),
-                    "leave out what cannot be decoded and list it, instead of failing")(
+      "to decode)")(
+      "coefficients", po::bool_switch(&config.coefficients),
+      "store what JPEGs hold in another code: the same pixels, decoded in a third to a "
+      "half of the time, about 1.2 times the bytes; only Convoy reads it")(
+      "skip-bad", po::bool_switch(&skip_bad),
+      "leave out what cannot be decoded and list it, instead of failing")(
       "no-check", po::bool_switch(&no_check),
       "do not decode images that stay as they are: damaged ones are then found in training")(
       "follow-links", po::bool_switch(&config.follow_links),

@@ -23,8 +23,8 @@ std::span<const uint8_t> bytes_of(const std::string& text) {
 }
 
 int draw(uint64_t i, uint64_t j, int below) {
-  return static_cast<int>(uniform_below(random4(i, Purpose::kSyntheticData, j, 78)[0],
-                                        static_cast<uint32_t>(below)));
+  return static_cast<int>(
+      uniform_below(random4(i, Purpose::kSyntheticData, j, 78)[0], static_cast<uint32_t>(below)));
 }
 
 TestImage make_noise(int width, int height, int channels, uint64_t seed) {
@@ -45,9 +45,9 @@ Bytes encoded(const std::string& jpeg) {
 Bytes pixels_of(const Image& image, const Region& region) {
   Bytes out;
   for (int y = 0; y < region.height; ++y) {
-    const uint8_t* const row =
-        image.pixels.data() + image.stride * static_cast<size_t>(region.y + y - image.region.y) +
-        static_cast<ptrdiff_t>(region.x - image.region.x) * 3;
+    const uint8_t* const row = image.pixels.data() +
+                               image.stride * static_cast<size_t>(region.y + y - image.region.y) +
+                               static_cast<ptrdiff_t>(region.x - image.region.x) * 3;
     out.insert(out.end(), row, row + static_cast<ptrdiff_t>(region.width) * 3);
   }
   return out;
@@ -75,8 +75,7 @@ void expect_libjpegs_pixels(const std::string& jpeg, uint64_t seed) {
         region.width = 1 + draw(seed, 4 * i + 2, width - region.x);
         region.height = 1 + draw(seed, 4 * i + 3, height - region.y);
       }
-      ASSERT_TRUE(decoded(*ours, file, region, by) ==
-                  decoded(*libjpeg, bytes_of(jpeg), region, by))
+      ASSERT_TRUE(decoded(*ours, file, region, by) == decoded(*libjpeg, bytes_of(jpeg), region, by))
           << shape.width << "x" << shape.height << ", 1/" << by << ", region " << region.x << ","
           << region.y << " " << region.width << "x" << region.height;
     }

@@ -254,8 +254,8 @@ TEST_F(PackCommand, KilledAtAnyMomentItGoesOnToTheSameShards) {
   EXPECT_GT(expected.size(), 6u);  // several shards
   const std::string unfinished = shards_ + "/pack.unfinished";
   constexpr int kKills = 8;
-  // A kill may come before the first file or after the last one, as the machine likes: once more, then,
-  // from the beginning, until one has come between.
+  // A kill may come before the first file or after the last one, as the machine likes: once more,
+  // then, from the beginning, until one has come between.
   int between = 0;
   for (int tried = 0; between == 0 && tried < 20; ++tried) {
     fs::remove_all(shards_);

@@ -169,8 +169,8 @@ std::span<const uint8_t> row_of(const data::Image& image, const data::Region& re
 }
 
 // Whole, in part and shrunk: the pixels are those of the file alone, and so is damage where the
-// codec reads all; otherwise a part may be good where the whole is not. Unless `scales_alike`, values
-// may be too large for one scale only.
+// codec reads all; otherwise a part may be good where the whole is not. Unless `scales_alike`,
+// values may be too large for one scale only.
 void check_codec(data::ImageCodec& codec, std::string_view bytes, bool reads_all,
                  bool scales_alike = true) {
   data::ImageShape shape;
