@@ -267,9 +267,9 @@ int print_mapping(const ImportOptions& o, const Import& import) {
   } else {
     for (const MappedTensor& t : import.mapping.tensors)
       if (t.source)
-        std::cout << fmt::format("{} {} [{}] -> {} [{}]\n", printable(t.source->name),
-                                 name_of(t.source->type), fmt::join(t.source->shape, ", "),
-                                 printable(t.name), fmt::join(t.shape, ", "));
+        std::cout << fmt::format("{} {} {} -> {} {}\n", printable(t.source->name),
+                                 name_of(t.source->type), shape_text(t.source->shape),
+                                 printable(t.name), shape_text(t.shape));
     for (const std::string& note : notes_of(o, import.mapping))
       std::cout << fmt::format("note: {}\n", note);
     for (const std::string& problem : import.mapping.problems)

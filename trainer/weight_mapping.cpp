@@ -204,10 +204,6 @@ bool is_float(StoredType type) {
   return type == StoredType::kF32 || type == StoredType::kBf16 || type == StoredType::kF16;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
 WeightMapping map_weights(const TensorList& file, const ops::Graph& graph, bool hints) {
   return Mapper(file, graph, hints).run();
 }

@@ -41,8 +41,6 @@ int64_t classes_in(const TensorList& file, const ops::Graph& graph);
 
 // Whether to_floats() takes it.
 bool is_float(StoredType type);
-// "[64, 3, 7, 7]"
-std::string shape_text(const std::vector<int64_t>& shape);
 
 // As floats, exactly. `to` has the tensor's elements.
 void to_floats(const NamedTensor& tensor, std::span<float> to);
