@@ -33,9 +33,9 @@ struct Trained {
 Trained load_trained(comm::Communicator& communicator, const std::string& path,
                      const std::string& device);
 
-// Borrows the engine, the job and the normalisation.
+// A network and how it wants its images. Borrows the engine, the job and the normalisation.
 struct ImageNetwork {
-  std::string name;  // for messages: the folder of a checkpoint
+  std::string name;  // for messages: a checkpoint's folder, or the job's name
   Engine& engine;
   const Job& job;
   const Normalisation& normalisation;
@@ -49,6 +49,7 @@ struct ImageNetwork {
   }
 };
 
+// A checkpoint made ready to classify images.
 class Classifier {
  public:
   // `dataset`: where images of the job's own size come from, for its shape; nullptr: images of
@@ -59,6 +60,7 @@ class Classifier {
   // Without its tensors.
   const Trained& trained() const { return trained_; }
   bool has_average() const { return engine_->has_ema(); }
+  // Borrows from this.
   ImageNetwork network() const {
     return {trained_.folder, *engine_, trained_.job, trained_.normalisation,
             transform_,      look_,    classes_};

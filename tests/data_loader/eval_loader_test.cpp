@@ -102,6 +102,13 @@ TEST(EvalLoader, AllOfTheDatasetIsTheListOfAllOfIt) {
   const Batch &a = listed.acquire(0), &b = all.acquire(0);
   EXPECT_TRUE(std::equal(a.pixels, a.pixels + 3 * a.shape.bytes(), b.pixels));
   EXPECT_EQ(a.labels, b.labels);
+  EXPECT_EQ(b.sample_ids, (std::vector<uint64_t>{0, 1, 2}));
+  ImageShape shape;
+  Image image;
+  decoded(*dataset, 1, shape, image);
+  const std::vector<uint8_t> expected =
+      looked_at(image, eval_geometry({20, 16}, shape, {16, 16, 3}, "x"));
+  EXPECT_TRUE(std::equal(expected.begin(), expected.end(), b.pixels + b.shape.bytes()));
 }
 
 TEST(EvalLoader, ABadImageIsToldAndTheOthersGoOn) {
