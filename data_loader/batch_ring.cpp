@@ -187,4 +187,13 @@ void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& sc
   ready_.notify_all();
 }
 
+int ring_slots(int threads, int lanes, int batch) {
+  if (threads == 0) return lanes;
+  return lanes + std::max(lanes, 1 + (4 * threads + batch - 1) / batch);
+}
+
+int group_size(const Dataset& dataset) {
+  return dataset.raw_shape() ? 32 : 1;
+}
+
 }  // namespace convoy::data

@@ -93,4 +93,12 @@ class BatchRing {
   std::vector<std::jthread> threads_;  // last: they stop before what they use is gone
 };
 
+// Slots for loaders. One for each lane that holds a batch, and behind it either the one that this
+// lane holds next or, where batches are small or threads many, room for four images a thread: then
+// one image that takes long keeps nobody waiting but those who want its batch.
+int ring_slots(int threads, int lanes, int batch);
+// Config::group for images of this dataset: raw pixels cost about a microsecond each, so threads
+// take several at once.
+int group_size(const Dataset& dataset);
+
 }  // namespace convoy::data

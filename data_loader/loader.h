@@ -130,43 +130,4 @@ class Loader {
   std::unique_ptr<Impl> impl_;
 };
 
-struct EvalLoaderConfig {
-  EvalTransform transform;
-  int batch = 100;               // E
-  std::vector<uint64_t> slices;  // in the order in which they will be acquired
-  int lanes = 1;                 // batches held at once
-  int threads = 1;               // 0: acquire() makes the batch in the caller's thread
-  int read_ahead = 64;           // as LoaderConfig::read_ahead
-  uint64_t max_pixels = 178956970;
-  bool apply_exif_orientation = false;
-  bool profile = false;  // as LoaderConfig's
-};
-
-// Slices for evaluation: slice k holds samples [k * E, (k + 1) * E) of the dataset, the last one
-// padded with label -1. A bad sample is always an error: an accuracy is over all images or none.
-class EvalLoader {
- public:
-  EvalLoader(const Dataset& dataset, const EvalLoaderConfig& config);
-  ~EvalLoader();
-
-  // ceil(samples / batch).
-  static uint64_t slices(uint64_t samples, int batch);
-
-  // The n-th of config.slices; each once. Otherwise as in Loader; lanes may take any n, ascending.
-  const Batch& acquire(uint64_t n);
-  void release(const Batch& batch);
-  void stop(std::exception_ptr error);
-
-  ImageShape shape() const;
-  LoaderStats stats() const;
-  int slots() const;
-  uint64_t ring_bytes() const;
-  static uint64_t ring_bytes(const Dataset& dataset, const EvalLoaderConfig& config);
-  std::optional<InProgress> in_progress() const;
-
- private:
-  class Impl;
-  std::unique_ptr<Impl> impl_;
-};
-
 }  // namespace convoy::data

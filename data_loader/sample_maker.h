@@ -8,7 +8,6 @@
 
 #include "data_loader/dataset.h"
 #include "data_loader/image.h"
-#include "data_loader/jpeg_facts.h"
 #include "data_loader/sample_times.h"
 #include "data_loader/transforms.h"
 #include "ops/core/clock.h"
@@ -26,7 +25,8 @@ struct SampleScratch {
   ImageDecoder decoder;
   Image image, upright;
   ResizeScratch resize;
-  std::vector<uint8_t> rgb;  // of one look that becomes grey
+  std::vector<uint8_t> rgb;          // of one look that becomes grey
+  std::vector<Geometry> geometries;  // of the sample's looks
 
   bool profile = false;  // whether `times` is kept
   SampleTimes times;
@@ -64,6 +64,19 @@ class SampleMaker {
   template <typename MakeGeometry>
   int32_t make(uint8_t* out, uint64_t i, const MakeGeometry& geometry,
                SampleScratch& scratch) const {
+    return make_looks(
+        out, i, 1,
+        [&](int, ImageShape image, const std::string& name) { return geometry(image, name); },
+        scratch);
+  }
+
+  // Several looks at sample i, decoded once: `count` times output.bytes() at out.
+  // geometry(look, image shape, name) -> Geometry, whose may_shrink is looked at where it is the
+  // only one. Where the output has one channel and the image is encoded, which gives three, its
+  // colours become grey as Pillow's convert("L") does it, behind the resize. Otherwise as make().
+  template <typename MakeGeometry>
+  int32_t make_looks(uint8_t* out, uint64_t i, int count, const MakeGeometry& geometry,
+                     SampleScratch& scratch) const {
     scratch.now_making.store(i, std::memory_order_relaxed);
     Stopwatch watch(scratch.profile);
     dataset_.read(i, scratch.sample);
@@ -71,86 +84,50 @@ class SampleMaker {
     scratch.bytes += scratch.sample.bytes.size();
     const int32_t label = scratch.sample.label;
     const std::string name = dataset_.name(i);
-    if (const std::optional<ImageShape> raw = dataset_.raw_shape()) {
-      const PixelView pixels{scratch.sample.bytes.data(),
-                             {0, 0, raw->width, raw->height},
-                             raw->channels,
-                             raw->bytes() / static_cast<size_t>(raw->height)};
-      const Geometry wanted = geometry(*raw, name);
-      watch.skip();
-      apply(out, wanted, pixels, scratch.resize);
-      watch.book(scratch.times.resize);
-    } else {
-      ImageShape shape;
-      watch.skip();
-      ImageCodec& codec = scratch.decoder.open(scratch.sample.bytes, name, max_pixels_, shape);
-      watch.book(scratch.times.decode);
-      const ReleaseIfLarge memory(scratch, shape);
-      const int orientation =
-          apply_exif_orientation_ ? stored_orientation(scratch.sample.bytes) : 1;
-      if (orientation != 1) {
-        codec.decode({0, 0, shape.width, shape.height}, 1, scratch.image);
-        turn_upright(scratch.image, orientation, scratch.upright);
-        watch.book(scratch.times.decode);
-        const Geometry wanted = geometry(scratch.upright.shape, name);
-        watch.skip();
-        apply(out, wanted, scratch.upright.view(), scratch.resize);
-        watch.book(scratch.times.resize);
-        return label;
-      }
-      Geometry wanted = geometry(shape, name);
-      const int denominator = codec.can_shrink() ? shrink_denominator(wanted) : 1;
-      if (denominator > 1) wanted = shrink(wanted, denominator);
-      watch.skip();
-      codec.decode(source_region(wanted), denominator, scratch.image);
-      watch.book(scratch.times.decode);
-      apply(out, wanted, scratch.image.view(), scratch.resize);
-      watch.book(scratch.times.resize);
-    }
-    return label;
-  }
-
-  // Several looks at sample i, decoded once: `count` times output.bytes() at out.
-  // geometry(look, image shape, name) -> Geometry, whose may_shrink is not looked at. Where the
-  // output has one channel and the image is encoded, which gives three, its colours become grey as
-  // Pillow's convert("L") does it, behind the resize. Otherwise as make().
-  template <typename MakeGeometry>
-  int32_t make_looks(uint8_t* out, uint64_t i, int count, const MakeGeometry& geometry,
-                     SampleScratch& scratch) const {
-    scratch.now_making.store(i, std::memory_order_relaxed);
-    dataset_.read(i, scratch.sample);
-    scratch.bytes += scratch.sample.bytes.size();
-    const int32_t label = scratch.sample.label;
-    const std::string name = dataset_.name(i);
-    const auto geometries_of = [&](ImageShape shape) {
-      std::vector<Geometry> all;
-      for (int look = 0; look < count; ++look) all.push_back(geometry(look, shape, name));
-      return all;
+    std::vector<Geometry>& wanted = scratch.geometries;
+    const auto want = [&](ImageShape shape) {
+      wanted.clear();
+      for (int look = 0; look < count; ++look) wanted.push_back(geometry(look, shape, name));
     };
     if (const std::optional<ImageShape> raw = dataset_.raw_shape()) {
       const PixelView pixels{scratch.sample.bytes.data(),
                              {0, 0, raw->width, raw->height},
                              raw->channels,
                              raw->bytes() / static_cast<size_t>(raw->height)};
-      apply_all(out, geometries_of(*raw), pixels, scratch);
+      want(*raw);
+      watch.skip();
+      apply_all(out, pixels, scratch);
+      watch.book(scratch.times.resize);
       return label;
     }
     ImageShape shape;
+    watch.skip();
     ImageCodec& codec = scratch.decoder.open(scratch.sample.bytes, name, max_pixels_, shape);
+    watch.book(scratch.times.decode);
     const ReleaseIfLarge memory(scratch, shape);
     const int orientation =
-        apply_exif_orientation_ ? jpeg_facts(scratch.sample.bytes).orientation : 1;
+        apply_exif_orientation_ ? stored_orientation(scratch.sample.bytes) : 1;
     if (orientation != 1) {
       codec.decode({0, 0, shape.width, shape.height}, 1, scratch.image);
       turn_upright(scratch.image, orientation, scratch.upright);
-      apply_all(out, geometries_of(scratch.upright.shape), scratch.upright.view(), scratch);
+      watch.book(scratch.times.decode);
+      want(scratch.upright.shape);
+      watch.skip();
+      apply_all(out, scratch.upright.view(), scratch);
+      watch.book(scratch.times.resize);
       return label;
     }
-    const std::vector<Geometry> geometries = geometries_of(shape);
-    Region needed = source_region(geometries[0]);
-    for (const Geometry& g : geometries) needed = hull(needed, source_region(g));
-    codec.decode(needed, 1, scratch.image);
-    apply_all(out, geometries, scratch.image.view(), scratch);
+    want(shape);
+    const int denominator =
+        count == 1 && codec.can_shrink() ? shrink_denominator(wanted.front()) : 1;
+    if (denominator > 1) wanted.front() = shrink(wanted.front(), denominator);
+    watch.skip();
+    Region needed = source_region(wanted.front());
+    for (const Geometry& g : wanted) needed = hull(needed, source_region(g));
+    codec.decode(needed, denominator, scratch.image);
+    watch.book(scratch.times.decode);
+    apply_all(out, scratch.image.view(), scratch);
+    watch.book(scratch.times.resize);
     return label;
   }
 
@@ -164,11 +141,11 @@ class SampleMaker {
             std::max(a.y + a.height, b.y + b.height) - y};
   }
 
-  void apply_all(uint8_t* out, const std::vector<Geometry>& geometries, const PixelView& pixels,
-                 SampleScratch& scratch) const {
+  // By scratch.geometries.
+  void apply_all(uint8_t* out, const PixelView& pixels, SampleScratch& scratch) const {
     const bool to_grey = output_.channels == 1 && pixels.channels == 3;
     if (to_grey) scratch.rgb.resize(3 * output_.bytes());
-    for (const Geometry& geometry : geometries) {
+    for (const Geometry& geometry : scratch.geometries) {
       apply(to_grey ? scratch.rgb.data() : out, geometry, pixels, scratch.resize);
       // ITU-R 601-2 in 16-bit fixed point (Pillow, src/libImaging/Convert.c).
       for (size_t p = 0; to_grey && p < output_.bytes(); ++p) {

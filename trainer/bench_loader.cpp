@@ -10,6 +10,7 @@
 #include <optional>
 #include <thread>
 
+#include "data_loader/eval_loader.h"
 #include "data_loader/jpeg_limit.h"
 #include "data_loader/loader.h"
 #include "ops/core/clock.h"

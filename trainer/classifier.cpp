@@ -84,10 +84,6 @@ Classifier::Classifier(comm::Communicator& communicator, Trained trained,
   trained_.state.ema = {};
 }
 
-ops::ImageInput Classifier::input(const data::ImageShape& look, int64_t rows) const {
-  return image_input(trained_.job, trained_.normalisation, look, rows);
-}
-
 int classifying_lanes(const Job& job, const std::string& device, int cpus) {
   return lanes_for(device, cpus, cpus, static_cast<int>(job.threads_per_worker));
 }

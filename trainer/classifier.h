@@ -1,4 +1,4 @@
-// A checkpoint made ready to classify images: its job, its network, and how it wants its images.
+// A network that classifies images and how it wants them; a checkpoint made into one.
 #pragma once
 
 #include <memory>
@@ -33,6 +33,23 @@ struct Trained {
 Trained load_trained(comm::Communicator& communicator, const std::string& path,
                      const std::string& device);
 
+// A network and how it wants its images. Borrows the engine, the job and the normalisation.
+struct ImageNetwork {
+  std::string name;  // for messages: a checkpoint's folder, or the job's name
+  Engine& engine;
+  const Job& job;
+  const Normalisation& normalisation;
+  data::EvalTransform transform;  // of one look in the job's evaluation
+  data::ImageShape look;          // that it gives
+  int64_t classes = 0;
+
+  // For so many looks of this shape. Throws Error (kBadJob) where they do not fit.
+  ops::ImageInput input(const data::ImageShape& shape, int64_t rows) const {
+    return image_input(job, normalisation, shape, rows);
+  }
+};
+
+// A checkpoint made ready to classify images.
 class Classifier {
  public:
   // `dataset`: where images of the job's own size come from, for its shape; nullptr: images of
@@ -42,14 +59,12 @@ class Classifier {
 
   // Without its tensors.
   const Trained& trained() const { return trained_; }
-  const Job& job() const { return trained_.job; }
-  Engine& engine() { return *engine_; }
-  int64_t classes() const { return classes_; }
   bool has_average() const { return engine_->has_ema(); }
-  // Of one look in the job's evaluation, and its transform.
-  const data::ImageShape& look_shape() const { return look_; }
-  data::EvalTransform transform() const { return transform_; }
-  ops::ImageInput input(const data::ImageShape& look, int64_t rows) const;
+  // Borrows from this.
+  ImageNetwork network() const {
+    return {trained_.folder, *engine_, trained_.job, trained_.normalisation,
+            transform_,      look_,    classes_};
+  }
 
  private:
   Trained trained_;

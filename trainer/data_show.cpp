@@ -3,6 +3,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "data_loader/eval_loader.h"
 #include "data_loader/loader.h"
 #include "data_loader/png.h"
 #include "ops/core/error.h"

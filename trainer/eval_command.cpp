@@ -12,7 +12,7 @@
 
 #include "comm/handshake.h"
 #include "comm/launch.h"
-#include "data_loader/look_loader.h"
+#include "data_loader/eval_loader.h"
 #include "data_loader/png.h"
 #include "ops/core/clock.h"
 #include "ops/core/digest.h"
@@ -187,7 +187,7 @@ struct Findings {
 
 struct Setting {
   const EvalOptions& options;
-  const Evaluation::Members& members;
+  const std::vector<std::unique_ptr<Classifier>>& members;
   const data::Dataset& dataset;
   std::vector<std::string> names;  // of the network's classes
   std::vector<int32_t> class_of_label;
@@ -206,24 +206,21 @@ std::string line_of(const Setting& s, const Prediction& p) {
 }
 
 void draw_mistakes(const Setting& s, const WorstMistakes& mistakes) {
-  const Classifier& first = *s.members.front();
-  const data::ImageShape shape = first.look_shape();
+  const ImageNetwork first = s.members.front()->network();
+  const data::ImageShape shape = first.look;
   std::vector<uint64_t> images;
   for (const Prediction& p : mistakes.list()) images.push_back(p.image);
   std::vector<SheetImage> sheet;
-  std::optional<data::LookLoader> loader;
+  std::optional<data::EvalLoader> loader;
   if (!images.empty()) {
-    loader.emplace(s.dataset, data::LookLoaderConfig{
-                                  .looks = {.transform = first.transform()},
-                                  .shape = shape,
-                                  .batch = static_cast<int>(images.size()),
-                                  .images = images,
-                                  .batches = {0},
-                                  .threads = 0,
-                                  .max_pixels = first.job().data.max_pixels,
-                                  .apply_exif_orientation = first.job().data.apply_exif_orientation,
-                                  .class_of_label = {},
-                                  .bad = {}});
+    data::EvalLoaderConfig config = eval_loader_config(first.job);
+    config.looks.transform = first.transform;
+    config.shape = shape;
+    config.batch = static_cast<int>(images.size());
+    config.images = images;
+    config.slices = {0};
+    config.threads = 0;
+    loader.emplace(s.dataset, config);
     const data::Batch& batch = loader->acquire(0);
     for (size_t i = 0; i < images.size(); ++i) {
       const Prediction& p = mistakes.list()[i];
@@ -388,7 +385,8 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
            printable(t.folder));
   }
   const int cpus = usable_cpus();
-  Evaluation::Members members;
+  std::vector<std::unique_ptr<Classifier>> members;
+  std::vector<ImageNetwork> networks;
   for (Trained& t : trained) {
     const int lanes = classifying_lanes(t.job, o.device, cpus);
     members.push_back(
@@ -396,6 +394,7 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
     if (o.weights == "average" && !members.back()->has_average())
       fail(ExitCode::kUsage, "--weights average: {} has none (optimizer.ema_decay was 0)",
            printable(members.back()->trained().folder));
+    networks.push_back(members.back()->network());
   }
   const std::vector<std::string>& names = members.front()->trained().facts().class_names;
   const Setting setting{
@@ -419,14 +418,14 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
                             if (progress)
                               progress->update(to_line("eval", done, of, seconds_since(start), ""));
                           }};
-  Evaluation evaluation(communicator, *watchdog, members, *dataset, config);
+  Evaluation evaluation(communicator, *watchdog, networks, *dataset, config);
   std::optional<PredictionsFile> file;
   if (is_root) {
     expect_writable(o.confusion);
     expect_writable(o.mistakes);
     if (!o.predictions.empty()) file.emplace(o.predictions);
   }
-  Findings findings(static_cast<size_t>(members.front()->classes()), !o.mistakes.empty());
+  Findings findings(static_cast<size_t>(networks.front().classes), !o.mistakes.empty());
   const auto each = [&](const Prediction& p) {
     findings.add(p);
     if (file) file->add(line_of(setting, p));
@@ -439,8 +438,8 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
   const bool all_have = std::ranges::all_of(members, [](auto& m) { return m->has_average(); });
   if (o.weights == "average")
     results.average = evaluation.run(Weights::kAverage, step, each);
-  else if (o.weights.empty() && all_have)
-    results.average = evaluation.run(Weights::kAverage, step);
+  else if (o.weights.empty() && all_have)  // the scores of each image are looked at here, too
+    results.average = evaluation.run(Weights::kAverage, step, [](const Prediction&) {});
   if (progress) progress->finish();
   if (!is_root) return 0;
   if (file) file->close();

@@ -39,42 +39,40 @@ struct Evaluation::Pass {
   uint64_t first = 0, end = 0;
   ProbabilitySums sums;
   std::vector<data::ImageShape> shapes;  // of its images, where they are asked for
-  std::vector<ops::LossResult> slices;   // of this rank, where there is one look of one network
 
   Pass(uint64_t begin, uint64_t stop, int64_t classes)
       : first(begin), end(stop), sums(stop - begin, classes) {}
 };
 
 Evaluation::Evaluation(comm::Communicator& communicator, comm::Watchdog& watchdog,
-                       const Members& members, const data::Dataset& dataset,
+                       std::vector<ImageNetwork> networks, const data::Dataset& dataset,
                        const EvaluationConfig& config)
     : communicator_(communicator),
       watchdog_(watchdog),
-      members_(members),
+      networks_(std::move(networks)),
       dataset_(dataset),
       config_(config) {
   if (dataset_.size() == 0) fail(ExitCode::kBadData, "the validation set has no images");
-  const Classifier& first = *members_.front();
-  for (const auto& member : members_) {
-    if (member->classes() != first.classes())
+  const ImageNetwork& first = networks_.front();
+  for (const ImageNetwork& network : networks_) {
+    if (network.classes != first.classes)
       fail(ExitCode::kBadData, "{} has {} classes and {} has {}: they cannot be averaged",
-           printable(first.trained().folder), first.classes(), printable(member->trained().folder),
-           member->classes());
-    total_ += dataset_.size() * rounds(*member).size();
+           printable(first.name), first.classes, printable(network.name), network.classes);
+    total_ += dataset_.size() * rounds(network).size();
   }
 }
 
 int Evaluation::looks() const {
   const int each =
       config_.ten_crop ? data::kCropLooks : std::max(1, static_cast<int>(config_.scales.size()));
-  return each * static_cast<int>(members_.size());
+  return each * static_cast<int>(networks_.size());
 }
 
-std::vector<data::Looks> Evaluation::rounds(const Classifier& member) const {
+std::vector<data::Looks> Evaluation::rounds(const ImageNetwork& network) const {
   using Kind = data::Looks::Kind;
   if (config_.scales.empty())
     return {{.kind = config_.ten_crop ? Kind::kTenCrops : Kind::kCentre,
-             .transform = member.transform()}};
+             .transform = network.transform}};
   std::vector<data::Looks> out;
   for (const int scale : config_.scales)
     out.push_back({.kind = Kind::kWhole, .transform = {}, .scale = scale});
@@ -99,7 +97,7 @@ void Evaluation::measure(Pass& pass) const {
   const uint64_t count = pass.end - pass.first;
   const auto ranks = static_cast<uint64_t>(communicator_.size());
   const auto rank = static_cast<uint64_t>(communicator_.rank());
-  const Job& job = members_.front()->job();
+  const Job& job = networks_.front().job;
   std::vector<data::ImageShape> mine;
   constexpr uint64_t kAtOnce = 256;
   const uint64_t end = pass.first + count * (rank + 1) / ranks;
@@ -115,11 +113,11 @@ void Evaluation::measure(Pass& pass) const {
   for (const std::string& text : communicator_.all_gather(to_text(mine))) append(text, pass.shapes);
 }
 
-std::vector<Evaluation::Group> Evaluation::groups(const Classifier& member,
+std::vector<Evaluation::Group> Evaluation::groups(const ImageNetwork& network,
                                                   const data::Looks& looks, Pass& pass) const {
-  const auto most = static_cast<int>(member.job().evaluation.batch);
+  const auto most = static_cast<int>(network.job.evaluation.batch);
   if (looks.kind != data::Looks::Kind::kWhole) {
-    Group all{.shape = member.look_shape(), .batch = std::max(1, most / looks.count())};
+    Group all{.shape = network.look, .batch = std::max(1, most / looks.count()), .images = {}};
     all.images.resize(pass.end - pass.first);
     std::iota(all.images.begin(), all.images.end(), pass.first);
     return {std::move(all)};
@@ -128,7 +126,7 @@ std::vector<Evaluation::Group> Evaluation::groups(const Classifier& member,
   std::map<std::pair<int, int>, Group> by_shape;
   for (uint64_t i = pass.first; i < pass.end; ++i) {
     data::ImageShape shape = data::dense_shape(pass.shapes[i - pass.first], looks.scale);
-    shape.channels = member.look_shape().channels;
+    shape.channels = network.look.channels;
     Group& group = by_shape[{shape.height, shape.width}];
     group.shape = shape;
     group.images.push_back(i);
@@ -137,8 +135,7 @@ std::vector<Evaluation::Group> Evaluation::groups(const Classifier& member,
   for (auto& [size, group] : by_shape) {
     // About as many pixels as a batch of the usual evaluation, spread evenly.
     const double area = static_cast<double>(group.shape.height) * group.shape.width;
-    const double usual =
-        static_cast<double>(member.look_shape().height) * member.look_shape().width * most;
+    const double usual = static_cast<double>(network.look.height) * network.look.width * most;
     const auto fits =
         static_cast<uint64_t>(std::clamp(usual / area, 1.0, static_cast<double>(most)));
     const uint64_t batches = (group.images.size() + fits - 1) / fits;
@@ -148,29 +145,29 @@ std::vector<Evaluation::Group> Evaluation::groups(const Classifier& member,
   return out;
 }
 
-void Evaluation::compute(Classifier& member, const data::Looks& looks, const Group& group,
-                         Engine::Weights weights, Pass& pass) {
+std::vector<ops::LossResult> Evaluation::compute(const ImageNetwork& network,
+                                                 const data::Looks& looks, const Group& group,
+                                                 Engine::Weights weights, Pass* pass) {
   const auto ranks = static_cast<uint64_t>(communicator_.size());
-  const uint64_t batches = data::LookLoader::batches(group.images.size(), group.batch);
-  // Batches are dealt out over all passes, as Evaluator deals its slices.
-  const uint64_t before = pass.first / static_cast<uint64_t>(group.batch);
+  const uint64_t images = group.images.empty() ? dataset_.size() : group.images.size();
+  const uint64_t slices = data::EvalLoader::slices(images, group.batch);
+  // Slices are dealt out over all passes.
+  const uint64_t before = pass ? pass->first / static_cast<uint64_t>(group.batch) : 0;
   std::vector<uint64_t> mine;
-  for (uint64_t k = 0; k < batches; ++k)
+  for (uint64_t k = 0; k < slices; ++k)
     if ((before + k) % ranks == static_cast<uint64_t>(communicator_.rank())) mine.push_back(k);
-  if (mine.empty()) return;
+  if (mine.empty()) return {};
 
-  Engine& engine = member.engine();
-  data::LookLoader loader(dataset_,
-                          {.looks = looks,
-                           .shape = group.shape,
-                           .batch = group.batch,
-                           .images = group.images,
-                           .batches = mine,
-                           .lanes = engine.lanes(),
-                           .threads = config_.data_threads,
-                           .max_pixels = member.job().data.max_pixels,
-                           .apply_exif_orientation = member.job().data.apply_exif_orientation,
-                           .class_of_label = config_.class_of_label});
+  data::EvalLoaderConfig config = eval_loader_config(network.job);
+  config.looks = looks;
+  config.shape = group.shape;
+  config.batch = group.batch;
+  config.images = group.images;
+  config.slices = mine;
+  config.lanes = network.engine.lanes();
+  config.threads = config_.data_threads;
+  config.class_of_label = config_.class_of_label;
+  data::EvalLoader loader(dataset_, std::move(config));
   const int64_t rows = int64_t{group.batch} * looks.count();
   const std::vector<int32_t> no_labels(static_cast<size_t>(rows), -1);
   std::vector<const data::Batch*> held(mine.size());
@@ -188,40 +185,50 @@ void Evaluation::compute(Classifier& member, const data::Looks& looks, const Gro
                                 note_progress(static_cast<uint64_t>(group.batch));
                               },
                               [&](const std::exception_ptr& error) { loader.stop(error); }};
-  const auto classes = static_cast<size_t>(member.classes());
-  const auto add = [&](uint64_t n, std::span<const float> logits) {
-    const data::Batch& batch = *held[n];
-    for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
-      const uint64_t image = batch.sample_ids[row / static_cast<size_t>(looks.count())];
-      if (image == data::kNoSubstitute) return;
-      if (!add_softmax(logits.subspan(row * classes, classes), pass.sums.round(image - pass.first)))
-        fail(ExitCode::kFault, "{}: scores that are not finite for {}",
-             printable(member.trained().folder), printable(dataset_.name(image)));
-    }
-  };
-  const std::vector<ops::LossResult> results =
-      engine.evaluate(mine.size(), member.input(group.shape, rows), weights, source, add);
-  if (is_plain()) pass.slices.insert(pass.slices.end(), results.begin(), results.end());
+  const auto classes = static_cast<size_t>(network.classes);
+  Engine::Logits add;
+  if (pass)
+    add = [&](uint64_t n, std::span<const float> logits) {
+      const data::Batch& batch = *held[n];
+      for (size_t row = 0; row < static_cast<size_t>(rows); ++row) {
+        const uint64_t image = batch.sample_ids[row / static_cast<size_t>(looks.count())];
+        if (image == data::kNoSubstitute) return;
+        if (!add_softmax(logits.subspan(row * classes, classes),
+                         pass->sums.round(image - pass->first)))
+          fail(ExitCode::kFault, "{}: scores that are not finite for {}", printable(network.name),
+               printable(dataset_.name(image)));
+      }
+    };
+  return network.engine.evaluate(mine.size(), network.input(group.shape, rows), weights, source,
+                                 add);
 }
 
 Accuracy Evaluation::run(Engine::Weights weights, uint64_t step,
                          const std::function<void(const Prediction&)>& each) {
   watchdog_.enter(comm::Phase::kEvaluate, step);
   done_ = 0;
-  const auto batch = uint64_t{members_.front()->job().evaluation.batch};
-  const auto classes = static_cast<uint64_t>(members_.front()->classes());
+  const auto batch = uint64_t{networks_.front().job.evaluation.batch};
+  if (is_plain() && !each) {
+    const ImageNetwork& network = networks_.front();
+    const Group all{network.look, static_cast<int>(batch), {}};
+    return sum_of_slices(communicator_,
+                         compute(network, rounds(network).front(), all, weights, nullptr));
+  }
+  const auto classes = static_cast<uint64_t>(networks_.front().classes);
   const uint64_t pass_images = std::max(uint64_t{1}, kPassNumbers / classes / batch) * batch;
   Accuracy sum;
   std::vector<ops::LossResult> slices;
   for (uint64_t first = 0; first < dataset_.size(); first += pass_images) {
     Pass pass(first, std::min(first + pass_images, dataset_.size()), static_cast<int64_t>(classes));
-    for (const auto& member : members_)
-      for (const data::Looks& looks : rounds(*member)) {
-        for (const Group& group : groups(*member, looks, pass))
-          compute(*member, looks, group, weights, pass);
+    for (const ImageNetwork& network : networks_)
+      for (const data::Looks& looks : rounds(network)) {
+        for (const Group& group : groups(network, looks, pass)) {
+          const std::vector<ops::LossResult> results =
+              compute(network, looks, group, weights, &pass);
+          slices.insert(slices.end(), results.begin(), results.end());
+        }
         pass.sums.end_round(communicator_, looks.count());
       }
-    slices.insert(slices.end(), pass.slices.begin(), pass.slices.end());
     for (uint64_t i = first; i < pass.end; ++i) {
       const Prediction p = predict(i, label(i), pass.sums.mean(i - first), config_.top);
       ++sum.images;

@@ -12,16 +12,15 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "comm/watchdog.h"
 #include "data_loader/dataset.h"
-#include "data_loader/look_loader.h"
+#include "data_loader/eval_loader.h"
+#include "trainer/accuracy.h"
 #include "trainer/classifier.h"
-#include "trainer/evaluate.h"
 #include "trainer/predictions.h"
 
 namespace convoy::trainer {
@@ -31,22 +30,24 @@ struct EvaluationConfig {
   std::vector<int> scales;  // shorter sides of dense evaluation, in pixels; empty: none
   size_t top = 5;           // guesses of each prediction; at least 5
   int data_threads = 1;
-  std::vector<int32_t> class_of_label;                       // see data::LookLoaderConfig
+  std::vector<int32_t> class_of_label;                       // see data::EvalLoaderConfig
   std::function<void(uint64_t done, uint64_t of)> progress;  // images times looks; may be empty
 };
 
 class Evaluation {
  public:
-  using Members = std::vector<std::unique_ptr<Classifier>>;
+  // All but `networks` and `config` must outlive it, and what the networks borrow. Throws Error:
+  // kBadData where the set is empty or the networks have different numbers of classes.
+  Evaluation(comm::Communicator& communicator, comm::Watchdog& watchdog,
+             std::vector<ImageNetwork> networks, const data::Dataset& dataset,
+             const EvaluationConfig& config);
 
-  // All must outlive it. Throws Error: kBadData where the set is empty or the networks have
-  // different numbers of classes, kBadJob where a network cannot be made dense.
-  Evaluation(comm::Communicator& communicator, comm::Watchdog& watchdog, const Members& members,
-             const data::Dataset& dataset, const EvaluationConfig& config);
-
-  // Collective. `each`: called on rank 0 with every image in the order of the dataset. The accuracy
-  // is the same on every rank; of one network and one look at each image it has the bits of
-  // Evaluator's.
+  // Collective; the accuracy is the same on every rank. `each`, on all ranks or none: called on
+  // rank 0 with every image in the order of the dataset. Without it one network that looks once, at
+  // the centre, as in training, gives its losses and counts alone: with the same bits, but no
+  // probabilities are kept and scores that are not finite are no error. The watchdog hears of each
+  // slice; the step is what its lines say. Throws Error: kBadJob where a network cannot be made
+  // dense.
   Accuracy run(Engine::Weights weights, uint64_t step,
                const std::function<void(const Prediction&)>& each = {});
 
@@ -54,26 +55,28 @@ class Evaluation {
   int looks() const;
 
  private:
-  // Images of one shape, cut into batches.
+  // Images of one shape, cut into slices.
   struct Group {
     data::ImageShape shape;
     int batch = 1;
-    std::vector<uint64_t> images;
+    std::vector<uint64_t> images;  // empty: all of the dataset
   };
   struct Pass;  // a range of images whose sums fit into memory
 
-  bool is_plain() const { return members_.size() == 1 && looks() == 1 && config_.scales.empty(); }
-  std::vector<data::Looks> rounds(const Classifier& member) const;
-  std::vector<Group> groups(const Classifier& member, const data::Looks& looks, Pass& pass) const;
+  bool is_plain() const { return networks_.size() == 1 && looks() == 1 && config_.scales.empty(); }
+  std::vector<data::Looks> rounds(const ImageNetwork& network) const;
+  std::vector<Group> groups(const ImageNetwork& network, const data::Looks& looks,
+                            Pass& pass) const;
   void measure(Pass& pass) const;
-  void compute(Classifier& member, const data::Looks& looks, const Group& group,
-               Engine::Weights weights, Pass& pass);
+  // Of this rank's slices. `pass`: where probabilities are added to; nullptr: nowhere.
+  std::vector<ops::LossResult> compute(const ImageNetwork& network, const data::Looks& looks,
+                                       const Group& group, Engine::Weights weights, Pass* pass);
   int32_t label(uint64_t image) const;
   void note_progress(uint64_t images);
 
   comm::Communicator& communicator_;
   comm::Watchdog& watchdog_;
-  const Members& members_;
+  const std::vector<ImageNetwork> networks_;
   const data::Dataset& dataset_;
   const EvaluationConfig config_;
   std::mutex mutex_;               // of config_.progress

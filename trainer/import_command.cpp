@@ -171,7 +171,7 @@ Import read_import(const ImportOptions& o) {
 // Does the file have as many tensors as a state of it may have, with auxiliary heads or without?
 bool could_be(const TensorList& file, const ops::Graph& graph) {
   const auto tensors_of = [](const ops::Graph& g) {
-    return static_cast<std::ptrdiff_t>(map_weights({}, g, false).tensors.size());
+    return static_cast<std::ptrdiff_t>(map_weights({}, g).tensors.size());
   };
   const auto tensors = std::ranges::count_if(
       file.tensors, [](const NamedTensor& t) { return !t.name.ends_with(".num_batches_tracked"); });
@@ -188,7 +188,7 @@ int64_t classes_that_fit(const ImportOptions& o, const Import& import, const std
     if (!could_be(import.file, graph)) return 0;
     options.classes = classes_in(import.file, graph);
     if (options.classes == 0) return 0;
-    const bool fits = map_weights(import.file, make_model(model, options), false).problems.empty();
+    const bool fits = map_weights(import.file, make_model(model, options)).misfits.empty();
     return fits ? options.classes : 0;
   } catch (const Error&) {  // a number of classes that no network has
     return 0;
@@ -215,7 +215,7 @@ std::string what_fits(const ImportOptions& o, const Import& import) {
 }
 
 [[noreturn]] void refuse(const ImportOptions& o, const Import& import) {
-  const std::vector<std::string>& problems = import.mapping.problems;
+  const std::vector<std::string> problems = problems_of(import.mapping);
   std::string text;
   for (size_t i = 0; i < std::min(problems.size(), kMostSaid); ++i) text += "\n  " + problems[i];
   if (problems.size() > kMostSaid)
@@ -250,12 +250,13 @@ size_t tensors_of(const WeightMapping& mapping) {
 }
 
 int print_mapping(const ImportOptions& o, const Import& import) {
+  const std::vector<std::string> problems = problems_of(import.mapping);
   if (o.json) {
     ordered_json out = {{"model", o.model},
                         {"classes", import.job.data.classes},
                         {"prefix", printable(import.mapping.prefix)},
                         {"tensors", ordered_json::array()},
-                        {"problems", import.mapping.problems},
+                        {"problems", problems},
                         {"notes", notes_of(o, import.mapping)}};
     for (const MappedTensor& t : import.mapping.tensors)
       if (t.source)
@@ -267,18 +268,17 @@ int print_mapping(const ImportOptions& o, const Import& import) {
   } else {
     for (const MappedTensor& t : import.mapping.tensors)
       if (t.source)
-        std::cout << fmt::format("{} {} [{}] -> {} [{}]\n", printable(t.source->name),
-                                 name_of(t.source->type), fmt::join(t.source->shape, ", "),
-                                 printable(t.name), fmt::join(t.shape, ", "));
+        std::cout << fmt::format("{} {} {} -> {} {}\n", printable(t.source->name),
+                                 name_of(t.source->type), shape_text(t.source->shape),
+                                 printable(t.name), shape_text(t.shape));
     for (const std::string& note : notes_of(o, import.mapping))
       std::cout << fmt::format("note: {}\n", note);
-    for (const std::string& problem : import.mapping.problems)
-      std::cout << fmt::format("problem: {}\n", problem);
+    for (const std::string& problem : problems) std::cout << fmt::format("problem: {}\n", problem);
     std::cout << fmt::format("{} tensor(s) of {} fit {}, {} problem(s); nothing was written\n",
                              tensors_of(import.mapping), import.mapping.tensors.size(),
-                             printable(o.model), import.mapping.problems.size());
+                             printable(o.model), problems.size());
   }
-  return static_cast<int>(import.mapping.problems.empty() ? ExitCode::kDone : ExitCode::kBadData);
+  return static_cast<int>(problems.empty() ? ExitCode::kDone : ExitCode::kBadData);
 }
 
 // --out, without a slash at its end.
@@ -328,7 +328,7 @@ int run_import(const ImportOptions& o) {
   expect_free(o.out);
   const Import import = read_import(o);
   if (o.dry_run) return print_mapping(o, import);
-  if (!import.mapping.problems.empty()) refuse(o, import);
+  if (!import.mapping.misfits.empty()) refuse(o, import);
 
   const ops::ParameterLayout layout = ops::layout_of(import.graph);
   const ImportedWeights weights = take_weights(import.mapping, layout);

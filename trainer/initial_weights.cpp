@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <functional>
 #include <map>
 
 #include "ops/core/digest.h"
@@ -37,94 +36,70 @@ std::vector<int> heads_of(const ops::Graph& graph) {
   return heads;
 }
 
-// What a network wants of a file, by name; and what it makes of what is there.
-class Taker {
- public:
-  Taker(const TensorList& from, const std::string& source,
-        const std::vector<std::string>& start_anew)
-      : source_(source), start_anew_(start_anew), prefix_(common_prefix(from)) {
-    for (const NamedTensor& t : from.tensors)
-      if (!t.name.ends_with(".num_batches_tracked"))
-        tensors_.emplace(t.name.substr(prefix_.size()), &t);
-  }
-
-  // A head of `classes` classes starts anew where the file's has another number.
-  void head(const std::string& node, const std::vector<int64_t>& weight) {
-    const auto found = tensors_.find(node + ".weight");
-    if (found == tensors_.end()) return;
-    const std::vector<int64_t>& shape = found->second->shape;
-    if (shape.size() != weight.size() || shape.empty() || shape[0] == weight[0] ||
-        !std::equal(shape.begin() + 1, shape.end(), weight.begin() + 1))
-      return;
-    taken_.heads.push_back(fmt::format("{}: {} classes there, {} here", node, shape[0], weight[0]));
-    new_heads_.push_back(node);
-  }
-
-  void want(const std::string& name, const std::vector<int64_t>& shape, std::span<float> to) {
-    const auto found = tensors_.find(name);
-    const bool is_new_head = std::ranges::any_of(
-        new_heads_, [&](const std::string& node) { return name.starts_with(node + "."); });
-    const bool is_left_out = std::ranges::any_of(
-        start_anew_, [&](const std::string& pattern) { return takes(pattern, name); });
-    if (is_new_head || is_left_out) {
-      if (is_left_out && !is_new_head) taken_.anew.push_back(name);
-      if (found != tensors_.end()) tensors_.erase(found);
-      return;
-    }
-    if (found == tensors_.end()) {
-      mistakes_.push_back(fmt::format("missing: {} {}", name, shape_text(shape)));
-      return;
-    }
-    const NamedTensor& tensor = *found->second;
-    tensors_.erase(found);
-    if (tensor.shape != shape || !is_float(tensor.type))
-      mistakes_.push_back(fmt::format("of another shape: {} is {} {} there, the network wants {}",
-                                      name, name_of(tensor.type), shape_text(tensor.shape),
-                                      shape_text(shape)));
-    else
-      copies_.emplace_back([&tensor, to] { to_floats(tensor, to); });
-  }
-
-  WeightsTaken finish(const std::string& model) {
-    for (const auto& [name, tensor] : tensors_)
-      mistakes_.push_back(fmt::format("extra: {} {}", printable(name), shape_text(tensor->shape)));
-    if (!mistakes_.empty()) refuse(model);
-    for (const auto& copy : copies_) copy();
-    taken_.tensors = copies_.size();
-    taken_.prefix = prefix_;
-    return taken_;
-  }
-
- private:
-  static std::string common_prefix(const TensorList& from) {
-    for (const std::string prefix : {"module.", "model."})
-      if (!from.tensors.empty() && std::ranges::all_of(from.tensors, [&](const NamedTensor& t) {
-            return t.name.starts_with(prefix);
-          }))
-        return prefix;
+// "fc: 10 classes there, 5 here", where the file's head differs in nothing else; else empty.
+std::string other_classes(const std::string& node, const MappedTensor& weight) {
+  if (!weight.source) return "";
+  const std::vector<int64_t>&there = weight.source->shape, &here = weight.shape;
+  if (there.size() != here.size() || there[0] == here[0] ||
+      !std::equal(there.begin() + 1, there.end(), here.begin() + 1))
     return "";
-  }
+  return fmt::format("{}: {} classes there, {} here", node, there[0], here[0]);
+}
 
-  [[noreturn]] void refuse(const std::string& model) const {
-    std::string text;
-    for (size_t i = 0; i < std::min(kMostSaid, mistakes_.size()); ++i)
-      text += "\n  " + mistakes_[i];
-    if (mistakes_.size() > kMostSaid)
-      text += fmt::format("\n  ... and {} more", mistakes_.size() - kMostSaid);
-    fail(ExitCode::kBadData,
-         "{}: its tensors are not those of {} ({} differ); transfer.start_anew names what need not "
-         "be there:{}",
-         printable(source_), printable(model), mistakes_.size(), text);
+// Of these nothing is taken, and nothing need be there: heads of another number of classes, and
+// what `start_anew` says.
+void leave_out(const ops::Graph& graph, const std::vector<std::string>& start_anew,
+               WeightMapping& mapping, WeightsTaken& taken) {
+  std::vector<std::string> new_heads;
+  for (const int head : heads_of(graph)) {
+    if (head < 0) continue;
+    const std::string& node = graph.nodes[static_cast<size_t>(head)].name;
+    const auto weight = std::ranges::find(mapping.tensors, node + ".weight", &MappedTensor::name);
+    if (weight == mapping.tensors.end()) continue;
+    const std::string text = other_classes(node, *weight);
+    if (text.empty()) continue;
+    taken.heads.push_back(text);
+    new_heads.push_back(node);
   }
+  std::vector<bool> anew;
+  for (MappedTensor& t : mapping.tensors) {
+    const bool is_new_head = std::ranges::any_of(
+        new_heads, [&](const std::string& node) { return t.name.starts_with(node + "."); });
+    const bool is_left_out = std::ranges::any_of(
+        start_anew, [&](const std::string& pattern) { return takes(pattern, t.name); });
+    if (is_left_out && !is_new_head) taken.anew.push_back(t.name);
+    if (is_left_out || is_new_head) t.source = nullptr;
+    anew.push_back(is_left_out || is_new_head);
+  }
+  std::erase_if(mapping.misfits,
+                [&](const Misfit& m) { return m.kind != Misfit::Kind::kExtra && anew[m.wanted]; });
+}
 
-  const std::string& source_;
-  const std::vector<std::string>& start_anew_;
-  std::string prefix_;
-  std::map<std::string, const NamedTensor*> tensors_;  // not yet asked for, without the prefix
-  std::vector<std::string> new_heads_, mistakes_;
-  std::vector<std::function<void()>> copies_;
-  WeightsTaken taken_;
-};
+std::string line_of(const Misfit& misfit, const WeightMapping& mapping) {
+  const NamedTensor* found = misfit.found;
+  if (misfit.kind == Misfit::Kind::kExtra)
+    return fmt::format("extra: {} {}", printable(found->name), shape_text(found->shape));
+  const MappedTensor& wanted = mapping.tensors[misfit.wanted];
+  if (!found)
+    return fmt::format("missing: {} {}", printable(wanted.name), shape_text(wanted.shape));
+  return fmt::format("of another shape: {} is {} {} there, the network wants {}",
+                     printable(wanted.name), name_of(found->type), shape_text(found->shape),
+                     shape_text(wanted.shape));
+}
+
+[[noreturn]] void refuse(const std::string& source, const std::string& model,
+                         const WeightMapping& mapping) {
+  const std::vector<Misfit>& misfits = mapping.misfits;
+  std::string text;
+  for (size_t i = 0; i < std::min(kMostSaid, misfits.size()); ++i)
+    text += "\n  " + line_of(misfits[i], mapping);
+  if (misfits.size() > kMostSaid)
+    text += fmt::format("\n  ... and {} more", misfits.size() - kMostSaid);
+  fail(ExitCode::kBadData,
+       "{}: its tensors are not those of {} ({} differ); transfer.start_anew names what need not "
+       "be there:{}",
+       printable(source), printable(model), misfits.size(), text);
+}
 
 void log_taken(const Job& job, const WeightsTaken& taken) {
   log::info(
@@ -158,28 +133,14 @@ WeightsTaken copy_weights(const TensorList& from, const std::string& source,
                           const ops::Graph& graph, const ops::ParameterLayout& layout,
                           const std::vector<std::string>& start_anew, std::span<float> parameters,
                           std::span<float> running) {
-  Taker taker(from, source, start_anew);
-  const auto in_order = [&] {
-    std::vector<const ops::ParameterLayout::Parameter*> all;
-    for (const auto& p : layout.parameters) all.push_back(&p);
-    std::ranges::sort(all, {}, [](const auto* p) { return p->order; });
-    return all;
-  }();
-  for (const int head : heads_of(graph)) {
-    if (head < 0) continue;
-    const std::string& node = graph.nodes[static_cast<size_t>(head)].name;
-    for (const auto* p : in_order)
-      if (p->name == node + ".weight") taker.head(node, p->spec.dims);
-  }
-  for (const auto* p : in_order)
-    taker.want(p->name, p->spec.dims, parameters.subspan(p->offset, p->floats()));
-  for (const auto& s : layout.statistics) {
-    const auto channels = static_cast<size_t>(s.channels);
-    taker.want(s.name + ".running_mean", {s.channels}, running.subspan(s.offset, channels));
-    taker.want(s.name + ".running_var", {s.channels},
-               running.subspan(s.offset + channels, channels));
-  }
-  return taker.finish(graph.name);
+  WeightMapping mapping = map_weights(from, graph, {.foreign_names = false, .absent_heads = false});
+  WeightsTaken taken{.prefix = mapping.prefix};
+  leave_out(graph, start_anew, mapping, taken);
+  if (!mapping.misfits.empty()) refuse(source, graph.name, mapping);
+  put_weights(mapping, layout, parameters, running);
+  taken.tensors = static_cast<size_t>(std::ranges::count_if(
+      mapping.tensors, [](const MappedTensor& t) { return t.source != nullptr; }));
+  return taken;
 }
 
 std::optional<TensorList> find_initial_weights(comm::Communicator& communicator,

@@ -11,8 +11,8 @@
 #include <numeric>
 #include <optional>
 
+#include "data_loader/eval_loader.h"
 #include "data_loader/file_list.h"
-#include "data_loader/look_loader.h"
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
@@ -119,10 +119,11 @@ std::vector<std::string> class_names(const PredictOptions& o, const Classifier& 
     if (names.back().ends_with('\r')) names.back().pop_back();
     begin = end + 1;
   }
-  if (names.size() != static_cast<size_t>(classifier.classes()))
+  const int64_t classes = classifier.network().classes;
+  if (names.size() != static_cast<size_t>(classes))
     fail(ExitCode::kBadData,
          "--classes-file {}: has {} lines; the network has {} classes, one line each",
-         printable(o.classes_file), names.size(), classifier.classes());
+         printable(o.classes_file), names.size(), classes);
   return names;
 }
 
@@ -139,29 +140,21 @@ std::string line_of(const std::string& file, const Prediction& p,
 }
 
 // Files of one batch size through the network, their lines as they come.
-void classify(const PredictOptions& o, Classifier& classifier, const data::Dataset& files,
+void classify(const PredictOptions& o, const ImageNetwork& network, const data::Dataset& files,
               const std::vector<std::string>& names, int data_threads, Lines& lines) {
   using Kind = data::Looks::Kind;
-  Engine& engine = classifier.engine();
   const data::Looks looks{.kind = o.ten_crop ? Kind::kTenCrops : Kind::kCentre,
-                          .transform = classifier.transform()};
+                          .transform = network.transform};
   const auto most = static_cast<uint64_t>(std::max(1, o.batch / looks.count()));
   const auto batch = static_cast<int>(std::min(files.size(), most));
-  data::LookLoaderConfig config{
-      .looks = looks,
-      .shape = classifier.look_shape(),
-      .batch = batch,
-      .images = std::vector<uint64_t>(files.size()),
-      .batches = {},
-      .lanes = engine.lanes(),
-      .threads = data_threads,
-      .max_pixels = classifier.job().data.max_pixels,
-      .apply_exif_orientation = classifier.job().data.apply_exif_orientation,
-      .class_of_label = {},
-      .bad = {}};
-  std::iota(config.images.begin(), config.images.end(), uint64_t{0});
-  config.batches.resize(data::LookLoader::batches(files.size(), batch));
-  std::iota(config.batches.begin(), config.batches.end(), uint64_t{0});
+  data::EvalLoaderConfig config = eval_loader_config(network.job);
+  config.looks = looks;
+  config.shape = network.look;
+  config.batch = batch;
+  config.slices.resize(data::EvalLoader::slices(files.size(), batch));
+  std::iota(config.slices.begin(), config.slices.end(), uint64_t{0});
+  config.lanes = network.engine.lanes();
+  config.threads = data_threads;
   std::mutex mutex;
   std::map<uint64_t, std::string> errors;  // guarded by mutex; of images that stand in the ring
   config.bad = [&](uint64_t image, const Error& error) {
@@ -177,23 +170,23 @@ void classify(const PredictOptions& o, Classifier& classifier, const data::Datas
     return text;
   };
 
-  data::LookLoader loader(files, config);
+  data::EvalLoader loader(files, config);
   const int64_t rows = int64_t{batch} * looks.count();
   const std::vector<int32_t> no_labels(static_cast<size_t>(rows), -1);
-  std::vector<const data::Batch*> held(config.batches.size());
+  std::vector<const data::Batch*> held(config.slices.size());
   const Engine::Source source{[&](uint64_t n) {
                                 held[n] = &loader.acquire(n);
                                 return Engine::Images{held[n]->pixels, no_labels.data()};
                               },
                               [&](uint64_t n) { loader.release(*held[n]); },
                               [&](const std::exception_ptr& error) { loader.stop(error); }};
-  const auto classes = static_cast<size_t>(classifier.classes());
+  const auto classes = static_cast<size_t>(network.classes);
   const auto count = static_cast<size_t>(looks.count());
   const auto take = [&](uint64_t n, std::span<const float> logits) {
     std::vector<std::string> out, bad;
     for (size_t i = 0; i < static_cast<size_t>(batch); ++i) {
       const uint64_t image = held[n]->sample_ids[i];
-      if (image == data::kNoSubstitute) break;
+      if (image >= files.size()) break;  // padding
       std::optional<std::string> error = take_error(image);
       std::vector<double> sum(classes, 0.0);
       for (size_t look = 0; look < count && !error; ++look)
@@ -212,9 +205,9 @@ void classify(const PredictOptions& o, Classifier& classifier, const data::Datas
     }
     lines.add(n, out, bad);
   };
-  engine.evaluate(config.batches.size(), classifier.input(config.shape, rows),
-                  o.weights == "average" ? Engine::Weights::kAverage : Engine::Weights::kTrained,
-                  source, take);
+  network.engine.evaluate(
+      config.slices.size(), network.input(config.shape, rows),
+      o.weights == "average" ? Engine::Weights::kAverage : Engine::Weights::kTrained, source, take);
 }
 
 int predict_files(const PredictOptions& o) {
@@ -235,7 +228,8 @@ int predict_files(const PredictOptions& o) {
   if (!input.files.empty()) {
     const auto files = data::make_file_list(input.files);
     try {
-      classify(o, classifier, *files, names, o.data_threads >= 0 ? o.data_threads : cpus, lines);
+      classify(o, classifier.network(), *files, names, o.data_threads >= 0 ? o.data_threads : cpus,
+               lines);
     } catch (const OutputClosed&) {
       return 0;
     }

@@ -127,12 +127,10 @@ LoaderPlan loader_plan(const RunPlan& plan, const Job& job, const comm::WorkerRa
   if (hosted.size() > 0)
     loaders.training_bytes = data::Loader::ring_bytes(
         *plan.train, loader_config(plan, job, 0, plan.total_steps, hosted, plan.data_threads));
-  loaders.evaluation_bytes =
-      data::EvalLoader::ring_bytes(*plan.val, {.transform = eval_transform(job),
-                                               .batch = static_cast<int>(job.evaluation.batch),
-                                               .slices = {},
-                                               .lanes = plan.lanes,
-                                               .threads = plan.data_threads});
+  data::EvalLoaderConfig evaluation = eval_loader_config(job);
+  evaluation.lanes = plan.lanes;
+  evaluation.threads = plan.data_threads;
+  loaders.evaluation_bytes = data::EvalLoader::ring_bytes(*plan.val, evaluation);
   return loaders;
 }
 

@@ -49,10 +49,6 @@ std::optional<uint64_t> bytes_of(StoredType type, const std::vector<int64_t>& sh
   return bytes;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
 // A tensor as the header describes it.
 struct Entry {
   std::string name;
@@ -250,6 +246,9 @@ size_t size_of(StoredType type) {
 }
 const char* name_of(StoredType type) {
   return row_of(type).name;
+}
+std::string shape_text(const std::vector<int64_t>& shape) {
+  return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
 const NamedTensor* TensorList::find(std::string_view name) const {

@@ -17,7 +17,8 @@ namespace convoy::trainer {
 enum class StoredType : uint8_t { kF32, kBf16, kF16, kI64, kI32, kU8 };
 
 size_t size_of(StoredType type);
-const char* name_of(StoredType type);  // the format's word: "F32", "BF16", ...
+const char* name_of(StoredType type);                       // the format's word: "F32", "BF16", ...
+std::string shape_text(const std::vector<int64_t>& shape);  // "[64, 3, 7, 7]"
 
 // A tensor in a file. Its bytes belong to someone else and need not be aligned in memory.
 struct NamedTensor {

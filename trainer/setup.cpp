@@ -138,9 +138,8 @@ data::LoaderConfig loader_config(const Job& job) {
 }
 
 data::EvalLoaderConfig eval_loader_config(const Job& job) {
-  return {.transform = eval_transform(job),
+  return {.looks = {.transform = eval_transform(job)},
           .batch = static_cast<int>(job.evaluation.batch),
-          .slices = {},
           .max_pixels = job.data.max_pixels,
           .apply_exif_orientation = job.data.apply_exif_orientation};
 }

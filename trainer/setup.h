@@ -11,6 +11,7 @@
 #include "comm/communicator.h"
 #include "comm/watchdog.h"
 #include "data_loader/dataset.h"
+#include "data_loader/eval_loader.h"
 #include "data_loader/loader.h"
 #include "data_loader/sampler.h"
 #include "ops/graph.h"

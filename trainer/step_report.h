@@ -6,8 +6,8 @@
 
 #include "data_loader/loader.h"
 #include "ops/core/clock.h"
+#include "trainer/accuracy.h"
 #include "trainer/engine.h"
-#include "trainer/evaluate.h"
 #include "trainer/job.h"
 #include "trainer/metrics.h"
 #include "trainer/run_plan.h"

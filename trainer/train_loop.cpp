@@ -39,8 +39,11 @@ TrainLoop::TrainLoop(RunContext run)
       folder_(run.folder),
       stopping_(run.stopping),
       resume_(run.resume),
-      initial_weights_(std::move(run.initial_weights)),
-      evaluator_(*run.plan.val, run.job, run.plan.normalisation, run.plan.data_threads) {
+      initial_weights_(std::move(run.initial_weights)) {
+  // Whether the images of evaluation fit is said before the engine takes its time.
+  const data::EvalTransform transform = eval_transform(job_);
+  const data::ImageShape look = data::output_shape(transform, *plan_.val);
+  image_input(job_, plan_.normalisation, look, job_.evaluation.batch);
   const data::ImageShape shape = data::output_shape(train_transform(job_), *plan_.train);
   input_ = image_input(job_, plan_.normalisation, shape, job_.batch_per_worker);
   graph_ = graph_of(job_, shape);
@@ -64,6 +67,10 @@ TrainLoop::TrainLoop(RunContext run)
         config);
   }
   engine_ = std::make_unique<Engine>(communicator_, graph_, config);
+  evaluation_.emplace(communicator_, watchdog_,
+                      std::vector<ImageNetwork>{{job_.name, *engine_, job_, plan_.normalisation,
+                                                 transform, look, int64_t{job_.data.classes}}},
+                      *plan_.val, EvaluationConfig{.data_threads = plan_.data_threads});
   replicas_.emplace(communicator_, *engine_, job_.checks.replicas_every_steps,
                     Replicas::Beside{{"the plateau schedule", "the skipped steps"}, [this] {
                                        return Digests{digest_of(plateau_), digest_of(skipped_)};
@@ -328,12 +335,9 @@ double TrainLoop::evaluate() {
   folder_.enter(Phase::kEvaluating);
   const auto start = Clock::now();
   faults_.at(FaultPoint::kEvaluate, step_);
-  const auto accuracy_of = [&](Engine::Weights weights) {
-    return evaluator_.run(communicator_, *engine_, weights, watchdog_, step_);
-  };
-  const Accuracy accuracy = accuracy_of(Engine::Weights::kTrained);
+  const Accuracy accuracy = evaluation_->run(Engine::Weights::kTrained, step_);
   std::optional<Accuracy> ema;
-  if (engine_->has_ema()) ema = accuracy_of(Engine::Weights::kAverage);
+  if (engine_->has_ema()) ema = evaluation_->run(Engine::Weights::kAverage, step_);
   result_ = accuracy;
   stopping_.note_evaluation(seconds_since(start));
   if (is_root()) folder_.write(report_evaluation(step_, plan_, accuracy, ema));

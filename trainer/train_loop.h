@@ -10,7 +10,7 @@
 #include "comm/watchdog.h"
 #include "trainer/cross_check.h"
 #include "trainer/engine.h"
-#include "trainer/evaluate.h"
+#include "trainer/evaluation.h"
 #include "trainer/fault.h"
 #include "trainer/freezing.h"
 #include "trainer/job.h"
@@ -104,8 +104,8 @@ class TrainLoop {
   TrainingPlan training_;
 
   ops::ImageInput input_;
-  Evaluator evaluator_;
   std::unique_ptr<Engine> engine_;
+  std::optional<Evaluation> evaluation_;  // of the engine's own network
   std::optional<Replicas> replicas_;
   std::optional<CrossCheck> cross_check_;
   std::optional<NonFinite> non_finite_;

@@ -83,24 +83,37 @@ std::string common_prefix(const std::vector<std::string>& names,
   return prefix;
 }
 
+// "module." or "model.", where all names begin so.
+std::string prefix_of_all(const std::vector<std::string>& names) {
+  for (const std::string prefix : {"module.", "model."})
+    if (!names.empty() && std::ranges::all_of(names, [&](const std::string& name) {
+          return name.starts_with(prefix);
+        }))
+      return prefix;
+  return "";
+}
+
+bool is_float(StoredType type) {
+  return type == StoredType::kF32 || type == StoredType::kBf16 || type == StoredType::kF16;
+}
+
 class Mapper {
  public:
-  Mapper(const TensorList& file, const ops::Graph& graph, bool hints)
-      : file_(file), graph_(graph), hints_(hints) {
+  Mapper(const TensorList& file, const ops::Graph& graph, const MappingOptions& options)
+      : file_(file), graph_(graph), options_(options) {
     mapping_.tensors = wanted(ops::layout_of(graph));
     for (const MappedTensor& t : mapping_.tensors) ours_.insert(t.name);
-    for (const NamedTensor& t : file.tensors) names_.push_back(of_today(t.name));
-    mapping_.prefix = common_prefix(names_, ours_);
+    for (const NamedTensor& t : file.tensors)
+      names_.push_back(options.foreign_names ? of_today(t.name) : t.name);
+    mapping_.prefix = options.foreign_names ? common_prefix(names_, ours_) : prefix_of_all(names_);
   }
 
   WeightMapping run() {
     match();
-    find_absent_heads();
-    for (MappedTensor& t : mapping_.tensors) check(t);
+    if (options_.absent_heads) find_absent_heads();
+    for (size_t i = 0; i < mapping_.tensors.size(); ++i) check(i);
     for (const NamedTensor* t : extra_)
-      say(fmt::format("\"{}\" {} has no place in the network", printable(t->name),
-                      shape_text(t->shape)),
-          t->name, missing_);
+      mapping_.misfits.push_back({.kind = Misfit::Kind::kExtra, .found = t});
     return std::move(mapping_);
   }
 
@@ -113,7 +126,8 @@ class Mapper {
       const bool inside = name.starts_with(mapping_.prefix);
       if (inside) name.remove_prefix(mapping_.prefix.size());
       if (inside && name.ends_with(kTracked) &&
-          ours_.contains(fmt::format("{}.running_mean", node_of(std::string(name)))))
+          (!options_.foreign_names ||
+           ours_.contains(fmt::format("{}.running_mean", node_of(std::string(name))))))
         note_tracked(t);
       else if (!inside || !ours_.contains(name) || !found.emplace(name, &t).second)
         extra_.push_back(&t);
@@ -141,51 +155,58 @@ class Mapper {
       if (!present) mapping_.absent_heads.push_back(name);
     for (const MappedTensor& t : mapping_.tensors) {
       const auto at = heads.find(head(t.name));
-      const bool absent = at != heads.end() && !at->second && !needed.contains(node_of(t.name));
-      if (!t.source && !absent) missing_.push_back(&t);
+      if (at != heads.end() && !at->second && !needed.contains(node_of(t.name)))
+        absent_.insert(t.name);
     }
   }
 
-  void check(const MappedTensor& t) {
-    if (std::ranges::find(missing_, &t) != missing_.end())
-      say(fmt::format("\"{}\" {} is missing", printable(t.name), shape_text(t.shape)), t.name,
-          extra_);
-    if (!t.source) return;
-    if (t.source->shape != t.shape)
-      mapping_.problems.push_back(fmt::format("\"{}\" is {} in the file, {} in the network",
-                                              printable(t.source->name),
-                                              shape_text(t.source->shape), shape_text(t.shape)));
-    else if (!is_float(t.source->type))
-      mapping_.problems.push_back(fmt::format("\"{}\" is of type {}; weights are F32, BF16 or F16",
-                                              printable(t.source->name), name_of(t.source->type)));
-  }
-
-  // A problem, and which of the other side's leftovers may be meant.
-  template <typename Tensor>
-  void say(const std::string& what, const std::string& name,
-           const std::vector<const Tensor*>& others) {
-    std::vector<std::string> names;
-    if (hints_ && mapping_.problems.size() < kMostLooked && others.size() <= kMostCandidates &&
-        name.size() <= kLongestName)
-      for (const Tensor* t : others)
-        if (t->name.size() <= kLongestName) names.push_back(t->name);
-    const std::string near = nearest(name, names);
-    const auto at = std::ranges::find(others, near, &Tensor::name);
-    mapping_.problems.push_back(near.empty()
-                                    ? what
-                                    : fmt::format("{}; the nearest there is \"{}\" {}", what,
-                                                  printable(near), shape_text((*at)->shape)));
+  void check(size_t i) {
+    const MappedTensor& t = mapping_.tensors[i];
+    const auto add = [&](Misfit::Kind kind) { mapping_.misfits.push_back({kind, i, t.source}); };
+    if (!t.source) {
+      if (!absent_.contains(t.name)) add(Misfit::Kind::kMissing);
+    } else if (t.source->shape != t.shape) {
+      add(Misfit::Kind::kShape);
+    } else if (!is_float(t.source->type)) {
+      add(Misfit::Kind::kType);
+    }
   }
 
   const TensorList& file_;
   const ops::Graph& graph_;
-  const bool hints_;
+  const MappingOptions options_;
   WeightMapping mapping_;
   std::set<std::string, std::less<>> ours_;
   std::vector<std::string> names_;  // of the file, as torchvision says them today
   std::vector<const NamedTensor*> extra_;
-  std::vector<const MappedTensor*> missing_;
+  std::set<std::string> absent_;  // tensors of heads that the file does not have
 };
+
+// "; the nearest there is ...": which of the other side's leftovers may be meant by the name.
+template <typename Tensor>
+std::string hint(const std::string& name, const std::vector<const Tensor*>& others) {
+  if (others.size() > kMostCandidates || name.size() > kLongestName) return "";
+  std::vector<std::string> names;
+  for (const Tensor* t : others)
+    if (t->name.size() <= kLongestName) names.push_back(t->name);
+  const std::string near = nearest(name, names);
+  if (near.empty()) return "";
+  const auto at = std::ranges::find(others, near, &Tensor::name);
+  return fmt::format("; the nearest there is \"{}\" {}", printable(near), shape_text((*at)->shape));
+}
+
+// As floats, exactly. `to` has the tensor's elements.
+void to_floats(const NamedTensor& tensor, std::span<float> to) {
+  if (tensor.type == StoredType::kF32) {
+    std::memcpy(to.data(), tensor.bytes.data(), to.size_bytes());
+    return;
+  }
+  for (size_t i = 0; i < to.size(); ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, tensor.bytes.data() + i * sizeof bits, sizeof bits);
+    to[i] = tensor.type == StoredType::kBf16 ? to_float(Bfloat16{bits}) : to_float(Float16{bits});
+  }
+}
 
 // Lines of the values that no network can use.
 void look_for_bad_values(const std::string& name, std::span<const float> values,
@@ -200,16 +221,41 @@ void look_for_bad_values(const std::string& name, std::span<const float> values,
 
 }  // namespace
 
-bool is_float(StoredType type) {
-  return type == StoredType::kF32 || type == StoredType::kBf16 || type == StoredType::kF16;
+WeightMapping map_weights(const TensorList& file, const ops::Graph& graph,
+                          const MappingOptions& options) {
+  return Mapper(file, graph, options).run();
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-  return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
-WeightMapping map_weights(const TensorList& file, const ops::Graph& graph, bool hints) {
-  return Mapper(file, graph, hints).run();
+std::vector<std::string> problems_of(const WeightMapping& mapping) {
+  using Kind = Misfit::Kind;
+  std::vector<const MappedTensor*> missing;
+  std::vector<const NamedTensor*> extra;
+  for (const Misfit& m : mapping.misfits) {
+    if (m.kind == Kind::kMissing) missing.push_back(&mapping.tensors[m.wanted]);
+    if (m.kind == Kind::kExtra) extra.push_back(m.found);
+  }
+  std::vector<std::string> lines;
+  for (const Misfit& m : mapping.misfits) {
+    const bool looks = lines.size() < kMostLooked;
+    if (m.kind == Kind::kExtra) {
+      lines.push_back(fmt::format("\"{}\" {} has no place in the network{}",
+                                  printable(m.found->name), shape_text(m.found->shape),
+                                  looks ? hint(m.found->name, missing) : ""));
+      continue;
+    }
+    const MappedTensor& t = mapping.tensors[m.wanted];
+    if (m.kind == Kind::kMissing)
+      lines.push_back(fmt::format("\"{}\" {} is missing{}", printable(t.name), shape_text(t.shape),
+                                  looks ? hint(t.name, extra) : ""));
+    else if (m.kind == Kind::kShape)
+      lines.push_back(fmt::format("\"{}\" is {} in the file, {} in the network",
+                                  printable(m.found->name), shape_text(m.found->shape),
+                                  shape_text(t.shape)));
+    else
+      lines.push_back(fmt::format("\"{}\" is of type {}; weights are F32, BF16 or F16",
+                                  printable(m.found->name), name_of(m.found->type)));
+  }
+  return lines;
 }
 
 int64_t classes_in(const TensorList& file, const ops::Graph& graph) {
@@ -218,22 +264,31 @@ int64_t classes_in(const TensorList& file, const ops::Graph& graph) {
   if (layout.parameters.empty()) return 0;
   // In backward order: the classifier's weight is the first.
   const std::string& classifier = layout.parameters.front().name;
-  for (const MappedTensor& t : map_weights(file, graph, false).tensors)
+  for (const MappedTensor& t : map_weights(file, graph).tensors)
     if (t.name == classifier && t.source && t.source->shape.size() == t.shape.size())
       return t.source->shape[0] <= kMostClasses ? t.source->shape[0] : 0;
   return 0;
 }
 
-void to_floats(const NamedTensor& tensor, std::span<float> to) {
-  if (tensor.type == StoredType::kF32) {
-    std::memcpy(to.data(), tensor.bytes.data(), to.size_bytes());
-    return;
+std::vector<std::string> put_weights(const WeightMapping& mapping,
+                                     const ops::ParameterLayout& layout,
+                                     std::span<float> parameters, std::span<float> running) {
+  std::unordered_map<std::string, std::span<float>> places;
+  for (const auto& p : layout.parameters) places[p.name] = parameters.subspan(p.offset, p.floats());
+  for (const auto& s : layout.statistics) {
+    const auto channels = static_cast<size_t>(s.channels);
+    const auto both = running.subspan(s.offset, 2 * channels);
+    places[s.name + ".running_mean"] = both.first(channels);
+    places[s.name + ".running_var"] = both.last(channels);
   }
-  for (size_t i = 0; i < to.size(); ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, tensor.bytes.data() + i * sizeof bits, sizeof bits);
-    to[i] = tensor.type == StoredType::kBf16 ? to_float(Bfloat16{bits}) : to_float(Float16{bits});
+  std::vector<std::string> warnings;
+  for (const MappedTensor& t : mapping.tensors) {
+    if (!t.source) continue;
+    const std::span<float> place = places.at(t.name);
+    to_floats(*t.source, place);
+    look_for_bad_values(t.name, place, warnings);
   }
+  return warnings;
 }
 
 ImportedWeights take_weights(const WeightMapping& mapping, const ops::ParameterLayout& layout) {
@@ -242,21 +297,7 @@ ImportedWeights take_weights(const WeightMapping& mapping, const ops::ParameterL
                       .warnings = {}};
   ops::initialise(layout, kSeed, out.parameters.data());
   ops::initialise_statistics(layout, out.running.data());
-  std::unordered_map<std::string, std::span<float>> places;
-  for (const auto& p : layout.parameters)
-    places[p.name] = std::span(out.parameters).subspan(p.offset, p.floats());
-  for (const auto& s : layout.statistics) {
-    const auto channels = static_cast<size_t>(s.channels);
-    const auto both = std::span(out.running).subspan(s.offset, 2 * channels);
-    places[s.name + ".running_mean"] = both.first(channels);
-    places[s.name + ".running_var"] = both.last(channels);
-  }
-  for (const MappedTensor& t : mapping.tensors) {
-    if (!t.source) continue;
-    const std::span<float> place = places.at(t.name);
-    to_floats(*t.source, place);
-    look_for_bad_values(t.name, place, out.warnings);
-  }
+  out.warnings = put_weights(mapping, layout, out.parameters, out.running);
   return out;
 }
 

@@ -15,44 +15,60 @@ namespace convoy::trainer {
 struct MappedTensor {
   std::string name;            // the network's
   std::vector<int64_t> shape;  // the network's
-  // Nothing: the file has none. Else one of fp32, bf16 or fp16, of this shape, if there are no
-  // problems.
+  // Nothing: the file has none. Else one of fp32, bf16 or fp16, of this shape, if it fits.
   const NamedTensor* source = nullptr;
+};
+
+// A tensor that does not fit.
+struct Misfit {
+  enum class Kind { kMissing, kShape, kType, kExtra };
+  Kind kind = Kind::kMissing;
+  size_t wanted = 0;                   // its place in WeightMapping::tensors; not of kExtra
+  const NamedTensor* found = nullptr;  // not of kMissing
+};
+
+struct MappingOptions {
+  // Names as any program wrote them: behind whatever stands in front of most of them, and the old
+  // ones of DenseNet. False: as they are, or all of them behind "module." or "model.".
+  bool foreign_names = true;
+  // Auxiliary heads may be missing whole, as in torchvision's pretrained files: only training uses
+  // them.
+  bool absent_heads = true;
 };
 
 struct WeightMapping {
   std::string prefix;                 // that was cut off; empty: none
   std::vector<MappedTensor> tensors;  // in the model's order, as torchvision counts them
-  // A line each: what is missing, too much, of another shape or of another type. Empty: it fits.
-  std::vector<std::string> problems;
-  // Auxiliary heads that the file does not have at all, as torchvision's pretrained ones, which is
-  // no problem: only training uses them.
-  std::vector<std::string> absent_heads;
+  // Of the network's tensors in their order, then what the file has too much. Empty: it fits.
+  std::vector<Misfit> misfits;
+  std::vector<std::string> absent_heads;  // by name; they are not among the misfits
   int64_t batches_tracked = 0;  // the largest num_batches_tracked; files need not have any
 };
 
-// Borrows the file's tensors. `graph` with its auxiliary heads, if it has any. `hints`: problems
-// name the nearest tensor.
-WeightMapping map_weights(const TensorList& file, const ops::Graph& graph, bool hints = true);
+// Borrows the file's tensors. `graph` with its auxiliary heads, if it has any.
+WeightMapping map_weights(const TensorList& file, const ops::Graph& graph,
+                          const MappingOptions& options = {});
+
+// A line for each misfit: what is missing, too much, of another shape or of another type, and which
+// tensor may be meant.
+std::vector<std::string> problems_of(const WeightMapping& mapping);
 
 // The classes that the file's classifier has, where it is a state of this network but for them; 0:
 // not to be told.
 int64_t classes_in(const TensorList& file, const ops::Graph& graph);
 
-// Whether to_floats() takes it.
-bool is_float(StoredType type);
-// "[64, 3, 7, 7]"
-std::string shape_text(const std::vector<int64_t>& shape);
-
-// As floats, exactly. `to` has the tensor's elements.
-void to_floats(const NamedTensor& tensor, std::span<float> to);
+// A mapping without misfits, carried out: each source, as floats, into flat buffers that lie as
+// `layout` says. What has no source stays as it is. Returns a line for each tensor with values that
+// are infinite or not a number, or with variances below 0.
+std::vector<std::string> put_weights(const WeightMapping& mapping,
+                                     const ops::ParameterLayout& layout,
+                                     std::span<float> parameters, std::span<float> running);
 
 struct ImportedWeights {
   std::vector<float> parameters, running;  // as the layout says
-  // A line each: tensors with values that are infinite or not a number, variances below 0.
-  std::vector<std::string> warnings;
+  std::vector<std::string> warnings;       // put_weights()'
 };
-// A mapping without problems, carried out. What absent heads have starts as in training.
+// The same with buffers of its own. What absent heads have starts as in training.
 ImportedWeights take_weights(const WeightMapping& mapping, const ops::ParameterLayout& layout);
 
 }  // namespace convoy::trainer

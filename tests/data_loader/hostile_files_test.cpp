@@ -11,6 +11,7 @@
 #include <filesystem>
 
 #include "data_loader/dataset.h"
+#include "data_loader/eval_loader.h"
 #include "data_loader/image.h"
 #include "data_loader/loader.h"
 #include "data_loader/sample_maker.h"
@@ -181,7 +182,8 @@ TEST(HostileFiles, R33ThinnestImagesPassTheWholePath) {
   const auto dataset = open_folder(root.path());
   EXPECT_EQ(dataset->size(), 8u);
   EXPECT_TRUE(substitutions(*dataset).empty());
-  EvalLoader loader(*dataset, {.transform = {.resize = 20, .size = 16}, .batch = 8, .slices = {0}});
+  EvalLoader loader(
+      *dataset, {.looks = {.transform = {.resize = 20, .size = 16}}, .batch = 8, .slices = {0}});
   const Batch& batch = loader.acquire(0);
   EXPECT_TRUE(
       std::any_of(batch.pixels, batch.pixels + 16 * 16 * 3, [](uint8_t p) { return p > 0; }));
@@ -605,7 +607,7 @@ TEST(HostileFiles, R41OneImageFillsBatches) {
     EXPECT_EQ(batch.epochs, (std::vector<uint64_t>{3 * step, 3 * step + 1, 3 * step + 2}));
     loader.release(batch);
   }
-  EvalLoader eval(*dataset, {.transform = {20, 16}, .batch = 4, .slices = {0}});
+  EvalLoader eval(*dataset, {.looks = {.transform = {20, 16}}, .batch = 4, .slices = {0}});
   const Batch& batch = eval.acquire(0);
   EXPECT_EQ(batch.labels, (std::vector<int32_t>{0, -1, -1, -1}));
   eval.release(batch);

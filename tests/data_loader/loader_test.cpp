@@ -16,6 +16,7 @@
 #include <set>
 #include <thread>
 
+#include "data_loader/eval_loader.h"
 #include "data_loader/sample_maker.h"
 #include "data_loader/sampler.h"
 #include "ops/core/digest.h"
@@ -650,7 +651,7 @@ TEST(EvalLoader, SlicesAreFixedAndTheLastIsPadded) {
   EXPECT_EQ(EvalLoader::slices(8, 4), 2u);
   for (const int threads : {0, 1, 3}) {
     EvalLoaderConfig config;
-    config.transform = {0, 0};
+    config.looks.transform = {0, 0};
     config.batch = 4;
     config.slices = {2, 0, 1};
     config.threads = threads;
@@ -677,7 +678,7 @@ TEST(EvalLoader, SlicesAreTheSameInAnyOrderAndNumberOfThreads) {
   ASSERT_EQ(dataset->size(), 15u);
   const auto hashes = [&](std::vector<uint64_t> slices, int threads) {
     EvalLoaderConfig config;
-    config.transform = {20, 16};
+    config.looks.transform = {20, 16};
     config.batch = 4;
     config.slices = slices;
     config.threads = threads;
@@ -702,7 +703,7 @@ TEST(EvalLoader, ABadImageIsAnError) {
   const std::string file = root.write("val/class_0/image_2.jpg", "text");
   const auto dataset = open_folder(root.path(), Split::kVal);
   EvalLoaderConfig config;
-  config.transform = {20, 16};
+  config.looks.transform = {20, 16};
   config.batch = 2;
   config.slices = {0, 1};
   EvalLoader loader(*dataset, config);
@@ -726,7 +727,7 @@ TEST(EvalLoader, ABadImageFreesThoseWhoWaitBehindIt) {
   root.write("val/class_0/image_0.jpg", "text");
   const auto dataset = open_folder(root.path(), Split::kVal);
   EvalLoaderConfig config;
-  config.transform = {20, 16};
+  config.looks.transform = {20, 16};
   config.batch = 1;
   config.slices = {0};
   for (uint64_t n = 0; n < 50; ++n) config.slices.push_back(1 + n % 7);
@@ -757,7 +758,7 @@ TEST(Loader, FilesOfItsOwnSamplesAreAskedForOnce) {
     return samples;
   };
   EvalLoaderConfig evaluation;
-  evaluation.transform = {.resize = 16, .size = 8};
+  evaluation.looks.transform = {.resize = 16, .size = 8};
   evaluation.batch = 10;
   evaluation.slices = {1, 5};
   const auto evaluate = [&](const Announced& dataset) {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "data_loader/eval_loader.h"
 #include "data_loader/image.h"
 #include "data_loader/jpeg_facts.h"
-#include "data_loader/loader.h"
 #include "data_loader/sample_maker.h"
 #include "tests/support/tiny_images.h"
 
@@ -127,7 +127,7 @@ class Images final : public Dataset {
 };
 
 std::vector<uint8_t> eval_pixels(const Dataset& dataset, bool apply) {
-  EvalLoader loader(dataset, {.transform = {.resize = 12, .size = 12},
+  EvalLoader loader(dataset, {.looks = {.transform = {.resize = 12, .size = 12}},
                               .batch = static_cast<int>(dataset.size()),
                               .slices = {0},
                               .apply_exif_orientation = apply});

@@ -18,6 +18,8 @@
 namespace convoy::trainer {
 namespace {
 
+using Members = std::vector<std::unique_ptr<Classifier>>;
+
 constexpr const char* kJob = R"(data {
   format: IMAGE_FOLDER path: "unused" classes: 3
   train { size: 24 }
@@ -90,17 +92,22 @@ class EvaluationTest : public testing::TestWithParam<std::string> {
     return std::make_unique<Classifier>(*alone_, std::move(trained), dataset_.get(), GetParam(),
                                         use);
   }
-  Evaluation::Members members(const std::vector<std::pair<std::string, uint64_t>>& list,
-                              int lanes = 1) {
-    Evaluation::Members out;
+  Members members(const std::vector<std::pair<std::string, uint64_t>>& list, int lanes = 1) {
+    Members out;
     for (const auto& [model, seed] : list) out.push_back(classifier(model, seed, lanes));
     return out;
   }
 
-  std::vector<Prediction> run(const Evaluation::Members& networks, EvaluationConfig config,
+  static std::vector<ImageNetwork> views(const Members& networks) {
+    std::vector<ImageNetwork> out;
+    for (const auto& network : networks) out.push_back(network->network());
+    return out;
+  }
+
+  std::vector<Prediction> run(const Members& networks, EvaluationConfig config,
                               Accuracy* accuracy = nullptr) {
     config.top = 5;
-    Evaluation evaluation(*alone_, *watchdog_, networks, *dataset_, config);
+    Evaluation evaluation(*alone_, *watchdog_, views(networks), *dataset_, config);
     std::vector<Prediction> all;
     const Accuracy a = evaluation.run(Engine::Weights::kTrained, 1,
                                       [&](const Prediction& p) { all.push_back(p); });
@@ -223,13 +230,23 @@ bool same(const std::vector<Prediction>& a, const std::vector<Prediction>& b) {
   return true;
 }
 
-TEST_P(EvaluationTest, TheCentreEqualsThePlainLoopAndTheEvaluator) {
+// Training's, of which nobody asks for predictions, computes no probabilities.
+TEST_P(EvaluationTest, TheCentreEqualsThePlainLoopAndTrainingsEvaluation) {
   const auto networks = members({{"cifar_resnet20", 1}});
   Accuracy accuracy;
-  expect_reference(run(networks, {}, &accuracy), {{"cifar_resnet20", 1}}, {centre_});
-  const Evaluator evaluator(*dataset_, networks[0]->job(), {}, 1);
-  const Accuracy expected =
-      evaluator.run(*alone_, networks[0]->engine(), Engine::Weights::kTrained, *watchdog_, 1);
+  const std::vector<Prediction> got = run(networks, {}, &accuracy);
+  expect_reference(got, {{"cifar_resnet20", 1}}, {centre_});
+  uint64_t right = 0;
+  double loss = 0;
+  for (const Prediction& p : got) {
+    right += p.right() ? 1 : 0;
+    loss += p.loss / static_cast<double>(got.size());
+  }
+  EXPECT_EQ(accuracy.top1, right);
+  // The same formula written otherwise, as in TwoCopiesEqualOne.
+  EXPECT_NEAR(accuracy.loss, loss, 1e-12 * loss);
+  Evaluation training(*alone_, *watchdog_, views(networks), *dataset_, {});
+  const Accuracy expected = training.run(Engine::Weights::kTrained, 1);
   EXPECT_EQ(accuracy.images, expected.images);
   EXPECT_EQ(accuracy.top1, expected.top1);
   EXPECT_EQ(accuracy.top5, expected.top5);

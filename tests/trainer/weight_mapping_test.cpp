@@ -70,7 +70,7 @@ ops::Graph resnet20(int64_t classes = 10) {
 // The problems as one text.
 std::string problems(const File& file, const ops::Graph& graph) {
   const TensorList list = file.list();
-  return fmt::format("{}", fmt::join(map_weights(list, graph).problems, "\n"));
+  return fmt::format("{}", fmt::join(problems_of(map_weights(list, graph)), "\n"));
 }
 
 // Values by name after the import.
@@ -78,7 +78,7 @@ std::map<std::string, std::vector<float>> imported(const File& file, const ops::
   const TensorList list = file.list();
   const ops::ParameterLayout layout = ops::layout_of(graph);
   const WeightMapping mapping = map_weights(list, graph);
-  EXPECT_TRUE(mapping.problems.empty()) << mapping.problems[0];
+  EXPECT_TRUE(mapping.misfits.empty()) << problems_of(mapping)[0];
   const ImportedWeights weights = take_weights(mapping, layout);
   std::map<std::string, std::vector<float>> out;
   const auto copy = [](const std::vector<float>& from, size_t offset, size_t count) {
@@ -143,7 +143,7 @@ TEST(WeightMapping, APrefixNeedsMoreThanHalfOfTheNetworkAndNamesOfUsualLength) {
     file.tensors.resize(tensors);
     for (File::Tensor& t : file.tensors) t.name = prefix + t.name;
     const TensorList list = file.list();
-    return map_weights(list, graph, false).prefix;
+    return map_weights(list, graph).prefix;
   };
   const size_t all = original.tensors.size();
   EXPECT_EQ(prefix_of("x.", 5), "");
@@ -163,7 +163,7 @@ TEST(WeightMapping, APrefixNeedsMoreThanHalfOfTheNetworkAndNamesOfUsualLength) {
   const TensorList list = file.list();
   const WeightMapping mapping = map_weights(list, graph);
   EXPECT_EQ(mapping.prefix, "");
-  EXPECT_EQ(mapping.problems.size(), 30'001u);
+  EXPECT_EQ(problems_of(mapping).size(), 30'001u);
 }
 
 // Names of a network of one's own come from outside as the file's do.
@@ -271,8 +271,11 @@ TEST(WeightMapping, AuxiliaryHeadsMayBeMissingWhole) {
   ASSERT_LT(file.tensors.size(), whole.tensors.size());
   const TensorList list = file.list();
   const WeightMapping mapping = map_weights(list, graph);
-  EXPECT_TRUE(mapping.problems.empty());
+  EXPECT_TRUE(problems_of(mapping).empty());
   EXPECT_EQ(mapping.absent_heads, (std::vector<std::string>{"aux1", "aux2"}));
+  const WeightMapping strict = map_weights(list, graph, {.absent_heads = false});
+  EXPECT_EQ(strict.misfits.size(), whole.tensors.size() - file.tensors.size());
+  EXPECT_TRUE(strict.absent_heads.empty());
   // Half a head is a mistake.
   file = whole;
   file.erase("aux1.fc1.bias");
@@ -292,6 +295,8 @@ TEST(WeightMapping, OldNamesOfDenseNetAreUnderstood) {
         ++renamed;
       }
   EXPECT_EQ(renamed, 58 * (4 + 4 + 1 + 1));
+  EXPECT_EQ(map_weights(file.list(), graph, {.foreign_names = false}).misfits.size(),
+            2 * static_cast<size_t>(renamed));  // missing here, too much there
   expect_values(imported(file, graph), original);
 }
 

@@ -1,5 +1,5 @@
 // Batches of several looks at each image, images of files, and the shapes of images.
-#include "data_loader/look_loader.h"
+#include "data_loader/eval_loader.h"
 
 #include <gtest/gtest.h>
 
@@ -44,22 +44,21 @@ std::vector<uint8_t> looked_at(const Image& image, const Geometry& geometry) {
   return out;
 }
 
-TEST(LookLoader, ImagesInAnyOrderEachWithItsTenCrops) {
+TEST(EvalLoader, ImagesInAnyOrderEachWithItsTenCrops) {
   const TempFolder folder;
   const auto dataset = make_file_list(make_files(folder));
   for (const int threads : {0, 1, 3}) {
-    LookLoaderConfig config{.looks = {.kind = Looks::Kind::kTenCrops, .transform = {20, 16}},
+    EvalLoaderConfig config{.looks = {.kind = Looks::Kind::kTenCrops, .transform = {20, 16}},
                             .shape = {16, 16, 3},
                             .batch = 2,
                             .images = {3, 0, 1},
-                            .batches = {1, 0},
+                            .slices = {1, 0},
                             .threads = threads,
-                            .class_of_label = {5},
-                            .bad = {}};
-    LookLoader loader(*dataset, config);
+                            .class_of_label = {5}};
+    EvalLoader loader(*dataset, config);
     for (uint64_t n = 0; n < 2; ++n) {
       const Batch& batch = loader.acquire(n);
-      EXPECT_EQ(batch.step, config.batches[n]);
+      EXPECT_EQ(batch.step, config.slices[n]);
       for (size_t i = 0; i < 2; ++i) {
         const size_t place = batch.step * 2 + i;
         const size_t bytes = config.shape.bytes();
@@ -88,25 +87,31 @@ TEST(LookLoader, ImagesInAnyOrderEachWithItsTenCrops) {
   }
 }
 
-TEST(LookLoader, TheCentreIsTheEvaluationLoaders) {
+// What no list and no shape say is the dataset's order and the transform's output.
+TEST(EvalLoader, AllOfTheDatasetIsTheListOfAllOfIt) {
   const TempFolder folder;
   std::vector<std::string> files = make_files(folder);
   files.erase(files.begin() + 2);
   const auto dataset = make_file_list(files);
-  LookLoader looks(*dataset, {.looks = {.transform = {20, 16}},
-                              .shape = {16, 16, 3},
-                              .batch = 3,
-                              .images = {0, 1, 2},
-                              .batches = {0},
-                              .class_of_label = {},
-                              .bad = {}});
-  EvalLoader evaluation(*dataset, {.transform = {20, 16}, .batch = 3, .slices = {0}});
-  const Batch &a = looks.acquire(0), &b = evaluation.acquire(0);
+  EvalLoader listed(*dataset, {.looks = {.transform = {20, 16}},
+                               .shape = {16, 16, 3},
+                               .batch = 3,
+                               .images = {0, 1, 2},
+                               .slices = {0}});
+  EvalLoader all(*dataset, {.looks = {.transform = {20, 16}}, .batch = 3, .slices = {0}});
+  const Batch &a = listed.acquire(0), &b = all.acquire(0);
   EXPECT_TRUE(std::equal(a.pixels, a.pixels + 3 * a.shape.bytes(), b.pixels));
   EXPECT_EQ(a.labels, b.labels);
+  EXPECT_EQ(b.sample_ids, (std::vector<uint64_t>{0, 1, 2}));
+  ImageShape shape;
+  Image image;
+  decoded(*dataset, 1, shape, image);
+  const std::vector<uint8_t> expected =
+      looked_at(image, eval_geometry({20, 16}, shape, {16, 16, 3}, "x"));
+  EXPECT_TRUE(std::equal(expected.begin(), expected.end(), b.pixels + b.shape.bytes()));
 }
 
-TEST(LookLoader, ABadImageIsToldAndTheOthersGoOn) {
+TEST(EvalLoader, ABadImageIsToldAndTheOthersGoOn) {
   const TempFolder folder;
   std::vector<std::string> files = make_files(folder);
   files.push_back(folder.path("missing.jpg"));
@@ -114,20 +119,18 @@ TEST(LookLoader, ABadImageIsToldAndTheOthersGoOn) {
   for (const int threads : {0, 2}) {
     std::mutex mutex;
     std::map<uint64_t, std::string> bad;
-    LookLoaderConfig config{.looks = {.transform = {20, 16}},
+    EvalLoaderConfig config{.looks = {.transform = {20, 16}},
                             .shape = {16, 16, 3},
                             .batch = 5,
                             .images = {0, 1, 2, 3, 4},
-                            .batches = {0},
-                            .threads = threads,
-                            .class_of_label = {},
-                            .bad = {}};
-    EXPECT_THROW(LookLoader(*dataset, config).acquire(0), Error);
+                            .slices = {0},
+                            .threads = threads};
+    EXPECT_THROW(EvalLoader(*dataset, config).acquire(0), Error);
     config.bad = [&](uint64_t image, const Error& error) {
       const std::lock_guard lock(mutex);
       bad[image] = error.what();
     };
-    LookLoader loader(*dataset, config);
+    EvalLoader loader(*dataset, config);
     const Batch& batch = loader.acquire(0);
     EXPECT_EQ(batch.labels, (std::vector<int32_t>{0, 0, -1, 0, -1}));
     ASSERT_EQ(bad.size(), 2u);
@@ -137,22 +140,18 @@ TEST(LookLoader, ABadImageIsToldAndTheOthersGoOn) {
 }
 
 // Pillow 12: Image.new("RGB", ...).convert("L"), L = (19595 R + 38470 G + 7471 B + 2^15) >> 16.
-TEST(LookLoader, ColoursBecomeGreyForANetworkOfOneChannel) {
+TEST(EvalLoader, ColoursBecomeGreyForANetworkOfOneChannel) {
   const TempFolder folder;
   TestImage image{4, 1, 3, {255, 0, 0, 0, 255, 0, 0, 0, 255, 200, 100, 50}};
   const auto dataset = make_file_list({folder.write("x.png", test::encode_png(image))});
-  LookLoader loader(*dataset, {.looks = {.transform = {0, 0}},
-                               .shape = {1, 4, 1},
-                               .images = {0},
-                               .batches = {0},
-                               .class_of_label = {},
-                               .bad = {}});
+  EvalLoader loader(
+      *dataset, {.looks = {.transform = {0, 0}}, .shape = {1, 4, 1}, .images = {0}, .slices = {0}});
   const Batch& batch = loader.acquire(0);
   EXPECT_EQ(std::vector<uint8_t>(batch.pixels, batch.pixels + 4),
             (std::vector<uint8_t>{76, 150, 29, 124}));
 }
 
-TEST(LookLoader, WholeImagesOfOneShape) {
+TEST(EvalLoader, WholeImagesOfOneShape) {
   const TempFolder folder;
   const auto dataset =
       make_file_list({folder.write("a.jpg", test::encode_jpeg(make_image(81, 50, 3, 1)))});
@@ -161,12 +160,10 @@ TEST(LookLoader, WholeImagesOfOneShape) {
   decoded(*dataset, 0, shape, image);
   const ImageShape dense = dense_shape(shape, 64);  // 81 x 50 -> 103 x 64 -> 96 x 64
   EXPECT_EQ(dense, (ImageShape{64, 96, 3}));
-  LookLoader loader(*dataset, {.looks = {.kind = Looks::Kind::kWhole, .transform = {}, .scale = 64},
+  EvalLoader loader(*dataset, {.looks = {.kind = Looks::Kind::kWhole, .transform = {}, .scale = 64},
                                .shape = dense,
                                .images = {0},
-                               .batches = {0},
-                               .class_of_label = {},
-                               .bad = {}});
+                               .slices = {0}});
   const std::vector<uint8_t> expected = looked_at(image, dense_geometry(shape, 64));
   const Batch& batch = loader.acquire(0);
   EXPECT_TRUE(std::equal(expected.begin(), expected.end(), batch.pixels));
