@@ -126,9 +126,9 @@ void expect_weights_of(const ExportOptions& o, const ops::Graph& graph, const Te
 // The network for these images; where --input says their size, mistakes name it.
 ops::Graph exported_graph(const ExportOptions& o, const Job& job, const data::ImageShape& shape,
                           const TensorList& weights) {
-  if (o.input.empty()) return ops::inference_graph(graph_of(job, shape));
+  if (o.input.empty()) return inference_graph_of(job, shape);
   try {
-    const ops::Graph graph = ops::inference_graph(graph_of(job, shape));
+    const ops::Graph graph = inference_graph_of(job, shape);
     expect_weights_of(o, graph, weights);
     return graph;
   } catch (const Error& e) {
