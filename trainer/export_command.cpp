@@ -200,12 +200,9 @@ void check(const po::variables_map& values, ExportOptions& o) {
     fail(ExitCode::kUsage, "--format {}: there are safetensors and onnx", printable(o.format));
   if (o.weights != "trained" && o.weights != "average")
     fail(ExitCode::kUsage, "--weights {}: there are trained and average", printable(o.weights));
-  const auto given = [&](const char* name) {
-    return values.count(name) > 0 && !values[name].defaulted();
-  };
   if (o.format == "safetensors")
-    for (const char* name : {"fold", "normalise", "softmax", "opset", "batch", "input"})
-      if (given(name)) fail(ExitCode::kUsage, "--{} is for --format onnx", name);
+    refuse_given(values, {"fold", "normalise", "softmax", "opset", "batch", "input"},
+                 "--format onnx");
   if (o.onnx.opset < kOldestOpset || o.onnx.opset > kNewestOpset)
     fail(ExitCode::kUsage, "--opset {}: must be from {} to {}", o.onnx.opset, kOldestOpset,
          kNewestOpset);
