@@ -24,10 +24,10 @@ OpSpec sliding(const AdaptiveAvgPool& pool, const Shape& own, const Shape&) {
 
 }  // namespace
 
-Graph fully_convolutional(const Graph& graph, int64_t height, int64_t width) {
+Graph fully_convolutional(const Graph& whole, int64_t height, int64_t width) {
+  const Graph graph = inference_graph(whole);
   const std::vector<Shape> own = infer_shapes(graph, 1);
   Graph out = graph;
-  out.auxiliary.clear();
   out.image.h = height;
   out.image.w = width;
   std::vector<Shape> now;

@@ -19,9 +19,10 @@ namespace convoy::ops {
 //                                       ->  an AvgPool of one pixel: nothing; others stay
 //   the last node                       ->  a GlobalAvgPool behind it, where its scores are a map
 //
-// Auxiliary classifiers are left out, their nodes stay. Parameters keep their order and their
-// number of floats, so a layout of one serves the other. Throws Error (kBadJob) naming the node:
-// the image is too small, or a Linear sees features that are not square.
+// What inference does not need is left out, such as the nodes of auxiliary classifiers, which may
+// want larger images. Parameters keep their names, order and number of floats: layout_within()
+// says where they lie. Throws Error (kBadJob) naming the node: the image is too small, or a Linear
+// sees features that are not square.
 Graph fully_convolutional(const Graph& graph, int64_t height, int64_t width);
 
 }  // namespace convoy::ops

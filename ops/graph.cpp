@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "ops/core/error.h"
@@ -178,6 +179,28 @@ ParameterLayout layout_of(const Graph& graph) {
     layout.parameter_floats += p.floats();
     if (p.trained) layout.gradient_floats += p.floats();
   }
+  return layout;
+}
+
+ParameterLayout layout_within(const ParameterLayout& whole, const Graph& part) {
+  ParameterLayout layout = layout_of(part);
+  // By name: offset and size.
+  std::unordered_map<std::string, std::pair<size_t, size_t>> places;
+  for (const auto& p : whole.parameters) places[p.name] = {p.offset, p.floats()};
+  const auto place = [&](const std::string& name, size_t floats) {
+    const auto found = places.find(name);
+    if (found == places.end() || found->second.second != floats)
+      fail(ExitCode::kFault, "network \"{}\": {} of {} floats is not part of the whole",
+           printable(part.name), printable(name), floats);
+    return found->second.first;
+  };
+  for (auto& p : layout.parameters) p.offset = place(p.name, p.floats());
+  places.clear();
+  for (const auto& s : whole.statistics)
+    places[s.name] = {s.offset, static_cast<size_t>(s.channels)};
+  for (auto& s : layout.statistics) s.offset = place(s.name, static_cast<size_t>(s.channels));
+  layout.parameter_floats = whole.parameter_floats;
+  layout.statistics_floats = whole.statistics_floats;
   return layout;
 }
 

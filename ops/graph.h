@@ -90,6 +90,11 @@ struct ParameterLayout {
   size_t batch_floats = 0;             // of one batch's
 };
 ParameterLayout layout_of(const Graph& graph);
+// The layout of a (fused) part of a network, such as what inference needs of it, in the buffers of
+// the whole: each parameter and statistic lies where `whole` has the one of its name; sizes are the
+// whole's. For inference: says nothing of gradients. Throws Error (kFault) naming what is not there
+// or is of another size.
+ParameterLayout layout_within(const ParameterLayout& whole, const Graph& part);
 
 // Starts all parameters as their specs say, from the seed alone. out: [parameter_floats].
 void initialise(const ParameterLayout& layout, uint64_t seed, float* out);

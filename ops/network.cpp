@@ -221,7 +221,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     : device_(device),
       config_(config),
       graph_(fuse(graph)),
-      layout_(layout_of(graph_)),
+      layout_(config.whole ? layout_within(*config.whole, graph_) : layout_of(graph_)),
       node_of_(graph_.nodes.size()) {
   if (config_.batch <= 0) fail(ExitCode::kBadJob, "a batch of {} samples is empty", config_.batch);
   if (!device_.supports(config_.type))

@@ -32,6 +32,9 @@ struct NetworkConfig {
   // Pixels to activations; none: forward_activations() alone is used.
   std::optional<ImageInput> input;
   double label_smoothing = 0.0;
+  // Inference of a part of a network, in its buffers (layout_within()); none: of a network of its
+  // own. Read by the constructor alone.
+  const ParameterLayout* whole = nullptr;
   int64_t slice_bytes = 0;  // 0: what the device says (tests)
   bool profile = false;     // wait for the device behind each call, so that times() are its work's
 };

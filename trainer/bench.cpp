@@ -74,10 +74,8 @@ ops::NetworkTimes per_step(ops::NetworkTimes later, const ops::NetworkTimes& ear
 }
 
 // FLOPs of one image: two per multiply-accumulate forward, in training two more for the weights'
-// gradient and two for the input's, where they are wanted. Auxiliary classifiers are work in
-// training alone.
-double flops_per_image(const ops::Graph& whole, bool inference) {
-  const ops::Graph graph = inference ? ops::inference_graph(whole) : whole;
+// gradient and two for the input's, where they are wanted.
+double flops_per_image(const ops::Graph& graph, bool inference) {
   const std::vector<Shape> shapes = ops::infer_shapes(graph, 1);
   const std::vector<bool> trained = ops::trained_nodes(graph),
                           wanted = ops::wanted_gradients(graph);
@@ -150,6 +148,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   comm::warn_of_too_few_cpus(communicator, b.device == "cpu" ? threads * b.workers : 1);
   ModelOptions options;
   options.image = {.n = 1, .c = 0, .h = b.image, .w = b.image};
+  options.inference = b.inference;
   const ops::Graph whole = make_model(b.model, options);
   Job job;
   job.transfer.freeze = b.freeze;

@@ -67,6 +67,23 @@ std::optional<po::variables_map> parse_options(const Arguments& arguments,
   return values;
 }
 
+bool given(const po::variables_map& values, const char* name) {
+  return values.count(name) > 0 && !values[name].defaulted();
+}
+
+void refuse_given(const po::variables_map& values, std::initializer_list<const char*> names,
+                  const std::string& what) {
+  for (const char* name : names)
+    if (given(values, name)) fail(ExitCode::kUsage, "--{} is for {}", name, what);
+}
+
+void expect_end(const char* option, const std::string& path, const std::vector<std::string>& ends) {
+  const auto is_end = [&](const std::string& end) { return path.ends_with(end); };
+  if (!path.empty() && std::ranges::none_of(ends, is_end))
+    fail(ExitCode::kUsage, "{} {}: must end in {}", option, printable(path),
+         fmt::join(ends, " or "));
+}
+
 int run_on_ranks(const std::function<int(comm::Communicator&, OwnedWatchdog&)>& body) {
   const comm::Launch launch = comm::detect_launch();
   comm::leave_with_launcher(launch);

@@ -4,6 +4,7 @@
 
 #include <boost/program_options.hpp>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,6 +27,16 @@ using Arguments = std::vector<std::string>;
 std::optional<boost::program_options::variables_map> parse_options(
     const Arguments& arguments, const boost::program_options::options_description& options,
     const std::string& usage, const std::string& notes, const char* positional = nullptr);
+
+// Was it on the command line?
+bool given(const boost::program_options::variables_map& values, const char* name);
+// Throws Error (kUsage) where one of these was given: `what` it is for.
+void refuse_given(const boost::program_options::variables_map& values,
+                  std::initializer_list<const char*> names, const std::string& what);
+
+// A file that a command draws or counts anew is called by what it is, so that it replaces its own
+// kind alone. Throws Error (kUsage) where `path` (of `option`; empty: none) has no such end.
+void expect_end(const char* option, const std::string& path, const std::vector<std::string>& ends);
 
 // Runs body on all ranks of this process's job and ends them together: an Error of body becomes one
 // line and its exit code. Returns what main() must return at once.

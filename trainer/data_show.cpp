@@ -105,7 +105,7 @@ void write(const DataShow& o, const Shown& s) {
   const std::string digest = batch_digest(s.batch);
   const ContactSheet sheet = sheet_of(o, s, digest);
   const std::string json = to_json(o, s, digest, sheet).dump(2) + "\n";
-  const std::string stem = o.out.ends_with(".png") ? o.out.substr(0, o.out.size() - 4) : o.out;
+  const std::string stem = o.out.substr(0, o.out.size() - 4);  // ".png"
   rewrite_file(o.out, data::encode_png(sheet.pixels, sheet.width, sheet.height));
   rewrite_file(stem + ".json", json);
   if (o.json)
@@ -162,7 +162,8 @@ int show(const Arguments& arguments) {
       "split", po::value(&o.split)->default_value("train"),
       "train: what a step is fed; val: what an evaluation is fed")(
       "count", po::value(&o.count)->default_value(0), "images of the batch; 0: all")(
-      "out", po::value(&o.out)->required(), "FILE.png; FILE.json is written beside it")(
+      "out", po::value(&o.out)->required(),
+      "FILE.png; FILE.json is written beside it; both are replaced if they are there")(
       "data-threads", po::value(&o.threads)->default_value(0), "that decode; 0: all CPUs")(
       "json", po::bool_switch(&o.json), "print what FILE.json holds");
   const auto values = parse_options(
@@ -185,6 +186,8 @@ int show(const Arguments& arguments) {
   if (o.threads == 0) o.threads = usable_cpus();
   if (o.split != "train" && o.split != "val")
     fail(ExitCode::kUsage, "--split {}: there are train and val", printable(o.split));
+  if (o.split == "val") refuse_given(*values, {"worker"}, "--split train");
+  expect_end("--out", o.out, {".png"});
   if (!o.data.empty()) o.sets.push_back("data.path=" + o.data);
   const Job job = load_job(o.job, o.sets, "");
   const auto dataset = open_split(job, o.split == "val" ? data::Split::kVal : data::Split::kTrain);

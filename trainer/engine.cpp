@@ -621,29 +621,15 @@ void Engine::put_state() {
     flat->write();
 }
 
-ops::Graph Engine::graph_for(const Shape& images) const {
-  if (images.h == graph_.image.h && images.w == graph_.image.w) return graph_;
-  ops::Graph graph = ops::fully_convolutional(graph_, images.h, images.w);
-  const ops::ParameterLayout layout = ops::layout_of(ops::fuse(graph));
-  bool same = layout.parameters.size() == layout_.parameters.size() &&
-              layout.statistics_floats == layout_.statistics_floats;
-  for (size_t i = 0; same && i < layout.parameters.size(); ++i) {
-    const auto &a = layout.parameters[i], &b = layout_.parameters[i];
-    same = a.name == b.name && a.offset == b.offset && a.floats() == b.floats();
-  }
-  if (!same)
-    fail(ExitCode::kFault, "{}: its parameters lie elsewhere for images of {} x {}", graph_.name,
-         images.h, images.w);
-  return graph;
-}
-
 std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageInput& input,
                                               Weights weights, const Source& source,
                                               const Logits& logits) {
   const float* flat = weights == Weights::kAverage ? optimizer_->ema().data() : parameters_->data();
   std::vector<ops::LossResult> results(slices);
   if (slices == 0) return results;
-  const ops::Graph graph = graph_for(input.shape);
+  const Shape& image = input.shape;
+  const bool own_size = image.h == graph_.image.h && image.w == graph_.image.w;
+  const ops::Graph graph = own_size ? graph_ : ops::fully_convolutional(graph_, image.h, image.w);
   run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
     if (!(state.evaluation_shape == input.shape)) state.evaluation.reset();
@@ -658,6 +644,7 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
                                                             .fold = config_.fold,
                                                             .input = input,
                                                             .label_smoothing = 0.0,
+                                                            .whole = &layout_,
                                                             .profile = config_.profile});
       state.evaluation_shape = input.shape;
     }

@@ -207,8 +207,6 @@ class Engine {
   void add_weights(LayerStatistics& layers, std::span<const float> parameters);
   void add_responses(LayerStatistics& layers, std::span<const float> parameters,
                      const float* head) const;
-  // The network for images of this height and width; its parameters lie as layout_ says.
-  ops::Graph graph_for(const Shape& images) const;
   // Packs the weights of a network of lane 0, which those of the other lanes share.
   void prepare(std::unique_ptr<ops::Network> Lane::*network);
   void run_lanes(const Source& source, const std::function<void(int)>& body);

@@ -469,15 +469,9 @@ void check(const EvalOptions& o, bool has_threads) {
          "--ten-crop and --scales: ten crops are of one size, and whole images have no corners to "
          "crop; choose one");
   if (o.top < 1 || o.top > 1000) fail(ExitCode::kUsage, "--top {}: must be from 1 to 1000", o.top);
-  const auto expect_end = [](const char* option, const std::string& path, const char* first,
-                             const char* second) {
-    if (!path.empty() && !path.ends_with(first) && !path.ends_with(second))
-      fail(ExitCode::kUsage, "{} {}: must end in {}{}", option, printable(path), first,
-           first == second ? std::string() : fmt::format(" or {}", second));
-  };
-  expect_end("--confusion", o.confusion, ".csv", ".json");
-  expect_end("--mistakes", o.mistakes, ".png", ".png");
-  expect_end("--predictions", o.predictions, ".jsonl", ".jsonl");
+  expect_end("--confusion", o.confusion, {".csv", ".json"});
+  expect_end("--mistakes", o.mistakes, {".png"});
+  expect_end("--predictions", o.predictions, {".jsonl"});
 }
 
 std::optional<EvalOptions> parse_eval_options(const Arguments& arguments) {
@@ -520,7 +514,9 @@ std::optional<EvalOptions> parse_eval_options(const Arguments& arguments) {
       "longer side\n"
       "is cut to a multiple of 32 pixels about the centre, and to twice the shorter one at most.\n"
       "Calibration error: the mean distance of accuracy and confidence in 15 bins (Guo et al. "
-      "2017).\n");
+      "2017).\n"
+      "Files of --confusion, --mistakes and --predictions that are there are replaced at the "
+      "end.\n");
   if (!values) return std::nullopt;
   if (values->count("scales") > 0) o.scales = parse_scales(o.scales_text);
   check(o, values->count("data-threads") > 0);

@@ -1,7 +1,4 @@
 // convoy export: the weights of a checkpoint for other programs, as safetensors or ONNX.
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <charconv>
 #include <filesystem>
 #include <functional>
@@ -10,11 +7,9 @@
 #include <unordered_map>
 
 #include "ops/core/error.h"
-#include "ops/core/log.h"
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
 #include "trainer/file.h"
-#include "trainer/file_calls.h"
 #include "trainer/model_state.h"
 #include "trainer/onnx_export.h"
 #include "trainer/setup.h"
@@ -66,21 +61,10 @@ data::ImageShape image_of(const ExportOptions& o, const Job& job, const std::str
   return {.height = size, .width = size, .channels = static_cast<int>(job.data.mean.size())};
 }
 
-// A file of that name appears whole or not at all. What already has the temporary name is not ours:
-// it is neither written to nor removed.
+// A file of that name appears whole or not at all.
 void write_whole(const std::string& path, const std::function<void(const std::string&)>& write) {
-  const std::string temporary = fmt::format("{}.exporting-{}", path, ::getpid());
-  File(temporary, O_WRONLY | O_CREAT | O_EXCL).close();
-  try {
-    write(temporary);
-    rename_path(temporary, path);
-  } catch (...) {
-    if (sys::unlink(temporary) != 0)
-      log::warning("{}: cannot remove: {}", printable(temporary), errno_text());
-    throw;
-  }
-  const fs::path folder = fs::path(path).parent_path();
-  sync_folder(folder.empty() ? "." : folder.string());
+  const std::string temporary = path + ".exporting";
+  write_by_way_of(temporary, path, Written::kFile, [&] { write(temporary); });
 }
 
 void expect_free(const ExportOptions& o) {
@@ -126,9 +110,9 @@ void expect_weights_of(const ExportOptions& o, const ops::Graph& graph, const Te
 // The network for these images; where --input says their size, mistakes name it.
 ops::Graph exported_graph(const ExportOptions& o, const Job& job, const data::ImageShape& shape,
                           const TensorList& weights) {
-  if (o.input.empty()) return ops::inference_graph(graph_of(job, shape));
+  if (o.input.empty()) return inference_graph_of(job, shape);
   try {
-    const ops::Graph graph = ops::inference_graph(graph_of(job, shape));
+    const ops::Graph graph = inference_graph_of(job, shape);
     expect_weights_of(o, graph, weights);
     return graph;
   } catch (const Error& e) {
@@ -200,12 +184,9 @@ void check(const po::variables_map& values, ExportOptions& o) {
     fail(ExitCode::kUsage, "--format {}: there are safetensors and onnx", printable(o.format));
   if (o.weights != "trained" && o.weights != "average")
     fail(ExitCode::kUsage, "--weights {}: there are trained and average", printable(o.weights));
-  const auto given = [&](const char* name) {
-    return values.count(name) > 0 && !values[name].defaulted();
-  };
   if (o.format == "safetensors")
-    for (const char* name : {"fold", "normalise", "softmax", "opset", "batch", "input"})
-      if (given(name)) fail(ExitCode::kUsage, "--{} is for --format onnx", name);
+    refuse_given(values, {"fold", "normalise", "softmax", "opset", "batch", "input"},
+                 "--format onnx");
   if (o.onnx.opset < kOldestOpset || o.onnx.opset > kNewestOpset)
     fail(ExitCode::kUsage, "--opset {}: must be from {} to {}", o.onnx.opset, kOldestOpset,
          kNewestOpset);

@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "ops/core/error.h"
+#include "ops/core/log.h"
 #include "trainer/file_calls.h"
 
 namespace convoy::trainer {
@@ -37,6 +39,27 @@ std::string free_space(int fd) {
   struct statvfs info {};
   if (fstatvfs(fd, &info) != 0) return "unknown";
   return fmt::format("{} bytes", uint64_t{info.f_bavail} * info.f_frsize);
+}
+
+// Until the descriptor is closed. On file systems without flock nobody is kept out.
+void hold(const File& file, const std::string& path) {
+  const bool denied = ::flock(file.descriptor(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  if (denied || file.removed())
+    fail(ExitCode::kIo, "{}: another process is writing it; wait for its end", printable(path));
+}
+
+// What a call that was killed has left at `temporary`.
+void remove_leftover(const std::string& temporary, Written kind,
+                     const std::function<bool()>& is_ours) {
+  struct stat info {};
+  if (::lstat(temporary.c_str(), &info) != 0) return;
+  const bool folder = kind == Written::kFolder;
+  if (!(folder ? S_ISDIR(info.st_mode) : S_ISREG(info.st_mode)) || !is_ours())
+    fail(ExitCode::kIo, "{}: is in the way, and not ours to remove; move it or choose another name",
+         printable(temporary));
+  const File old(temporary, folder ? O_RDONLY | O_DIRECTORY : O_RDONLY);
+  hold(old, temporary);
+  remove_tree(temporary);
 }
 
 }  // namespace
@@ -152,6 +175,29 @@ void rewrite_file(const std::string& path, const std::string& text) {
     sys::unlink(temporary);
     throw;
   }
+}
+
+void write_by_way_of(const std::string& temporary, const std::string& path, Written kind,
+                     const std::function<void()>& write, const std::function<bool()>& is_ours) {
+  remove_leftover(temporary, kind, is_ours);
+  const bool folder = kind == Written::kFolder;
+  if (folder && sys::mkdir(temporary) != 0)
+    fail(ExitCode::kIo, "{}: cannot create the folder: {}", printable(temporary), errno_text());
+  const File held(temporary, folder ? O_RDONLY | O_DIRECTORY : O_WRONLY | O_CREAT | O_EXCL);
+  hold(held, temporary);
+  try {
+    write();
+    rename_path(temporary, path);
+  } catch (...) {
+    try {
+      remove_tree(temporary);
+    } catch (const Error& error) {
+      log::warning("{}", error.what());
+    }
+    throw;
+  }
+  const fs::path parent = fs::path(path).parent_path();
+  sync_folder(parent.empty() ? "." : parent.string());
 }
 
 void sync_folder(const std::string& path) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -63,6 +64,15 @@ void write_text(const std::string& path, const std::string& text);
 
 // Replaces a file by way of PATH.tmp: a crash leaves the old text or the new one.
 void rewrite_file(const std::string& path, const std::string& text);
+
+enum class Written { kFile, kFolder };
+// Makes `path` of what `write` puts under the name `temporary` beside it: whole, or not at all. The
+// name is fixed, so that the next call replaces what a killed one has left, and held by flock while
+// it is written. Throws Error (kIo) where another process writes there, or where what has the name
+// is not of this kind or, as `is_ours` says, not left by such a call: that stays as it is.
+void write_by_way_of(
+    const std::string& temporary, const std::string& path, Written kind,
+    const std::function<void()>& write, const std::function<bool()>& is_ours = [] { return true; });
 
 // fsync of a folder: what was created, renamed or removed in it is on the disk. Nothing on a file
 // system that has no such thing.

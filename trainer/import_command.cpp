@@ -1,7 +1,6 @@
 // convoy import: weights from elsewhere become a checkpoint that is evaluated, verified and
 // exported like any other.
 #include <fcntl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,7 +15,6 @@
 #include "trainer/checkpoint.h"
 #include "trainer/commands.h"
 #include "trainer/file.h"
-#include "trainer/file_calls.h"
 #include "trainer/graph_text.h"
 #include "trainer/model_state.h"
 #include "trainer/setup.h"
@@ -130,16 +128,6 @@ ops::Graph usual_network(const ImportOptions& o) {
   return make_model(o.model, options);
 }
 
-TensorList read_weights(const std::string& path) {
-  try {
-    return read_safetensors(path);
-  } catch (const Error& e) {
-    if (std::string_view(e.what()).find("dtype \"F64\"") == std::string_view::npos) throw;
-    fail(e.code(), "{}; in Python, .float() on every tensor before save_file makes it F32",
-         e.what());
-  }
-}
-
 Import read_import(const ImportOptions& o) {
   const ops::Graph usual = usual_network(o);
   const bool own = o.model.ends_with(".txtpb");
@@ -149,7 +137,7 @@ Import read_import(const ImportOptions& o) {
     fail(ExitCode::kUsage, "--input {}: the network of {} is made for {}x{}x{}; leave out --input",
          printable(o.input), printable(o.model), usual.image.c, usual.image.h, usual.image.w);
   refuse_pickle(o.weights);
-  Import import{.job = {}, .graph = {}, .file = read_weights(o.weights), .mapping = {}};
+  Import import{.job = {}, .graph = {}, .file = read_safetensors(o.weights), .mapping = {}};
   int64_t classes = o.classes;
   if (classes == 0 && !own) classes = classes_in(import.file, usual);
   if (classes == 0) classes = usual_classes;
@@ -299,28 +287,28 @@ void expect_free(const std::string& out) {
     fail(ExitCode::kUsage, "--out {}: is not empty; choose a new folder", printable(out));
 }
 
-// The folder appears whole, by a rename, or not at all. What already has the temporary name is not
-// ours and stays. Returns the checkpoint's digest.
+// What write_folder() puts into a folder, and nothing else?
+bool is_of_import(const std::string& folder) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error))
+    if (entry.path().filename() != "checkpoints" && entry.path().filename() != "job.txtpb")
+      return false;
+  return !error;
+}
+
+// The folder appears whole, by a rename, or not at all. Returns the checkpoint's digest.
 std::string write_folder(const std::string& out, const CheckpointState& state) {
   const fs::path target = target_of(out);
   make_folder(target.parent_path());
-  const std::string temporary = fmt::format("{}.importing-{}", target.string(), ::getpid());
-  if (sys::mkdir(temporary) != 0)
-    fail(ExitCode::kIo, "{}: cannot create the folder: {}", printable(temporary), errno_text());
-  try {
-    save_checkpoint(temporary, state);
-    write_text(temporary + "/job.txtpb", state.facts.job);
-    sync_folder(temporary);
-    rename_path(temporary, target);
-    sync_folder(target.parent_path());
-  } catch (...) {
-    try {
-      remove_tree(temporary);
-    } catch (const Error& error) {
-      log::warning("{}", error.what());
-    }
-    throw;
-  }
+  const std::string temporary = target.string() + ".importing";
+  write_by_way_of(
+      temporary, target, Written::kFolder,
+      [&] {
+        save_checkpoint(temporary, state);
+        write_text(temporary + "/job.txtpb", state.facts.job);
+        sync_folder(temporary);
+      },
+      [&] { return is_of_import(temporary); });
   return state_digest(state);
 }
 

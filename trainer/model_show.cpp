@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
@@ -197,6 +198,41 @@ std::string json_text(const ops::Graph& graph, const std::vector<LayerFacts>& la
   return out.dump(2) + "\n";
 }
 
+// How files of a format end; empty: there is no such format.
+std::vector<std::string> ends_of(const std::string& format) {
+  if (format == "table") return {".txt"};
+  if (format == "dot") return {".dot", ".gv"};
+  if (format == "json" || format == "txtpb" || format == "svg") return {"." + format};
+  return {};
+}
+
+// What goes with the format, and with a network that is a file.
+void check(const po::variables_map& values, const std::string& name, const std::string& format,
+           const std::string& out) {
+  const std::vector<std::string> ends = ends_of(format);
+  if (ends.empty())
+    fail(ExitCode::kUsage, "--format {}: there are table, json, txtpb, svg and dot",
+         printable(format));
+  if (given(values, "json") && format != "json")
+    fail(ExitCode::kUsage, "--json and --format {}: choose one", format);
+  if (given(values, "fold") && given(values, "unfold"))
+    fail(ExitCode::kUsage, "--fold and --unfold: choose one");
+  if (format != "svg") refuse_given(values, {"fold", "unfold"}, "--format svg");
+  if (format != "table") refuse_given(values, {"wide", "batch", "precision"}, "the table");
+  if (name.ends_with(".txtpb"))
+    refuse_given(values, {"input", "classes", "shortcut", "stride-in-first-conv"},
+                 "models of convoy model list; a network of your own says it in its file");
+  expect_end("--out", out, ends);
+  if (out.empty()) refuse_given(values, {"force"}, "--out");
+  std::error_code error;
+  if (format == "txtpb" && !given(values, "force") &&
+      std::filesystem::exists(std::filesystem::symlink_status(out, error)))
+    fail(ExitCode::kUsage,
+         "--out {}: is there already, and may hold changes of yours; --force "
+         "replaces it",
+         printable(out));
+}
+
 int model_show(const Arguments& arguments) {
   std::string name, format, input, shortcut, precision, out;
   bool wide = false, json = false, fold = false, unfold = false;
@@ -208,7 +244,10 @@ int model_show(const Arguments& arguments) {
       "format", po::value(&format)->default_value("table"),
       "table; json (all of it); txtpb (as text, to be changed and trained); svg (a picture for a "
       "browser); dot (for Graphviz)")("json", po::bool_switch(&json), "the same as --format json")(
-      "out", po::value(&out), "a file; standard output without it")(
+      "out", po::value(&out),
+      "a file with the format's ending (a table: .txt), replaced if it is there, but for .txtpb; "
+      "standard output without it")("force", po::bool_switch(),
+                                    "replace a .txtpb that is there, too")(
       "wide", po::bool_switch(&wide), "all columns of the table, however narrow the terminal")(
       "fold", po::bool_switch(&fold),
       "svg: each block (layer1.0) as one box; so, too, where more than 150 boxes would be drawn")(
@@ -239,12 +278,8 @@ int model_show(const Arguments& arguments) {
   if (batch <= 0 || batch > 1000000 || options.classes < 0)
     fail(ExitCode::kUsage, "--batch must lie in 1 ... 1000000, --classes not be negative");
 
-  if (json) format = "json";
-  if (fold && unfold) fail(ExitCode::kUsage, "--fold and --unfold: choose one");
-  const std::string formats[] = {"table", "json", "txtpb", "svg", "dot"};
-  if (std::find(std::begin(formats), std::end(formats), format) == std::end(formats))
-    fail(ExitCode::kUsage, "--format {}: there are table, json, txtpb, svg and dot",
-         printable(format));
+  if (json && !given(*values, "format")) format = "json";
+  check(*values, name, format, out);
 
   // A network of the user's own is a file; it says its input and classes itself.
   const ops::Graph graph = name.ends_with(".txtpb") ? load_graph(name) : make_model(name, options);
@@ -267,7 +302,7 @@ int model_show(const Arguments& arguments) {
   if (out.empty())
     std::cout << text << std::flush;
   else
-    write_text(out, text);
+    rewrite_file(out, text);
   return 0;
 }
 

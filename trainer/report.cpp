@@ -129,13 +129,34 @@ std::string label_of(const std::string& run) {
   return (path.has_filename() ? path : path.parent_path()).filename();
 }
 
-int draw(const std::vector<std::string>& runs, const Figure& figure) {
+// What goes with --plot; runs have not been looked at.
+void check(const po::variables_map& values, const std::vector<std::string>& runs,
+           const Figure& figure) {
+  if (figure.kind.empty()) {
+    refuse_given(values, {"out", "label", "title", "panel", "step"}, "--plot");
+    if (runs.size() != 1)
+      fail(ExitCode::kUsage, "{} runs: several are for --plot; give one", runs.size());
+    return;
+  }
+  if (figure.kind != "errors" && figure.kind != "gradients" && figure.kind != "responses")
+    fail(ExitCode::kUsage, "--plot {}: there are errors, gradients and responses",
+         printable(figure.kind));
+  refuse_given(values, {"json"}, "the table, not for --plot, which draws an SVG");
+  if (figure.kind == "errors")
+    refuse_given(values, {"step"},
+                 "--plot gradients and responses; errors are drawn over all steps");
+  else
+    refuse_given(values, {"panel"}, "--plot errors");
+  expect_end("--out", figure.out, {".svg"});
   if (!figure.labels.empty() && figure.labels.size() != runs.size())
     fail(ExitCode::kUsage, "--label is given {} time(s) for {} run(s)", figure.labels.size(),
          runs.size());
   if (figure.options.panels.size() > runs.size())
     fail(ExitCode::kUsage, "--panel is given {} times for {} run(s)", figure.options.panels.size(),
          runs.size());
+}
+
+int draw(const std::vector<std::string>& runs, const Figure& figure) {
   std::vector<PlottedRun> plotted;
   for (size_t i = 0; i < runs.size(); ++i)
     plotted.push_back({runs[i], figure.labels.empty() ? label_of(runs[i]) : figure.labels[i]});
@@ -144,15 +165,12 @@ int draw(const std::vector<std::string>& runs, const Figure& figure) {
     svg = plot_errors(plotted, figure.options);
   else if (figure.kind == "gradients")
     svg = plot_gradients(plotted, figure.options);
-  else if (figure.kind == "responses")
-    svg = plot_responses(plotted, figure.options);
   else
-    fail(ExitCode::kUsage, "--plot {}: there are errors, gradients and responses",
-         printable(figure.kind));
+    svg = plot_responses(plotted, figure.options);
   if (figure.out.empty())
     std::cout << svg << std::flush;
   else
-    write_text(figure.out, svg);
+    rewrite_file(figure.out, svg);
   return 0;
 }
 
@@ -166,12 +184,13 @@ int report_command(const Arguments& arguments) {
   po::options_description options("Options");
   options.add_options()("run", po::value(&runs)->required(),
                         "the folder of a run; for --plot one or several")(
-      "json", po::bool_switch(&json), "one JSON object on standard output")(
+      "json", po::bool_switch(&json), "one JSON object on standard output in place of the table")(
       "plot", po::value(&figure.kind),
       "an SVG in place of the table: errors (training thin, test bold, over the steps), gradients "
       "(norms layer by layer), responses (standard deviation behind each batch norm); the last two "
-      "of runs of train --log-gradients")("out", po::value(&figure.out),
-                                          "the SVG's file; standard output without it")(
+      "of runs of train --log-gradients")(
+      "out", po::value(&figure.out),
+      "FILE.svg, replaced if it is there; standard output without it")(
       "label", po::value(&figure.labels)->composing(),
       "what a run is called in the figure, one for each; its folder's name without it")(
       "title", po::value(&figure.options.title), "of the figure")(
@@ -187,11 +206,8 @@ int report_command(const Arguments& arguments) {
       "run...");
   if (!values) return 0;
   if (values->count("step") > 0) figure.options.step = step;
+  check(*values, runs, figure);
   if (!figure.kind.empty()) return draw(runs, figure);
-  for (const char* only : {"out", "label", "title", "panel", "step"})
-    if (values->count(only) > 0) fail(ExitCode::kUsage, "--{} is for --plot", only);
-  if (runs.size() != 1)
-    fail(ExitCode::kUsage, "{} runs: several are for --plot; give one", runs.size());
   const std::string run = runs[0];
   std::error_code error;
   if (!std::filesystem::is_directory(run, error))

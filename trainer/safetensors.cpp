@@ -27,6 +27,9 @@ static_assert(std::endian::native == std::endian::little, "safetensors is little
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr size_t kMaxDimensions = 16;
 
+constexpr const char* kF64Remedy =
+    "; in Python, .float() on every tensor before save_file makes it F32";
+
 struct TypeRow {
   StoredType type;
   const char* name;
@@ -131,7 +134,8 @@ class HeaderReader final : public json::json_sax_t {
     for (const TypeRow& row : kTypes)
       if (value == row.name) entries_.back().type = row.type;
     if (!entries_.back().type)
-      bad(fmt::format("dtype \"{}\" is not one of F32, BF16, F16, I64, I32, U8", printable(value)));
+      bad(fmt::format("dtype \"{}\" is not one of F32, BF16, F16, I64, I32, U8{}", printable(value),
+                      value == "F64" ? kF64Remedy : ""));
     return true;
   }
   bool number_integer(number_integer_t value) override { bad(fmt::format("number {}", value)); }

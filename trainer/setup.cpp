@@ -262,11 +262,9 @@ ops::Graph own_network(const Job& job, const data::ImageShape& shape) {
   return graph;
 }
 
-}  // namespace
-
-ops::Graph graph_of(const Job& job, const data::ImageShape& shape) {
-  if (!job.model.graph.empty()) return own_network(job, shape);
+ops::Graph listed_network(const Job& job, const data::ImageShape& shape, bool inference) {
   ModelOptions options;
+  options.inference = inference;
   options.image = {.n = 1, .c = shape.channels, .h = shape.height, .w = shape.width};
   options.classes = job.data.classes;
   options.stride_in_first_conv = job.model.stride_in_first_conv;
@@ -288,6 +286,17 @@ ops::Graph graph_of(const Job& job, const data::ImageShape& shape) {
   options.batch_norm_epsilon = job.model.batch_norm_epsilon;
   options.dropout = job.model.dropout;
   return make_model(job.model.name, options);
+}
+
+}  // namespace
+
+ops::Graph graph_of(const Job& job, const data::ImageShape& shape) {
+  return job.model.graph.empty() ? listed_network(job, shape, false) : own_network(job, shape);
+}
+
+ops::Graph inference_graph_of(const Job& job, const data::ImageShape& shape) {
+  return job.model.graph.empty() ? listed_network(job, shape, true)
+                                 : ops::inference_graph(own_network(job, shape));
 }
 
 DType precision_type(Job::Precision precision) {

@@ -55,6 +55,8 @@ Normalisation resolve(Job& job, const data::Dataset& train, comm::Communicator& 
 ops::ImageInput image_input(const Job& job, const Normalisation& normalisation,
                             const data::ImageShape& shape, int64_t batch);
 ops::Graph graph_of(const Job& job, const data::ImageShape& shape);
+// What inference runs of it, also for images that are too small for auxiliary classifiers.
+ops::Graph inference_graph_of(const Job& job, const data::ImageShape& shape);
 DType precision_type(Job::Precision precision);
 
 EngineConfig engine_config(const Job& job, const std::string& device, int gpu,

@@ -71,7 +71,7 @@ TEST(CommandLine, HelpIsComplete) {
       {{"model"}, {"list", "show NAME"}},
       {{"model", "show"},
        {"show NAME", "--format", "--json", "--out", "--wide", "--fold", "--unfold", "--input",
-        "--classes", "--batch", "--precision", "--shortcut", "--stride-in-first-conv"}},
+        "--classes", "--batch", "--precision", "--shortcut", "--stride-in-first-conv", "--force"}},
       {{"bench"}, {"step", "loader", "allreduce"}},
       {{"bench", "step"},
        {"--model", "--precision", "--batch", "--image", "--inference", "--workers", "--threads",
@@ -126,6 +126,10 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"report", "a", "--plot", "pie"}, "--plot pie"},
       {{"report", "a", "--plot", "errors", "--label", "x", "--label", "y"}, "--label"},
       {{"report", "a", "--plot", "errors", "--panel", "x", "--panel", "y"}, "--panel"},
+      {{"report", "a", "--plot", "errors", "--step", "3"}, "--step is for --plot gradients"},
+      {{"report", "a", "--plot", "gradients", "--panel", "x"}, "--panel is for --plot errors"},
+      {{"report", "a", "--plot", "gradients", "--json"}, "--json is for the table"},
+      {{"report", "a", "--plot", "errors", "--out", "w.safetensors"}, "must end in .svg"},
       {{"model"}, "list or show"},
       {{"model", "lost"}, "list or show"},
       {{"model", "list", "--fast"}, "--fast"},
@@ -135,7 +139,19 @@ TEST(CommandLine, NonsenseIsAUsageError) {
       {{"model", "show", "resnet50", "--format", "xml"}, "xml"},
       {{"data", "show", "--job", "a", "--out", "b.png", "--step", "-1"}, "--step -1: must not be"},
       {{"train", "--job", "a", "--log-gradients", "-1"}, "--log-gradients -1: must not be"},
-      {{"model", "show", "resnet50", "--fold", "--unfold"}, "--unfold"},
+      {{"model", "show", "resnet50", "--format", "svg", "--fold", "--unfold"}, "choose one"},
+      {{"model", "show", "resnet50", "--fold"}, "--fold is for --format svg"},
+      {{"model", "show", "resnet50", "--format", "dot", "--unfold"}, "--unfold is for"},
+      {{"model", "show", "resnet50", "--json", "--format", "svg"}, "--json and --format svg"},
+      {{"model", "show", "resnet50", "--json", "--wide"}, "--wide is for the table"},
+      {{"model", "show", "resnet50", "--format", "svg", "--batch", "2"}, "--batch is for"},
+      {{"model", "show", "own.txtpb", "--classes", "2"}, "--classes is for models of"},
+      {{"model", "show", "resnet50", "--force"}, "--force is for --out"},
+      {{"model", "show", "resnet50", "--format", "dot", "--out", "a.svg"}, ".dot or .gv"},
+      {{"data", "show", "--job", "a", "--step", "0", "--out", "b.txt"}, "--out b.txt: must end"},
+      {{"data", "show", "--job", "a", "--step", "0", "--out", "b.png", "--split", "val", "--worker",
+        "1"},
+       "--worker is for --split train"},
       {{"bench", "stop"}, "step, loader, allreduce"},
       {{"bench", "step"}, "--model"},
       {{"bench", "step", "--model", "cifar_resnet20", "--fast"}, "--fast"},
@@ -287,8 +303,30 @@ TEST(Models, PicturesAreFiles) {
             svg.size());
   EXPECT_TRUE(convoy({"model", "show", "resnet18", "--format", "dot"}).out.starts_with("digraph"));
   const Outcome nowhere =
-      convoy({"model", "show", "resnet18", "--out", folder().path("none/x.svg")});
+      convoy({"model", "show", "resnet18", "--out", folder().path("none/x.txt")});
   EXPECT_EQ(nowhere.exit_code, 74) << nowhere.all();
+
+  // Drawn anew, it replaces the old one, whole; what people change by hand is not replaced unasked.
+  folder().write("resnet18.svg", "old");
+  EXPECT_EQ(convoy({"model", "show", "resnet18", "--format", "svg", "--out", path}).exit_code, 0);
+  EXPECT_EQ(read_file(path), svg);
+  const Arguments as_text = {"model",
+                             "show",
+                             "resnet18",
+                             "--format",
+                             "txtpb",
+                             "--out",
+                             folder().write("mine.txtpb", "mine")};
+  const Outcome refused = convoy(as_text);
+  EXPECT_EQ(refused.exit_code, 64) << refused.all();
+  EXPECT_EQ(lines_with(refused.err, "mine.txtpb: is there already"), 1) << refused.all();
+  EXPECT_EQ(read_file(folder().path("mine.txtpb")), "mine");
+  Arguments forced = as_text;
+  forced.emplace_back("--force");
+  EXPECT_EQ(convoy(forced).exit_code, 0);
+  EXPECT_EQ(read_file(folder().path("mine.txtpb")),
+            convoy({"model", "show", "resnet18", "--format", "txtpb"}).out);
+  EXPECT_FALSE(std::filesystem::exists(path + ".tmp"));
 
   // A network of the user's own, and one that is none.
   folder().write("own.txtpb", convoy({"model", "show", "resnet18", "--format", "txtpb"}).out);

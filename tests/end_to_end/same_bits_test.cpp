@@ -181,6 +181,68 @@ TEST_F(SameBits, ForImagesOfAFolder) {
   EXPECT_EQ(results.size(), 1u) << fmt::format("{}", *results.begin());
 }
 
+// An inception module with a classifier beside it; evaluation takes images that are too small for
+// that classifier's pool.
+TEST_F(SameBits, WithAnAuxiliaryClassifier) {
+  constexpr const char* kNetwork = R"(
+    name: "inception" input_channels: 1 input_height: 12 input_width: 12
+    node { name: "stem" input: "input" conv2d { out_channels: 8 padding: 1 } }
+    node { name: "stem.bn" input: "stem" batch_norm {} }
+    node { name: "stem.relu" input: "stem.bn" relu {} }
+    node { name: "one" input: "stem.relu" conv2d { out_channels: 4 kernel: 1 bias: true } }
+    node { name: "three" input: "stem.relu" conv2d { out_channels: 8 padding: 1 } }
+    node { name: "three.bn" input: "three" batch_norm {} }
+    node { name: "pool" input: "stem.relu" max_pool { stride: 1 } }
+    node { name: "module" input: "one" input: "three.bn" input: "pool" concat {} }
+    node { name: "module.relu" input: "module" relu {} }
+    node { name: "aux.pool" input: "module.relu" avg_pool { kernel: 9 stride: 3 } }
+    node { name: "aux.conv" input: "aux.pool" conv2d { out_channels: 8 kernel: 1 } }
+    node { name: "aux.bn" input: "aux.conv" batch_norm {} }
+    node { name: "aux.dropout" input: "aux.bn" dropout { rate: 0.7 } }
+    node { name: "aux.fc" input: "aux.dropout" linear { out_features: 4 } }
+    node { name: "down" input: "module.relu" conv2d { out_channels: 16 stride: 2 padding: 1 } }
+    node { name: "down.relu" input: "down" relu {} }
+    node { name: "features" input: "down.relu" global_avg_pool {} }
+    node { name: "dropout" input: "features" dropout { rate: 0.4 } }
+    node { name: "fc" input: "dropout" linear { out_features: 4 } }
+    auxiliary { node: "aux.fc" weight: )";
+  const auto train_it = [&](const std::string& name, const char* weight, int ranks,
+                            const char* threads) {
+    const std::string network =
+        runs_->folder().write(name + ".txtpb", std::string(kNetwork) + weight + " }");
+    return train(name, ranks,
+                 {"--set", "model.name=" + network, "--set", "model.dropout=0", "--set",
+                  "data.eval.size=8", "--data-threads", threads});
+  };
+  std::set<std::string> digests;
+  std::map<int, std::set<std::string>> evaluations;  // by step
+  for (const auto& [ranks, threads] :
+       {std::pair{kAlone, "3"}, {1, "1"}, {2, "1"}, {2, "3"}, {3, "0"}, {3, "3"}}) {
+    const std::string name = fmt::format("aux-{}-{}", ranks, threads);
+    train_it(name, "0.3", ranks, threads);
+    digests.insert(digest(name));
+    for (json line : metrics(name))
+      if (line.contains("top1")) {
+        line.erase("time");
+        evaluations[line["step"]].insert(line.dump());
+      }
+  }
+  EXPECT_EQ(digests.size(), 1u);
+  ASSERT_EQ(evaluations.size(), 2u);  // of two epochs
+  for (const auto& [step, texts] : evaluations) EXPECT_EQ(texts.size(), 1u) << step;
+  train_it("aux-unheard", "0", 2, "1");
+  EXPECT_FALSE(digests.contains(digest("aux-unheard")));
+  // The same evaluation by the command.
+  for (const int ranks : {kAlone, 3}) {
+    const Outcome outcome = runs_->run({"eval", "--checkpoint", out("aux-1-1"), "--json"}, ranks);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    const json object = json::parse(outcome.out, nullptr, false);
+    const json last = json::parse(*evaluations.rbegin()->second.begin());
+    for (const char* key : {"images", "correct", "top1", "loss", "ema_top1"})
+      EXPECT_EQ(object[key], last[key]) << key << " on " << ranks << " ranks";
+  }
+}
+
 // Of layers: the log is the same text on any ranks and after a stop, and the run the same run.
 TEST_F(SameBits, WithALogOfGradients) {
   const Arguments logged = {"--log-gradients", "4"};

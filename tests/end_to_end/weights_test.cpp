@@ -1,6 +1,9 @@
 // Weights out of a run and into a checkpoint again: the same bits, the same accuracy; what does not
 // fit is named and leaves nothing behind; nothing trains on by accident in an imported folder.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <filesystem>
@@ -192,35 +195,49 @@ TEST_F(Weights, WhatHasATemporaryNameIsLeftAlone) {
   EXPECT_EQ(read_file(out + ".tmp/notes"), "mine");
   EXPECT_EQ(read_file(path("careful_file.onnx.tmp")), "mine");
 
-  const auto refused_with = [&](const std::string& made, const Arguments& arguments,
-                                const std::string& words) {
-    const Outcome outcome = runs_->run_by(made + "; exec \"$@\"", arguments);
-    expect_refused(outcome, ExitCode::kIo, {words});
-  };
-  const auto count = [&](const std::string& words) {
-    int found = 0;
-    for (const auto& entry : fs::directory_iterator(runs_->folder().path())) {
-      if (entry.path().string().find(words) == std::string::npos) continue;
-      const fs::path kept = entry.is_directory() ? entry.path() / "notes" : entry.path();
-      EXPECT_EQ(read_file(kept), "mine") << kept;
-      ++found;
-    }
-    return found;
-  };
+  // Nothing that an export or an import has left.
   const std::string other = path("other.onnx"), folder = path("other_folder");
-  refused_with(fmt::format("mkdir {0}.exporting-$$; echo -n mine > {0}.exporting-$$/notes", other),
-               {"export", run, other}, "cannot open for writing");
-  refused_with(fmt::format("echo -n mine > {}.exporting-$$", other), {"export", run, other},
-               "File exists");
-  EXPECT_EQ(count("other.onnx.exporting-"), 2);
-  EXPECT_FALSE(fs::exists(other));
-  refused_with(fmt::format("mkdir {0}.importing-$$; echo -n mine > {0}.importing-$$/notes", folder),
-               import(path("w.safetensors"), folder), "File exists");
-  EXPECT_EQ(count("other_folder.importing-"), 1);
-  EXPECT_FALSE(fs::exists(folder));
-  for (const auto& entry : fs::directory_iterator(runs_->folder().path()))
-    if (entry.path().string().find("other_folder.importing-") != std::string::npos)
-      fs::remove_all(entry.path());
+  const auto expect_kept = [&](const std::string& name, const Arguments& command) {
+    runs_->folder().write(name, "mine");
+    expect_refused(convoy(command), ExitCode::kIo, {"is in the way, and not ours to remove"});
+    EXPECT_EQ(read_file(path(name)), "mine");
+    EXPECT_FALSE(fs::exists(other)) << name;
+    EXPECT_FALSE(fs::exists(folder)) << name;
+    fs::remove_all(path(name.substr(0, name.find('/'))));
+  };
+  expect_kept("other.onnx.exporting/notes", {"export", run, other});
+  expect_kept("other_folder.importing", import(path("w.safetensors"), folder));
+  expect_kept("other_folder.importing/notes", import(path("w.safetensors"), folder));
+}
+
+// What a killed command leaves under its temporary name goes with the next one, unless another is
+// still writing it.
+TEST_F(Weights, WhatAKilledCommandLeftIsReplaced) {
+  struct Case {
+    std::string out, left;  // a file of what is left
+    Arguments command;
+  };
+  const std::string run = runs_->out("trained");
+  const std::string onnx = path("killed.onnx"), folder = path("killed");
+  const Case cases[] = {
+      {onnx, "killed.onnx.exporting", {"export", run, onnx}},
+      {folder, "killed.importing/checkpoints/step-0000000000.1-2.tmp/model.safetensors",
+       import(path("w.safetensors"), folder)}};
+  for (const Case& c : cases) {
+    runs_->folder().write(c.left, "half");
+    const std::string left = path(c.left.substr(0, c.left.find('/')));
+    const int writer = ::open(left.c_str(), O_RDONLY | O_CLOEXEC);
+    ASSERT_EQ(::flock(writer, LOCK_EX), 0);
+    expect_refused(convoy(c.command), ExitCode::kIo, {left, "another process is writing it"});
+    EXPECT_EQ(read_file(path(c.left)), "half");
+    EXPECT_FALSE(fs::exists(c.out));
+    ::close(writer);
+    const Outcome outcome = convoy(c.command);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    EXPECT_FALSE(fs::exists(left));
+    EXPECT_TRUE(fs::exists(c.out));
+  }
+  EXPECT_FALSE(runs_->digest(folder).empty());
 }
 
 TEST_F(Weights, ADryRunListsAndWritesNothing) {

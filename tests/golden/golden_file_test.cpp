@@ -63,9 +63,11 @@ TEST_P(GoldenFile, GeneratorMakesTheFloatsThatNumpyMade) {
       values = make_input(file, std::stoll(name.substr(6)));
       sha256 = digest(values);
     } else {
+      const bool running = name.find("running") != std::string::npos;
+      const std::vector<Parameter>& made = running ? file.running : file.parameters;
       size_t index = 0;
-      while (file.parameters.at(index).name != name) ++index;
-      values = make_parameter(file, index);
+      while (made.at(index).name != name) ++index;
+      values = running ? make_running(file, index) : make_parameter(file, index);
       sha256 = digest(values);
     }
     EXPECT_EQ(sha256, generated.sha256) << name;
@@ -88,20 +90,28 @@ TEST_P(GoldenFile, GeneratorMakesTheFloatsThatNumpyMade) {
 
 TEST_P(GoldenFile, HoldsEveryTensorOfTheModel) {
   int64_t total = 0;
-  ASSERT_EQ(file.gradients.size(), file.parameters.size());
+  ASSERT_EQ(file.gradients.size(), file.parameters.size() - file.frozen.size());
   ASSERT_EQ(file.parameters_after.size(), file.parameters.size());
+  size_t gradient = 0;
   for (size_t i = 0; i < file.parameters.size(); ++i) {
     const Parameter& p = file.parameters[i];
-    EXPECT_EQ(file.gradients[i].name, p.name);
-    EXPECT_EQ(file.gradients[i].shape, p.shape) << p.name;
+    if (std::ranges::find(file.frozen, p.name) == file.frozen.end()) {
+      EXPECT_EQ(file.gradients[gradient].name, p.name);
+      EXPECT_EQ(file.gradients[gradient].shape, p.shape) << p.name;
+      ++gradient;
+    }
     EXPECT_EQ(file.parameters_after[i].name, p.name);
     EXPECT_EQ(file.parameters_after[i].shape, p.shape) << p.name;
     total += std::accumulate(p.shape.begin(), p.shape.end(), int64_t{1}, std::multiplies<>());
   }
   // He et al. 2015, table 6 (0.27 M) and torchvision's page of ResNet-18.
-  EXPECT_EQ(total, file.model == "resnet20" ? 269'722 : 11'689'512);
+  const bool small = file.model.starts_with("resnet20");
+  EXPECT_EQ(total, small ? 269'722 : 11'689'512);
   // Batch norms: 1 + 2 in each of 9 blocks; 1 + 2 in each of 8 blocks + 3 projection shortcuts.
-  EXPECT_EQ(file.running_after.size(), 2u * (file.model == "resnet20" ? 19 : 20));
+  EXPECT_EQ(file.running_after.size(), 2u * (small ? 19 : 20));
+  // The stem and the first stage: 3 parameters, and 6 in each of 3 blocks.
+  EXPECT_EQ(file.frozen.size(), file.model == "resnet20_frozen" ? 21u : 0u);
+  EXPECT_EQ(file.running.size(), file.frozen.empty() ? 0u : file.running_after.size());
   EXPECT_EQ(file.steps(), 10);
 }
 
@@ -144,7 +154,8 @@ TEST_P(GoldenFile, TolerancesAreTight) {
   EXPECT_LT(file.error_logits, 1e-4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, GoldenFile, testing::Values("resnet20", "resnet18_64"),
+INSTANTIATE_TEST_SUITE_P(Models, GoldenFile,
+                         testing::Values("resnet20", "resnet18_64", "resnet20_frozen"),
                          [](const auto& model) { return std::string(model.param); });
 
 // A tensor with a known answer and a known error of "PyTorch's float32".

@@ -43,11 +43,17 @@ SGD = {"learning_rate": 1e-4, "momentum": 0.9, "weight_decay": 0.1}
 MODELS = {
     "resnet20": (10, (16, 3, 32, 32), 2),
     "resnet18_64": (1000, (8, 3, 64, 64), 4),
+    "resnet20_frozen": (10, (8, 3, 32, 32), 1),
 }
+# Models of which a part is frozen, its batch norms in eval(): prefixes of names. What is trained has
+# several learning rates: prefix -> what SGD's learning rate and weight decay are multiplied by.
+FROZEN = {"resnet20_frozen": ("conv1", "bn1", "layer1")}
+FACTORS = {"resnet20_frozen": {"layer2": (0.25, 2.0), "fc": (4.0, 0.5)}}
 
 # The counter `a` of random4(seed, Purpose::kInitialise, a, b). A parameter's is its position in the
 # list of parameters; the step is added to that of inputs and labels.
-INPUTS, LABELS, SIGNS, SAMPLES = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+# Running statistics, where a part is frozen: by their position in the list of them.
+INPUTS, LABELS, SIGNS, SAMPLES, RUNNING = 1_000_000, 2_000_000, 3_000_000, 4_000_000, 5_000_000
 PURPOSE_INITIALISE = 4
 NUDGE = 2.0**-6
 GRADIENT_SAMPLES, STATE_SAMPLES = 64, 16
@@ -126,9 +132,18 @@ class ResNet20(torch.nn.Module):
         return self.fc(x.mean(dim=(2, 3)))
 
 
+def is_frozen(name, key):
+    return key.startswith(FROZEN.get(name, ()))
+
+
+def running_range(key):
+    """(low, width) of the running statistics that a model with frozen parts starts with."""
+    return (-0.5, 1.0) if key.endswith("running_mean") else (0.75, 1.0)
+
+
 def bare_model(name):
     classes = MODELS[name][0]
-    if name == "resnet20":
+    if name.startswith("resnet20"):
         return ResNet20(classes)
     return torchvision.models.resnet18(weights=None, num_classes=classes)
 
@@ -168,7 +183,35 @@ def make_model(name, seed, dtype, nudges, ulp_run=0):
             if key in nudges:
                 w = w + nudges[key].astype(np.float32) * np.float32(NUDGE)
             p.copy_(torch.from_numpy(one_ulp_away(w, ulp_run) if ulp_run else w))
-    return model.to(dtype).train()
+            p.requires_grad = not is_frozen(name, key)
+        for index, (key, b) in enumerate(running_statistics(model)):
+            if name in FROZEN:
+                w = uniform(seed, RUNNING + index, tuple(b.shape), *running_range(key))
+                b.copy_(torch.from_numpy(one_ulp_away(w, ulp_run) if ulp_run else w))
+    model = model.to(dtype).train()
+    for key, m in model.named_modules():
+        if isinstance(m, torch.nn.BatchNorm2d) and is_frozen(name, key):
+            m.eval()
+    return model
+
+
+def running_statistics(model):
+    return [(key, b) for key, b in model.named_buffers() if "running" in key]
+
+
+def make_optimizer(name, model):
+    """One group for each entry of FACTORS, one for the rest."""
+    groups = {}
+    for key, p in model.named_parameters():
+        if p.requires_grad:
+            prefix = next((f for f in FACTORS.get(name, {}) if key.startswith(f)), None)
+            groups.setdefault(prefix, []).append(p)
+    rate, decay = SGD["learning_rate"], SGD["weight_decay"]
+    listed = []
+    for prefix, parameters in groups.items():
+        of_rate, of_decay = FACTORS[name][prefix] if prefix else (1.0, 1.0)
+        listed.append({"params": parameters, "lr": rate * of_rate, "weight_decay": decay * of_decay})
+    return torch.optim.SGD(listed, momentum=SGD["momentum"])
 
 
 # ---- Running it
@@ -186,8 +229,7 @@ def run(name, seed, nudges, dtype=torch.float32, channels_last=False, onednn=Tru
     classes, shape, _ = MODELS[name]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = make_model(name, seed, dtype, nudges, ulp_run).to(memory_format=layout)
-    optimizer = torch.optim.SGD(model.parameters(), lr=SGD["learning_rate"],
-                                momentum=SGD["momentum"], weight_decay=SGD["weight_decay"])
+    optimizer = make_optimizer(name, model)
     result = {"losses": []}
     for step in range(STEPS):
         x = inputs(seed, step, shape)
@@ -202,12 +244,12 @@ def run(name, seed, nudges, dtype=torch.float32, channels_last=False, onednn=Tru
         if step == 0:
             result["logits"] = logits.detach().double().numpy().copy()
             result["gradients"] = {k: p.grad.double().numpy().copy()
-                                   for k, p in model.named_parameters()}
+                                   for k, p in model.named_parameters() if p.requires_grad}
         optimizer.step()
     result["parameters_after"] = {k: p.detach().double().numpy().copy()
                                   for k, p in model.named_parameters()}
-    result["running_after"] = {k: b.double().numpy().copy() for k, b in model.named_buffers()
-                               if "running" in k}
+    result["running_after"] = {k: b.double().numpy().copy()
+                               for k, b in running_statistics(model)}
     return result
 
 
@@ -315,11 +357,20 @@ def golden(name):
     largest = max(keys, key=lambda k: initial[k].numel())
     made = [generated(k, initial[k].detach().numpy())
             for k in dict.fromkeys((keys[0], keys[1], keys[2], largest, "fc.weight", "fc.bias"))]
+    if name in FROZEN:
+        made += [generated(k, b.numpy()) for k, b in running_statistics(model)[:2]]
     for step in (0, STEPS - 1):
         made.append(generated(f"input {step}", inputs(seed, step, shape).transpose(0, 2, 3, 1)))
         made.append(generated(f"labels {step}",
                               labels(seed, step, shape[0], classes).astype(np.int32)))
     logit_errors = [r["logits"] - exact["logits"] for r in runs]
+    frozen = {} if name not in FROZEN else {
+        "frozen": [k for k in keys if is_frozen(name, k)],
+        "factors": [{"prefix": prefix, "learning_rate": rate, "weight_decay": decay}
+                    for prefix, (rate, decay) in FACTORS[name].items()],
+        "running": [{"name": k, "shape": list(b.shape), "low": running_range(k)[0],
+                     "width": running_range(k)[1], "nudges": ""}
+                    for k, b in running_statistics(model)]}
     return {
         "model": name,
         "made_by": f"make_golden.py, PyTorch {torch.__version__}, "
@@ -337,6 +388,7 @@ def golden(name):
         "error_logits": digits(max(np.abs(e).max() for e in logit_errors), 3),
         "logits": [[digits(v, 9) for v in row] for row in exact["logits"]],
         "parameters": parameters,
+        **frozen,
         "generated": made,
         "gradients": summaries("gradients", GRADIENT_SAMPLES),
         "parameters_after": summaries("parameters_after", STATE_SAMPLES),

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/fusion.h"
@@ -40,6 +42,20 @@ Graph pooled() {
   return g;
 }
 
+// `pooled` with a classifier beside it that training alone needs, and that wants 9 pixels and more.
+Graph with_auxiliary() {
+  Graph g = pooled();
+  const Node pool = g.nodes[g.nodes.size() - 2], fc = g.nodes.back();
+  g.nodes.resize(g.nodes.size() - 2);
+  int x = g.add("aux.pool", AvgPool{.kernel = 9, .stride = 3}, {2});
+  x = g.add("aux.bn", BatchNorm{},
+            {g.add("aux.conv", Conv2d{.out_channels = 4, .kernel = 1}, {x})});
+  x = g.add("aux.fc", Linear{.out_features = 5}, {x});
+  g.auxiliary = {{.node = x}};
+  g.add(fc.name, fc.op, {g.add(pool.name, pool.op, {2})});
+  return g;
+}
+
 struct Parameters {
   std::vector<float> weights, running;
 };
@@ -54,11 +70,12 @@ Parameters parameters_of(const Graph& graph) {
   return p;
 }
 
-// Logits of `n` images [n, h, w, 3].
+// Logits of `n` images [n, h, w, 3]; whole: of what `graph` is a part of.
 std::vector<float> logits_of(const std::string& device_name, const Graph& graph,
-                             const Parameters& p, const std::vector<float>& images, int64_t n) {
+                             const Parameters& p, const std::vector<float>& images, int64_t n,
+                             const ParameterLayout* whole = nullptr) {
   const auto device = make_device(device_name, 1);
-  Network net(*device, graph, {.batch = n, .training = false, .input = {}});
+  Network net(*device, graph, {.batch = n, .training = false, .input = {}, .whole = whole});
   DeviceFloats weights(*device, p.weights.size()), running(*device, p.running.size());
   EXPECT_EQ(net.layout().parameter_floats, p.weights.size());
   std::ranges::copy(p.weights, weights.read().begin());
@@ -126,6 +143,30 @@ TEST_P(FullyConvolutional, OnALargerImageItIsTheMeanOverItsWindows) {
   for (size_t k = 0; k < 5; ++k) EXPECT_NEAR(got[k], mean[k], kTolerance) << k;
 }
 
+// Where it lies among the parameters of the whole, and what those need, changes no logit.
+TEST_P(FullyConvolutional, AnAuxiliaryClassifierAsksForNoSize) {
+  const Graph graph = with_auxiliary();
+  const ParameterLayout whole = layout_of(fuse(graph));
+  const Parameters p = parameters_of(graph);
+  const ParameterLayout alone = layout_of(fuse(pooled()));
+  Parameters q = parameters_of(pooled());
+  for (const auto& to : alone.parameters) {
+    const auto from =
+        std::ranges::find(whole.parameters, to.name, &ParameterLayout::Parameter::name);
+    std::copy_n(p.weights.begin() + static_cast<ptrdiff_t>(from->offset), to.floats(),
+                q.weights.begin() + static_cast<ptrdiff_t>(to.offset));
+  }
+  const auto bn = std::ranges::find(whole.statistics, "bn", &ParameterLayout::Statistics::name);
+  std::copy_n(p.running.begin() + static_cast<ptrdiff_t>(bn->offset), 2 * bn->channels,
+              q.running.begin());
+  for (const auto& [h, w] : {std::pair{12, 12}, {7, 5}, {2, 2}}) {
+    const std::vector<float> x = image_of(h, w);
+    const std::vector<float> got =
+        logits_of(GetParam(), fully_convolutional(graph, h, w), p, x, 1, &whole);
+    EXPECT_EQ(got, logits_of(GetParam(), fully_convolutional(pooled(), h, w), q, x, 1)) << h;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, FullyConvolutional, testing::ValuesIn(device_names()),
                          [](const auto& each) { return each.param; });
 
@@ -156,6 +197,12 @@ TEST(FullyConvolutionalGraph, KeepsTheLayout) {
     EXPECT_EQ(own.parameters[i].offset, dense.parameters[i].offset);
     EXPECT_EQ(own.parameters[i].floats(), dense.parameters[i].floats());
   }
+}
+
+TEST(FullyConvolutionalGraph, WhatIsNoPartOfTheWholeIsAFault) {
+  const ParameterLayout whole = layout_of(fuse(pooled()));
+  expect_error(ExitCode::kFault, {"\"windowed\"", "fc2.weight of 35 floats"},
+               [&] { layout_within(whole, fuse(windowed())); });
 }
 
 TEST(FullyConvolutionalGraph, ImagesThatAreTooSmallAreRefused) {

@@ -19,6 +19,7 @@ constexpr uint64_t kInputs = 1'000'000;  // + step
 constexpr uint64_t kLabels = 2'000'000;  // + step
 constexpr uint64_t kSigns = 3'000'000;   // seed 0: the same for every file
 constexpr uint64_t kSamples = 4'000'000;
+constexpr uint64_t kRunning = 5'000'000;  // + position
 
 // Calls element(i, word) for i in [0, count): word i % 4 of counter b = i / 4.
 template <typename Element>
@@ -56,6 +57,14 @@ std::vector<Summary> read_summaries(const Json& json) {
   return all;
 }
 
+std::vector<Parameter> read_parameters(const Json& json) {
+  std::vector<Parameter> all;
+  for (const Json& entry : json)
+    all.push_back({entry.at("name"), entry.at("shape"), entry.at("low"), entry.at("width"),
+                   entry.at("nudges")});
+  return all;
+}
+
 File from_json(const Json& json) {
   File file;
   json.at("model").get_to(file.model);
@@ -70,9 +79,14 @@ File from_json(const Json& json) {
   json.at("error_logits").get_to(file.error_logits);
   for (const Json& row : json.at("logits"))
     for (const Json& value : row) file.logits.push_back(value.get<double>());
-  for (const Json& entry : json.at("parameters"))
-    file.parameters.push_back({entry.at("name"), entry.at("shape"), entry.at("low"),
-                               entry.at("width"), entry.at("nudges")});
+  file.parameters = read_parameters(json.at("parameters"));
+  if (json.contains("frozen")) {
+    json.at("frozen").get_to(file.frozen);
+    file.running = read_parameters(json.at("running"));
+    for (const Json& entry : json.at("factors"))
+      file.factors.push_back(
+          {entry.at("prefix"), entry.at("learning_rate"), entry.at("weight_decay")});
+  }
   for (const Json& entry : json.at("generated"))
     file.generated.push_back({entry.at("sha256"), read_summary(entry)});
   file.gradients = read_summaries(json.at("gradients"));
@@ -148,15 +162,26 @@ File read(const std::string& path) {
   }
 }
 
-std::vector<float> make_parameter(const File& file, size_t index) {
-  const Parameter& p = file.parameters.at(index);
+namespace {
+
+std::vector<float> make(const File& file, const Parameter& p, uint64_t counter) {
   std::vector<float> values(static_cast<size_t>(elements(p.shape)));
-  for_each_word(file.seed, index, elements(p.shape), [&](int64_t i, uint32_t word) {
+  for_each_word(file.seed, counter, elements(p.shape), [&](int64_t i, uint32_t word) {
     values[static_cast<size_t>(i)] = p.low + p.width * uniform_float(word);
   });
   for (size_t i = 0; i < p.nudges.size(); ++i)
     values.at(i) += static_cast<float>(p.nudges[i] - '0') * 0x1p-6f;
   return values;
+}
+
+}  // namespace
+
+std::vector<float> make_parameter(const File& file, size_t index) {
+  return make(file, file.parameters.at(index), index);
+}
+
+std::vector<float> make_running(const File& file, size_t index) {
+  return make(file, file.running.at(index), kRunning + index);
 }
 
 std::vector<float> make_input(const File& file, int64_t step) {

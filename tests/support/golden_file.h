@@ -66,6 +66,12 @@ struct Sgd {
   double learning_rate = 0, momentum = 0, weight_decay = 0;
 };
 
+// Of the parameters whose names begin so: what these two of Sgd are multiplied by.
+struct Factors {
+  std::string prefix;
+  double learning_rate = 1, weight_decay = 1;
+};
+
 struct File {
   std::string path, model;
   uint64_t seed = 0;
@@ -76,6 +82,11 @@ struct File {
   std::vector<double> logits;                // of step 0, [N, classes]
   double error_logits = 0;                   // largest error of an element
   std::vector<Parameter> parameters;         // in torchvision's order
+  // Where a part of the model is frozen (its batch norms use running statistics), which then do not
+  // start at mean 0 and variance 1, and where parts have factors of their own; else empty.
+  std::vector<std::string> frozen;  // names of parameters
+  std::vector<Parameter> running;   // running_mean and running_var of each batch norm, in order
+  std::vector<Factors> factors;
   std::vector<Generated> generated;
   std::vector<Summary> gradients;         // of step 0, without weight decay
   std::vector<Summary> parameters_after;  // after the last step
@@ -90,6 +101,7 @@ File read(const std::string& path);
 // ---- The generator: the same bits as make_golden.py's.
 
 std::vector<float> make_parameter(const File& file, size_t index);  // in `shape`'s order
+std::vector<float> make_running(const File& file, size_t index);    // of File::running
 std::vector<float> make_input(const File& file, int64_t step);      // memory NHWC, in [-2, 2)
 std::vector<int32_t> make_labels(const File& file, int64_t step);   // [N], in [0, classes)
 

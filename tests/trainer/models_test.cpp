@@ -296,6 +296,18 @@ TEST(Models, InferenceOfADeepNetworkTakesNoMoreMemory) {
   EXPECT_EQ(bytes("resnet152"), bytes("resnet50"));
 }
 
+// What auxiliary classifiers ask for, inference does not.
+TEST(Models, InferenceTakesImagesThatAreTooSmallForAuxiliaryClassifiers) {
+  for (const char* name : {"googlenet", "inception_v1", "inception_v1_naive"}) {
+    ModelOptions options;
+    options.image = {.n = 1, .c = 0, .h = 40, .w = 40};
+    options.inference = true;
+    const ops::Graph graph = make_model(name, options);
+    EXPECT_EQ(ops::infer_shapes(graph, 1).back(), (Shape{1, 1000, 1, 1})) << name;
+    EXPECT_TRUE(graph.auxiliary.empty());
+  }
+}
+
 // The smallest image works, one pixel less is an error that says both sizes; both sides count.
 TEST(Models, AnImageThatIsTooSmallIsNamed) {
   const nlohmann::ordered_json torchvision = torchvision_models();

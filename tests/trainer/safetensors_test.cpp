@@ -151,7 +151,8 @@ TEST(Safetensors, DamagedFilesAreRefusedByName) {
        "tensor \"b\": begins at byte 3, but the one before ends at 2"},
       {"{" + good + "," + good + "}", "xxxx", "tensor \"a\": stands twice"},
       {"{" + entry("a", "F64", "[2]", "[0,16]") + "}", std::string(16, 'x'),
-       "tensor \"a\": dtype \"F64\""},
+       "tensor \"a\": dtype \"F64\" is not one of F32, BF16, F16, I64, I32, U8; in Python, "
+       ".float() on every tensor before save_file makes it F32"},
       {"{" + entry("", "U8", "[2]", "[0,2]") + "}", "xx", "has no name"},
       {"{" + entry("a", "U8", "[-2]", "[0,2]") + "}", "xx", "number -2"},
       {"{" + entry("a", "U8", "[2.0]", "[0,2]") + "}", "xx", "number 2.0"},

@@ -251,10 +251,16 @@ ModelOptions complete(const ModelEntry& model, ModelOptions options) {
   return options;
 }
 
+// All options are set.
+Graph graph_of(const ModelEntry& model, const ModelOptions& options) {
+  Graph graph = model.make(options);
+  return options.inference ? ops::inference_graph(graph) : graph;
+}
+
 bool takes_image(const ModelEntry& model, ModelOptions options, int64_t side) {
   options.image.h = options.image.w = side;
   try {
-    ops::infer_shapes(model.make(options), 1);
+    ops::infer_shapes(graph_of(model, options), 1);
     return true;
   } catch (const Error&) {
     return false;
@@ -317,7 +323,7 @@ Graph make_model(const std::string& name, ModelOptions options) {
          "zero_init_residual",
          name);
   options = complete(*model, options);
-  Graph graph = model->make(options);
+  Graph graph = graph_of(*model, options);
   graph.name = name;
   try {
     ops::infer_shapes(graph, 1);

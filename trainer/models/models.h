@@ -15,6 +15,7 @@ struct ModelOptions {
   // classes.
   Shape image = {.n = 1, .c = 0, .h = 0, .w = 0};
   int64_t classes = 0;
+  bool inference = false;             // without auxiliary classifiers, which may want larger images
   bool stride_in_first_conv = false;  // bottlenecks: v1 (He et al. 2015) instead of v1.5
   enum class Shortcut { kDefault, kA, kB, kC };
   Shortcut shortcut = Shortcut::kDefault;
