@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 python = os.environ.get("CONVOY_PYTHON")
-if python and os.path.realpath(python) != os.path.realpath(sys.executable) and "CONVOY_REEXEC" not in os.environ:
+if python and "CONVOY_REEXEC" not in os.environ:
     os.execve(python, [python, *sys.argv], {**os.environ, "CONVOY_REEXEC": "1"})
 try:
     import numpy as np

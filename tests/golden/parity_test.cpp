@@ -76,7 +76,8 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
     std::ranges::copy(values, parameters.read().subspan(p.offset).begin());
     parameters.write();
   }
-  ops::initialise_statistics(layout, running.read().data());
+  const std::span<float> first_running = running.read();
+  ops::initialise_statistics(layout, first_running.data());
   const auto named_running = [&](std::span<float> now) {
     std::map<std::string, std::span<float>> tensors;
     for (const auto& s : layout.statistics) {
@@ -88,7 +89,7 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
   };
   for (size_t i = 0; i < file.running.size(); ++i)
     std::ranges::copy(golden::make_running(file, i),
-                      named_running(running.read()).at(file.running[i].name).begin());
+                      named_running(first_running).at(file.running[i].name).begin());
   running.write();
   net.bind({.parameters = parameters.data(),
             .running = running.data(),
