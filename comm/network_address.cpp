@@ -108,8 +108,9 @@ void set(const Socket& socket, int level, int option, int value) {
   setsockopt(socket.fd(), level, option, &value, sizeof value);
 }
 
-// What connections of the watchdog need: no delay, and after an outage of the network the next try within
-// a second. TCP doubles its pause after each try: behind 7 s without network, 12.6 s without a heartbeat.
+// What connections of the watchdog need: no delay, and after an outage of the network the next try
+// within a second. TCP doubles its pause after each try: behind 7 s without network, 12.6 s without
+// a heartbeat.
 void prepare(const Socket& socket) {
   constexpr int kRtoMaxMs = 44;  // TCP_RTO_MAX_MS of Linux 6.15, which older headers lack
   set(socket, IPPROTO_TCP, TCP_NODELAY, 1);

@@ -105,8 +105,7 @@ class SampleMaker {
     ImageCodec& codec = scratch.decoder.open(scratch.sample.bytes, name, max_pixels_, shape);
     watch.book(scratch.times.decode);
     const ReleaseIfLarge memory(scratch, shape);
-    const int orientation =
-        apply_exif_orientation_ ? stored_orientation(scratch.sample.bytes) : 1;
+    const int orientation = apply_exif_orientation_ ? stored_orientation(scratch.sample.bytes) : 1;
     if (orientation != 1) {
       codec.decode({0, 0, shape.width, shape.height}, 1, scratch.image);
       turn_upright(scratch.image, orientation, scratch.upright);

@@ -2,8 +2,8 @@
 // shards made by others it comes from their headers.
 //
 // Members follow WebDataset's convention: a sample is the members of one key (the name up to the
-// first dot behind the last slash) that follow each other, KEY.jpg (.jpeg, .png, .cvc) and KEY.cls, the
-// label in decimal digits; other members of a key are left alone.
+// first dot behind the last slash) that follow each other, KEY.jpg (.jpeg, .png, .cvc) and KEY.cls,
+// the label in decimal digits; other members of a key are left alone.
 #pragma once
 
 #include <cstdint>
