@@ -427,11 +427,7 @@ void by_way_of(const fs::path& temporary, const Write& write) {
     write(temporary);
     remove_tree(temporary);
   } catch (...) {
-    try {
-      remove_tree(temporary);
-    } catch (const Error& error) {
-      log::warning("{}", error.what());
-    }
+    clean_up(temporary);
     throw;
   }
 }

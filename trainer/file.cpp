@@ -177,6 +177,14 @@ void rewrite_file(const std::string& path, const std::string& text) {
   }
 }
 
+void clean_up(const std::string& path) {
+  try {
+    remove_tree(path);
+  } catch (const Error& error) {
+    log::warning("{}", error.what());
+  }
+}
+
 void write_by_way_of(const std::string& temporary, const std::string& path, Written kind,
                      const std::function<void()>& write, const std::function<bool()>& is_ours) {
   remove_leftover(temporary, kind, is_ours);
@@ -189,11 +197,7 @@ void write_by_way_of(const std::string& temporary, const std::string& path, Writ
     write();
     rename_path(temporary, path);
   } catch (...) {
-    try {
-      remove_tree(temporary);
-    } catch (const Error& error) {
-      log::warning("{}", error.what());
-    }
+    clean_up(temporary);
     throw;
   }
   const fs::path parent = fs::path(path).parent_path();

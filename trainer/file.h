@@ -88,6 +88,8 @@ void make_folder(const std::string& path, std::string_view remedy = "choose anot
 // Removes a file, a link (never what it leads to) or a folder with all that is in it; nothing where
 // there is none.
 void remove_tree(const std::string& path);
+// The same behind an error that matters more: a failure is a warning.
+void clean_up(const std::string& path);
 
 // Bytes that this process may still write on the file system of `path`.
 uint64_t free_bytes(const std::string& path);
