@@ -19,6 +19,7 @@
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "trainer/file.h"
+#include "trainer/file_calls.h"
 
 namespace convoy::trainer {
 namespace {
@@ -192,7 +193,7 @@ void take_target(const PackConfig& config, const std::string& plan) {
         "choose or empty another TARGET",
         printable(target));
   }
-  fs::remove(path + ".tmp");  // killed before it had its plan, a pack has left nothing else
+  sys::unlink(path + ".tmp");  // killed before it had its plan, a pack has left nothing else
   if (!fs::is_empty(target))
     fail(ExitCode::kUsage, "{}: is not empty: choose another TARGET", printable(target));
   rewrite_file(path, plan);

@@ -10,6 +10,7 @@
 #include <ctime>
 #include <filesystem>
 
+#include "data_loader/coefficient_file.h"
 #include "data_loader/dataset.h"
 #include "data_loader/eval_loader.h"
 #include "data_loader/image.h"
@@ -265,6 +266,11 @@ TEST(HostileFiles, R34ScansAreBoundedByTheirWork) {
   const double seconds = cpu_seconds([&] {
     expect_has(damage_of(with_scans(small, 10000)), "more than 500 scans");
     expect_has(damage_of(with_scans(large, 10000)), "more than 256 scans");  // 2^30 / 2^22
+    const std::string many = with_scans(large, 10000);
+    std::vector<uint8_t> out;
+    EXPECT_THROW(CoefficientEncoder(1u << 24).encode(
+                     {reinterpret_cast<const uint8_t*>(many.data()), many.size()}, "x", out),
+                 BadContent);
   });
   EXPECT_LT(seconds, 2);
   EXPECT_EQ(damage_of(small), "");
