@@ -12,7 +12,7 @@ namespace {
 // How 8 numbers of w bits are taken apart: number i lies in byte[i] and the next one, times
 // `factor` moves it to the highest bits of 16.
 struct Unpacking {
-  uint8_t byte[16][16];  // for a shuffle of bytes: two for each number
+  uint8_t byte[16][8][2];  // for a shuffle of bytes: two for each number
   uint16_t factor[16][8];
   uint8_t shift[16];
 };
@@ -23,8 +23,8 @@ constexpr Unpacking make_unpacking() {
     out.shift[w] = static_cast<uint8_t>(16 - w);
     for (int i = 0; i < kGroup; ++i) {
       const int bit = i * w;
-      out.byte[w][2 * i] = static_cast<uint8_t>(bit / 8);
-      out.byte[w][2 * i + 1] = static_cast<uint8_t>(bit / 8 + 1);
+      out.byte[w][i][0] = static_cast<uint8_t>(bit / 8);
+      out.byte[w][i][1] = static_cast<uint8_t>(bit / 8 + 1);
       out.factor[w][i] = static_cast<uint16_t>(1 << (16 - w - bit % 8));
     }
   }
@@ -57,7 +57,7 @@ CONVOY_INLINE void unpack_to(int16_t* out, const uint8_t* p, uint32_t w) {
 #else
 CONVOY_INLINE void unpack_to(int16_t* out, const uint8_t* p, uint32_t w) {
   for (int i = 0; i < kGroup; ++i) {
-    const uint32_t pair = p[kUnpacking.byte[w][2 * i]] | p[kUnpacking.byte[w][2 * i + 1]] << 8;
+    const uint32_t pair = p[kUnpacking.byte[w][i][0]] | p[kUnpacking.byte[w][i][1]] << 8;
     out[i] = static_cast<int16_t>(
         static_cast<int16_t>(static_cast<uint16_t>(pair * kUnpacking.factor[w][i])) >>
         kUnpacking.shift[w]);
@@ -105,13 +105,15 @@ CONVOY_INLINE Header read_header(const uint8_t* p) {
 
 // The place of each coefficient behind the first one, turned round: where a place's comes from.
 struct Sources {
-  uint16_t group_place[kBlock];
+  uint16_t group_place[2][kBlock / 2];
 };
 constexpr Sources make_sources() {
   Sources out{};
-  for (int k = 1; k < kBlock; ++k)
-    out.group_place[kBlockPlaces.zigzag[k]] = static_cast<uint16_t>(k - 1);
-  out.group_place[kBlockPlaces.zigzag[0]] = kBlock - 1;  // replaced
+  for (int k = 0; k < kBlock; ++k) {
+    const int place = kBlockPlaces.zigzag[k];
+    // The first one's is replaced.
+    out.group_place[place / 32][place % 32] = static_cast<uint16_t>(k > 0 ? k - 1 : kBlock - 1);
+  }
   return out;
 }
 alignas(64) constexpr Sources kSources = make_sources();
@@ -132,10 +134,10 @@ CONVOY_INLINE void decode_block(int16_t* out, const uint8_t* p, const Header& he
   const __m512i low = four_groups(p, header.widths & 0xffff);
   const __m512i high =
       header.groups > 4 ? four_groups(p, header.widths >> 16) : _mm512_setzero_si512();
-  for (int half = 0; half < 2; ++half)
-    _mm512_storeu_si512(
-        out + 32 * half,
-        _mm512_permutex2var_epi16(low, _mm512_load_si512(kSources.group_place + 32 * half), high));
+  for (const auto& sources : kSources.group_place) {
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(low, _mm512_load_si512(sources), high));
+    out += kBlock / 2;
+  }
 }
 
 #else
@@ -147,7 +149,7 @@ CONVOY_INLINE void decode_block(int16_t* out, const uint8_t* p, const Header& he
     int16_t numbers[kGroup];
     unpack_to(numbers, p, widths & 15);
     p += widths & 15;
-    const uint8_t* const places = kBlockPlaces.zigzag + 1 + kGroup * g;
+    const uint8_t* const places = &kBlockPlaces.zigzag[1 + size_t{kGroup} * g];
     const int count = g + 1 < kMaxGroups ? kGroup : kGroup - 1;
     for (int k = 0; k < count; ++k) out[places[k]] = numbers[k];
   }
