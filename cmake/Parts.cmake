@@ -9,13 +9,15 @@ convoy_library(ops
   LINK convoy::core)
 convoy_library(trainer
   SOURCES
-    trainer/checkpoint.cpp trainer/checkpoint_writer.cpp trainer/file.cpp trainer/file_calls.cpp
-    trainer/graph_text.cpp trainer/job.cpp trainer/job_mistakes.cpp trainer/job_text.cpp
-    trainer/ledger.cpp trainer/ledger_proof.cpp trainer/line_log.cpp trainer/lives.cpp trainer/metrics.cpp
+    trainer/base/file.cpp trainer/base/file_calls.cpp trainer/base/line_log.cpp
+    trainer/base/output_lock.cpp trainer/base/safetensors.cpp trainer/base/text.cpp
     trainer/models/alexnet.cpp trainer/models/densenet.cpp trainer/models/googlenet.cpp
     trainer/models/highway.cpp trainer/models/models.cpp trainer/models/nin.cpp
     trainer/models/preact_resnet.cpp trainer/models/resnet.cpp trainer/models/vgg.cpp
-    trainer/output_lock.cpp trainer/pack.cpp trainer/safetensors.cpp trainer/text.cpp
+    trainer/job/graph_text.cpp trainer/job/job.cpp trainer/job/job_mistakes.cpp trainer/job/job_text.cpp
+    trainer/checkpoints/checkpoint.cpp trainer/checkpoints/checkpoint_writer.cpp
+    trainer/records/ledger.cpp trainer/records/ledger_proof.cpp trainer/records/lives.cpp
+    trainer/records/metrics.cpp trainer/commands/pack_shards.cpp
   LINK convoy::core convoy::ops convoy::data_loader Threads::Threads
   PRIVATE_LINK convoy::proto nlohmann_json::nlohmann_json)
 target_compile_definitions(convoy_trainer PUBLIC CONVOY_VERSION="${PROJECT_VERSION}")

@@ -3,11 +3,11 @@
 #include <iostream>
 
 #include "ops/core/error.h"
-#include "trainer/commands.h"
-#include "trainer/limits.h"
-#include "trainer/signals.h"
-#include "trainer/text.h"
-#include "trainer/version.h"
+#include "trainer/base/text.h"
+#include "trainer/base/version.h"
+#include "trainer/commands/commands.h"
+#include "trainer/job/limits.h"
+#include "trainer/run/signals.h"
 
 namespace {
 

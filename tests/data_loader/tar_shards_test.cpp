@@ -1,5 +1,5 @@
 // Tar shards: what other programs wrote, and R39, what is hostile. What `convoy pack` writes is in
-// tests/trainer/pack_test.cpp.
+// tests/trainer/commands/pack_shards_test.cpp.
 #include "data_loader/tar_shards.h"
 
 #include <gtest/gtest.h>

@@ -216,8 +216,8 @@ TEST(CommandLine, VerifyOfNothingIsAnError) {
   }
 }
 
-// The list and `model show` agree with each other; what is published, tests/trainer/models_test.cpp
-// knows.
+// The list and `model show` agree with each other; what is published,
+// tests/trainer/models/models_test.cpp knows.
 TEST(Models, ListSaysWhatShowSays) {
   const Outcome list = convoy({"model", "list"});
   EXPECT_EQ(list.exit_code, 0);

@@ -13,7 +13,7 @@
 #include "data_loader/sampler.h"
 #include "ops/core/digest.h"
 #include "tests/end_to_end/program.h"
-#include "trainer/ledger.h"
+#include "trainer/records/ledger.h"
 
 namespace convoy::test {
 namespace {

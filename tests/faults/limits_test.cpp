@@ -7,7 +7,7 @@
 #include <fstream>
 
 #include "tests/end_to_end/program.h"
-#include "trainer/limits.h"
+#include "trainer/job/limits.h"
 
 namespace convoy::test {
 namespace {

@@ -8,9 +8,9 @@
 #include "ops/core/error.h"
 #include "tests/fuzz/tiny_checkpoint.h"
 #include "tests/support/tiny_images.h"
-#include "trainer/job.h"
-#include "trainer/ledger.h"
-#include "trainer/lives.h"
+#include "trainer/job/job.h"
+#include "trainer/records/ledger.h"
+#include "trainer/records/lives.h"
 
 namespace convoy::fuzz {
 namespace {

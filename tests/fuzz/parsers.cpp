@@ -26,13 +26,13 @@
 #include "ops/graph.h"
 #include "tests/fuzz/tiny_checkpoint.h"
 #include "tests/support/temp_folder.h"
-#include "trainer/checkpoint.h"
-#include "trainer/graph_text.h"
-#include "trainer/job.h"
-#include "trainer/ledger.h"
-#include "trainer/lives.h"
-#include "trainer/metrics.h"
-#include "trainer/safetensors.h"
+#include "trainer/base/safetensors.h"
+#include "trainer/checkpoints/checkpoint.h"
+#include "trainer/job/graph_text.h"
+#include "trainer/job/job.h"
+#include "trainer/records/ledger.h"
+#include "trainer/records/lives.h"
+#include "trainer/records/metrics.h"
 
 namespace convoy::fuzz {
 namespace {

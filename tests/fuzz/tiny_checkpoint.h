@@ -4,7 +4,7 @@
 #include <array>
 #include <string_view>
 
-#include "trainer/checkpoint.h"
+#include "trainer/checkpoints/checkpoint.h"
 
 namespace convoy::fuzz {
 

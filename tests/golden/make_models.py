@@ -8,7 +8,7 @@ Runs a minute on the CPU. For each model: the number of parameters and multiply-
 convolutions and linear layers at its usual size (without auxiliary classifiers, as torchvision
 documents them), its documented smallest size, and for each part of the network (the first two words
 of a name, "layer1.0") in order the SHA-256 of its lines "name [shape]\n" for parameters, and for
-batch norms "name running [channels]\n" behind them. tests/trainer/models_test.cpp makes the same
+batch norms "name running [channels]\n" behind them. tests/trainer/models/models_test.cpp makes the same
 lines of our models.
 """
 

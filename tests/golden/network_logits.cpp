@@ -12,9 +12,9 @@
 
 #include "ops/core/error.h"
 #include "tests/support/made_state.h"
-#include "trainer/command_line.h"
-#include "trainer/model_state.h"
-#include "trainer/setup.h"
+#include "trainer/engine/setup.h"
+#include "trainer/job/command_line.h"
+#include "trainer/weights/model_state.h"
 
 namespace convoy {
 namespace {

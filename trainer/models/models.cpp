@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/core/error.h"
+#include "trainer/base/text.h"
 #include "trainer/models/alexnet.h"
 #include "trainer/models/densenet.h"
 #include "trainer/models/googlenet.h"
@@ -11,7 +12,6 @@
 #include "trainer/models/preact_resnet.h"
 #include "trainer/models/resnet.h"
 #include "trainer/models/vgg.h"
-#include "trainer/text.h"
 
 namespace convoy::trainer {
 namespace {
