@@ -1,7 +1,7 @@
 // Law 1 on the emulated GPU, with the whole program: the same bits on one rank and on several, over
-// NCCL's stand-in and with ranks that share a GPU, stopped and resumed on other ranks, in fp32, and
-// in fp16, whose loss scale is part of the state. Few steps, because it computes 10 images a
-// second.
+// NCCL's stand-in and with ranks that share a GPU, stopped and resumed on other ranks, in fp32,
+// in fp16, whose loss scale is part of the state, and in bf16 with parts frozen. Few steps, because
+// it computes 10 images a second.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -21,23 +21,27 @@ batch_per_worker: 2
 optimizer { kind: LARS learning_rate: 0.5 clip_norm: 1 ema_decay: 0.9 }
 )";
 
-class EmulatedGpu : public testing::TestWithParam<const char*>, protected Runs {
+class EmulatedGpu : public testing::Test, protected Runs {
  protected:
   EmulatedGpu() : Runs(kJob) {}
 
-  void train(const std::string& name, int ranks, int steps, const char* precision) {
+  Outcome train(const std::string& name, int ranks, int steps, const char* precision,
+                const std::string& job = "") {
     const Outcome outcome =
-        run({"train", "--job", folder_.path("job.txtpb"), "--out", out(name), "--device", "cuda",
-             "--set", fmt::format("stop_after_steps={}", steps), "--set",
+        run({"train", "--job", job.empty() ? folder_.path("job.txtpb") : job, "--out", out(name),
+             "--device", "cuda", "--set", fmt::format("stop_after_steps={}", steps), "--set",
              fmt::format("precision={}", precision)},
             ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     EXPECT_EQ(outcome.left_running, "");
+    return outcome;
   }
   std::string digest(const std::string& name) { return Runs::digest(out(name)); }
 };
 
-TEST_P(EmulatedGpu, HasTheSameBitsOnAnyRanksAndAfterAStop) {
+class EmulatedGpuIn : public EmulatedGpu, public testing::WithParamInterface<const char*> {};
+
+TEST_P(EmulatedGpuIn, HasTheSameBitsOnAnyRanksAndAfterAStop) {
   train("one", 1, 4, GetParam());
   for (const bool shared : {false, true}) {
     if (shared) ::setenv("CONVOY_EMULATED_GPU_SHARED", "1", 1);
@@ -56,8 +60,28 @@ TEST_P(EmulatedGpu, HasTheSameBitsOnAnyRanksAndAfterAStop) {
   EXPECT_NE(digest("less"), digest("one"));
 }
 
-INSTANTIATE_TEST_SUITE_P(Precisions, EmulatedGpu, testing::Values("fp32", "fp16"),
+INSTANTIATE_TEST_SUITE_P(Precisions, EmulatedGpuIn, testing::Values("fp32", "fp16"),
                          [](const auto& each) { return std::string(each.param); });
+
+// Begun with other weights, all but the classifier frozen till step 1, a part till step 2.
+TEST_F(EmulatedGpu, HasTheSameBitsWithTransferAndUnfreezing) {
+  train("source", 1, 1, "bf16");
+  const std::string job = folder_.write(
+      "transfer.txtpb", std::string(kJob) + "transfer { init_from: \"" + out("source") + "\"" + R"(
+        freeze: "conv1" freeze: "bn1" freeze: "layer*"
+        unfreeze { epoch: 1 pattern: "layer3" } unfreeze { epoch: 2 pattern: "*" } })");
+  const Outcome unbroken = train("transfer", 1, 4, "bf16", job);
+  for (const char* border : {"from step 1 on", "from step 2 on"})
+    EXPECT_NE(unbroken.err.find(border), std::string::npos) << unbroken.all();
+  ::setenv("CONVOY_EMULATED_GPU_SHARED", "1", 1);
+  train("resumed", 3, 1, "bf16", job);
+  train("resumed", 2, 4, "bf16", job);
+  ::unsetenv("CONVOY_EMULATED_GPU_SHARED");
+  EXPECT_EQ(digest("resumed"), digest("transfer"));
+  train("resumed in training", 2, 3, "bf16", job);
+  train("resumed in training", 1, 4, "bf16", job);
+  EXPECT_EQ(digest("resumed in training"), digest("transfer"));
+}
 
 }  // namespace
 }  // namespace convoy::test
