@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/core/clock.h"
+#include "ops/core/trace.h"
 
 namespace convoy::data {
 
@@ -44,6 +45,7 @@ const Batch& BatchRing::acquire(uint64_t k) {
     return stopped_ || (slot.number == k && (slot.state == wanted || slot.state == State::kReady));
   };
   if (!here()) {
+    const TraceRange trace("waiting for images");
     const Clock::time_point start = Clock::now();
     ready_.wait(lock, here);
     stats_.wait_seconds += seconds_since(start);
@@ -161,6 +163,7 @@ void BatchRing::fill(Lock& lock, Slot& slot, int first, int n, SampleScratch& sc
   std::exception_ptr error;
   int error_at = 0;
   for (int i = first; i < first + n && !error; ++i) {
+    const TraceRange trace("image");
     try {
       uint8_t* out = slot.pixels.as<uint8_t>() + static_cast<size_t>(i) * config_.shape.bytes();
       make_(out, slot.batch, number, i, scratch);

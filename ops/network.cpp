@@ -7,6 +7,7 @@
 #include "ops/core/cache_line.h"
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
+#include "ops/core/trace.h"
 #include "ops/freezing.h"
 #include "ops/fusion.h"
 
@@ -30,6 +31,20 @@ DType output_type(const Graph& graph, size_t node, DType type) {
 
 size_t bytes_of(const Shape& shape, DType type) {
   return static_cast<size_t>(shape.elements()) * size_of(type);
+}
+
+std::string trace_name(const std::string& node, Call::Kind kind) {
+  switch (kind) {
+    case Call::Kind::kGatherForward:
+      return node + " forward, statistics";
+    case Call::Kind::kForward:
+      return node + " forward";
+    case Call::Kind::kGatherBackward:
+      return node + " backward, statistics";
+    case Call::Kind::kBackward:
+      break;
+  }
+  return node + " backward";
 }
 
 // Adds the seconds it lives to a sum.
@@ -327,7 +342,10 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   }
   for (const auto* segments : {&passes_.forward, &passes_.backward})
     for (const Segment& segment : *segments)
-      for (const Call& call : segment.calls) times_.calls.emplace_back(call, 0.0);
+      for (const Call& call : segment.calls) {
+        times_.calls.emplace_back(call, 0.0);
+        traces_.push_back(trace_name(graph_.nodes[call.node].name, call.kind));
+      }
 }
 
 Network::~Network() = default;
@@ -390,6 +408,7 @@ void Network::share_weights(const Network& other) {
 void Network::forward(const uint8_t* pixels, const StepInfo& step, const BatchMix& mix) {
   {
     const Stopwatch watch(times_.input);
+    const TraceRange trace("pixels to activations");
     input_->run(at(memory_.value[0]), pixels, mix);
     if (config_.profile) device_.wait();
   }
@@ -416,6 +435,7 @@ void Network::run(const Segment& segment, const StepInfo& step, size_t first_tim
   for (size_t slice = 0; slice < slices; ++slice)
     for (size_t c = 0; c < segment.calls.size(); ++c) {
       const Stopwatch watch(times_.calls[first_time + c].second);
+      const TraceRange trace(traces_[first_time + c].c_str());
       run(segment.calls[c], slice, step);
       if (config_.profile) device_.wait();
     }
@@ -449,6 +469,7 @@ void Network::add_extra_dy(size_t node, size_t slice) {
 void Network::loss(const int32_t* labels, double gradient_scale, float* head, double loss_scale,
                    double label_share) {
   const Stopwatch watch(times_.loss);
+  const TraceRange trace("loss");
   SoftmaxCrossEntropy spec = {.n = config_.batch,
                               .classes = shapes_.back().c,
                               .label_smoothing = config_.label_smoothing,

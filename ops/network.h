@@ -151,6 +151,7 @@ class Network {
   std::vector<std::vector<std::vector<void*>>> extra_dy_;
   std::vector<size_t> ready_;  // floats of the gradients that are final after each backward segment
   NetworkTimes times_;
+  std::vector<std::string> traces_;  // of the same calls: "layer1.0.conv1 forward"
 };
 
 }  // namespace convoy::ops

@@ -5,7 +5,10 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "ops/core/error.h"
 #include "tests/end_to_end/program.h"
@@ -81,6 +84,50 @@ TEST_F(EmulatedGpu, HasTheSameBitsWithTransferAndUnfreezing) {
   train("resumed in training", 2, 3, "bf16", job);
   train("resumed in training", 1, 4, "bf16", job);
   EXPECT_EQ(digest("resumed in training"), digest("transfer"));
+}
+
+// As NVTX ranges, on all its threads.
+TEST_F(EmulatedGpu, TellsAProfilerWhatItDoes) {
+  const char* recorder = std::getenv("CONVOY_NVTX_RECORDER");
+  ASSERT_NE(recorder, nullptr);
+  const std::string record = folder_.path("ranges");
+  ::setenv("NVTX_INJECTION64_PATH", recorder, 1);
+  ::setenv("CONVOY_NVTX_RECORD", record.c_str(), 1);
+  train("profiled", 1, 2, "fp32");
+  ::unsetenv("NVTX_INJECTION64_PATH");
+
+  std::map<int, std::vector<std::string>> open;  // by thread
+  std::map<std::string, std::set<std::string>> inside;
+  std::ifstream lines(record);
+  int thread;
+  char border;
+  for (std::string name; lines >> thread >> border && std::getline(lines, name);) {
+    auto& ranges = open[thread];
+    if (border == '-') {
+      ASSERT_FALSE(ranges.empty());
+      ranges.pop_back();
+    } else {
+      name.erase(0, 1);
+      for (const std::string& outer : ranges) inside[name].insert(outer);
+      inside[name];
+      ranges.push_back(name);
+    }
+  }
+  for (const auto& [each, ranges] : open) EXPECT_EQ(ranges, std::vector<std::string>{}) << each;
+  for (const char* name : {"compute step 0", "compute step 1", "weights packed", "forward",
+                           "backward", "sums and update", "image", "checkpoint"})
+    EXPECT_TRUE(inside.contains(name)) << name;
+  for (const auto& [name, outer] :
+       std::map<std::string, std::string>{{"pixels to activations", "forward"},
+                                          {"conv1 forward", "forward"},
+                                          {"bn1 forward, statistics", "forward"},
+                                          {"loss", "forward"},
+                                          {"fc backward", "backward"},
+                                          {"layer3.2.conv2 backward", "backward"},
+                                          {"bucket handed over", "backward"},
+                                          {"bucket's sum", "sums and update"},
+                                          {"update", "sums and update"}})
+    EXPECT_TRUE(inside[name].contains(outer)) << name;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "ops/core/trace.h"
 #include "trainer/base/file.h"
 
 namespace convoy::trainer {
@@ -133,6 +134,7 @@ bool CheckpointWriter::attempt(const CheckpointState& state) {
   } const telling(tell_);
   const auto start = Clock::now();
   try {
+    const TraceRange trace("checkpoint");
     save_checkpoint(out_dir_, state, expect_ours_);
   } catch (const std::exception& e) {
     note_failure(state.facts.step, e.what());

@@ -10,6 +10,7 @@
 #include "ops/core/clock.h"
 #include "ops/core/digest_term.h"
 #include "ops/core/error.h"
+#include "ops/core/trace.h"
 #include "ops/freezing.h"
 #include "ops/fully_convolutional.h"
 #include "ops/fusion.h"
@@ -215,6 +216,7 @@ Engine::~Engine() {
 }
 
 void Engine::prepare(std::unique_ptr<ops::Network> Lane::*network) {
+  const TraceRange trace("weights packed");
   const auto start = Clock::now();
   for (size_t lane = 1; lane < lane_state_.size(); ++lane)
     if (const auto& follower = (*lane_state_[lane]).*network)
@@ -240,6 +242,7 @@ void Engine::forward(Lane& lane, const ops::StepInfo& step, const Source& source
   const auto worker = static_cast<uint64_t>(step.worker);
   const double samples =
       static_cast<double>(config_.workers) * static_cast<double>(config_.batch_per_worker);
+  const TraceRange trace("forward");
   const Images images = source.acquire(worker);
   const Shape& image = config_.input.shape;
   const ops::BatchMix mix =
@@ -256,6 +259,7 @@ void Engine::forward(Lane& lane, const ops::StepInfo& step, const Source& source
 
 // Its gradients, each bucket to the reducer as soon as it is ready.
 void Engine::backward(Lane& lane, const ops::StepInfo& step, bool keep) {
+  const TraceRange trace("backward");
   const auto worker = static_cast<int>(step.worker);
   const bool is_first = worker == hosted().begin;
   const auto contribute = [&](size_t bucket) {
@@ -274,6 +278,7 @@ void Engine::backward(Lane& lane, const ops::StepInfo& step, bool keep) {
       const auto [first, last] = contribution_of(bucket);
       lane.digester->run(first, last);
     }
+    const TraceRange handing("bucket handed over");
     reducer_->contribute(worker, static_cast<int>(bucket), lane.flat + range.begin, keep);
   };
   contribute(0);
@@ -315,6 +320,7 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
 }
 
 void Engine::compute(uint64_t step, const Control& control, const Source& source, int digested) {
+  const TraceRange trace(fmt::format("compute step {}", step).c_str());
   digested_ = digested;
   say_reduce(0);  // the last step's sums may still be on their way to others
   reducer_->begin_step();
@@ -326,6 +332,7 @@ void Engine::compute(uint64_t step, const Control& control, const Source& source
 }
 
 Engine::Result Engine::update(double learning_rate, LayerStatistics* layers) {
+  const TraceRange trace("sums and update");
   say_reduce(0);
   const std::span<const float> head = reducer_->wait(0);
   int last = 0;
@@ -335,6 +342,7 @@ Engine::Result Engine::update(double learning_rate, LayerStatistics* layers) {
     if (bucket != last) say_reduce(bucket);
     last = bucket;
     const size_t begin = buckets_[static_cast<size_t>(bucket)].begin;
+    const TraceRange waiting("bucket's sum");
     gradients_[p] =
         reducer_->wait(bucket).data() + (head_floats_ + layout_.parameters[p].gradient - begin);
   }
@@ -346,6 +354,7 @@ Engine::Result Engine::update(double learning_rate, LayerStatistics* layers) {
   if (!lane_state_[0]->device->queue()) say_compute();
   if (layers) *layers = layer_statistics(head.data());
   const auto update_start = Clock::now();
+  const TraceRange updating("update");
   optimizer_->update(parameters_->data(), gradients_, learning_rate,
                      head.data() + extras_begin_ + kLoss,
                      config_.scale_loss ? 1.0 / loss_scale_.scale : 1.0);
