@@ -80,8 +80,8 @@ TEST(CommandLine, HelpIsComplete) {
        {"--data", "--job", "--set", "--data-threads", "--eval", "--seconds", "--rounds",
         "--no-limit", "--profile", "--json", "jpeg_read_coefficients"}},
       {{"bench", "allreduce"},
-       {"--min-bytes", "--max-bytes", "--factor", "--iterations", "--repetitions", "--json",
-        "algbw", "busbw =", "#wrong", "70"}},
+       {"--min-bytes", "--max-bytes", "--factor", "--iterations", "--repetitions", "--device",
+        "--json", "algbw", "busbw =", "#wrong", "70"}},
   };
   for (const Row& row : rows)
     for (const char* flag : {"--help", "-h"}) {

@@ -86,6 +86,33 @@ TEST_F(EmulatedGpu, HasTheSameBitsWithTransferAndUnfreezing) {
   EXPECT_EQ(digest("resumed in training"), digest("transfer"));
 }
 
+TEST_F(EmulatedGpu, SumsABufferInEveryWay) {
+  for (const bool shared : {false, true}) {
+    if (shared) ::setenv("CONVOY_EMULATED_GPU_SHARED", "1", 1);
+    const Outcome outcome =
+        run({"bench", "allreduce", "--device", "cuda", "--min-bytes", "4", "--max-bytes", "256K",
+             "--factor", "256", "--iterations", "2", "--repetitions", "1", "--json"},
+            3);
+    ::unsetenv("CONVOY_EMULATED_GPU_SHARED");
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.all();
+    const auto object = nlohmann::json::parse(outcome.out);
+    EXPECT_EQ(object["device"], "cuda");
+    std::map<std::string, int> sizes;
+    for (const auto& row : object["rows"]) {
+      ++sizes[row["way"].get<std::string>()];
+      EXPECT_EQ(row["wrong"], 0) << row.dump(2);
+    }
+    using Sizes = std::map<std::string, int>;
+    EXPECT_EQ(sizes,
+              (shared ? Sizes{{"exact staged", 3}}
+                      : Sizes{{"exact NCCL", 3}, {"exact staged", 3}, {"ncclAllReduce", 3}}));
+    EXPECT_EQ(outcome.err.find("NCCL needs a GPU for every rank") != std::string::npos, shared)
+        << outcome.err;
+  }
+  const Outcome alone = run({"bench", "allreduce", "--device", "cuda", "--max-bytes", "64K"});
+  EXPECT_EQ(alone.exit_code, 0) << alone.all();
+}
+
 // As NVTX ranges, on all its threads.
 TEST_F(EmulatedGpu, TellsAProfilerWhatItDoes) {
   const char* recorder = std::getenv("CONVOY_NVTX_RECORDER");

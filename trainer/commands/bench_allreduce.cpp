@@ -1,5 +1,5 @@
-// convoy bench allreduce: the sum of one buffer over all ranks in every way we have, against the
-// library's own.
+// convoy bench allreduce: the sum of one buffer over all ranks in every way we have, in host memory
+// or a GPU's, against the library's own.
 #include <algorithm>
 #include <charconv>
 #include <condition_variable>
@@ -9,11 +9,13 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "comm/gradient_reducer.h"
+#include "comm/reducer.h"
 #include "comm/worker_map.h"
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
+#include "ops/core/log.h"
 #include "ops/core/tensor.h"
+#include "ops/device.h"
 #include "trainer/base/percentile.h"
 #include "trainer/commands/commands.h"
 
@@ -25,6 +27,7 @@ namespace po = boost::program_options;
 struct AllReduceBench {
   size_t min_bytes = 0, max_bytes = 0;
   int factor = 0, iterations = 0, repetitions = 0;
+  std::string device;
   bool json = false;
 };
 
@@ -33,39 +36,51 @@ class Way {
  public:
   virtual ~Way() = default;
   virtual const char* name() const = 0;
-  // Its buffer; after run(), the sum lies in result(), which may be the same.
-  virtual float* data() = 0;
-  virtual const float* result() const = 0;
+  // Into its buffer, whole, when no rank sums any more; and out of what run() has summed, which
+  // may be the same memory.
+  virtual void write(std::span<const float> values) = 0;
+  virtual void read(std::span<float> sums) = 0;
   // Sums the buffer `times` times; seconds of all.
   virtual double run(int times) = 0;
 };
 
 class ReducerWay final : public Way {
  public:
-  ReducerWay(const char* name, comm::Communicator& communicator, size_t floats,
+  ReducerWay(const char* name, comm::Communicator& communicator, ops::Device& device, size_t floats,
              const comm::ReducerOptions& options)
       : name_(name),
         worker_(communicator.rank()),
-        reducer_(communicator, communicator.size(), {{0, floats}}, options) {}
+        device_(device),
+        reducer_(comm::make_reducer(communicator, communicator.size(), {{0, floats}}, options,
+                                    device.queue())) {}
 
   const char* name() const override { return name_; }
-  float* data() override { return reducer_.memory(0); }
+  void write(std::span<const float> values) override {
+    device_.upload(reducer_->memory(0), values.data(), values.size_bytes());
+  }
+  void read(std::span<float> sums) override {
+    device_.download(sums.data(), result_, sums.size_bytes());
+  }
   double run(int times) override {
+    device_.wait();
     const auto start = Clock::now();
     for (int i = 0; i < times; ++i) {
-      reducer_.begin_step();
-      reducer_.contribute(worker_, 0, data(), true);
-      result_ = reducer_.wait(0).data();
+      reducer_->begin_step();
+      reducer_->contribute(worker_, 0, reducer_->memory(0), true);
+      result_ = reducer_->wait(0).data();
     }
-    return seconds_since(start);
+    device_.wait();
+    const double seconds = seconds_since(start);
+    reducer_->confirm();
+    return seconds;
   }
-  const float* result() const override { return result_; }
-  comm::ScheduleKind schedule() const { return reducer_.schedule(); }
+  comm::ScheduleKind schedule() const { return reducer_->schedule(); }
 
  private:
   const char* name_;
   int worker_;
-  comm::GradientReducer reducer_;
+  ops::Device& device_;
+  const std::unique_ptr<comm::Reducer> reducer_;
   const float* result_ = nullptr;
 };
 
@@ -79,7 +94,8 @@ class LibraryWay final : public Way, comm::Exchange {
         buffer_(floats * sizeof(float)) {}
 
   const char* name() const override { return "MPI_Allreduce"; }
-  float* data() override { return buffer_.as<float>(); }
+  void write(std::span<const float> values) override { std::ranges::copy(values, data()); }
+  void read(std::span<float> sums) override { std::copy_n(data(), sums.size(), sums.data()); }
   double run(int times) override {
     times_ = times;
     done_ = false;
@@ -89,9 +105,9 @@ class LibraryWay final : public Way, comm::Exchange {
     if (error_) std::rethrow_exception(error_);
     return seconds_;
   }
-  const float* result() const override { return buffer_.as<float>(); }
 
  private:
+  float* data() const { return buffer_.as<float>(); }
   comm::Progress advance() override {
     const auto start = Clock::now();
     for (int i = 0; i < times_; ++i) lanes_[0]->all_reduce_sum_blocking(data(), floats_);
@@ -119,13 +135,15 @@ class LibraryWay final : public Way, comm::Exchange {
   std::exception_ptr error_;
 };
 
-std::vector<std::unique_ptr<Way>> make_ways(comm::Communicator& communicator, size_t floats) {
-  std::vector<std::unique_ptr<Way>> ways;
-  auto chosen = std::make_unique<ReducerWay>("exact shared", communicator, floats,
+using Ways = std::vector<std::unique_ptr<Way>>;
+
+Ways ways_of_a_host(comm::Communicator& communicator, ops::Device& device, size_t floats) {
+  Ways ways;
+  auto chosen = std::make_unique<ReducerWay>("exact shared", communicator, device, floats,
                                              comm::ReducerOptions{.buffers = 1});
   if (chosen->schedule() == comm::ScheduleKind::kShared) ways.push_back(std::move(chosen));
   const auto add = [&](const char* name, const comm::ReducerOptions& options) {
-    ways.push_back(std::make_unique<ReducerWay>(name, communicator, floats, options));
+    ways.push_back(std::make_unique<ReducerWay>(name, communicator, device, floats, options));
   };
   add("exact all-to-all", {.schedule = comm::ScheduleKind::kAllToAll, .buffers = 1});
   if (comm::halving_fits(comm::map_workers(communicator.size(), communicator.size())))
@@ -133,6 +151,41 @@ std::vector<std::unique_ptr<Way>> make_ways(comm::Communicator& communicator, si
   add("fast", {.order = comm::ReductionOrder::kFast, .schedule = {}, .buffers = 1});
   ways.push_back(std::make_unique<LibraryWay>(communicator, floats));
   return ways;
+}
+
+// nccl: it connects the ranks.
+Ways ways_of_a_gpu(comm::Communicator& communicator, ops::Device& device, size_t floats,
+                   bool nccl) {
+  using enum comm::Transport;
+  Ways ways;
+  const auto add = [&](const char* name, comm::ReductionOrder order, comm::Transport transport) {
+    ways.push_back(std::make_unique<ReducerWay>(
+        name, communicator, device, floats,
+        comm::ReducerOptions{
+            .order = order, .schedule = {}, .buffers = 1, .transport = transport}));
+  };
+  if (communicator.size() == 1) {
+    add("exact", comm::ReductionOrder::kExact, kAuto);
+    return ways;
+  }
+  if (nccl) add("exact NCCL", comm::ReductionOrder::kExact, kNccl);
+  add("exact staged", comm::ReductionOrder::kExact, kStaged);
+  if (nccl) add("ncclAllReduce", comm::ReductionOrder::kFast, kNccl);
+  return ways;
+}
+
+// Collective: whether every rank has a GPU of its own; says so where not.
+bool nccl_connects(comm::Communicator& communicator, ops::Device& device) {
+  if (!device.queue() || communicator.size() == 1) return false;
+  try {
+    comm::make_reducer(communicator, communicator.size(), {{0, 1}},
+                       {.schedule = {}, .transport = comm::Transport::kNccl}, device.queue());
+    return true;
+  } catch (const Error& error) {
+    if (error.exit_code() != ExitCode::kUsage) throw;
+    if (communicator.rank() == 0) log::info("{}", error.what());
+    return false;
+  }
 }
 
 // Whole numbers below 2^11, so that the sum over up to 2^13 ranks is exact in any order.
@@ -147,8 +200,12 @@ double mean_of(comm::Communicator& communicator, double value) {
   return static_cast<double>(sum[0]) * 1e-9 / communicator.size();
 }
 
-// Bytes/s that a rank copies while all ranks copy, from memory to memory.
-double memcpy_rate(comm::Communicator& communicator) {
+// Bytes/s that a rank copies while all ranks copy, from memory to memory, of the host or a GPU.
+double copy_rate(comm::Communicator& communicator, ops::Device& device) {
+  if (device.queue()) {
+    communicator.barrier();
+    return 1 / mean_of(communicator, 2 / device.measure_copy());
+  }
   constexpr size_t kBytes = size_t{128} << 20;
   const AlignedBuffer from(kBytes), to(kBytes);
   std::vector<double> seconds;
@@ -169,23 +226,26 @@ struct Row {
   int64_t wrong = 0;
 };
 
-std::vector<Row> measure(comm::Communicator& communicator, const AllReduceBench& b, size_t bytes) {
+std::vector<Row> measure(comm::Communicator& communicator, ops::Device& device,
+                         const AllReduceBench& b, bool nccl, size_t bytes) {
   const size_t floats = bytes / sizeof(float);
-  const std::vector<std::unique_ptr<Way>> ways = make_ways(communicator, floats);
+  const Ways ways = device.queue() ? ways_of_a_gpu(communicator, device, floats, nccl)
+                                   : ways_of_a_host(communicator, device, floats);
 
   std::vector<Row> rows;
+  std::vector<float> values(floats), expected(floats), sums(floats);
+  for (size_t i = 0; i < floats; ++i) values[i] = element(communicator.rank(), i);
+  for (int rank = 0; rank < communicator.size(); ++rank)
+    for (size_t i = 0; i < floats; ++i) expected[i] += element(rank, i);
+  const std::vector<float> zeros(floats);
   for (const auto& way : ways) {
-    for (size_t i = 0; i < floats; ++i) way->data()[i] = element(communicator.rank(), i);
+    way->write(values);
     way->run(1);
+    way->read(sums);
     int64_t wrong[1] = {0};
-    for (size_t i = 0; i < floats; ++i) {
-      float sum = 0;
-      for (int rank = 0; rank < communicator.size(); ++rank) sum += element(rank, i);
-      wrong[0] += way->result()[i] != sum;
-    }
+    for (size_t i = 0; i < floats; ++i) wrong[0] += sums[i] != expected[i];
     communicator.all_reduce_sum(wrong);
-    // Sums of sums would grow without end.
-    std::fill_n(way->data(), floats, 0.0f);
+    way->write(zeros);  // sums of sums would grow without end
     rows.push_back({.way = way->name(), .bytes = bytes, .wrong = wrong[0]});
   }
 
@@ -215,18 +275,21 @@ std::vector<Row> measure(comm::Communicator& communicator, const AllReduceBench&
 
 int run_allreduce_bench(comm::Communicator& communicator, const AllReduceBench& b) {
   const bool root = communicator.rank() == 0;
-  const double memcpy_bytes = memcpy_rate(communicator);
+  const auto device = ops::make_device(b.device, 1, communicator.local_rank());
+  const bool nccl = nccl_connects(communicator, *device);
+  const double memcpy_bytes = copy_rate(communicator, *device);
   const std::set<std::string> hosts(communicator.hosts().begin(), communicator.hosts().end());
   if (root && !b.json)
     std::cout << fmt::format(
-        "# {} rank(s) on {} host(s), median of {}; memcpy of a rank, all at once: {:.2f} GB/s\n"
+        "# {} rank(s) on {} host(s), {}, median of {}; memcpy of a rank, all at once: {:.2f} GB/s\n"
         "#{:>11} {:>11} {:>6} {:>6}  {:<16} {:>10} {:>8} {:>8} {:>8} {:>7}\n"
         "#{:>11} {:>11} {:>6} {:>6}  {:<16} {:>10} {:>8} {:>8} {:>8} {:>7}\n",
-        communicator.size(), hosts.size(), b.repetitions, memcpy_bytes / 1e9, "size", "count",
-        "type", "redop", "way", "time", "algbw", "busbw", "/memcpy", "#wrong", "(B)", "(elements)",
-        "", "", "", "(us)", "(GB/s)", "(GB/s)", "(%)", "");
+        communicator.size(), hosts.size(), device->name(), b.repetitions, memcpy_bytes / 1e9,
+        "size", "count", "type", "redop", "way", "time", "algbw", "busbw", "/memcpy", "#wrong",
+        "(B)", "(elements)", "", "", "", "(us)", "(GB/s)", "(GB/s)", "(%)", "");
   nlohmann::ordered_json out = {{"ranks", communicator.size()},
                                 {"hosts", hosts.size()},
+                                {"device", device->name()},
                                 {"type", "float"},
                                 {"redop", "sum"},
                                 {"repetitions", b.repetitions},
@@ -234,7 +297,7 @@ int run_allreduce_bench(comm::Communicator& communicator, const AllReduceBench& 
                                 {"rows", nlohmann::ordered_json::array()}};
   int64_t wrong = 0;
   for (size_t bytes = b.min_bytes;; bytes *= static_cast<size_t>(b.factor)) {
-    for (const Row& row : measure(communicator, b, bytes)) {
+    for (const Row& row : measure(communicator, *device, b, nccl, bytes)) {
       wrong += row.wrong;
       const double share = row.bus_rate / memcpy_bytes;
       if (root && !b.json)
@@ -290,6 +353,7 @@ std::optional<AllReduceBench> parse_allreduce_options(const Arguments& arguments
       "sums in a row of one repetition; 0: as many as make 32M, at most 100")(
       "repetitions,r", po::value(&b.repetitions)->default_value(11),
       "times that every way is measured, in turn with the others; the median counts")(
+      "device", po::value(&b.device)->default_value("cpu"), "cpu or cuda: where the buffer lies")(
       "json", po::bool_switch(&b.json), "one JSON object on standard output");
   const auto values = parse_options(
       arguments, options, "bench allreduce [OPTIONS]",
@@ -299,10 +363,15 @@ std::optional<AllReduceBench> parse_allreduce_options(const Arguments& arguments
       "  fast           reduction.order FAST: the library's non-blocking all-reduce\n"
       "  MPI_Allreduce  the library's blocking call, timed alone; the others' times contain the\n"
       "                 way from the thread that computes to the one that talks, and back\n"
+      "and on GPUs, where a rank's GPU is the one of its place on the host:\n"
+      "  exact NCCL     from GPU to GPU; needs a GPU for every rank\n"
+      "  exact staged   through host memory\n"
+      "  ncclAllReduce  reduction.order FAST\n"
       "Columns as in nccl-tests. algbw = size / time. busbw = algbw x 2 (ranks - 1) / ranks: what\n"
       "every rank must send, and receive, at the least, per time; so it can be compared with the\n"
       "speed of a link whatever the number of ranks. Ranks of one host have memory for a link:\n"
-      "/memcpy is busbw as a share of the rate at which each rank copies 128 MiB while all do.\n"
+      "/memcpy is busbw as a share of the rate at which each rank copies memory (of its GPU, with\n"
+      "--device cuda) while all do.\n"
       "#wrong counts elements that differ from the exact sum on any rank; exit code 70 if there "
       "are\n"
       "any.\n");
