@@ -51,7 +51,16 @@ Transport choose(Communicator& communicator, Transport wanted) {
          "host, or let the sums go through host memory",
          gpus.size(), count);
   if (wanted != Transport::kAuto) return wanted;
-  return count == gpus.size() ? Transport::kNccl : Transport::kStaged;
+  if (count == gpus.size()) return Transport::kNccl;
+  static std::once_flag said;
+  if (communicator.rank() == 0)
+    std::call_once(said, [&] {
+      log::warning(
+          "these {} ranks share {} GPU(s), so that their sums go through host memory and each has a "
+          "part of a GPU; start one rank for each GPU",
+          gpus.size(), count);
+    });
+  return Transport::kStaged;
 }
 
 struct Setting {

@@ -78,7 +78,8 @@ TEST_F(EmulatedGpu, HasTheSameBitsWithTransferAndUnfreezing) {
     EXPECT_NE(unbroken.err.find(border), std::string::npos) << unbroken.all();
   ::setenv("CONVOY_EMULATED_GPU_SHARED", "1", 1);
   train("resumed", 3, 1, "bf16", job);
-  train("resumed", 2, 4, "bf16", job);
+  const Outcome two = train("resumed", 2, 4, "bf16", job);
+  EXPECT_EQ(lines_with(two.err, "these 2 ranks share 1 GPU(s)"), 1) << two.all();
   ::unsetenv("CONVOY_EMULATED_GPU_SHARED");
   EXPECT_EQ(digest("resumed"), digest("transfer"));
   train("resumed in training", 2, 3, "bf16", job);

@@ -182,7 +182,7 @@ bool nccl_connects(comm::Communicator& communicator, ops::Device& device) {
                        {.schedule = {}, .transport = comm::Transport::kNccl}, device.queue());
     return true;
   } catch (const Error& error) {
-    if (error.exit_code() != ExitCode::kUsage) throw;
+    if (error.code() != ExitCode::kUsage) throw;
     if (communicator.rank() == 0) log::info("{}", error.what());
     return false;
   }
