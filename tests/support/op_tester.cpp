@@ -222,7 +222,8 @@ std::vector<float> decode(const std::vector<unsigned char>& bytes, DType type) {
 }
 
 float round_to(DType type, float v) {
-  return decode(encode({v}, type), type)[0];
+  if (type == DType::kFloat32) return v;
+  return type == DType::kBfloat16 ? to_float(to_bfloat16(v)) : to_float(to_float16(v));
 }
 
 DeviceMemory upload(Device& device, const std::vector<float>& values, DType type, size_t behind) {
