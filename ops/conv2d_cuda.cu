@@ -367,7 +367,7 @@ std::unique_ptr<Op> make_op(CudaDevice& device, const Conv2d& spec, const OpConf
 
 cudnn::Library& CudaDevice::cudnn() {
   use();
-  if (!cudnn_) cudnn_ = std::make_unique<cudnn::Library>(stream());
+  if (!cudnn_) cudnn_ = std::make_unique<cudnn::Library>(stream(), decisions_);
   return *cudnn_;
 }
 

@@ -9,6 +9,7 @@
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/tensor.h"
+#include "ops/decisions.h"
 
 struct cublasLtContext;
 
@@ -28,15 +29,19 @@ struct ProductShape {
   bool tf32 = false;  // fp32 factors may be rounded to tf32 (10 bits) on their way in
 };
 
-// A product whose algorithm is chosen when it is made: the heuristic's best for the shape, sums in
-// fp32. Long sums may be cut into pieces only where these are added in a step of its own, in fp32
-// and in order: bits repeat. There is one choice for pointers that are all aligned to 16 bytes, and
-// one for others.
+// One line, for messages and as the name of a decision, without what its pointers are aligned to.
+std::string to_text(const ProductShape& shape);
+
+// A product whose algorithm is chosen when it is made: the prescribed one, else the heuristic's
+// best for the shape, sums in fp32. Long sums may be cut into pieces only where these are added in
+// a step of its own, in fp32 and in order: bits repeat. There is one choice for pointers that are
+// all aligned to 16 bytes, and one for others.
 class Product {
  public:
   Product();  // none
-  // Throws Error (kFault) if the library has nothing for the shape.
-  Product(const Handle& handle, const ProductShape& shape);
+  // Throws Error (kFault) if the library has nothing for the shape, PlanRefused if it does not do
+  // what is prescribed.
+  Product(const Handle& handle, const ProductShape& shape, Decisions& decisions);
   Product(Product&&) noexcept;
   Product& operator=(Product&&) noexcept;
   ~Product();

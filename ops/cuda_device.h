@@ -20,6 +20,7 @@ class CudaDevice final : public Device {
   cudaStream_t stream() const { return stream_.get(); }
   // Handles of the libraries, made when they are first asked for; cuDNN's with its plans.
   const cublas::Handle& cublas_handle();
+  Decisions& library_decisions() { return *decisions_; }
   cudnn::Library& cudnn();
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
@@ -43,6 +44,12 @@ class CudaDevice final : public Device {
   bool shares_host_memory() const override { return false; }
   void* queue() const override { return stream(); }
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
+  std::string decisions() const override { return decisions_->text(); }
+  void prescribe(const std::string& decisions, Refused refused) override {
+    decisions_->prescribe(decisions, refused);
+  }
+  void tune(bool on) override;
+  void decide(const OpSpec& spec, const OpConfig& config) override;
   std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
   void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
             DType type, const int32_t* labels, LossResult* result, float* head) override;
@@ -59,6 +66,7 @@ class CudaDevice final : public Device {
  private:
   int index_;
   cuda::Stream stream_;
+  const std::shared_ptr<Decisions> decisions_ = std::make_shared<Decisions>();
   std::unique_ptr<cudnn::Library> cudnn_;
   cuda::Event inputs_read_;
   cublas::Handle cublas_;  // made when it is first asked for

@@ -4,10 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
-#include <sstream>
-#include <string_view>
 #include <type_traits>
 
 #include "ops/core/cuda_handle.h"
@@ -19,6 +16,10 @@ namespace {
 
 // A plan that wants more is not taken: two tensors of a large layer.
 constexpr int64_t kMostWorkspaceBytes = int64_t{2} << 30;
+
+// How many plans of a convolution are measured: many more are offered, each of which may take a
+// second to compile, and the library's favourites come first.
+constexpr int kMostMeasured = 8;
 
 std::string last_error() {
   char text[1024] = "";
@@ -356,15 +357,6 @@ Choice choice_of(const Descriptor& configuration, const Descriptor& engine) {
   return choice;
 }
 
-int64_t parse_number(std::string_view text, std::string_view whole) {
-  int64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 0)
-    fail(ExitCode::kBadData, "\"{}\" is no cuDNN engine: expected as in 62:2=8,13=1",
-         printable(std::string(whole)));
-  return value;
-}
-
 }  // namespace
 
 // ---- Texts.
@@ -375,30 +367,6 @@ std::string to_text(const Convolution& c) {
                      kPasses[static_cast<int>(c.pass)], to_string(c.x), to_string(c.y), c.kernel,
                      c.stride, c.padding, c.groups, c.tf32 ? "tf32" : convoy::name_of(c.type),
                      c.bias ? " bias" : "", c.residual ? " residual" : "", c.relu ? " relu" : "");
-}
-
-std::string to_text(const Choice& choice) {
-  if (choice.engine == Choice::kNone) return "none";
-  std::string text = std::to_string(choice.engine);
-  for (size_t i = 0; i < choice.knobs.size(); ++i)
-    text +=
-        fmt::format("{}{}={}", i == 0 ? ":" : ",", choice.knobs[i].first, choice.knobs[i].second);
-  return text;
-}
-
-Choice parse_choice(const std::string& text) {
-  if (text == "none") return {};
-  const size_t colon = text.find(':');
-  Choice choice{.engine = parse_number(std::string_view(text).substr(0, colon), text), .knobs = {}};
-  for (size_t begin = colon; begin != std::string::npos;) {
-    const size_t end = text.find(',', ++begin);
-    const std::string_view knob = std::string_view(text).substr(begin, end - begin);
-    const size_t equals = std::min(knob.find('='), knob.size());
-    choice.knobs.emplace_back(parse_number(knob.substr(0, equals), text),
-                              parse_number(knob.substr(std::min(equals + 1, knob.size())), text));
-    begin = end;
-  }
-  return choice;
 }
 
 // ---- Plans.
@@ -455,16 +423,22 @@ struct Library::Target {
   // The plan of a choice, or null with the library's reason.
   std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice,
                                    std::string& why) const;
+
+ private:
+  std::shared_ptr<const Plan> try_make(const Convolution& c, const Choice& choice,
+                                       std::string& why) const;
 };
 
-Library::Library(cudaStream_t stream) : target_(std::make_unique<Target>()) {
+Library::Library(cudaStream_t stream, std::shared_ptr<Decisions> decisions)
+    : target_(std::make_unique<Target>()), decisions_(std::move(decisions)) {
   cudnnHandle_t handle = nullptr;
   check(cudnnCreate(&handle), "starting");
   target_->handle = Handle(handle);
   check(cudnnSetStream(handle, stream), "taking a stream");
 }
 
-Library::Library(const std::string& device) : target_(std::make_unique<Target>()) {
+Library::Library(const std::string& device)
+    : target_(std::make_unique<Target>()), decisions_(std::make_shared<Decisions>()) {
   target_->device.emplace(CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
   target_->device
       ->set(CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION,
@@ -481,6 +455,16 @@ std::string Library::version() {
 
 std::shared_ptr<const Plan> Library::Target::make(const Convolution& c, const Choice& choice,
                                                   std::string& why) const {
+  try {
+    return try_make(c, choice, why);
+  } catch (const Error& e) {  // a knob, say, that no descriptor takes
+    why = e.what();
+    return nullptr;
+  }
+}
+
+std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, const Choice& choice,
+                                                      std::string& why) const {
   auto parts = std::make_unique<Plan::Parts>(Plan::Parts{
       .handle = handle.get(), .graph = make_graph(c, handle.get()), .choice = choice, .notes = {}});
   const auto refused = [&](cudnnStatus_t status) {
@@ -565,53 +549,58 @@ std::shared_ptr<const Plan> Library::make(const Convolution& c, const Choice& ch
   return plan;
 }
 
+std::shared_ptr<const Plan> Library::choose(const Convolution& c) const {
+  std::string why;
+  std::shared_ptr<const Plan> best;
+  double best_seconds = 0;
+  int measured = 0;
+  for (const Choice& choice : choices(c)) {
+    const std::shared_ptr<const Plan> plan = target_->make(c, choice, why);
+    if (!plan) continue;
+    if (!measure_) return plan;
+    const double seconds = measure_(c, *plan);
+    if (!best || seconds < best_seconds) {
+      best = plan;
+      best_seconds = seconds;
+    }
+    if (++measured == kMostMeasured) break;
+  }
+  return best;
+}
+
 std::shared_ptr<const Plan> Library::find(const Convolution& c) {
   const std::string name = to_text(c);
-  if (const auto found = plans_.find(name); found != plans_.end()) return found->second;
+  const auto chosen = [](const std::shared_ptr<const Plan>& plan) {
+    return plan ? plan->choice() : Choice{};
+  };
+  const Choice* prescribed = decisions_->prescribed(name);
+  const auto found = plans_.find(name);
+  if (found != plans_.end() && (!prescribed || *prescribed == chosen(found->second)))
+    return found->second;
+
   std::shared_ptr<const Plan> plan;
-  if (const auto prescribed = prescribed_.find(name); prescribed != prescribed_.end()) {
-    if (prescribed->second.engine != Choice::kNone) plan = make(c, prescribed->second);
-  } else {
+  if (prescribed && prescribed->engine != Choice::kNone) {
     std::string why;
-    for (const Choice& choice : choices(c))
-      if ((plan = target_->make(c, choice, why))) break;
+    plan = target_->make(c, *prescribed, why);
+    if (!plan) {
+      decisions_->refuse(name, version(), why);
+      prescribed = nullptr;
+    }
   }
+  if (!prescribed) plan = choose(c);
+  decisions_->decide(name, chosen(plan));
   plans_[name] = plan;
   return plan;
 }
 
 std::shared_ptr<const Plan> Library::plan(const std::string& node, const Convolution& c) {
-  std::shared_ptr<const Plan> plan;
-  try {
-    plan = find(c);
-  } catch (const Error& e) {
-    throw Error(e.code(), fmt::format("\"{}\": {}", node, e.what()));
-  }
+  std::shared_ptr<const Plan> plan = find(c);
   if (!plan)
     fail(ExitCode::kBadJob,
          "\"{}\": {} has no deterministic engine that sums in fp32 for {}; use another precision "
          "or cuDNN, or --device cpu",
          node, version(), to_text(c));
   return plan;
-}
-
-std::string Library::decisions() const {
-  std::string lines;
-  for (const auto& [name, plan] : plans_)
-    lines += fmt::format("{} = {}\n", name, to_text(plan ? plan->choice() : Choice{}));
-  return lines;
-}
-
-void Library::prescribe(const std::string& decisions) {
-  std::istringstream lines(decisions);
-  for (std::string line; std::getline(lines, line);) {
-    const size_t equals = line.find(" = ");
-    if (equals == std::string::npos)
-      fail(ExitCode::kBadData,
-           "\"{}\" is no choice of a cuDNN engine: expected \"convolution = 62\"", printable(line));
-    prescribed_[line.substr(0, equals)] = parse_choice(line.substr(equals + 3));
-    plans_.erase(line.substr(0, equals));
-  }
 }
 
 }  // namespace convoy::cudnn

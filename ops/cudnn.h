@@ -7,13 +7,14 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "ops/core/tensor.h"
+#include "ops/decisions.h"
 
 namespace convoy::cudnn {
 
@@ -33,22 +34,8 @@ struct Convolution {
   // Forward: y = relu(conv(x, w) + bias + residual), rounded once; bias [K] in fp32.
   bool bias = false, residual = false, relu = false;
 };
-// One line, for messages and as the name of a stored choice.
+// One line, for messages and as the name of a decision.
 std::string to_text(const Convolution& c);
-
-// What computes a convolution: an engine of the library and how its knobs are set. The bits of a
-// result depend on it.
-struct Choice {
-  int64_t engine = kNone;
-  std::vector<std::pair<int64_t, int64_t>> knobs;  // type and value
-
-  static constexpr int64_t kNone = -1;  // the library has no engine for it
-  bool operator==(const Choice&) const = default;
-};
-// "62:2=8,13=1", "0" without knobs, "none"
-std::string to_text(const Choice& choice);
-// Throws Error (kBadData) if it is not what to_text() writes.
-Choice parse_choice(const std::string& text);
 
 // Pointers on the device; what is read and what is written is the pass's.
 struct Arguments {
@@ -79,8 +66,9 @@ class Plan {
 
 class Library {
  public:
-  // For the calling thread's current GPU.
-  explicit Library(cudaStream_t stream);
+  // For the calling thread's current GPU. Decisions are the device's, shared by its libraries.
+  explicit Library(cudaStream_t stream,
+                   std::shared_ptr<Decisions> decisions = std::make_shared<Decisions>());
   // For a GPU that need not be there, described by cuDNN's device properties in JSON: plans are
   // made as they would be for it, but cannot run.
   explicit Library(const std::string& device);
@@ -90,26 +78,33 @@ class Library {
 
   // The plan of the prescribed choice, else of the first that the library recommends and that
   // works: the same one for all that ask for this convolution. Null if the library has none, or
-  // none was prescribed. Throws Error (kBadJob) if a prescribed choice does not work.
+  // none was prescribed. Throws PlanRefused if a prescribed choice does not work
+  // (Decisions::refuse).
   std::shared_ptr<const Plan> find(const Convolution& c);
   // As find(); throws Error (kBadJob) with the node's name if there is none.
   std::shared_ptr<const Plan> plan(const std::string& node, const Convolution& c);
 
-  // For who measures which is fastest: all choices that are allowed, the library's favourite first,
-  // and the plan of one of them, exactly. Throws Error (kBadJob) with the library's reason.
+  // Where nothing is prescribed, find() from now on takes the fastest of the first few choices that
+  // work, by this measure in seconds (of equal ones the library's favourite); null: the first.
+  using Measure = std::function<double(const Convolution&, const Plan&)>;
+  void choose_by(Measure measure) { measure_ = std::move(measure); }
+
+  // All choices that are allowed, the library's favourite first, and the plan of one of them,
+  // exactly. Throws Error (kBadJob) with the library's reason.
   std::vector<Choice> choices(const Convolution& c) const;
   std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice) const;
 
-  // What find() has decided so far, a line for each convolution: "forward x [...] ... = 62:2=8".
-  std::string decisions() const;
-  // From now on find() uses these lines. Throws Error (kBadData) for what is no such line.
-  void prescribe(const std::string& decisions);
+  // What find() is told, and what it has decided: "forward x [...] ... = 62:2=8".
+  Decisions& decisions() { return *decisions_; }
 
  private:
   struct Target;
+  std::shared_ptr<const Plan> choose(const Convolution& c) const;
+
   std::unique_ptr<Target> target_;
+  std::shared_ptr<Decisions> decisions_;
+  Measure measure_;
   std::map<std::string, std::shared_ptr<const Plan>> plans_;  // by to_text(Convolution)
-  std::map<std::string, Choice> prescribed_;
 };
 
 }  // namespace convoy::cudnn

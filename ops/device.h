@@ -11,6 +11,7 @@
 #include <string>
 
 #include "ops/catalogue.h"
+#include "ops/decisions.h"
 #include "ops/digester.h"
 #include "ops/op.h"
 #include "ops/optim/optimizer.h"
@@ -48,8 +49,20 @@ class Device {
   // The CUDA stream on which everything is enqueued, for who reduces its gradients; null where the
   // host computes.
   virtual void* queue() const { return nullptr; }
-  // An op of the catalogue for fixed shapes. Throws Error (kBadJob) if the device cannot run it.
+  // An op of the catalogue for fixed shapes. Throws Error (kBadJob) if the device cannot run it,
+  // PlanRefused if it cannot do what was prescribed.
   virtual std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) = 0;
+
+  // Libraries of a GPU offer several ways to compute an op, and bits depend on which one is taken.
+  // A CPU has nothing to decide. What has been decided for the ops so far (Decisions::text):
+  virtual std::string decisions() const { return ""; }
+  // Ops that are made from now on use these. Throws Error (kBadData) where they cannot be read.
+  virtual void prescribe(const std::string& /*decisions*/, Refused /*refused*/) {}
+  // Whether what is not prescribed is decided by measuring (off at first): then it depends on the
+  // moment.
+  virtual void tune(bool /*on*/) {}
+  // Decides what make() of these would, and makes nothing. Throws as make().
+  virtual void decide(const OpSpec& /*spec*/, const OpConfig& /*config*/) {}
 
   // The pieces around a graph, which are not nodes of it.
   virtual std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) = 0;

@@ -2,10 +2,26 @@
 #include <chrono>
 #include <cstring>
 
+#include "ops/conv2d_cuda.h"
 #include "ops/core/cuda_kernel.h"
+#include "ops/core/log.h"
 #include "ops/cuda_device.h"
+#include "ops/linear_cuda.h"
+#include "ops/plan_timer.h"
 
 namespace convoy::ops {
+namespace {
+
+template <typename Body>
+auto naming(const std::string& node, Body body) {
+  try {
+    return body();
+  } catch (const PlanRefused& e) {
+    throw PlanRefused(e.code(), fmt::format("\"{}\": {}", printable(node), e.what()));
+  }
+}
+
+}  // namespace
 
 CudaDevice::CudaDevice(int index) : index_(index) {
   use();
@@ -91,7 +107,31 @@ const StepInfo* CudaDevice::device_step(const StepInfo& step) {
 
 std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config) {
   use();
-  return std::visit([&](const auto& s) { return make_op(*this, s, config); }, spec);
+  return naming(config.name, [&] {
+    return std::visit([&](const auto& s) { return make_op(*this, s, config); }, spec);
+  });
+}
+
+// Convolutions and products are the libraries'; the rest is ours, in one way alone.
+void CudaDevice::decide(const OpSpec& spec, const OpConfig& config) {
+  use();
+  naming(config.name, [&] {
+    if (const auto* conv = std::get_if<Conv2d>(&spec)) plan_conv2d(cudnn(), *conv, config);
+    if (const auto* linear = std::get_if<Linear>(&spec))
+      plan_linear(cublas_handle(), *decisions_, *linear, config);
+  });
+}
+
+void CudaDevice::tune(bool on) {
+  cudnn::Library::Measure measure;
+  if (on) {
+    log::info("engines of each convolution are measured, once: this may take minutes");
+    measure = [timer = std::make_shared<cudnn::PlanTimer>(stream())](const auto& convolution,
+                                                                     const auto& plan) {
+      return timer->measure(convolution, plan);
+    };
+  }
+  cudnn().choose_by(std::move(measure));
 }
 
 double CudaDevice::measure_copy() {

@@ -1,13 +1,13 @@
 // Linear on CUDA: products by cuBLASLt on the tensors as they lie, what stands around them by
 // kernels. Of whole images the weights are repacked to the order of memory, H, W, C, and their
 // gradient is brought back to C, H, W.
+#include "ops/linear_cuda.h"
+
 #include <algorithm>
 
 #include "ops/core/clock.h"
 #include "ops/core/cuda_kernel.h"
-#include "ops/cublas.h"
 #include "ops/cuda_device.h"
-#include "ops/linear.h"
 
 namespace convoy::ops {
 namespace {
@@ -108,26 +108,11 @@ class LinearCuda final : public Op {
         fp32_output_(c.y_type == DType::kFloat32) {
     if (pixels_ > 1 || c.type != DType::kFloat32)
       weights_ = device.allocate(static_cast<size_t>(in_ * out_) * sizeof(T));
-    const cublas::Handle& handle = device.cublas_handle();
-    forward_ = cublas::Product(handle, {.m = rows_,
-                                        .n = out_,
-                                        .k = in_,
-                                        .b_transposed = true,
-                                        .in = c.type,
-                                        .out = bias_ ? DType::kFloat32 : c.y_type,
-                                        .tf32 = c.tf32});
+    plans_ = plan_linear(device.cublas_handle(), device.library_decisions(), s, c);
     forward_floats_ = bias_ && !fp32_output_ ? rows_ * out_ : 0;
-    if (!c.training) return;
-    if (c.wants_gradients) {
-      backward_weights_ = cublas::Product(
-          handle,
-          {.m = out_, .n = in_, .k = rows_, .a_transposed = true, .in = c.type, .tf32 = c.tf32});
-      dw_floats_ = pixels_ > 1 ? in_ * out_ : 0;
-      if (bias_) db_floats_ = parts(rows_, kRows) * out_;
-    }
-    if (c.wants_dx[0])
-      backward_data_ = cublas::Product(
-          handle, {.m = rows_, .n = in_, .k = out_, .in = c.type, .out = c.type, .tf32 = c.tf32});
+    if (!plans_.backward_weights) return;
+    dw_floats_ = pixels_ > 1 ? in_ * out_ : 0;
+    if (bias_) db_floats_ = parts(rows_, kRows) * out_;
   }
 
   void prepare(const NodeMemory& m) override {
@@ -151,7 +136,7 @@ class LinearCuda final : public Op {
   void forward(const NodeMemory& m, const StepInfo&) override {
     auto* floats = static_cast<float*>(m.scratch);
     void* product = forward_floats_ > 0 ? floats : m.y;
-    forward_.run(product, m.x[0], weights(m), false, floats + forward_floats_, stream_);
+    plans_.forward.run(product, m.x[0], weights(m), false, floats + forward_floats_, stream_);
     if (!bias_) return;
     const auto add_bias = [&]<typename Y>(Y* y) {
       launch(&bias_kernel<Y>, rows_, kThreads, stream_, y, static_cast<const float*>(product),
@@ -164,15 +149,17 @@ class LinearCuda final : public Op {
     const T* dy = static_cast<const T*>(m.dy[0]);
     auto* dw = static_cast<float*>(m.scratch);
     void* workspace = dw + dw_floats_ + db_floats_;
-    if (backward_weights_) add_gradients(m, dy, dw, workspace);
-    if (backward_data_) backward_data_.run(m.dx[0], dy, weights(m), false, workspace, stream_);
+    if (plans_.backward_weights) add_gradients(m, dy, dw, workspace);
+    if (plans_.backward_data)
+      plans_.backward_data.run(m.dx[0], dy, weights(m), false, workspace, stream_);
   }
 
   size_t scratch_bytes() const override {
     return std::max(
-        static_cast<size_t>(forward_floats_) * sizeof(float) + forward_.workspace_bytes(),
+        static_cast<size_t>(forward_floats_) * sizeof(float) + plans_.forward.workspace_bytes(),
         static_cast<size_t>(dw_floats_ + db_floats_) * sizeof(float) +
-            std::max(backward_weights_.workspace_bytes(), backward_data_.workspace_bytes()));
+            std::max(plans_.backward_weights.workspace_bytes(),
+                     plans_.backward_data.workspace_bytes()));
   }
 
  private:
@@ -180,10 +167,10 @@ class LinearCuda final : public Op {
     const bool add = !m.slice.first;
     float* db = dw + dw_floats_;
     if (pixels_ > 1) {
-      backward_weights_.run(dw, dy, m.x[0], false, workspace, stream_);
+      plans_.backward_weights.run(dw, dy, m.x[0], false, workspace, stream_);
       transpose(m.gradients[0], dw, out_, pixels_, channels_, add, stream_);
     } else {
-      backward_weights_.run(m.gradients[0], dy, m.x[0], add, workspace, stream_);
+      plans_.backward_weights.run(m.gradients[0], dy, m.x[0], add, workspace, stream_);
     }
     if (bias_) {
       launch(&column_sums_kernel<T>, parts(rows_, kRows) * parts(out_, kThreads), kThreads, stream_,
@@ -201,7 +188,7 @@ class LinearCuda final : public Op {
   cudaStream_t stream_;
   int64_t rows_, channels_, pixels_, in_, out_;
   bool bias_, fp32_output_;
-  cublas::Product forward_, backward_weights_, backward_data_;
+  LinearPlans plans_;
   DeviceMemory weights_;             // in T and the order of memory; none: as the parameter is
   const LinearCuda* packed_ = this;  // whose packed weights are used
   // Of scratch, before the product's own: forward a product before its bias, backward the weights'
@@ -220,6 +207,31 @@ __global__ void fill_kernel(T* out, int64_t n) {
 
 }  // namespace
 
+LinearPlans plan_linear(const cublas::Handle& handle, Decisions& decisions, const Linear& spec,
+                        const OpConfig& c) {
+  const int64_t rows = c.x[0].n, in = c.x[0].elements() / rows, out = spec.out_features;
+  LinearPlans plans;
+  plans.forward = cublas::Product(handle,
+                                  {.m = rows,
+                                   .n = out,
+                                   .k = in,
+                                   .b_transposed = true,
+                                   .in = c.type,
+                                   .out = spec.bias ? DType::kFloat32 : c.y_type,
+                                   .tf32 = c.tf32},
+                                  decisions);
+  if (!c.training) return plans;
+  if (c.wants_gradients)
+    plans.backward_weights = cublas::Product(
+        handle, {.m = out, .n = in, .k = rows, .a_transposed = true, .in = c.type, .tf32 = c.tf32},
+        decisions);
+  if (c.wants_dx[0])
+    plans.backward_data = cublas::Product(
+        handle, {.m = rows, .n = in, .k = out, .in = c.type, .out = c.type, .tf32 = c.tf32},
+        decisions);
+  return plans;
+}
+
 std::unique_ptr<Op> make_op(CudaDevice& device, const Linear& spec, const OpConfig& config) {
   return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
     return std::make_unique<LinearCuda<T>>(device, spec, config);
@@ -228,7 +240,9 @@ std::unique_ptr<Op> make_op(CudaDevice& device, const Linear& spec, const OpConf
 
 double CudaDevice::measure_gemm(DType type, int64_t n) {
   constexpr int kProducts = 10;  // in a row, so that the host's calls do not count
-  const cublas::Product product(cublas_handle(), {.m = n, .n = n, .k = n, .in = type, .out = type});
+  Decisions own;                 // no part of what networks compute
+  const cublas::Product product(cublas_handle(), {.m = n, .n = n, .k = n, .in = type, .out = type},
+                                own);
   const size_t bytes = static_cast<size_t>(n * n) * size_of(type);
   const DeviceMemory a = allocate(bytes), b = allocate(bytes), d = allocate(bytes),
                      workspace = allocate(product.workspace_bytes());

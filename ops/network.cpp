@@ -97,7 +97,56 @@ size_t saved_stride(const OpSpec& spec, Shape y, int64_t slice) {
   return round_up(saved_bytes(spec, y), kCacheLineBytes);
 }
 
+void expect_fits(const Device& device, const NetworkConfig& config) {
+  if (config.batch <= 0) fail(ExitCode::kBadJob, "a batch of {} samples is empty", config.batch);
+  if (!device.supports(config.type))
+    fail(ExitCode::kBadJob, "this {} cannot compute in {}; use precision FP32", device.name(),
+         name_of(config.type));
+}
+
+PassPlan passes_of(const Device& device, const Graph& graph, const NetworkConfig& config) {
+  return plan_passes(graph, config.batch, config.type, config.training,
+                     config.slice_bytes > 0 ? config.slice_bytes : device.slice_bytes());
+}
+
+// What each node of a graph as it runs is made for.
+std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& shapes,
+                                 const PassPlan& passes, const NetworkConfig& config) {
+  const size_t n = graph.nodes.size();
+  const std::vector<bool> wanted = config.training ? wanted_gradients(graph) : std::vector<bool>(n);
+  const std::vector<bool> trained = trained_nodes(graph);
+  std::vector<OpConfig> all;
+  for (size_t i = 0; i < n; ++i) {
+    const Node& node = graph.nodes[i];
+    OpConfig op{.name = node.name,
+                .x = input_shapes(graph, shapes, i, passes.slice[i]),
+                .y = shapes[i],
+                .batch = config.batch,
+                .type = config.type,
+                .y_type = output_type(graph, i, config.type),
+                .tf32 = config.tf32,
+                // What never goes backward keeps nothing for it.
+                .training = wanted[i] || (config.training && acts_in_training(node.op)),
+                .wants_dx = {},
+                .wants_gradients = trained[i]};
+    op.y.n = passes.slice[i];
+    for (const int input : node.inputs)
+      op.wants_dx.push_back(input != kImage && wanted[static_cast<size_t>(input)]);
+    all.push_back(std::move(op));
+  }
+  return all;
+}
+
 }  // namespace
+
+void decide(Device& device, const Graph& graph, const NetworkConfig& config) {
+  expect_fits(device, config);
+  Graph runs = fuse(graph);
+  if (!config.training) runs = fold_batch_norms(runs, config.fold).graph;
+  const std::vector<OpConfig> ops =
+      op_configs(runs, infer_shapes(runs, config.batch), passes_of(device, runs, config), config);
+  for (size_t i = 0; i < ops.size(); ++i) device.decide(runs.nodes[i].op, ops[i]);
+}
 
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
                              bool training) {
@@ -238,10 +287,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
       graph_(fuse(graph)),
       layout_(config.whole ? layout_within(*config.whole, graph_) : layout_of(graph_)),
       node_of_(graph_.nodes.size()) {
-  if (config_.batch <= 0) fail(ExitCode::kBadJob, "a batch of {} samples is empty", config_.batch);
-  if (!device_.supports(config_.type))
-    fail(ExitCode::kBadJob, "this {} cannot compute in {}; use precision FP32", device_.name(),
-         name_of(config_.type));
+  expect_fits(device_, config_);
   std::iota(node_of_.begin(), node_of_.end(), size_t{0});
   if (!config_.training) {
     InferenceGraph inference = fold_batch_norms(graph_, config_.fold);
@@ -249,32 +295,14 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     node_of_ = std::move(inference.node_of);
   }
   shapes_ = infer_shapes(graph_, config_.batch);
-  passes_ = plan_passes(graph_, config_.batch, config_.type, config_.training,
-                        config_.slice_bytes > 0 ? config_.slice_bytes : device_.slice_bytes());
+  passes_ = passes_of(device_, graph_, config_);
   memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training);
   const size_t n = graph_.nodes.size();
 
-  const std::vector<bool> wanted =
-      config_.training ? wanted_gradients(graph_) : std::vector<bool>(n);
-  const std::vector<bool> trained = trained_nodes(graph_);
   size_t scratch_bytes = 0;
+  const std::vector<OpConfig> ops = op_configs(graph_, shapes_, passes_, config_);
   for (size_t i = 0; i < n; ++i) {
-    const OpSpec& spec = graph_.nodes[i].op;
-    OpConfig op{.name = graph_.nodes[i].name,
-                .x = input_shapes(graph_, shapes_, i, passes_.slice[i]),
-                .y = shapes_[i],
-                .batch = config_.batch,
-                .type = config_.type,
-                .y_type = output_type(graph_, i, config_.type),
-                .tf32 = config_.tf32,
-                // What never goes backward keeps nothing for it.
-                .training = wanted[i] || (config_.training && acts_in_training(spec)),
-                .wants_dx = {},
-                .wants_gradients = trained[i]};
-    op.y.n = passes_.slice[i];
-    for (const int input : graph_.nodes[i].inputs)
-      op.wants_dx.push_back(input != kImage && wanted[static_cast<size_t>(input)]);
-    ops_.push_back(device_.make(spec, op));
+    ops_.push_back(device_.make(graph_.nodes[i].op, ops[i]));
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
   }
   // One scratch buffer serves all ops, one after the other.
@@ -282,6 +310,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   memory_.buffers.push_back({scratch_bytes, 0, std::numeric_limits<int>::max()});
   memory_.one_slice.push_back(true);
   // Likewise for the gradients of parameters that are frozen beside trained ones of their node.
+  const std::vector<bool> trained = trained_nodes(graph_);
   size_t unwanted_floats = 0;
   for (const ParameterLayout::Parameter& p : layout_.parameters)
     if (config_.training && !p.trained && trained[p.node])

@@ -62,6 +62,10 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
 MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
                          int64_t slice_bytes);
 
+// Lets the device decide (Device::decide) what a network of these would make it decide. Takes no
+// memory on it. Throws as Network's constructor.
+void decide(Device& device, const Graph& graph, const NetworkConfig& config);
+
 // Seconds spent since a network was made; on a GPU, without `profile`, of enqueueing alone.
 struct NetworkTimes {
   double input = 0, loss = 0;

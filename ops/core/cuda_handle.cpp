@@ -37,6 +37,12 @@ Event make_event() {
   return Event(event);
 }
 
+Event make_timing_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreate(&event));
+  return Event(event);
+}
+
 DeviceBuffer allocate_device(size_t bytes) {
   if (bytes == 0) return {};
   void* memory = nullptr;
@@ -76,6 +82,11 @@ void synchronize(const Event& event) {
 }
 void synchronize(cudaStream_t stream) {
   check(cudaStreamSynchronize(stream));
+}
+double seconds_between(const Event& begin, const Event& end) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()));
+  return static_cast<double>(milliseconds) / 1e3;
 }
 
 }  // namespace convoy::cuda

@@ -60,6 +60,7 @@ using PinnedBuffer = UniqueHandle<void*, &free_pinned>;  // host memory that the
 enum class Priority { kNormal, kHigh };
 Stream make_stream(Priority priority = Priority::kNormal);
 Event make_event();                          // without timing: cheap
+Event make_timing_event();                   // for seconds_between()
 DeviceBuffer allocate_device(size_t bytes);  // zeroed when it returns
 PinnedBuffer allocate_pinned(size_t bytes);  // zeroed
 
@@ -68,5 +69,7 @@ void record(const Event& event, cudaStream_t stream);
 void wait(cudaStream_t stream, const Event& event);
 void synchronize(const Event& event);  // blocks the host
 void synchronize(cudaStream_t stream);
+// On the GPU; both have happened.
+double seconds_between(const Event& begin, const Event& end);
 
 }  // namespace convoy::cuda

@@ -185,20 +185,28 @@ TEST_P(CudnnPlans, AreMadeAgainFromText) {
                           .type = GetParam().type,
                           .tf32 = GetParam().tf32};
   size_t exact = 0;
-  for (const cudnn::Choice& choice : library_->choices(c)) {
+  for (const Choice& choice : library_->choices(c)) {
     cudnn::Library other{std::string(kH200)};
-    other.prescribe(to_text(c) + " = " + to_text(choice));
-    EXPECT_EQ(cudnn::parse_choice(to_text(choice)), choice);
+    other.decisions().prescribe(to_text(c) + " = " + to_text(choice));
+    EXPECT_EQ(parse_choice(to_text(choice)), choice);
     const auto plan = other.find(c);
     EXPECT_EQ(plan->choice(), choice);
     EXPECT_EQ(plan->workspace_bytes(), library_->make(c, choice)->workspace_bytes());
     if (++exact == 8) break;
   }
   EXPECT_GT(exact, 1u);
+  // Who measures has several to choose from.
+  cudnn::Library measured{std::string(kH200)};
+  size_t asked = 0;
+  measured.choose_by(
+      [&](const cudnn::Convolution&, const cudnn::Plan&) { return -static_cast<double>(++asked); });
+  const Choice last = measured.find(c)->choice();
+  EXPECT_GT(asked, 1u);
+  EXPECT_NE(last, library_->find(c)->choice());
   for (const char* refused : {"999999", "0:2=999999"}) {
     cudnn::Library other{std::string(kH200)};
-    other.prescribe(to_text(c) + " = " + refused);
-    expect_error(ExitCode::kBadJob, {"\"conv1\"", "cuDNN 9.", refused, to_text(c)},
+    other.decisions().prescribe(to_text(c) + " = " + refused);
+    expect_error(ExitCode::kBadJob, {"cuDNN 9.", refused, to_text(c)},
                  [&] { other.plan("conv1", c); });
   }
 }

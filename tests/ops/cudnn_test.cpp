@@ -1,14 +1,16 @@
-// ops/cudnn.*: choices as text, one choice exactly, what engines are never taken, and TF32 on its
-// way to them.
+// ops/cudnn.*: one choice exactly, what engines are never taken, what is decided before a network
+// is made, the fastest choice, and TF32 on its way to the engines.
 #include "ops/cudnn.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <limits>
 
 #include "ops/core/cuda_handle.h"
 #include "ops/network.h"
+#include "ops/plan_timer.h"
 #include "tests/support/op_tester.h"
 
 namespace convoy::cudnn {
@@ -28,19 +30,6 @@ Convolution convolution(Pass pass, DType type, int64_t groups = 1) {
 const Convolution kForward = convolution(Pass::kForward, DType::kFloat32);
 // Of groups, no engine has an fp32 gradient in 16 bit.
 const Convolution kNone = convolution(Pass::kBackwardWeights, DType::kFloat16, 8);
-
-TEST(CudnnChoice, IsText) {
-  for (const Choice& choice : {Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}},
-                               Choice{.engine = 0, .knobs = {}}, Choice{}})
-    EXPECT_EQ(parse_choice(to_text(choice)), choice);
-  EXPECT_EQ(to_text(Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}}), "62:2=8,13=1");
-  EXPECT_EQ(to_text(Choice{.engine = 0, .knobs = {}}), "0");
-  EXPECT_EQ(to_text(Choice{}), "none");
-  for (const char* text : {"", "x", "-3", "6 ", "62:", "62:2", "62:2=", "62:=8", "62:2=8,",
-                           "62,2=8", "62:2=8=9", "99999999999999999999"})
-    expect_error(ExitCode::kBadData, {fmt::format("\"{}\"", text), "62:2=8,13=1"},
-                 [&] { parse_choice(text); });
-}
 
 TEST(CudnnChoice, ConvolutionsThatDifferHaveOtherNames) {
   std::vector<Convolution> all(12, kForward);
@@ -106,7 +95,7 @@ TEST_F(CudnnTest, APrescribedChoiceIsTakenExactly) {
       continue;  // recommended, but it does not work
     }
     ++taken;
-    all.prescribe(fmt::format("{} = {}\n", to_text(kForward), to_text(choice)));
+    all.decisions().prescribe(fmt::format("{} = {}\n", to_text(kForward), to_text(choice)));
     EXPECT_EQ(all.find(kForward)->choice(), choice);
   }
   EXPECT_GT(taken, 1);
@@ -120,32 +109,155 @@ TEST_F(CudnnTest, DecisionsAreTakenOverByAnotherLibrary) {
   Choice measured;
   for (const Choice& choice : first.choices(kForward))
     if (choice != plan->choice()) measured = choice;
-  first.prescribe(to_text(kForward) + " = " + to_text(measured));
+  first.decisions().prescribe(to_text(kForward) + " = " + to_text(measured));
   EXPECT_EQ(first.find(kForward)->choice(), measured);
 
   Library second = library();
-  second.prescribe(first.decisions());
+  second.decisions().prescribe(first.decisions().text());
   EXPECT_EQ(second.find(kForward)->choice(), measured);
   EXPECT_EQ(second.find(kNone), nullptr);
-  EXPECT_EQ(second.decisions(), first.decisions());
+  EXPECT_EQ(second.decisions().text(), first.decisions().text());
 }
 
 TEST_F(CudnnTest, APrescribedChoiceThatDoesNotWorkIsAnError) {
   for (const char* choice : {"999999", "9:2=999"}) {
     Library all = library();
-    all.prescribe(to_text(kForward) + " = " + choice);
-    expect_error(ExitCode::kBadJob,
-                 {"\"layer1.conv1\"", "cuDNN", choice, "forward x [2, 16, 6, 5]", "fp32"},
+    all.decisions().prescribe(to_text(kForward) + " = " + choice);
+    expect_error(ExitCode::kBadJob, {"cuDNN 9.", choice, "forward x [2, 16, 6, 5]", "fp32"},
                  [&] { all.plan("layer1.conv1", kForward); });
     expect_error(ExitCode::kBadJob, {choice}, [&] { all.find(kForward); });
   }
   // None was there when the run began: there is none now, although the library has one.
   Library all = library();
-  all.prescribe(to_text(kForward) + " = none");
+  all.decisions().prescribe(to_text(kForward) + " = none");
   EXPECT_EQ(all.find(kForward), nullptr);
 
-  expect_error(ExitCode::kBadData, {"forward 62"}, [&] { all.prescribe("forward 62\n"); });
-  expect_error(ExitCode::kBadData, {"fast"}, [&] { all.prescribe("forward = fast\n"); });
+  expect_error(ExitCode::kBadData, {"forward 62"},
+               [&] { all.decisions().prescribe("forward 62\n"); });
+  expect_error(ExitCode::kBadData, {"fast"},
+               [&] { all.decisions().prescribe("forward = fast\n"); });
+}
+
+TEST_F(CudnnTest, TheFastestIsTakenWhereSomebodyMeasures) {
+  Library first = library(), all = library();
+  const Choice favourite = first.find(kForward)->choice();
+  // Those that are measured, in this order; sign -1: each is faster than the one before.
+  std::vector<Choice> measured;
+  const auto by = [&](double sign) {
+    measured.clear();
+    return [&measured, sign](const Convolution& c, const Plan& plan) {
+      EXPECT_EQ(to_text(c), to_text(kForward));
+      measured.push_back(plan.choice());
+      return sign * static_cast<double>(measured.size());
+    };
+  };
+  all.choose_by(by(-1));
+  const Choice fastest = all.find(kForward)->choice();
+  ASSERT_FALSE(measured.empty());
+  EXPECT_EQ(fastest, measured.back());
+  EXPECT_NE(measured.back(), favourite);
+  EXPECT_EQ(measured.front(), favourite);
+  EXPECT_LE(measured.size(), 8u);
+  for (const double sign : {0.0, 1.0}) {
+    Library another = library();
+    another.choose_by(by(sign));
+    EXPECT_EQ(another.find(kForward)->choice(), favourite);
+  }
+  // What is prescribed is not measured.
+  Library told = library();
+  told.decisions().prescribe(all.decisions().text());
+  told.choose_by(by(1));
+  EXPECT_EQ(told.find(kForward)->choice(), fastest);
+  EXPECT_TRUE(measured.empty());
+}
+
+// On the emulated GPU engine 0 is the fastest.
+TEST_F(CudnnTest, APlanIsTimed) {
+  Library all = library();
+  PlanTimer timer(static_cast<cudaStream_t>(device_->queue()));
+  for (Convolution c : {kForward, convolution(Pass::kBackwardData, DType::kFloat16),
+                        convolution(Pass::kBackwardWeights, DType::kBfloat16)}) {
+    const double seconds = timer.measure(c, *all.find(c));
+    EXPECT_GT(seconds, 0);
+    EXPECT_LT(seconds, 10);
+    if (device_->instruction_set().find("emulated") != std::string::npos) {
+      EXPECT_GT(seconds, timer.measure(c, *all.make(c, {.engine = 0, .knobs = {}})));
+    }
+  }
+  Convolution fused = convolution(Pass::kForward, DType::kFloat16);
+  fused.bias = fused.residual = fused.relu = true;
+  EXPECT_GT(timer.measure(fused, *all.find(fused)), 0);
+}
+
+ops::Graph small_network() {
+  ops::Graph graph{.name = "small", .image = {.n = 1, .c = 3, .h = 8, .w = 8}, .nodes = {}};
+  const int conv =
+      graph.add("conv", ops::Conv2d{.out_channels = 16, .kernel = 3, .padding = 1}, {ops::kImage});
+  const int norm = graph.add("bn", ops::BatchNorm{}, {conv});
+  const int relu = graph.add("relu", ops::Relu{}, {norm});
+  graph.add("fc", ops::Linear{.out_features = 10}, {relu});
+  return graph;
+}
+
+// What is decided before a network is made is what it will ask for, and no less.
+TEST_F(CudnnTest, NetworksAskForWhatWasDecided) {
+  for (const DType type : {DType::kFloat32, DType::kFloat16})
+    for (const bool training : {true, false}) {
+      const auto device = ops::make_device("cuda", 1);
+      const ops::NetworkConfig config = {.batch = 2, .type = type, .training = training};
+      ops::decide(*device, small_network(), config);
+      const std::string decided = device->decisions();
+      EXPECT_NE(decided.find("forward x [2, 3, 8, 8]"), std::string::npos) << decided;
+      EXPECT_NE(decided.find("product [2, 1024] x [1024, 10 transposed]"), std::string::npos)
+          << decided;
+      const ops::Network made(*device, small_network(), config);
+      EXPECT_EQ(device->decisions(), decided);
+      const auto alone = ops::make_device("cuda", 1);
+      const ops::Network undecided(*alone, small_network(), config);
+      EXPECT_EQ(alone->decisions(), decided);
+    }
+}
+
+TEST_F(CudnnTest, NetworksNameTheNodeWhoseEngineIsRefused) {
+  ops::decide(*device_, small_network(), {.batch = 2});
+  const std::string decided = device_->decisions();
+  for (const auto& [start, node] : {std::pair{"forward x", "\"conv\""}, {"product", "\"fc\""}}) {
+    const size_t begin = decided.find(start), end = decided.find('\n', begin);
+    const std::string line = decided.substr(begin, end - begin);
+    const std::string name = line.substr(0, line.find(" = "));
+    for (const char* engine : {"999999", "9:99999999=1", "66:3=4", "66:1=4294967296", "66:99=1"}) {
+      const auto device = ops::make_device("cuda", 1);
+      device->prescribe(name + " = " + engine, Refused::kStop);
+      for (const bool decides : {true, false}) try {
+          if (decides)
+            ops::decide(*device, small_network(), {.batch = 2});
+          else
+            ops::Network(*device, small_network(), {.batch = 2});
+          ADD_FAILURE() << name << " = " << engine;
+        } catch (const PlanRefused& e) {
+          const std::string what = e.what();
+          for (const std::string& word : {std::string(node), std::string(engine), name})
+            EXPECT_NE(what.find(word), std::string::npos) << what;
+        }
+      device->prescribe(name + " = " + engine, Refused::kReplace);
+      ops::decide(*device, small_network(), {.batch = 2});
+      EXPECT_EQ(device->decisions(), decided);
+    }
+  }
+}
+
+TEST_F(CudnnTest, AnAlgorithmThatCannotBeMadeAgainIsNotRecorded) {
+  if (device_->instruction_set().find("emulated") == std::string::npos)
+    GTEST_SKIP() << "SKIPPED: the real library does not forget on request";
+  ::setenv("CONVOY_EMULATED_CUBLAS_FORGETS", "1", 1);
+  testing::internal::CaptureStderr();
+  const ops::Network made(*device_, small_network(), {.batch = 2});
+  const std::string said = testing::internal::GetCapturedStderr();
+  ::unsetenv("CONVOY_EMULATED_CUBLAS_FORGETS");
+  EXPECT_EQ(device_->decisions().find("product"), std::string::npos);
+  EXPECT_NE(device_->decisions().find("forward"), std::string::npos);
+  for (const char* word : {"cuBLASLt", "66:1=20", "product [2, 1024]", "not recorded"})
+    EXPECT_NE(said.find(word), std::string::npos) << said;
 }
 
 TEST_F(CudnnTest, WithoutAnEngineTheErrorNamesTheLayer) {

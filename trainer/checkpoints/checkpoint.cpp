@@ -169,6 +169,11 @@ std::string manifest_text(const CheckpointFacts& facts, const std::string& diges
     range.set_end(end);
   }
   manifest.set_skips(facts.skipped.skips);
+  for (size_t begin = 0; begin < facts.plans.size();) {
+    const size_t end = std::min(facts.plans.find('\n', begin), facts.plans.size());
+    manifest.add_plan(facts.plans.substr(begin, end - begin));
+    begin = end + 1;
+  }
   if (!facts.imported_from.empty()) manifest.set_imported_from(facts.imported_from);
   std::string text;
   if (!google::protobuf::TextFormat::PrintToString(manifest, &text))
@@ -254,6 +259,7 @@ ManifestContents read_manifest(const fs::path& dir) {
     facts.skipped.ranges.emplace_back(range.begin(), range.end());
   }
   facts.skipped.skips = manifest.skips();
+  for (const std::string& plan : manifest.plan()) facts.plans += plan + "\n";
   facts.imported_from = manifest.imported_from();
   facts.class_names.assign(manifest.class_name().begin(), manifest.class_name().end());
   contents.state_digest = manifest.state_digest();

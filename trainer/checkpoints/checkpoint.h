@@ -41,6 +41,7 @@ struct CheckpointFacts {
   // Ranks whose replicas had the same digest when this was saved, at this very step; 0: not known.
   uint32_t confirmed_by_ranks = 0;
   SkippedSteps skipped;
+  std::string plans;  // lines of ops/decisions.h; "": of a CPU, or not known
   // The file of weights that `convoy import` made this of; empty: it is of a run. Nothing trains on
   // from it.
   std::string imported_from;

@@ -35,6 +35,7 @@ struct StepBench {
   int64_t image = 0;
   int workers = 1, threads = 0;
   bool inference = false, no_fold = false, no_peak = false, json = false, profile = false;
+  bool autotune = false;
   double seconds = 5;
   int warmup = 3;
 };
@@ -178,7 +179,9 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .training = !b.inference,
                       .fold = !b.no_fold,
                       .profile = b.profile,
-                      .frozen = frozen};
+                      .frozen = frozen,
+                      .evaluation = b.inference ? std::optional(input) : std::nullopt,
+                      .plans = {.tune = b.autotune}};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));
@@ -328,7 +331,10 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "inference", po::bool_switch(&b.inference), "forward with running statistics only")(
       "no-fold", po::bool_switch(&b.no_fold),
       "--inference without batch norms folded into convolutions, to see what that gains")(
-      "workers", po::value(&b.workers)->default_value(1), "workers side by side on one rank")(
+      "autotune", po::bool_switch(&b.autotune),
+      "on a GPU: measure a few engines of each convolution first and use the fastest, as "
+      "gpu.autotune in a job")("workers", po::value(&b.workers)->default_value(1),
+                               "workers side by side on one rank")(
       "threads", po::value(&b.threads)->default_value(0),
       "threads of one worker; 0: the rank's CPUs shared out")(
       "freeze", po::value(&b.freeze)->composing(),

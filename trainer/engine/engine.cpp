@@ -103,7 +103,60 @@ Engine::Engine(comm::Communicator& communicator, const ops::Graph& graph,
   running_ = std::make_unique<ops::DeviceFloats>(device, layout_.statistics_floats);
   optimizer_ = make_optimizer();
   reset();
+  agree_on_plans(communicator_, device, config_.plans, [this] {
+    lanes_.run([this](int lane) {
+      if (lane == 0) decide();
+    });
+  });
   build();
+}
+
+// For all networks of this engine, those to come too.
+void Engine::decide() {
+  ops::Device& device = *lane_state_[0]->device;
+  if (config_.training) {
+    ops::decide(device, graph_, training_config());
+    for (const std::set<std::string>& frozen : config_.frozen_later)
+      ops::decide(
+          device,
+          ops::freeze(graph_, [&](const std::string& name) { return frozen.contains(name); }),
+          training_config());
+  }
+  if (config_.evaluation)
+    ops::decide(device, evaluation_graph(*config_.evaluation),
+                evaluation_config(*config_.evaluation));
+}
+
+std::string Engine::plans() const {
+  return lane_state_[0]->device->decisions();
+}
+
+ops::NetworkConfig Engine::training_config() const {
+  return {.batch = config_.batch_per_worker,
+          .type = config_.type,
+          .tf32 = config_.tf32,
+          .training = true,
+          .input = config_.input,
+          .label_smoothing = config_.label_smoothing,
+          .profile = config_.profile};
+}
+
+ops::NetworkConfig Engine::evaluation_config(const ops::ImageInput& input) const {
+  return {.batch = input.shape.n,
+          .type = config_.type,
+          .tf32 = config_.tf32,
+          .training = false,
+          .fold = config_.fold,
+          .input = input,
+          .label_smoothing = 0.0,
+          .whole = &layout_,
+          .profile = config_.profile};
+}
+
+ops::Graph Engine::evaluation_graph(const ops::ImageInput& input) const {
+  const Shape& image = input.shape;
+  const bool own_size = image.h == graph_.image.h && image.w == graph_.image.w;
+  return own_size ? graph_ : ops::fully_convolutional(graph_, image.h, image.w);
 }
 
 std::unique_ptr<ops::Optimizer> Engine::make_optimizer() {
@@ -150,15 +203,7 @@ void Engine::build() {
   if (!trains) return;
   lanes_.run([&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
-    state.network = std::make_unique<ops::Network>(
-        *state.device, graph_,
-        ops::NetworkConfig{.batch = config_.batch_per_worker,
-                           .type = config_.type,
-                           .tf32 = config_.tf32,
-                           .training = true,
-                           .input = config_.input,
-                           .label_smoothing = config_.label_smoothing,
-                           .profile = config_.profile});
+    state.network = std::make_unique<ops::Network>(*state.device, graph_, training_config());
     auto* flat = state.flat = reducer_->memory(lane);
     state.network->bind({.parameters = parameters_->data(),
                          .running = running_->data(),
@@ -636,25 +681,14 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
   const float* flat = weights == Weights::kAverage ? optimizer_->ema().data() : parameters_->data();
   std::vector<ops::LossResult> results(slices);
   if (slices == 0) return results;
-  const Shape& image = input.shape;
-  const bool own_size = image.h == graph_.image.h && image.w == graph_.image.w;
-  const ops::Graph graph = own_size ? graph_ : ops::fully_convolutional(graph_, image.h, image.w);
+  const ops::Graph graph = evaluation_graph(input);
   run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
     if (!(state.evaluation_shape == input.shape)) state.evaluation.reset();
     if (static_cast<uint64_t>(lane) >= slices) return;
     if (!state.evaluation) {
       state.evaluation =
-          std::make_unique<ops::Network>(*state.device, graph,
-                                         ops::NetworkConfig{.batch = input.shape.n,
-                                                            .type = config_.type,
-                                                            .tf32 = config_.tf32,
-                                                            .training = false,
-                                                            .fold = config_.fold,
-                                                            .input = input,
-                                                            .label_smoothing = 0.0,
-                                                            .whole = &layout_,
-                                                            .profile = config_.profile});
+          std::make_unique<ops::Network>(*state.device, graph, evaluation_config(input));
       state.evaluation_shape = input.shape;
     }
     state.evaluation->bind({.parameters = flat,

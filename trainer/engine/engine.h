@@ -21,6 +21,7 @@
 #include "trainer/engine/lanes.h"
 #include "trainer/engine/layer_statistics.h"
 #include "trainer/engine/loss_scale.h"
+#include "trainer/engine/plans.h"
 
 namespace convoy::trainer {
 
@@ -55,6 +56,11 @@ struct EngineConfig {
   std::set<std::string> frozen = {};
   std::map<std::string, ops::ParameterFactors> factors = {};
   StepHooks hooks;
+  // What the engine will compute later, so that all of its plans are decided when it is made: with
+  // these parameters frozen, and evaluate() of batches like this.
+  std::vector<std::set<std::string>> frozen_later = {};
+  std::optional<ops::ImageInput> evaluation = {};
+  PlanConfig plans;
 };
 
 // How many workers of `hosted` run at once on this rank: on its CPUs all of them if the cores
@@ -64,6 +70,7 @@ int lanes_for(const std::string& device, int hosted, int cpus, int threads_per_w
 class Engine {
  public:
   // Collective. Parameters start as their specs say, running statistics at mean 0 and variance 1.
+  // Throws PlanRefused (EngineConfig::plans).
   Engine(comm::Communicator& communicator, const ops::Graph& graph, const EngineConfig& config);
   ~Engine();
 
@@ -89,6 +96,8 @@ class Engine {
   const std::set<std::string>& frozen() const { return config_.frozen; }
   // Elements of the parameters that are trained; layout() counts all.
   size_t trained_floats() const { return layout_.gradient_floats; }
+  // What belongs to the run beside its state (Device::decisions); rank 0's counts.
+  std::string plans() const;
   bool has_ema() const { return !optimizer_->ema().empty(); }
   // Belongs to the state where scale_loss is set.
   bool scales_loss() const { return config_.scale_loss; }
@@ -193,7 +202,11 @@ class Engine {
   struct Lane;
 
   void plan();
+  void decide();
   void build();
+  ops::NetworkConfig training_config() const;
+  ops::NetworkConfig evaluation_config(const ops::ImageInput& input) const;
+  ops::Graph evaluation_graph(const ops::ImageInput& input) const;
   std::unique_ptr<ops::Optimizer> make_optimizer();
   void say_compute() const {
     if (config_.hooks.compute) config_.hooks.compute();

@@ -185,6 +185,10 @@ void fields(Job::Transfer& t, auto&& visit) {
   visit("init_sha256", t.init_sha256);
 }
 
+void fields(Job::Gpu& g, auto&& visit) {
+  visit("autotune", g.autotune);
+}
+
 void fields(Job& j, auto&& visit) {
   visit("name", j.name);
   visit("data", j.data);
@@ -207,6 +211,7 @@ void fields(Job& j, auto&& visit) {
   visit("checks", j.checks);
   visit("mixing", j.mixing);
   visit("transfer", j.transfer);
+  visit("gpu", j.gpu);
 }
 
 template <typename T>
@@ -314,9 +319,10 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 10> kNotIdentity = {
+constexpr std::array<std::string_view, 11> kNotIdentity = {
     "name",        "transfer.init_from",   "data.path", "data.follow_links", "stop_after_steps",
-    "checkpoint.", "reduction.bucket_mib", "log.",      "watchdog.",         "checks."};
+    "checkpoint.", "reduction.bucket_mib", "log.",      "watchdog.",         "checks.",
+    "gpu.autotune"};
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.

@@ -164,6 +164,10 @@ struct Job {
     std::string init_sha256;  // "": the caller fills it in where there is an init_from
   };
 
+  struct Gpu {
+    bool autotune = false;
+  };
+
   std::string name = "job";
   Data data;
   Model model;
@@ -185,6 +189,7 @@ struct Job {
   Checks checks;
   Mixing mixing;
   Transfer transfer;
+  Gpu gpu;
 };
 
 // Reads the job file at `path` (protobuf text format, at most 1 MiB), then applies each

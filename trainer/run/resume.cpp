@@ -18,7 +18,8 @@ NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Fingerprint, device, instruction_set, librari
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(PlateauState, drops, best_error, evaluations_since)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(SkippedSteps, ranges, skips)
 NLOHMANN_DEFINE_TYPE_NON_INTRUSIVE(Resume, found, step, folder, evaluated, top1, job,
-                                   dataset_digest, fingerprint, plateau, skipped, idle_lives, idle)
+                                   dataset_digest, fingerprint, plateau, skipped, plans, idle_lives,
+                                   idle)
 
 namespace {
 
@@ -88,7 +89,8 @@ Resume facts_of(const LoadedCheckpoint& loaded) {
           .dataset_digest = f.dataset_digest,
           .fingerprint = f.fingerprint,
           .plateau = f.plateau,
-          .skipped = f.skipped};
+          .skipped = f.skipped,
+          .plans = f.plans};
 }
 
 }  // namespace

@@ -25,6 +25,7 @@ struct Resume {
   Fingerprint fingerprint;
   PlateauState plateau;
   SkippedSteps skipped;
+  std::string plans;
   // Lives in a row before this one that ended by themselves without a step, and how. Not of the
   // checkpoint: rank 0 fills them in.
   size_t idle_lives = 0;

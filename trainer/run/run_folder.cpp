@@ -3,11 +3,14 @@
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "trainer/base/file.h"
+#include "trainer/engine/plans.h"
 #include "trainer/engine/setup.h"
 #include "trainer/run/signals.h"
 
 namespace convoy::trainer {
 namespace {
+
+constexpr const char* kPlans = "/plans.txt";
 
 // "life 3: 75 lost peer ...; life 4: ..."
 std::string to_text(const std::vector<const Life*>& lives) {
@@ -73,6 +76,16 @@ void RunFolder::open(comm::Watchdog& watchdog, const RunPlan& plan, uint64_t ste
                                               .resumed_from = resumed_from},
                                is_root());
   rewind(step);
+}
+
+std::optional<std::string> RunFolder::stored_plans(const Fingerprint& machine) const {
+  return read_plans(options_.out + kPlans, plan_target(machine.instruction_set, machine.libraries));
+}
+
+void RunFolder::keep_plans(const Fingerprint& machine, const std::string& plans) const {
+  if (is_root() && !plans.empty())
+    write_plans(options_.out + kPlans, plan_target(machine.instruction_set, machine.libraries),
+                plans);
 }
 
 void RunFolder::rewind(uint64_t step) {

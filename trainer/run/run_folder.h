@@ -48,6 +48,11 @@ class RunFolder {
   // can be saved and read back.
   void open(comm::Watchdog& watchdog, const RunPlan& plan, uint64_t step,
             const std::string& resumed_from, const MakeState& state);
+  // The plans that this run decided before it had a checkpoint, on such a machine; none where it
+  // has not come so far.
+  std::optional<std::string> stored_plans(const Fingerprint& machine) const;
+  // For stored_plans() of the next life; nothing on other ranks than 0.
+  void keep_plans(const Fingerprint& machine, const std::string& plans) const;
   // Collective: the run goes back to `step`, so what is written as it goes says nothing of steps
   // from there on.
   void go_back(uint64_t step);

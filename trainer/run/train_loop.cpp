@@ -43,7 +43,8 @@ TrainLoop::TrainLoop(RunContext run)
   // Whether the images of evaluation fit is said before the engine takes its time.
   const data::EvalTransform transform = eval_transform(job_);
   const data::ImageShape look = data::output_shape(transform, *plan_.val);
-  image_input(job_, plan_.normalisation, look, job_.evaluation.batch);
+  const ops::ImageInput evaluated =
+      image_input(job_, plan_.normalisation, look, job_.evaluation.batch);
   const data::ImageShape shape = data::output_shape(train_transform(job_), *plan_.train);
   input_ = image_input(job_, plan_.normalisation, shape, job_.batch_per_worker);
   graph_ = graph_of(job_, shape);
@@ -52,6 +53,9 @@ TrainLoop::TrainLoop(RunContext run)
       engine_config(job_, options_.device, communicator_.local_rank(), input_, plan_.lanes);
   config.frozen = training_.frozen_at(resume_.step);
   config.factors = training_.factors;
+  for (const FrozenFrom& phase : training_.phases) config.frozen_later.push_back(phase.frozen);
+  config.evaluation = evaluated;
+  config.plans = plan_config();
   config.hooks = {.compute = [this] { watchdog_.enter(comm::Phase::kCompute, step_); },
                   .reduce =
                       [this](int bucket) {
@@ -66,7 +70,7 @@ TrainLoop::TrainLoop(RunContext run)
         ops::freeze(graph_, [&](const std::string& name) { return frozen.contains(name); }),
         config);
   }
-  engine_ = std::make_unique<Engine>(communicator_, graph_, config);
+  engine_ = make_engine(config);
   evaluation_.emplace(communicator_, watchdog_,
                       std::vector<ImageNetwork>{{job_.name, *engine_, job_, plan_.normalisation,
                                                  transform, look, int64_t{job_.data.classes}}},
@@ -81,6 +85,44 @@ TrainLoop::TrainLoop(RunContext run)
                        });
   non_finite_.emplace(communicator_, *engine_, *replicas_, folder_, job_.non_finite, skipped_);
   report_.emplace(plan_, job_, *engine_);
+}
+
+// The plans of the checkpoint, else what the run decided before its first one.
+PlanConfig TrainLoop::plan_config() const {
+  PlanConfig config = {.stored = std::nullopt,
+                       .refused = options_.allow_change ? Refused::kReplace : Refused::kStop,
+                       .tune = job_.gpu.autotune,
+                       .cache_folder = cache_folder()};
+  if (resume_.found)
+    config.stored = resume_.plans;
+  else if (is_root() && !options_.dry_run)
+    config.stored = folder_.stored_plans(fingerprint_);
+  return config;
+}
+
+std::unique_ptr<Engine> TrainLoop::make_engine(const EngineConfig& config) const {
+  std::unique_ptr<Engine> engine;
+  try {
+    engine = std::make_unique<Engine>(communicator_, graph_, config);
+  } catch (const PlanRefused& e) {
+    if (!is_root())
+      fail(
+          e.code(),
+          "rank {} ({}): {}; rank 0 uses it: all ranks need GPUs and libraries that do what its do",
+          communicator_.rank(), printable(communicator_.host()), e.what());
+    fail(e.code(),
+         "{}; the run cannot go on with the same bits: use the libraries that it began with{}, or "
+         "--allow-change to go on with other engines",
+         e.what(), resume_.found ? fmt::format(" ({})", resume_.fingerprint.libraries) : "");
+  }
+  if (!is_root() || !resume_.found) return engine;
+  const std::vector<std::string> changed = changed_plans(resume_.plans, engine->plans());
+  if (!changed.empty())
+    log::warning(
+        "a new numerical identity from step {} on: results are no longer bit for bit those of the "
+        "engines before ({} of them changed; {})",
+        resume_.step, changed.size(), printable(changed.front()));
+  return engine;
 }
 
 void TrainLoop::dry_run() {
@@ -124,6 +166,7 @@ void TrainLoop::restore_state(const std::optional<CheckpointState>& checkpoint, 
 
 void TrainLoop::open_folder() {
   folder_.open(watchdog_, plan_, step_, resume_.folder, state_to_save(std::nullopt));
+  folder_.keep_plans(fingerprint_, engine_->plans());
   folder_.write(
       {.step = step_,
        .event = resume_.found ? "resume" : "start",
@@ -388,6 +431,7 @@ CheckpointState TrainLoop::checkpoint_state(std::optional<double> top1) {
                  .top1 = top1,
                  .confirmed_by_ranks = static_cast<uint32_t>(communicator_.size()),
                  .skipped = skipped_,
+                 .plans = engine_->plans(),
                  .class_names = plan_.train->classes()};
   state.model = model_tensors(*engine_, step_);
   state.optimizer = optimizer_tensors(*engine_, plan_.normalisation);

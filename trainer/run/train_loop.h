@@ -62,6 +62,8 @@ class TrainLoop {
   bool is_root() const { return communicator_.rank() == 0; }
   bool evaluation_due(uint64_t done) const;
 
+  PlanConfig plan_config() const;
+  std::unique_ptr<Engine> make_engine(const EngineConfig& config) const;
   void begin_anew();
   void follow_freezing();
   void restore_state(const std::optional<CheckpointState>& checkpoint, const char* how);

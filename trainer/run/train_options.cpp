@@ -24,7 +24,8 @@ std::optional<TrainOptions> parse_train_options(const Arguments& arguments) {
       "resume", po::value(&o.resume)->default_value(o.resume),
       "auto: go on where --out stands, or start; never: start; DIR: from that checkpoint or run")(
       "allow-change", po::bool_switch(&o.allow_change),
-      "resume although the job changed in a way that changes the result")(
+      "resume although the job changed in a way that changes the result, or the GPU's libraries "
+      "refuse an engine that the run has used (another one is taken)")(
       "until", po::value(&until),
       "leave by itself in time, saved, with exit code 75: a moment (2026-11-25T18:00), a time from "
       "the start (+90m, +2h30m), or job: the end of the Slurm job")(

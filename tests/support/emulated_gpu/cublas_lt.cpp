@@ -1,10 +1,14 @@
 // What we use of cuBLASLt, on the host: products by plain loops, summed in fp32. It knows no more
-// than that, and holds callers to what they said: an algorithm runs only the product and with the
-// alignment that it was chosen for, and what lies in its workspace is lost.
+// than that, and holds callers to what they said: an algorithm that was recommended runs only the
+// product and with the alignment that it was chosen for, and what lies in its workspace is lost.
+//
+// CONVOY_EMULATED_CUBLAS_PREFERS and _REFUSES name an algorithm (66, 67) that is recommended first,
+// or that does not work; with _FORGETS none is made from its number.
 #include <cublasLt.h>
 
 #include <algorithm>
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 
 #include "ops/core/tensor.h"
@@ -32,12 +36,29 @@ struct Preference {
   uint32_t alignment[4] = {256, 256, 256, 256};  // of A, B, C, D
 };
 
-// What the 64 bytes of an algorithm hold: a number of the product, and what its memory must be.
+// What the 64 bytes of an algorithm hold: which one it is, the product that it was chosen for (0:
+// made from its number, for any), and what its memory must be. Knobs are kept and mean nothing.
 struct Algorithm {
   uint64_t product;
-  uint64_t workspace;
   uint32_t alignment[4];
+  int32_t id;
+  uint32_t knobs[CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID];
 };
+// Their sums go in different orders.
+constexpr int32_t kForward = 66, kReversed = 67;
+constexpr uint64_t kWorkspace = 1000;
+
+// An environment variable that names an algorithm; 0: none.
+int32_t named_by(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : 0;
+}
+bool is_known(int32_t id) {
+  return (id == kForward || id == kReversed) && id != named_by("CONVOY_EMULATED_CUBLAS_REFUSES");
+}
+uint32_t knob_bytes(cublasLtMatmulAlgoConfigAttributes_t what) {
+  return what >= CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID ? 2 : 4;
+}
 static_assert(sizeof(Algorithm) <= sizeof(cublasLtMatmulAlgo_t));
 
 Matmul& of(cublasLtMatmulDesc_t m) {
@@ -197,7 +218,7 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
   }
 }
 
-// One algorithm, which needs a workspace. Sums in pieces whose order is not fixed are refused.
+// Two algorithms, which need a workspace. Sums in pieces whose order is not fixed are refused.
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t matmul,
                                               cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                               cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
@@ -206,18 +227,72 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               int* returned) {
   const Preference& p = of(preference);
   if (requested < 1) return CUBLAS_STATUS_INVALID_VALUE;
-  if (!fits(of(matmul), of(a), of(b), of(c), of(d)) ||
+  if (!fits(of(matmul), of(a), of(b), of(c), of(d)) || p.workspace < kWorkspace ||
       (p.reductions & ~uint32_t{CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE}) != 0)
     return CUBLAS_STATUS_NOT_SUPPORTED;
-  Algorithm algorithm{.product = number_of(of(matmul), of(a), of(b), of(d)),
-                      .workspace = std::min<uint64_t>(p.workspace, 1000),
-                      .alignment = {}};
-  std::copy_n(p.alignment, 4, algorithm.alignment);
-  results[0] = {};
-  std::memcpy(&results[0].algo, &algorithm, sizeof algorithm);
-  results[0].workspaceSize = algorithm.workspace;
-  results[0].state = CUBLAS_STATUS_SUCCESS;
-  *returned = 1;
+  int32_t ids[] = {kForward, kReversed};
+  if (named_by("CONVOY_EMULATED_CUBLAS_PREFERS") == kReversed) std::swap(ids[0], ids[1]);
+  *returned = 0;
+  for (const int32_t id : ids) {
+    if (!is_known(id) || *returned == requested) continue;
+    Algorithm algorithm{.product = number_of(of(matmul), of(a), of(b), of(d)),
+                        .alignment = {},
+                        .id = id,
+                        .knobs = {20, 1}};
+    std::copy_n(p.alignment, 4, algorithm.alignment);
+    cublasLtMatmulHeuristicResult_t& result = results[(*returned)++] = {};
+    std::memcpy(&result.algo, &algorithm, sizeof algorithm);
+    result.workspaceSize = kWorkspace;
+    result.state = CUBLAS_STATUS_SUCCESS;
+  }
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoInit(cublasLtHandle_t, cublasComputeType_t, cudaDataType_t,
+                                      cudaDataType_t, cudaDataType_t, cudaDataType_t,
+                                      cudaDataType_t, int id, cublasLtMatmulAlgo_t* out) {
+  if (!is_known(id) || std::getenv("CONVOY_EMULATED_CUBLAS_FORGETS"))
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  const Algorithm algorithm{.product = 0, .alignment = {1, 1, 1, 1}, .id = id, .knobs = {}};
+  *out = {};
+  std::memcpy(out, &algorithm, sizeof algorithm);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t what,
+                                                    void* out, size_t bytes, size_t* written) {
+  Algorithm algorithm;
+  std::memcpy(&algorithm, algo, sizeof algorithm);
+  if (bytes != knob_bytes(what)) return CUBLAS_STATUS_INVALID_VALUE;
+  *written = bytes;
+  std::memcpy(out,
+              what == CUBLASLT_ALGO_CONFIG_ID ? static_cast<const void*>(&algorithm.id)
+                                              : &algorithm.knobs[what - 1],
+              bytes);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algo,
+                                                    cublasLtMatmulAlgoConfigAttributes_t what,
+                                                    const void* from, size_t bytes) {
+  if (what == CUBLASLT_ALGO_CONFIG_ID || bytes != knob_bytes(what))
+    return CUBLAS_STATUS_INVALID_VALUE;
+  Algorithm algorithm;
+  std::memcpy(&algorithm, algo, sizeof algorithm);
+  std::memcpy(&algorithm.knobs[what - 1], from, bytes);
+  std::memcpy(algo, &algorithm, sizeof algorithm);
+  return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t matmul,
+                                       cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+                                       cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+                                       const cublasLtMatmulAlgo_t* algo,
+                                       cublasLtMatmulHeuristicResult_t* result) {
+  Algorithm algorithm;
+  std::memcpy(&algorithm, algo, sizeof algorithm);
+  if (!fits(of(matmul), of(a), of(b), of(c), of(d)) || !is_known(algorithm.id))
+    return CUBLAS_STATUS_NOT_SUPPORTED;
+  result->workspaceSize = kWorkspace;
+  result->state = CUBLAS_STATUS_SUCCESS;
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -232,8 +307,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t matmul, con
   std::memcpy(&algorithm, algo, sizeof algorithm);
   const Matmul m = of(matmul);
   const Layout la = of(a_layout), lb = of(b_layout), ld = of(d_layout);
-  if (!(of(c_layout) == ld) || algorithm.product != number_of(m, la, lb, ld) ||
-      workspace_bytes < algorithm.workspace)
+  const bool chosen_for_it =
+      algorithm.product == 0 || algorithm.product == number_of(m, la, lb, ld);
+  if (!(of(c_layout) == ld) || !chosen_for_it || workspace_bytes < kWorkspace)
     return CUBLAS_STATUS_INVALID_VALUE;
   const void* pointers[] = {a, b, c, d};
   for (int i = 0; i < 4; ++i)
@@ -254,8 +330,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t matmul, con
     for (int64_t column = 0; column < static_cast<int64_t>(ld.columns); ++column)
       for (int64_t row = 0; row < static_cast<int64_t>(ld.rows); ++row) {
         float sum = 0;
-        for (int64_t i = 0; i < k; ++i)
+        for (int64_t n = 0; n < k; ++n) {
+          const int64_t i = algorithm.id == kReversed ? k - 1 - n : n;
           sum += factor(a, la, m.a, row, i) * factor(b, lb, m.b, i, column);
+        }
         const int64_t at = row + column * ld.ld;
         // As BLAS has it, what is kept zero times is not read.
         store(d, ld.type, at, keep == 0 ? scale * sum : scale * sum + keep * load(c, ld.type, at));

@@ -3,12 +3,15 @@
 //
 // Strict where the library is: unknown descriptors and attributes, missing ones, misaligned
 // pointers and unknown uids are errors. It recommends engines that nobody may take, before and
-// beside good ones: what they compute is NaN or has TF32's precision.
+// beside good ones: what they compute is NaN or has TF32's precision. Engine 0 adds in another
+// order than the others and is the fastest, though recommended last. CONVOY_EMULATED_CUDNN_PREFERS
+// and _REFUSES name an engine that is recommended first, or that does not work.
 #include <cudnn_backend.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <map>
@@ -374,6 +377,15 @@ const std::vector<Engine>& engines() {
 constexpr int64_t kTensorCores = 5, kFma = 9, kPlain = 0;
 constexpr int64_t kKnobValues = 3;  // of CUDNN_KNOB_TYPE_TILE_SIZE, which engines 5 and 9 have
 
+// An environment variable that names an engine; -1: none.
+int64_t named_by(const char* variable) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : -1;
+}
+bool refuses(const Engine& engine) {
+  return engine.refuses || engine.index == named_by("CONVOY_EMULATED_CUDNN_REFUSES");
+}
+
 const Engine& engine_of(const Descriptor& engine) {
   const auto index = engine.get<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX);
   for (const Engine& e : engines())
@@ -412,6 +424,9 @@ std::vector<Reference> recommended(const Descriptor& heuristics) {
   std::vector<Reference> all;
   switch (heuristics.get<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE)) {
     case CUDNN_HEUR_MODE_A:
+      for (const Engine& e : engines())
+        if (e.index == named_by("CONVOY_EMULATED_CUDNN_PREFERS"))
+          all.push_back(configuration(graph, e.index, 1));
       for (const Engine& e : engines())
         if (e.index != kPlain) all.push_back(configuration(graph, e.index, 1));
       break;
@@ -463,8 +478,8 @@ void finalize(Descriptor& d) {
       break;
     }
     case CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR:
-      if (engine_of(d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG).one(CUDNN_ATTR_ENGINECFG_ENGINE))
-              .refuses)
+      if (refuses(engine_of(
+              d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG).one(CUDNN_ATTR_ENGINECFG_ENGINE))))
         refuse(CUDNN_STATUS_NOT_SUPPORTED, "this engine's plans never work");
       break;
     case CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR:
@@ -539,31 +554,36 @@ float to_tf32(float v) {
   return v;
 }
 
-// Calls body(index in x, in w, in y) for each product of a convolution, in a fixed order.
+// Calls body(index in x, in w, in y) for each product of a convolution, in a fixed order, or in the
+// opposite one.
 template <typename Body>
-void for_each_product(const Operation& op, Body body) {
+void for_each_product(const Operation& op, bool reversed, Body body) {
   const auto &x = op.x[0].dims, &w = op.w[0].dims, &y = op.y[0].dims;
   const int64_t per_group = w[0] / (x[1] / w[1]);
   const auto index = [](const std::vector<int64_t>& d, int64_t a, int64_t b, int64_t c, int64_t e) {
     return static_cast<size_t>(((a * d[1] + b) * d[2] + c) * d[3] + e);
   };
+  const auto product = [&](int64_t n, int64_t k, int64_t p, int64_t q, int64_t c, int64_t r,
+                           int64_t s) {
+    const int64_t h = p * op.stride + r - op.padding, v = q * op.stride + s - op.padding;
+    if (h < 0 || h >= x[2] || v < 0 || v >= x[3]) return;
+    body(index(x, n, k / per_group * w[1] + c, h, v), index(w, k, c, r, s), index(y, n, k, p, q));
+  };
+  const auto at = [&](int64_t i, int64_t count) { return reversed ? count - 1 - i : i; };
   for (int64_t n = 0; n < y[0]; ++n)
     for (int64_t k = 0; k < y[1]; ++k)
       for (int64_t p = 0; p < y[2]; ++p)
         for (int64_t q = 0; q < y[3]; ++q)
           for (int64_t c = 0; c < w[1]; ++c)
             for (int64_t r = 0; r < w[2]; ++r)
-              for (int64_t s = 0; s < w[3]; ++s) {
-                const int64_t h = p * op.stride + r - op.padding,
-                              v = q * op.stride + s - op.padding;
-                if (h < 0 || h >= x[2] || v < 0 || v >= x[3]) continue;
-                body(index(x, n, k / per_group * w[1] + c, h, v), index(w, k, c, r, s),
-                     index(y, n, k, p, q));
-              }
+              for (int64_t s = 0; s < w[3]; ++s)
+                product(at(n, y[0]), at(k, y[1]), at(p, y[2]), at(q, y[3]), at(c, w[1]),
+                        at(r, w[2]), at(s, w[3]));
 }
 
 void run(const std::vector<Operation>& ops, const Engine& engine, std::map<int64_t, void*> memory,
          void* workspace) {
+  spend(engine.index == kPlain ? 1 : 2);
   if (engine.workspace > 0) std::memset(workspace, 0xff, static_cast<size_t>(engine.workspace));
   Values chain;  // what the last operation made
   for (const Operation& op : ops) {
@@ -590,7 +610,7 @@ void run(const std::vector<Operation>& ops, const Engine& engine, std::map<int64
           for (float& v : values) v = to_tf32(v);
       const bool forward = op.kind == CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR;
       const bool to_data = op.kind == CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR;
-      for_each_product(op, [&](size_t x, size_t w, size_t y) {
+      for_each_product(op, engine.index == kPlain, [&](size_t x, size_t w, size_t y) {
         if (forward)
           out[y] += in[0][x] * in[1][w];
         else if (to_data)

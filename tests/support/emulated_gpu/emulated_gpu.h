@@ -35,6 +35,9 @@ void enqueue(cudaStream_t stream, std::function<void()> work);
 // somebody waits and now and then by a thread of the emulator's, for a real GPU would go on, too.
 void enqueue_polled(cudaStream_t stream, std::function<bool()> work);
 
+// Running work calls it: so much later it is on the GPU's clock, which stands still otherwise.
+void spend(double milliseconds);
+
 // Ends the program where a vector access would fault.
 void expect_aligned(const void* p, size_t bytes);
 

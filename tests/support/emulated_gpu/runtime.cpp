@@ -26,6 +26,7 @@ using Work = std::function<bool()>;  // true: done; false: blocked, to be called
 // One lock for all: calls come from few threads. Recursive, because work runs under it.
 std::recursive_mutex mutex;
 cudaError_t next_error = cudaSuccess;
+double clock_ms = 0;  // spend()
 
 struct Graph;
 
@@ -38,9 +39,10 @@ struct Stream {
 };
 
 struct Event {
-  Stream* stream = nullptr;  // null: never recorded
-  uint64_t after = 0;        // work of that stream
-  Graph* capture = nullptr;  // recorded while capturing
+  Stream* stream = nullptr;      // null: never recorded
+  uint64_t after = 0;            // work of that stream
+  Graph* capture = nullptr;      // recorded while capturing
+  std::shared_ptr<double> time;  // of events that have one: when it happened
 };
 
 struct Item {
@@ -198,6 +200,11 @@ void expect_aligned(const void* p, size_t bytes) {
   std::fprintf(stderr, "emulated GPU: a vector access at %p, which is not aligned to 16 bytes\n",
                p);
   std::abort();
+}
+
+void spend(double milliseconds) {
+  const std::lock_guard lock(mutex);
+  clock_ms += milliseconds;
 }
 
 void fail_next_call(cudaError_t error) {
@@ -385,8 +392,10 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   // Nothing else would ever run it.
   return try_run(of(stream), of(stream).enqueued) ? take_error() : cudaErrorNotReady;
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* out, unsigned) {
-  *out = reinterpret_cast<cudaEvent_t>(new Event);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* out, unsigned flags) {
+  auto* event = new Event;
+  if ((flags & cudaEventDisableTiming) == 0) event->time = std::make_shared<double>();
+  *out = reinterpret_cast<cudaEvent_t>(event);
   return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t* out) {
@@ -400,7 +409,12 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const std::lock_guard lock(mutex);
-  of(event) = {.stream = &of(stream), .after = of(stream).enqueued, .capture = of(stream).capture};
+  const std::shared_ptr<double> time = of(event).time;
+  if (time) put(of(stream), once([time] { *time = clock_ms; }));
+  of(event) = {.stream = &of(stream),
+               .after = of(stream).enqueued,
+               .capture = of(stream).capture,
+               .time = time};
   return take_error();
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -431,8 +445,10 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (!now.stream || try_run(*now.stream, now.after)) return take_error();
   return cudaErrorNotReady;
 }
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) {
-  *milliseconds = 1.0f;
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  const std::lock_guard lock(mutex);
+  if (!of(begin).time || !of(end).time) return cudaErrorInvalidResourceHandle;
+  *milliseconds = static_cast<float>(*of(end).time - *of(begin).time);
   return cudaSuccess;
 }
 

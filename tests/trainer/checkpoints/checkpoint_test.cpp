@@ -105,6 +105,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
   state.facts.top1 = 0.875;
   state.facts.confirmed_by_ranks = 3;
   state.facts.skipped = {.ranges = {{5, 8}, {20, 21}}, .skips = 3};
+  state.facts.plans = "forward x \"y\" = 9:1=2\nproduct = none\n";
   const std::string path = save_checkpoint(out.path(), state);
   EXPECT_EQ(path, checkpoint(out.path(), 1234));
   EXPECT_EQ(names_in(path),
@@ -124,6 +125,7 @@ TEST(Checkpoint, LoadsWhatWasSaved) {
   EXPECT_EQ(loaded.facts.top1, 0.875);
   EXPECT_EQ(loaded.facts.confirmed_by_ranks, 3u);
   EXPECT_EQ(loaded.facts.skipped, state.facts.skipped);
+  EXPECT_EQ(loaded.facts.plans, state.facts.plans);
   ASSERT_EQ(loaded.model.tensors.size(), 3u);
   EXPECT_EQ(loaded.model.tensors[0].name, "conv.weight");
   EXPECT_EQ(loaded.model.tensors[0].shape, (std::vector<int64_t>{2, 2}));
@@ -147,6 +149,7 @@ TEST(Checkpoint, AFreshPlateauAndNoAverageSurvive) {
   EXPECT_TRUE(loaded.ema.tensors.empty());
   EXPECT_EQ(loaded.facts.plateau, PlateauState{});  // best error: infinity
   EXPECT_EQ(loaded.facts.top1, std::nullopt);
+  EXPECT_EQ(loaded.facts.plans, "");  // as in checkpoints from before that field
 }
 
 TEST(Checkpoint, TheDigestIsOfTheStateAlone) {

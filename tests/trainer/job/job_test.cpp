@@ -699,7 +699,8 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "watchdog.straggler_seconds=3",
                                             "checks.replicas_every_steps=3",
                                             "checks.recompute_every_steps=3",
-                                            "checks.max_roll_backs=1"};
+                                            "checks.max_roll_backs=1",
+                                            "gpu.autotune=true"};
   const std::vector<std::string> inside = {"data.format=idx",
                                            "data.classes=3",
                                            "data.train.crop=center",

@@ -1,0 +1,64 @@
+// What a device's libraries compute with, where they offer several ways whose bits differ: recorded
+// as text, so that all ranks of a run, and all its lives, use the same.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ops/core/error.h"
+
+namespace convoy {
+
+// An engine (or algorithm) of a library and how its knobs are set.
+struct Choice {
+  int64_t engine = kNone;
+  std::vector<std::pair<int64_t, int64_t>> knobs;  // type and value
+
+  static constexpr int64_t kNone = -1;  // the library has no engine for it
+  bool operator==(const Choice&) const = default;
+};
+// "62:2=8,13=1", "0" without knobs, "none"
+std::string to_text(const Choice& choice);
+// Throws Error (kBadData) if it is not what to_text() writes.
+Choice parse_choice(const std::string& text);
+
+// A library does not do (any more) what was prescribed (kBadJob).
+class PlanRefused : public Error {
+ public:
+  using Error::Error;
+};
+
+// What happens then: PlanRefused is thrown, or a warning is logged and the library chooses anew.
+enum class Refused { kStop, kReplace };
+
+// Choices by the name of what is computed. For the thread of its device.
+class Decisions {
+ public:
+  // From now on these are followed, lines "NAME = CHOICE" as text() writes them; what was
+  // prescribed before and is not among them stays. Throws Error (kBadData) for what is no such
+  // line, and changes nothing then.
+  void prescribe(const std::string& text, Refused refused = Refused::kStop);
+  // Valid until the next call of another member.
+  const Choice* prescribed(const std::string& name) const;
+  // `library` ("cuDNN 9.19.0") refuses what is prescribed, because of `why`. Throws PlanRefused, or
+  // forgets it with a warning.
+  void refuse(const std::string& name, const std::string& library, const std::string& why);
+
+  void decide(const std::string& name, const Choice& choice) { decided_[name] = choice; }
+  // A line for each that was decided, in the order of the names.
+  std::string text() const;
+
+ private:
+  struct Prescribed {
+    Choice choice;
+    Refused refused;
+  };
+  std::map<std::string, Prescribed> prescribed_;
+  std::map<std::string, Choice> decided_;
+};
+
+}  // namespace convoy

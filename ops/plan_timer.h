@@ -1,0 +1,31 @@
+// How long plans of convolutions take on this GPU: the measure by which a run that tunes chooses.
+#pragma once
+
+#include <map>
+
+#include "ops/core/cuda_handle.h"
+#include "ops/cudnn.h"
+
+namespace convoy::cudnn {
+
+// Has memory of its own for the largest convolution so far. For the device's thread.
+class PlanTimer {
+ public:
+  explicit PlanTimer(cudaStream_t stream) : stream_(stream) {}
+
+  // Seconds of one run: the median of a few, behind one that does not count. Waits.
+  double measure(const Convolution& c, const Plan& plan);
+
+ private:
+  enum class Tensor { kX, kW, kY, kBias, kResidual, kWorkspace };
+  void* memory(Tensor tensor, size_t bytes);
+
+  struct Memory {
+    cuda::DeviceBuffer data;
+    size_t bytes = 0;
+  };
+  cudaStream_t stream_;
+  std::map<Tensor, Memory> memory_;
+};
+
+}  // namespace convoy::cudnn

@@ -1,0 +1,118 @@
+#include "trainer/engine/plans.h"
+
+#include <algorithm>
+#include <map>
+
+#include "data_loader/files.h"
+#include "ops/core/digest.h"
+#include "ops/core/error.h"
+
+namespace convoy::trainer {
+namespace {
+
+// A cache that has grown beyond it begins anew.
+constexpr size_t kMostCacheBytes = size_t{4} << 20;
+
+// Lines "NAME = CHOICE", by name.
+std::map<std::string, std::string> lines_of(const std::string& text) {
+  std::map<std::string, std::string> lines;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    const std::string line = text.substr(begin, end - begin);
+    begin = end + 1;
+    const size_t is = line.rfind(" = ");
+    if (is != std::string::npos) lines[line.substr(0, is)] = line.substr(is + 3);
+  }
+  return lines;
+}
+
+std::string merged(const std::string& old, const std::string& more) {
+  std::map<std::string, std::string> lines = lines_of(more);
+  lines.merge(lines_of(old));  // of both, the newer line stays
+  std::string text;
+  for (const auto& [name, choice] : lines) text += fmt::format("{} = {}\n", name, choice);
+  return text;
+}
+
+bool are_plans(const std::string& text) {
+  try {
+    Decisions().prescribe(text);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+// Without what a library is said not to have: that it says itself, each time.
+std::string known(const std::string& plans) {
+  std::string text;
+  for (const auto& [name, choice] : lines_of(plans))
+    if (parse_choice(choice).engine != Choice::kNone)
+      text += fmt::format("{} = {}\n", name, choice);
+  return text;
+}
+
+// What rank 0 decides at the start of a run.
+void decide_first(ops::Device& device, const PlanConfig& config,
+                  const std::function<void()>& decide) {
+  const auto tune_and_decide = [&] {
+    device.tune(config.tune);
+    decide();
+    device.tune(false);
+  };
+  if (config.cache_folder.empty()) return tune_and_decide();
+  const std::string target =
+      plan_target(device.instruction_set(), device.libraries()) + (config.tune ? "; measured" : "");
+  const std::string path =
+      fmt::format("{}/plans-{}.txt", config.cache_folder, sha256_hex(target).substr(0, 16));
+  const std::string cached = read_plans(path, target).value_or("");
+  device.prescribe(known(cached), Refused::kReplace);
+  tune_and_decide();
+  const std::string plans = device.decisions(), all = merged(cached, plans);
+  if (all != cached) write_plans(path, target, all.size() <= kMostCacheBytes ? all : plans);
+}
+
+}  // namespace
+
+void agree_on_plans(comm::Communicator& communicator, ops::Device& device, const PlanConfig& config,
+                    const std::function<void()>& decide) {
+  std::string plans;
+  if (communicator.rank() == 0) {
+    if (config.stored) {
+      device.prescribe(*config.stored, config.refused);
+      decide();
+    } else {
+      decide_first(device, config, decide);
+    }
+    plans = device.decisions();
+  }
+  communicator.broadcast(plans, 0);
+  device.prescribe(plans, Refused::kStop);
+}
+
+std::string plan_target(const std::string& instruction_set, const std::string& libraries) {
+  return fmt::format("{}; {}", instruction_set, libraries);
+}
+
+std::optional<std::string> read_plans(const std::string& path, const std::string& target) {
+  const std::string text = data::read_cache(path), head = target + "\n";
+  if (!text.starts_with(head)) return std::nullopt;
+  std::string plans = text.substr(head.size());
+  if (!are_plans(plans)) return std::nullopt;
+  return plans;
+}
+
+void write_plans(const std::string& path, const std::string& target, const std::string& plans) {
+  data::write_cache(path, fmt::format("{}\n{}", target, plans));
+}
+
+std::vector<std::string> changed_plans(const std::string& before, const std::string& after) {
+  std::vector<std::string> changed;
+  const std::map<std::string, std::string> now = lines_of(after);
+  for (const auto& [name, choice] : lines_of(before))
+    if (const auto found = now.find(name); found != now.end() && found->second != choice)
+      changed.push_back(fmt::format("{}: {} -> {}", name, choice, found->second));
+  return changed;
+}
+
+}  // namespace convoy::trainer
