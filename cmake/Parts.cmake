@@ -3,9 +3,9 @@
 # of it computes a network, so neither oneDNN nor OpenMP is asked for.
 convoy_library(ops
   SOURCES
-    ops/add.cpp ops/batch_norm.cpp ops/catalogue.cpp ops/concat.cpp ops/conv2d.cpp ops/dropout.cpp
-    ops/graph.cpp ops/linear.cpp ops/local_response_norm.cpp ops/multiply.cpp ops/pool.cpp ops/relu.cpp
-    ops/sigmoid.cpp ops/subsample.cpp
+    ops/add.cpp ops/batch_norm.cpp ops/catalogue.cpp ops/concat.cpp ops/conv2d.cpp ops/decisions.cpp
+    ops/dropout.cpp ops/graph.cpp ops/linear.cpp ops/local_response_norm.cpp ops/multiply.cpp
+    ops/pool.cpp ops/relu.cpp ops/sigmoid.cpp ops/subsample.cpp
   LINK convoy::core)
 convoy_library(trainer
   SOURCES

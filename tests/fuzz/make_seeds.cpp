@@ -162,6 +162,9 @@ void files(const auto& write) {
         "{\"ledger\":1,\"life\":1,\"first\":0,\"end\":9,\"samples\":10,\"batch\":2,\"seed\":1,"
         "\"dataset\":\"d\",\"unrecorded\":\"why\"}");
   write("lives/two", lives());
+  write("plans/choice", "62:2=8,13=1");
+  write("plans/lines",
+        "forward x [8, 64, 56, 56] w [64, 3, 3, 64] = 62:2=8,13=1\na = 0\nb = none\n");
   write("metrics/lines",
         "{\"step\":50,\"epoch\":0.5,\"train_loss\":1.25}\n{\"step\":101}\nrubbish\n{\"step\":60");
 }

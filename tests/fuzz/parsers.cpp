@@ -23,6 +23,7 @@
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "ops/decisions.h"
 #include "ops/graph.h"
 #include "tests/fuzz/tiny_checkpoint.h"
 #include "tests/support/temp_folder.h"
@@ -577,6 +578,16 @@ void feed_graph(std::string_view bytes) {
   });
 }
 
+// What is taken, as text again, is taken as the same.
+void feed_plans(std::string_view bytes) {
+  const std::string text(bytes);
+  accepted({ExitCode::kBadData}, [&] { Decisions().prescribe(text); });
+  accepted({ExitCode::kBadData}, [&] {
+    const Choice choice = parse_choice(text);
+    require(parse_choice(to_text(choice)) == choice, "another choice");
+  });
+}
+
 constexpr Parser kParsers[] = {
     {"baseline", &feed_baseline, 8192},
     {"jpeg", &feed_jpeg, 8192},
@@ -597,6 +608,7 @@ constexpr Parser kParsers[] = {
     {"job", &feed_job, 2048},
     {"set", &feed_set, 256},
     {"graph", &feed_graph, 4096},
+    {"plans", &feed_plans, 512},
 };
 
 }  // namespace

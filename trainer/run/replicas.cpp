@@ -37,14 +37,13 @@ std::string ranks_text(const std::vector<int>& ranks, const std::vector<std::str
 }
 
 std::string pack(const Digests& digests) {
-  std::string text(digests.size() * sizeof(uint64_t), '\0');
-  std::memcpy(text.data(), digests.data(), text.size());
-  return text;
+  return {reinterpret_cast<const char*>(digests.data()), digests.size() * sizeof(uint64_t)};
 }
 
+// A rank may have none.
 Digests unpack(const std::string& text) {
   Digests digests(text.size() / sizeof(uint64_t));
-  std::memcpy(digests.data(), text.data(), digests.size() * sizeof(uint64_t));
+  if (!digests.empty()) std::memcpy(digests.data(), text.data(), digests.size() * sizeof(uint64_t));
   return digests;
 }
 
