@@ -56,7 +56,8 @@ Transport choose(Communicator& communicator, Transport wanted) {
   if (communicator.rank() == 0)
     std::call_once(said, [&] {
       log::warning(
-          "these {} ranks share {} GPU(s), so that their sums go through host memory and each has a "
+          "these {} ranks share {} GPU(s), so that their sums go through host memory and each has "
+          "a "
           "part of a GPU; start one rank for each GPU",
           gpus.size(), count);
     });

@@ -9,7 +9,7 @@ namespace convoy {
 class TraceRange {
  public:
   explicit TraceRange(const char* name);
-  ~TraceRange();
+  ~TraceRange();  // NOLINT(performance-trivially-destructible): with CUDA it is not
   TraceRange(const TraceRange&) = delete;
   TraceRange& operator=(const TraceRange&) = delete;
 };
