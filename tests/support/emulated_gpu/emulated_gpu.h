@@ -35,7 +35,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work);
 // somebody waits and now and then by a thread of the emulator's, for a real GPU would go on, too.
 void enqueue_polled(cudaStream_t stream, std::function<bool()> work);
 
-// Running work calls it: so much later it is on the GPU's clock, which stands still otherwise.
+// Running work calls it: so much later it is on the GPU's clock, which hardly moves otherwise.
 void spend(double milliseconds);
 
 // Ends the program where a vector access would fault.
