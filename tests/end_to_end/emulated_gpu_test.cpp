@@ -66,13 +66,14 @@ TEST_P(EmulatedGpuIn, HasTheSameBitsOnAnyRanksAndAfterAStop) {
 INSTANTIATE_TEST_SUITE_P(Precisions, EmulatedGpuIn, testing::Values("fp32", "fp16"),
                          [](const auto& each) { return std::string(each.param); });
 
-// Begun with other weights, all but the classifier frozen till step 1, a part till step 2.
+// Begun with other weights, all but the classifier frozen till step 1, a part till step 2: of
+// 10,000 images a step takes 8.
 TEST_F(EmulatedGpu, HasTheSameBitsWithTransferAndUnfreezing) {
   train("source", 1, 1, "bf16");
   const std::string job = folder_.write(
       "transfer.txtpb", std::string(kJob) + "transfer { init_from: \"" + out("source") + "\"" + R"(
         freeze: "conv1" freeze: "bn1" freeze: "layer*"
-        unfreeze { epoch: 1 pattern: "layer3" } unfreeze { epoch: 2 pattern: "*" } })");
+        unfreeze { epoch: 0.0007 pattern: "layer3" } unfreeze { epoch: 0.0015 pattern: "*" } })");
   const Outcome unbroken = train("transfer", 1, 4, "bf16", job);
   for (const char* border : {"from step 1 on", "from step 2 on"})
     EXPECT_NE(unbroken.err.find(border), std::string::npos) << unbroken.all();
@@ -93,7 +94,7 @@ TEST_F(EmulatedGpu, SumsABufferInEveryWay) {
     const Outcome outcome =
         run({"bench", "allreduce", "--device", "cuda", "--min-bytes", "4", "--max-bytes", "256K",
              "--factor", "256", "--iterations", "2", "--repetitions", "1", "--json"},
-            3);
+            2);
     ::unsetenv("CONVOY_EMULATED_GPU_SHARED");
     ASSERT_EQ(outcome.exit_code, 0) << outcome.all();
     const auto object = nlohmann::json::parse(outcome.out);
