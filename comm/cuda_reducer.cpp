@@ -57,8 +57,7 @@ Transport choose(Communicator& communicator, Transport wanted) {
     std::call_once(said, [&] {
       log::warning(
           "these {} ranks share {} GPU(s), so that their sums go through host memory and each has "
-          "a "
-          "part of a GPU; start one rank for each GPU",
+          "a part of a GPU; start one rank for each GPU",
           gpus.size(), count);
     });
   return Transport::kStaged;
