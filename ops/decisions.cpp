@@ -46,8 +46,15 @@ Choice parse_choice(const std::string& text) {
   return choice;
 }
 
-void Decisions::prescribe(const std::string& text, Refused refused) {
-  std::map<std::string, Prescribed> lines;
+std::string to_text(const Choices& choices) {
+  std::string lines;
+  for (const auto& [name, choice] : choices)
+    lines += fmt::format("{}{}{}\n", name, kIs, to_text(choice));
+  return lines;
+}
+
+Choices parse_choices(const std::string& text) {
+  Choices choices;
   for (size_t begin = 0; begin < text.size();) {
     const size_t end = std::min(text.find('\n', begin), text.size());
     const std::string line = text.substr(begin, end - begin);
@@ -57,9 +64,13 @@ void Decisions::prescribe(const std::string& text, Refused refused) {
       fail(ExitCode::kBadData,
            "\"{}\" is no choice of an engine: expected \"what is computed = 62\"",
            printable(line, 100));
-    lines[line.substr(0, is)] = {parse_choice(line.substr(is + kIs.size())), refused};
+    choices[line.substr(0, is)] = parse_choice(line.substr(is + kIs.size()));
   }
-  for (auto& [name, prescribed] : lines) prescribed_[name] = std::move(prescribed);
+  return choices;
+}
+
+void Decisions::prescribe(const std::string& text, Refused refused) {
+  for (auto& [name, choice] : parse_choices(text)) prescribed_[name] = {choice, refused};
 }
 
 const Choice* Decisions::prescribed(const std::string& name) const {
@@ -76,13 +87,6 @@ void Decisions::refuse(const std::string& name, const std::string& library,
   if (found->second.refused == Refused::kStop) throw PlanRefused(ExitCode::kBadJob, what);
   log::warning("{}; another one is taken", what);
   prescribed_.erase(found);
-}
-
-std::string Decisions::text() const {
-  std::string lines;
-  for (const auto& [name, choice] : decided_)
-    lines += fmt::format("{}{}{}\n", name, kIs, to_text(choice));
-  return lines;
 }
 
 }  // namespace convoy

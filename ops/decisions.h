@@ -26,6 +26,13 @@ std::string to_text(const Choice& choice);
 // Throws Error (kBadData) if it is not what to_text() writes.
 Choice parse_choice(const std::string& text);
 
+// By the name of what is computed.
+using Choices = std::map<std::string, Choice>;
+// A line "NAME = CHOICE" for each, in the order of the names.
+std::string to_text(const Choices& choices);
+// Throws Error (kBadData) for what is no such line.
+Choices parse_choices(const std::string& text);
+
 // A library does not do (any more) what was prescribed (kBadJob).
 class PlanRefused : public Error {
  public:
@@ -35,12 +42,11 @@ class PlanRefused : public Error {
 // What happens then: PlanRefused is thrown, or a warning is logged and the library chooses anew.
 enum class Refused { kStop, kReplace };
 
-// Choices by the name of what is computed. For the thread of its device.
+// What is to be chosen, and what was. For the thread of its device.
 class Decisions {
  public:
-  // From now on these are followed, lines "NAME = CHOICE" as text() writes them; what was
-  // prescribed before and is not among them stays. Throws Error (kBadData) for what is no such
-  // line, and changes nothing then.
+  // From now on these are followed; what was prescribed before and is not among them stays. Throws
+  // as parse_choices(), and changes nothing then.
   void prescribe(const std::string& text, Refused refused = Refused::kStop);
   // Valid until the next call of another member.
   const Choice* prescribed(const std::string& name) const;
@@ -49,8 +55,8 @@ class Decisions {
   void refuse(const std::string& name, const std::string& library, const std::string& why);
 
   void decide(const std::string& name, const Choice& choice) { decided_[name] = choice; }
-  // A line for each that was decided, in the order of the names.
-  std::string text() const;
+  // What was decided, as to_text() writes it.
+  std::string text() const { return to_text(decided_); }
 
  private:
   struct Prescribed {
@@ -58,7 +64,7 @@ class Decisions {
     Refused refused;
   };
   std::map<std::string, Prescribed> prescribed_;
-  std::map<std::string, Choice> decided_;
+  Choices decided_;
 };
 
 }  // namespace convoy

@@ -37,6 +37,10 @@ Graph freeze(const Graph& graph, const std::function<bool(const std::string&)>& 
   return out;
 }
 
+Graph freeze(const Graph& graph, const std::set<std::string>& frozen) {
+  return freeze(graph, [&](const std::string& name) { return frozen.contains(name); });
+}
+
 std::vector<bool> trained_nodes(const Graph& graph) {
   const std::vector<std::vector<ParameterSpec>> all = parameters_of(graph);
   std::vector<bool> trained;

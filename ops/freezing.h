@@ -4,6 +4,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,8 @@ namespace convoy::ops {
 // The graph with those parameters frozen whose names ("layer1.0.conv1.weight") is_frozen takes, and
 // no others. Names and places of all parameters stay. Throws as infer_shapes() does.
 Graph freeze(const Graph& graph, const std::function<bool(const std::string& name)>& is_frozen);
+// The same, with those names frozen.
+Graph freeze(const Graph& graph, const std::set<std::string>& frozen);
 
 // Per node: has it parameters that are trained?
 std::vector<bool> trained_nodes(const Graph& graph);

@@ -23,25 +23,36 @@ mkdir data
 idx train 200
 idx t10k 100
 
-"$transfer_sh" -n "8 16" -s 2 -t 12 -d data -o runs >table 2>errors
+"$transfer_sh" -n 8 -s 2 -t 12 -r "0.1 0.02" -d data -o runs >table 2>errors
 expect "exit code" $? 0
 cat table errors
-expect "rows" "$(grep -cE '^\| (8|16) \|( [0-9.]+ \([0-9.]+ to [0-9.]+\) \|){5}$' table)" 2
+expect "rows" "$(grep -cE '^\| 8 \|( [0-9.]+ \([0-9.]+ to [0-9.]+\), 0.(1|02) \|){5}$' table)" 1
 expect "the table is kept" "$(cat runs/table.md)" "$(cat table)"
 check "the source's accuracy is there" matches table 'source network has [0-9.]+ % on'
-expect "runs" "$(find runs -name '*-seed*.txt' | wc -l)" 20
-check "the head starts anew" matches runs/head-8-seed1.log 'start_anew: fc.weight, fc.bias start anew'
+expect "runs" "$(find runs -name '*-seed*.txt' | wc -l)" 10
+for way in scratch head last_stage all gradual; do
+  for rate in 0.1 0.02; do
+    expect "validation images of $way at $rate" \
+      "$(grep -o 'of 100 images' "runs/$way-8-rate$rate.txt")" "of 100 images"
+    printf '%s %s\n' "$(sed -n 's/^top-1 \([0-9.]*\) %.*/\1/p' "runs/$way-8-rate$rate.txt")" $rate
+  done | sort -s -k 1,1nr | sed -n '1s/.* //p' >best
+  check "$way takes its best rate" \
+    matches errors "^$way, 8 images per class, seed 1, rate $(tail -n 1 best):"
+done
+check "the head starts anew" matches runs/head-8-seed1-rate*.log 'start_anew: fc.weight, fc.bias start anew'
 check "the classifier alone is trained" \
-  matches runs/head-8-seed1.log '325 of 269109 parameters are trained'
-check "all of it at the end" matches runs/gradual-8-seed1.log 'from step .* on 269109 parameters'
+  matches runs/head-8-seed1-rate*.log '325 of 269109 parameters are trained'
+check "all of it at the end" matches runs/gradual-8-seed1-rate*.log 'from step .* on 269109 parameters'
 touch before
-"$transfer_sh" -n "8 16" -s 2 -t 12 -d data -o runs >again 2>/dev/null
+"$transfer_sh" -n 8 -s 2 -t 12 -r "0.1 0.02" -d data -o runs >again 2>/dev/null
 expect "exit code of a second time" $? 0
 expect "the same table" "$(cat again)" "$(cat table)"
 expect "runs that were done again" "$(find runs -name '*.txt' -newer before | wc -l)" 0
 
 "$transfer_sh" -n ten >out 2>&1
 expect "exit code of a number that is none" $? 64
+"$transfer_sh" -r much >out 2>&1
+expect "exit code of a rate that is none" $? 64
 "$transfer_sh" -n 100 -t 3 -d data -o other >out 2>&1
 expect "exit code of too few steps" $? 64
 

@@ -54,9 +54,7 @@ TEST_P(Parity, OneStepAndTenStepsEqualPyTorch) {
   const auto device = ops::make_device(device_name, 1);
   const std::set<std::string> not_trained(file.frozen.begin(), file.frozen.end());
   ASSERT_EQ(!not_trained.empty(), frozen);
-  const ops::Graph graph =
-      ops::freeze(trainer::make_model(model, options),
-                  [&](const std::string& name) { return not_trained.contains(name); });
+  const ops::Graph graph = ops::freeze(trainer::make_model(model, options), not_trained);
   ops::Network net(*device, graph, {.batch = n, .input = {}});
 
   ops::ParameterLayout layout = net.layout();

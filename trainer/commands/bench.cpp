@@ -154,8 +154,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   Job job;
   job.transfer.freeze = b.freeze;
   const std::set<std::string> frozen = plan_training(job, whole, {}).last().frozen;
-  const ops::Graph graph =
-      ops::freeze(whole, [&](const std::string& name) { return frozen.contains(name); });
+  const ops::Graph graph = ops::freeze(whole, frozen);
   Shape shape = graph.image;
   shape.n = b.batch / b.workers;
   const ops::ImageInput input =

@@ -117,10 +117,7 @@ void Engine::decide() {
   if (config_.training) {
     ops::decide(device, graph_, training_config());
     for (const std::set<std::string>& frozen : config_.frozen_later)
-      ops::decide(
-          device,
-          ops::freeze(graph_, [&](const std::string& name) { return frozen.contains(name); }),
-          training_config());
+      ops::decide(device, ops::freeze(graph_, frozen), training_config());
   }
   if (config_.evaluation)
     ops::decide(device, evaluation_graph(*config_.evaluation),
@@ -169,8 +166,7 @@ std::unique_ptr<ops::Optimizer> Engine::make_optimizer() {
 // What follows from the graph and from what is frozen. The last node is the first that goes
 // backward, so the gradients of its parameters are the first.
 void Engine::plan() {
-  graph_ =
-      ops::freeze(graph_, [&](const std::string& name) { return config_.frozen.contains(name); });
+  graph_ = ops::freeze(graph_, config_.frozen);
   fused_ = ops::fuse(graph_);
   layout_ = ops::layout_of(fused_);
   if (config_.training && layout_.gradient_floats == 0)

@@ -1,11 +1,9 @@
 #include "trainer/engine/plans.h"
 
-#include <algorithm>
-#include <map>
-
 #include "data_loader/files.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
+#include "ops/decisions.h"
 
 namespace convoy::trainer {
 namespace {
@@ -13,43 +11,18 @@ namespace {
 // A cache that has grown beyond it begins anew.
 constexpr size_t kMostCacheBytes = size_t{4} << 20;
 
-// Lines "NAME = CHOICE", by name.
-std::map<std::string, std::string> lines_of(const std::string& text) {
-  std::map<std::string, std::string> lines;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const std::string line = text.substr(begin, end - begin);
-    begin = end + 1;
-    const size_t is = line.rfind(" = ");
-    if (is != std::string::npos) lines[line.substr(0, is)] = line.substr(is + 3);
-  }
-  return lines;
-}
-
+// Of both, the newer choice stays.
 std::string merged(const std::string& old, const std::string& more) {
-  std::map<std::string, std::string> lines = lines_of(more);
-  lines.merge(lines_of(old));  // of both, the newer line stays
-  std::string text;
-  for (const auto& [name, choice] : lines) text += fmt::format("{} = {}\n", name, choice);
-  return text;
-}
-
-bool are_plans(const std::string& text) {
-  try {
-    Decisions().prescribe(text);
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
+  Choices choices = parse_choices(more);
+  choices.merge(parse_choices(old));
+  return to_text(choices);
 }
 
 // Without what a library is said not to have: that it says itself, each time.
 std::string known(const std::string& plans) {
-  std::string text;
-  for (const auto& [name, choice] : lines_of(plans))
-    if (parse_choice(choice).engine != Choice::kNone)
-      text += fmt::format("{} = {}\n", name, choice);
-  return text;
+  Choices choices = parse_choices(plans);
+  std::erase_if(choices, [](const auto& each) { return each.second.engine == Choice::kNone; });
+  return to_text(choices);
 }
 
 // What rank 0 decides at the start of a run.
@@ -98,7 +71,11 @@ std::optional<std::string> read_plans(const std::string& path, const std::string
   const std::string text = data::read_cache(path), head = target + "\n";
   if (!text.starts_with(head)) return std::nullopt;
   std::string plans = text.substr(head.size());
-  if (!are_plans(plans)) return std::nullopt;
+  try {
+    parse_choices(plans);
+  } catch (const Error&) {
+    return std::nullopt;
+  }
   return plans;
 }
 
@@ -108,10 +85,10 @@ void write_plans(const std::string& path, const std::string& target, const std::
 
 std::vector<std::string> changed_plans(const std::string& before, const std::string& after) {
   std::vector<std::string> changed;
-  const std::map<std::string, std::string> now = lines_of(after);
-  for (const auto& [name, choice] : lines_of(before))
+  const Choices now = parse_choices(after);
+  for (const auto& [name, choice] : parse_choices(before))
     if (const auto found = now.find(name); found != now.end() && found->second != choice)
-      changed.push_back(fmt::format("{}: {} -> {}", name, choice, found->second));
+      changed.push_back(fmt::format("{}: {} -> {}", name, to_text(choice), to_text(found->second)));
   return changed;
 }
 

@@ -64,11 +64,7 @@ TrainLoop::TrainLoop(RunContext run)
                       }};
   if (options_.device == "cpu") {
     // At the end least is frozen.
-    const auto& frozen = training_.last().frozen;
-    warn_of_too_little_memory(
-        communicator_,
-        ops::freeze(graph_, [&](const std::string& name) { return frozen.contains(name); }),
-        config);
+    warn_of_too_little_memory(communicator_, ops::freeze(graph_, training_.last().frozen), config);
   }
   engine_ = make_engine(config);
   evaluation_.emplace(communicator_, watchdog_,
