@@ -3,7 +3,7 @@
 # learns classes 5 to 9 from few images of each. One command, a table, minutes on two cores:
 #   cluster/experiments/transfer.sh [-n "10 30 100"] [-s SEEDS] [-t STEPS] [-r "RATES"] [-d DATA] [-o DIR]
 # -n: images per class. -s: seeds, which draw images, order and start (default 3). -t: steps of every
-# run, of 32 images (default 300). -r: peak learning rates (default "0.02 0.05 0.1 0.2 0.5"), of which
+# run, of 32 images (default 300). -r: peak learning rates (default "0.02 0.05 0.1 0.2 0.5 1"), of which
 # every way gets its best for every number of images. -d: folder with Fashion-MNIST's IDX files. -o:
 # where the runs and table.md are kept (default runs/transfer); what is done there is not done again.
 # CONVOY names another program than build/release/convoy.
@@ -23,7 +23,7 @@ usage() {
   exit 64
 }
 
-counts="10 30 100" seeds=3 steps=300 rates="0.02 0.05 0.1 0.2 0.5"
+counts="10 30 100" seeds=3 steps=300 rates="0.02 0.05 0.1 0.2 0.5 1"
 data=/usr/share/datasets/fashion-mnist out=$root/runs/transfer
 while getopts hn:s:t:r:d:o: option; do
   case $option in
@@ -79,7 +79,7 @@ train() {
 }
 
 top1_of() {
-  sed -n 's/^top-1 \([0-9.]*\) %.*/\1/p' "$out/$1.txt" | head -n 1
+  sed -n 's/^\(step [0-9]*: \)\{0,1\}top-1 \([0-9.]*\) %.*/\2/p' "$out/$1.txt" | head -n 1
 }
 
 # job_of WAY EPOCHS: the recipe with what WAY changes, in $out/WAY-EPOCHS.txtpb.

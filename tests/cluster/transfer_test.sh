@@ -48,6 +48,9 @@ touch before
 expect "exit code of a second time" $? 0
 expect "the same table" "$(cat again)" "$(cat table)"
 expect "runs that were done again" "$(find runs -name '*.txt' -newer before | wc -l)" 0
+rm runs/all-8-seed*.txt
+"$transfer_sh" -n 8 -s 2 -t 12 -r "0.1 0.02" -d data -o runs >again 2>/dev/null
+expect "the same table of runs that had ended before their accuracy was kept" "$(cat again)" "$(cat table)"
 
 "$transfer_sh" -n ten >out 2>&1
 expect "exit code of a number that is none" $? 64
