@@ -8,9 +8,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <set>
 #include <sstream>
 #include <string_view>
@@ -60,7 +62,7 @@ std::string list_of(const std::set<int>& cpus) {
   return list;
 }
 
-// The other way round.
+// The other way round, of a list that the kernel has written.
 std::set<int> cpus_of(const std::string& list) {
   std::set<int> cpus;
   std::istringstream pieces(list);
@@ -166,6 +168,18 @@ CpuSet cpu_set() {
     return set;
   }
   fail(ExitCode::kFault, "sched_getaffinity: {}", errno_text());
+}
+
+CpuSet stay_near(const std::string& list, int least) {
+  const CpuSet own = cpu_set();
+  std::set<int> kept;
+  std::ranges::set_intersection(cpus_of(own.list), cpus_of(list), std::inserter(kept, kept.end()));
+  if (static_cast<int>(kept.size()) < std::max(1, least)) return own;
+  std::vector<cpu_set_t> mask(static_cast<size_t>(*kept.rbegin()) / CPU_SETSIZE + 1);
+  const size_t bytes = mask.size() * sizeof(cpu_set_t);
+  for (const int cpu : kept) CPU_SET_S(static_cast<size_t>(cpu), bytes, mask.data());
+  if (sched_setaffinity(0, bytes, mask.data()) != 0) return own;  // not ours to say
+  return cpu_set();
 }
 
 std::string cpu_set_warning(const CpuSet& cpus, int threads) {

@@ -50,6 +50,10 @@ struct CpuSet {
 
 CpuSet cpu_set();
 
+// From now on the calling thread, and what it starts, runs on those of its CPUs alone that are in
+// this list, too ("0-3,8"), if these are at least `least`. Returns what it may use then.
+CpuSet stay_near(const std::string& list, int least);
+
 // One line that says why a rank that runs `threads` threads is slow on these CPUs and what to do;
 // "" where they are enough.
 std::string cpu_set_warning(const CpuSet& cpus, int threads);

@@ -15,6 +15,7 @@ BatchRing::BatchRing(const Config& config, BeginBatch begin, MakeImage make)
     Slot& slot = slots_[i];
     slot.number = i;
     slot.pixels = AlignedBuffer(size * config_.shape.bytes());
+    if (config_.pin) slot.pinned = config_.pin(slot.pixels.data(), slot.pixels.size());
     slot.batch.size = config_.batch_size;
     slot.batch.shape = config_.shape;
     slot.batch.pixels = slot.pixels.as<uint8_t>();
@@ -65,6 +66,13 @@ const Batch& BatchRing::acquire(uint64_t k) {
   slot.state = State::kHeld;
   --ready_slots_;
   return slot.batch;
+}
+
+const Batch* BatchRing::peek(uint64_t k) const {
+  const Lock lock(mutex_);
+  const Slot& slot = slots_[k % slots_.size()];
+  const bool ready = slot.number == k && slot.state == State::kReady && !slot.error && !stopped_;
+  return ready ? &slot.batch : nullptr;
 }
 
 void BatchRing::release(const Batch& batch) {

@@ -28,6 +28,7 @@ class BatchRing {
     int slots = 1;         // at least as many as are held at once
     int group = 1;         // consecutive images that one thread takes at once
     bool profile = false;  // whether LoaderStats::times are kept
+    PinMemory pin = {};
 
     // Of the pixels of all slots.
     uint64_t bytes() const {
@@ -48,6 +49,8 @@ class BatchRing {
   // Blocks until batch k is ready; each k once. Rethrows the error of its first bad image.
   const Batch& acquire(uint64_t k);
   void release(const Batch& batch);
+  // Batch k if acquire() would return it at once; else null.
+  const Batch* peek(uint64_t k) const;
   // Every acquire() that waits, and every later one, throws this error; the first one stays. A bad
   // image does the same: whoever waits for a batch behind it must not wait for ever.
   void stop(std::exception_ptr error);
@@ -61,6 +64,7 @@ class BatchRing {
   struct Slot {
     Batch batch;
     AlignedBuffer pixels;
+    std::shared_ptr<void> pinned;  // pixels are
     State state = State::kFree;
     uint64_t number = 0;  // the batch that it holds, or will hold next
     int left = 0;         // images to be made

@@ -35,7 +35,8 @@ BatchRing::Config ring_config(const EvalLoaderConfig& config, const Dataset& dat
           .threads = config.threads,
           .slots = ring_slots(config.threads, config.lanes, config.batch),
           .group = group_size(dataset),
-          .profile = config.profile};
+          .profile = config.profile,
+          .pin = config.pin};
 }
 
 }  // namespace

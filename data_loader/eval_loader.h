@@ -41,6 +41,7 @@ struct EvalLoaderConfig {
   uint64_t max_pixels = 178956970;
   bool apply_exif_orientation = false;
   bool profile = false;  // as LoaderConfig's
+  PinMemory pin = {};
   // Classes of the network by the dataset's labels; empty: the labels themselves.
   std::vector<int32_t> class_of_label = {};
   // Called by a loader's thread with an image that cannot be read or decoded, before its slice can

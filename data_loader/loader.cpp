@@ -79,19 +79,21 @@ class Loader::Impl {
             .threads = config.threads,
             .slots = ring_slots(config.threads, lanes, config.batch_per_worker),
             .group = group_size(maker.dataset()),
-            .profile = config.profile};
+            .profile = config.profile,
+            .pin = config.pin};
   }
 
   const Batch& acquire(uint64_t step, int worker) {
-    if (step < config_.first_step || step >= config_.end_step || worker < config_.first_worker ||
-        worker >= config_.end_worker)
+    if (!has(step, worker))
       fail(ExitCode::kFault,
            "loader: step {}, worker {} is not among steps {} ... {}, workers {} ... {}", step,
            worker, config_.first_step, config_.end_step, config_.first_worker, config_.end_worker);
-    return ring_.acquire((step - config_.first_step) * hosted(config_) +
-                         static_cast<uint64_t>(worker - config_.first_worker));
+    return ring_.acquire(number_of(step, worker));
   }
   void release(const Batch& batch) { ring_.release(batch); }
+  const Batch* peek(uint64_t step, int worker) const {
+    return has(step, worker) ? ring_.peek(number_of(step, worker)) : nullptr;
+  }
   void stop(std::exception_ptr error) { ring_.stop(std::move(error)); }
   ImageShape shape() const { return maker_.output(); }
   const BatchRing& ring() const { return ring_; }
@@ -120,6 +122,15 @@ class Loader::Impl {
   void begin(Batch& batch, uint64_t k) const {
     batch.step = config_.first_step + k / hosted(config_);
     batch.worker = config_.first_worker + static_cast<int>(k % hosted(config_));
+  }
+
+  bool has(uint64_t step, int worker) const {
+    return step >= config_.first_step && step < config_.end_step &&
+           worker >= config_.first_worker && worker < config_.end_worker;
+  }
+  uint64_t number_of(uint64_t step, int worker) const {
+    return (step - config_.first_step) * hosted(config_) +
+           static_cast<uint64_t>(worker - config_.first_worker);
   }
 
   // nullptr: none.
@@ -223,6 +234,9 @@ Loader::Loader(const Dataset& dataset, const LoaderConfig& config)
 Loader::~Loader() = default;
 const Batch& Loader::acquire(uint64_t step, int worker) {
   return impl_->acquire(step, worker);
+}
+const Batch* Loader::peek(uint64_t step, int worker) const {
+  return impl_->peek(step, worker);
 }
 void Loader::stop(std::exception_ptr error) {
   impl_->stop(std::move(error));

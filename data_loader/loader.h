@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -70,6 +71,10 @@ struct InProgress {
   double seconds = 0;  // so far, with the few samples that it took at once
 };
 
+// Asked once for the pixels of each batch that a loader holds; what it returns lives as long as
+// they (a GPU reads host memory faster while it is pinned). An empty function is not called.
+using PinMemory = std::function<std::shared_ptr<void>(void* memory, size_t bytes)>;
+
 // The windows of the dataset's shards. Throws Error (kFault) where `window_shards` is not 0 and the
 // dataset has none.
 Windows windows_of(const Dataset& dataset, uint64_t window_shards);
@@ -94,6 +99,7 @@ struct LoaderConfig {
   BadSample bad_sample = BadSample::kFail;
   uint64_t max_pixels = 178956970;  // images with more are refused before memory is taken
   bool apply_exif_orientation = false;
+  PinMemory pin = {};
 };
 
 // Training batches. In step s, worker w holds stream positions s * W * B + w * B + i, i in [0, B).
@@ -109,6 +115,8 @@ class Loader {
   // acquires its next. Throws what went wrong with the first bad sample of the batch.
   const Batch& acquire(uint64_t step, int worker);
   void release(const Batch& batch);
+  // The batch if it lies ready, as it will be acquired; else null, also where it would fail.
+  const Batch* peek(uint64_t step, int worker) const;
   // Any thread: makes every acquire() throw this error, so that no lane waits for one that failed.
   void stop(std::exception_ptr error);
 

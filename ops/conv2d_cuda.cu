@@ -32,27 +32,48 @@ __global__ void fold_kernel(double* scale, float* bias, const float* gamma, cons
   });
 }
 
-// w [K,R,S,C] (and the same values in fp32, if wanted) from OIHW; n elements. Moves 6 bytes per
-// weight in 16 bit.
+// w [K,R,S,padded] (and the same values in fp32, if wanted) from OIHW, zero behind its channels; n
+// elements. Moves 6 bytes per weight in 16 bit.
 template <typename T>
 __global__ void pack_kernel(T* w, float* w32, const float* oihw, const double* scale, int64_t n,
-                            int64_t channels, int64_t area) {
+                            int64_t channels, int64_t padded, int64_t area) {
   for_each(n, [=](int64_t i) {
-    const int64_t c = i % channels, rs = i / channels % area, k = i / (channels * area);
-    float v = oihw[(k * channels + c) * area + rs];
+    const int64_t c = i % padded, rs = i / padded % area, k = i / (padded * area);
+    float v = c < channels ? oihw[(k * channels + c) * area + rs] : 0.0f;
     if (scale) v = static_cast<float>(static_cast<double>(v) * scale[k]);
     store(w + i, v);
     if (w32) w32[i] = load(w + i);
   });
 }
 
-// The gradient in OIHW from [K,R,S,C]; that of later slices is added.
+// The gradient in OIHW, n elements, from [K,R,S,padded]; that of later slices is added.
 __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t n, int64_t channels,
-                              int64_t area) {
+                              int64_t padded, int64_t area) {
   for_each(n, [=](int64_t i) {
     const int64_t rs = i % area, c = i / area % channels, k = i / (area * channels);
-    const float v = dw[(k * area + rs) * channels + c];
+    const float v = dw[(k * area + rs) * padded + c];
     oihw[i] = first ? v : oihw[i] + v;
+  });
+}
+
+// Rows of `channels` elements become rows of `vectors` vectors of eight, zero behind them; n
+// vectors.
+template <typename To, typename T>
+__global__ void pad_kernel(To* out, const T* in, int64_t n, int64_t channels, int64_t vectors) {
+  for_each(n, [=](int64_t i) {
+    const int64_t row = i / vectors, begin = (i - row * vectors) * kWide;
+    Floats8 v;
+    for (int k = 0; k < kWide; ++k)
+      v.v[k] = begin + k < channels ? load(in + row * channels + begin + k) : 0.0f;
+    store8(out + kWide * i, v);
+  });
+}
+// And back; n elements.
+template <typename T>
+__global__ void unpad_kernel(T* out, const T* in, int64_t n, int64_t channels, int64_t padded) {
+  for_each(n, [=](int64_t i) {
+    const int64_t row = i / channels;
+    out[i] = in[row * padded + (i - row * channels)];
   });
 }
 
@@ -145,7 +166,8 @@ class Conv2dCuda final : public Op {
         plans_(plan_conv2d(device.cudnn(), spec, c)),
         x_(c.x[0]),
         y_(c.y),
-        weights_(y_.c * (x_.c / spec.groups) * spec.kernel * spec.kernel),
+        padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
+        weights_(y_.c * (padded_x_.c / spec.groups) * spec.kernel * spec.kernel),
         packed_(allocate_device(static_cast<size_t>(weights_) * sizeof(T))),
         bias_(allocate_device(static_cast<size_t>(y_.c) * sizeof(float))) {
     if (plans_.forward_in_fp32)
@@ -157,7 +179,9 @@ class Conv2dCuda final : public Op {
     const auto bytes = [](const Shape& s, size_t size) {
       return static_cast<size_t>(s.elements()) * size;
     };
-    x_copy_ = reserve(in_fp32 ? bytes(x_, sizeof(float)) : copies ? bytes(x_, sizeof(T)) : 0);
+    x_copy_ = reserve(in_fp32                 ? bytes(padded_x_, sizeof(float))
+                      : copies || is_padded() ? bytes(padded_x_, sizeof(T))
+                                              : 0);
     y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
@@ -183,12 +207,12 @@ class Conv2dCuda final : public Op {
                             cudaMemcpyDeviceToDevice, stream_));
     launch(&pack_kernel<T>, blocks_for(weights_), kThreads, stream_, static_cast<T*>(packed_.get()),
            static_cast<float*>(packed32_.get()), weights, scale(), weights_, x_.c / spec_.groups,
-           area());
+           padded_x_.c / spec_.groups, area());
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
     const bool relu = spec_.batch_norm && spec_.batch_norm->relu;
-    cudnn::Arguments a = {.x = input(m.x[0], x_.elements(), plans_.forward_in_fp32, m, x_copy_),
+    cudnn::Arguments a = {.x = image(m, plans_.forward_in_fp32),
                           .w = plans_.forward_in_fp32 ? packed32_.get() : packed_.get(),
                           .workspace = at(m, workspace_)};
     if (plans_.finish) {
@@ -223,10 +247,14 @@ class Conv2dCuda final : public Op {
     if (plans_.backward_weights) add_gradients(m);
     if (!plans_.backward_data) return;
     const void* dy = input(m.dy[0], y_.elements(), false, m, y_copy_);
-    run_to(m.dx[0], x_.elements(), m, x_copy_, [&](void* dx) {
+    const auto run = [&](void* dx) {
       plans_.backward_data->run(
           {.x = dx, .w = packed_.get(), .y = dy, .workspace = at(m, workspace_)});
-    });
+    };
+    if (!is_padded()) return run_to(m.dx[0], x_.elements(), m, x_copy_, run);
+    run(at(m, x_copy_));
+    launch(&unpad_kernel<T>, blocks_for(x_.elements()), kThreads, stream_, static_cast<T*>(m.dx[0]),
+           static_cast<const T*>(at(m, x_copy_)), x_.elements(), x_.c, padded_x_.c);
   }
 
   size_t scratch_bytes() const override { return scratch_bytes_ > 0 ? scratch_bytes_ + 256 : 0; }
@@ -235,12 +263,14 @@ class Conv2dCuda final : public Op {
   void add_gradients(const NodeMemory& m) const {
     auto* dw = static_cast<float*>(at(m, gradient_));
     plans_.backward_weights->run(
-        {.x = input(m.x[0], x_.elements(), plans_.weights_in_fp32, m, x_copy_),
+        {.x = image(m, plans_.weights_in_fp32),
          .w = dw,
          .y = input(m.dy[0], y_.elements(), plans_.weights_in_fp32, m, y_copy_),
          .workspace = at(m, workspace_)});
-    launch(&unpack_kernel, blocks_for(weights_), kThreads, stream_, m.gradients[0],
-           static_cast<const float*>(dw), m.slice.first, weights_, x_.c / spec_.groups, area());
+    const int64_t channels = x_.c / spec_.groups, n = y_.c * channels * area();
+    launch(&unpack_kernel, blocks_for(n), kThreads, stream_, m.gradients[0],
+           static_cast<const float*>(dw), m.slice.first, n, channels, padded_x_.c / spec_.groups,
+           area());
     if (spec_.bias) {
       auto* sums = static_cast<float*>(at(m, bias_sums_));
       const int64_t tiles = (y_.c + kThreads - 1) / kThreads;
@@ -274,6 +304,19 @@ class Conv2dCuda final : public Op {
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(n) * sizeof(T), cudaMemcpyDeviceToDevice,
                           stream_));
   }
+  bool is_padded() const { return padded_x_.c != x_.c; }
+  // x as a plan reads it.
+  const void* image(const NodeMemory& m, bool in_fp32) const {
+    if (!is_padded()) return input(m.x[0], x_.elements(), in_fp32, m, x_copy_);
+    void* out = at(m, x_copy_);
+    const auto pad = [&]<typename To>(To* to) {
+      const int64_t n = padded_x_.elements() / kWide;
+      launch(&pad_kernel<To, T>, blocks_for(n), kThreads, stream_, to,
+             static_cast<const T*>(m.x[0]), n, x_.c, padded_x_.c / kWide);
+    };
+    in_fp32 ? pad(static_cast<float*>(out)) : pad(static_cast<T*>(out));
+    return out;
+  }
   // A tensor as a plan reads it: itself, or a copy that is fp32 or aligned.
   const void* input(const void* p, int64_t n, bool in_fp32, const NodeMemory& m,
                     size_t place) const {
@@ -300,8 +343,8 @@ class Conv2dCuda final : public Op {
   Conv2d spec_;
   cudaStream_t stream_;
   Conv2dPlans plans_;
-  Shape x_, y_;
-  int64_t weights_;
+  Shape x_, y_, padded_x_;
+  int64_t weights_;                 // packed, with what is padded
   DeviceBuffer packed_, packed32_;  // [K,R,S,C/G]
   DeviceBuffer bias_, scale_;       // [K]: fp32, and of a folded batch norm in double
   size_t scratch_bytes_ = 0;
@@ -312,7 +355,13 @@ class Conv2dCuda final : public Op {
 
 Conv2dPlans plan_conv2d(cudnn::Library& library, const Conv2d& s, const OpConfig& c) {
   using cudnn::Pass;
-  cudnn::Convolution plain = {.x = c.x[0],
+  const bool narrow = c.type != DType::kFloat32;
+  const Shape& x = c.x[0];
+  Conv2dPlans plans;
+  plans.channels = narrow && s.groups == 1
+                       ? static_cast<int64_t>(round_up(static_cast<size_t>(x.c), kWide))
+                       : x.c;
+  cudnn::Convolution plain = {.x = {x.n, plans.channels, x.h, x.w},
                               .y = c.y,
                               .kernel = s.kernel,
                               .stride = s.stride,
@@ -325,8 +374,6 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Conv2d& s, const OpConfig
     convolution.tf32 = true;
     return convolution;
   };
-  const bool narrow = c.type != DType::kFloat32;
-  Conv2dPlans plans;
 
   cudnn::Convolution fused = plain;
   fused.bias = s.bias || s.batch_norm;

@@ -9,6 +9,9 @@ namespace convoy::ops {
 
 struct Conv2dPlans {
   std::shared_ptr<const cudnn::Plan> forward, backward_data, backward_weights;  // null: not needed
+  // Of x, as the plans see it. In 16 bit, tensor cores take channels in eights; zeros are put
+  // behind those of the image, which change no bit of a sum.
+  int64_t channels = 0;
   // Where cuDNN cannot do a pass as it should be in 16 bit, it is computed in fp32 from tensors
   // that are converted: their values are exact in TF32, too, so tensor cores lose nothing.
   bool forward_in_fp32 = false, weights_in_fp32 = false;

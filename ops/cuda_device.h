@@ -18,14 +18,16 @@ class CudaDevice final : public Device {
 
   // What all ops enqueue their work on.
   cudaStream_t stream() const { return stream_.get(); }
+  // Images come in on this one, while others are worked on.
+  cudaStream_t input_stream() const { return input_stream_.get(); }
   // Handles of the libraries, made when they are first asked for; cuDNN's with its plans.
   const cublas::Handle& cublas_handle();
   Decisions& library_decisions() { return *decisions_; }
   cudnn::Library& cudnn();
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
-  // inputs_read() waits for what was enqueued so far.
-  void mark_inputs_read() { cuda::record(inputs_read_, stream()); }
+  // inputs_read() waits for what was enqueued on input_stream() so far.
+  void mark_inputs_read() { cuda::record(inputs_read_, input_stream()); }
   // A copy of `step` on the device, always at the same address, so that kernels of a captured graph
   // read the step it is launched for. Enqueued where it differs from the last one: before a graph
   // is captured or launched, call this.
@@ -35,10 +37,12 @@ class CudaDevice final : public Device {
   std::string instruction_set() const override;
   std::string libraries() const override;
   bool supports(DType type) const override;
+  std::unique_ptr<Recording> make_recording() override;
   // A GPU is filled by whole batches only.
   int64_t slice_bytes() const override { return int64_t{1} << 62; }
   DeviceMemory allocate(size_t bytes) override;
   void upload(void* to, const void* from, size_t bytes) override;
+  std::shared_ptr<void> pin(void* memory, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;
   void wait() override;
   bool shares_host_memory() const override { return false; }
@@ -65,7 +69,7 @@ class CudaDevice final : public Device {
 
  private:
   int index_;
-  cuda::Stream stream_;
+  cuda::Stream stream_, input_stream_;
   const std::shared_ptr<Decisions> decisions_ = std::make_shared<Decisions>();
   std::unique_ptr<cudnn::Library> cudnn_;
   cuda::Event inputs_read_;

@@ -1,5 +1,8 @@
 #include "ops/device.h"
 
+#include <fstream>
+#include <string>
+
 #include "ops/core/error.h"
 
 namespace convoy::ops {
@@ -17,6 +20,21 @@ std::span<float> DeviceFloats::read() {
 void DeviceFloats::write() {
   if (copy_.size() > 0) device_.upload(data(), copy_.data(), copy_.size());
 }
+
+#ifdef CONVOY_CUDA
+std::string near_cpus(const std::string& device, int gpu, const std::string& sysfs) {
+  if (device != "cuda") return "";
+  std::string list;
+  std::getline(
+      std::ifstream(fmt::format("{}/bus/pci/devices/{}/local_cpulist", sysfs, gpu_address(gpu))),
+      list);
+  return list;
+}
+#else
+std::string near_cpus(const std::string&, int, const std::string&) {
+  return "";
+}
+#endif
 
 std::unique_ptr<Device> make_device(const std::string& name, int threads,
                                     [[maybe_unused]] int gpu) {

@@ -24,6 +24,17 @@ struct DeviceMemory {
   size_t bytes = 0;
 };
 
+// Work that is repeated: the same calls each time, with the same addresses and numbers, apart from
+// the step's, and no waiting. A GPU takes it over as a whole, which costs the host one call in
+// place of hundreds.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  // Enqueues what `work` enqueues, by calling it where it must. step: what ops in it are told;
+  // null: nothing.
+  virtual void run(const StepInfo* step, const std::function<void()>& work) = 0;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -34,12 +45,18 @@ class Device {
   // True where networks of this type can be made here.
   virtual bool supports(DType type) const = 0;
 
+  // Null where nothing is gained by it.
+  virtual std::unique_ptr<Recording> make_recording() { return nullptr; }
+
   // What a tensor of one slice of the batch may take (ops/pass_plan.h), so that it stays in the
   // cache. A function of the job and the kind of device alone: bits depend on it.
   virtual int64_t slice_bytes() const = 0;
   virtual DeviceMemory allocate(size_t bytes) = 0;
   // From host memory, which is the caller's again when this returns.
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
+  // While what it returns lives, uploads from this host memory, which must outlive it, need no copy
+  // on the way. Null where there is nothing to gain. Any thread.
+  virtual std::shared_ptr<void> pin(void* /*memory*/, size_t /*bytes*/) { return nullptr; }
   // To host memory; waits.
   virtual void download(void* to, const void* from, size_t bytes) = 0;
   // Until all that was called for is done.
@@ -115,6 +132,12 @@ std::unique_ptr<Device> make_cpu_device(int threads);
 // gpu: which of the visible ones, counted round: ranks of one host give their local rank. Throws
 // Error (kUsage) where none answers.
 std::unique_ptr<Device> make_cuda_device(int gpu);
+// Where it is on the PCI bus, in lower case: "0000:3b:00.0". Throws as make_cuda_device().
+std::string gpu_address(int gpu);
+
+// The CPUs ("0-15,32-47") that have the shortest way to a GPU, which is counted as above, as the
+// system says (`sysfs`: where it is mounted); "" where it does not, and for a CPU.
+std::string near_cpus(const std::string& device, int gpu, const std::string& sysfs = "/sys");
 
 // "cpu"; "cuda" is refused (kUsage) where it was not built or no GPU answers.
 std::unique_ptr<Device> make_device(const std::string& name, int threads, int gpu = 0);

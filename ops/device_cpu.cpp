@@ -19,18 +19,20 @@ class ImageInputCpu final : public ImageInputOp {
   ImageInputCpu(int threads, const ImageInput& spec, DType type)
       : threads_(threads), spec_(spec), type_(type) {}
 
-  void run(void* x, const uint8_t* pixels, const BatchMix& mix) override {
+  void send(const uint8_t* pixels) override { pixels_ = pixels; }
+
+  void run(void* x, const BatchMix& mix) override {
     with_type(type_, [&]<typename T>(T*) {
-      elementwise_kernels<T>().normalise(static_cast<T*>(x), pixels, spec_.mean.data(),
+      elementwise_kernels<T>().normalise(static_cast<T*>(x), pixels_, spec_.mean.data(),
                                          spec_.inv_std.data(), spec_.shape.n,
                                          static_cast<int64_t>(spec_.mean.size()), threads_);
-      if (mix.is_on()) this->mix(static_cast<T*>(x), pixels, mix);
+      if (mix.is_on()) this->mix(static_cast<T*>(x), mix);
     });
   }
 
  private:
   template <typename T>
-  void mix(T* x, const uint8_t* pixels, const BatchMix& mix) {
+  void mix(T* x, const BatchMix& mix) {
     const auto plane = static_cast<int64_t>(spec_.mean.size());
     const int64_t row = spec_.shape.w * spec_.shape.c;
     const int64_t first = mix.left * spec_.shape.c, last = mix.right * spec_.shape.c;
@@ -40,8 +42,8 @@ class ImageInputCpu final : public ImageInputOp {
       for (int64_t y = mix.top; y < mix.bottom; ++y) {
         const int64_t place = y * row + first;
         elementwise_kernels<T>().normalise_mixed(
-            x + image * plane + place, pixels + image * plane + place,
-            pixels + before * plane + place, spec_.mean.data() + place,
+            x + image * plane + place, pixels_ + image * plane + place,
+            pixels_ + before * plane + place, spec_.mean.data() + place,
             spec_.inv_std.data() + place, mix.image_share, last - first);
       }
     }
@@ -50,6 +52,7 @@ class ImageInputCpu final : public ImageInputOp {
   int threads_;
   ImageInput spec_;
   DType type_;
+  const uint8_t* pixels_ = nullptr;
 };
 
 }  // namespace

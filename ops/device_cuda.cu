@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstring>
 
@@ -26,6 +27,7 @@ auto naming(const std::string& node, Body body) {
 CudaDevice::CudaDevice(int index) : index_(index) {
   use();
   stream_ = cuda::make_stream();
+  input_stream_ = cuda::make_stream();
   inputs_read_ = cuda::make_event();
   staging_ = cuda::allocate_pinned(kStagingBytes);
   step_memory_ = cuda::allocate_device(sizeof(StepInfo));
@@ -81,6 +83,12 @@ void CudaDevice::upload(void* to, const void* from, size_t bytes) {
   std::memcpy(place, from, bytes);
   cuda::check(cudaMemcpyAsync(to, place, bytes, cudaMemcpyHostToDevice, stream()));
   staged_ += (bytes + 15) / 16 * 16;
+}
+
+std::shared_ptr<void> CudaDevice::pin(void* memory, size_t bytes) {
+  if (bytes == 0) return nullptr;
+  use();
+  return std::make_shared<cuda::Pin>(cuda::pin(memory, bytes));
 }
 
 void CudaDevice::download(void* to, const void* from, size_t bytes) {
@@ -150,14 +158,31 @@ double CudaDevice::measure_copy() {
   return 2.0 * static_cast<double>(kBytes) / best_seconds;
 }
 
-std::unique_ptr<Device> make_cuda_device(int gpu) {
+namespace {
+
+// The index of the visible GPU.
+int index_of(int gpu) {
   int gpus = 0;
   const cudaError_t status = cudaGetDeviceCount(&gpus);
   if (status != cudaSuccess || gpus == 0)
     fail(ExitCode::kUsage, "--device cuda: no GPU answers ({}: {}); use --device cpu",
          cudaGetErrorName(status == cudaSuccess ? cudaErrorNoDevice : status),
          cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status));
-  return std::make_unique<CudaDevice>(gpu % gpus);
+  return gpu % gpus;
+}
+
+}  // namespace
+
+std::unique_ptr<Device> make_cuda_device(int gpu) {
+  return std::make_unique<CudaDevice>(index_of(gpu));
+}
+
+std::string gpu_address(int gpu) {
+  char address[32] = "";
+  cuda::check(cudaDeviceGetPCIBusId(address, sizeof address, index_of(gpu)));
+  std::string lower = address;
+  for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return lower;
 }
 
 }  // namespace convoy::ops

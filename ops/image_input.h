@@ -21,8 +21,11 @@ struct ImageInput {
 class ImageInputOp {
  public:
   virtual ~ImageInputOp() = default;
-  // pixels: uint8 [N, H, W, C] in host memory, which stays as it is until Device::inputs_read().
-  virtual void run(void* x, const uint8_t* pixels, const BatchMix& mix) = 0;
+  // pixels: uint8 [N, H, W, C] in host memory, which stays as it is until Device::inputs_read(). A
+  // GPU copies them while it works on what was run before.
+  virtual void send(const uint8_t* pixels) = 0;
+  // x from the pixels that were sent last.
+  virtual void run(void* x, const BatchMix& mix) = 0;
 };
 
 // Means and standard deviations per channel in units of [0, 1], as torchvision writes them.

@@ -1,5 +1,7 @@
-// Image input on CUDA: one copy from the host, one kernel. Moves a byte in and one element out; the
-// means and deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
+// Image input on CUDA: one copy from the host, on the stream for it, and one kernel. There are two
+// buffers for pixels, so that a copy goes on while the kernel before it has not even begun. Moves a
+// byte in and one element out; the means and deviations, 8 bytes per place, are read once for
+// kImages images and stay in the cache.
 #include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
 #include "ops/image_input.h"
@@ -61,18 +63,30 @@ class ImageInputCuda final : public ImageInputOp {
         shape_(spec.shape),
         n_(spec.shape.n),
         plane_(static_cast<int64_t>(spec.mean.size())),
-        pixels_(allocate_device(static_cast<size_t>(spec.shape.elements()))),
         mean_(to_device(spec.mean)),
-        inv_std_(to_device(spec.inv_std)) {}
+        inv_std_(to_device(spec.inv_std)) {
+    for (Pixels& pixels : pixels_)
+      pixels = {allocate_device(static_cast<size_t>(spec.shape.elements())), make_event(),
+                make_event()};
+  }
 
-  void run(void* out, const uint8_t* pixels, const BatchMix& mix) override {
+  void send(const uint8_t* pixels) override {
+    last_ = 1 - last_;
+    const Pixels& buffer = pixels_[last_];
+    wait(device_.input_stream(), buffer.read);
+    check(cudaMemcpyAsync(buffer.memory.get(), pixels, static_cast<size_t>(n_ * plane_),
+                          cudaMemcpyHostToDevice, device_.input_stream()));
+    record(buffer.here, device_.input_stream());
+    device_.mark_inputs_read();
+  }
+
+  void run(void* out, const BatchMix& mix) override {
     auto* x = static_cast<T*>(out);
-    const auto* copy = static_cast<const uint8_t*>(pixels_.get());
+    const Pixels& buffer = pixels_[last_];
+    const auto* copy = static_cast<const uint8_t*>(buffer.memory.get());
     const auto* mean = static_cast<const float*>(mean_.get());
     const auto* inv_std = static_cast<const float*>(inv_std_.get());
-    check(cudaMemcpyAsync(pixels_.get(), pixels, static_cast<size_t>(n_ * plane_),
-                          cudaMemcpyHostToDevice, device_.stream()));
-    device_.mark_inputs_read();
+    wait(device_.stream(), buffer.here);
     if (are_wide(plane_, x))
       launch(&normalise_wide_kernel<T>, blocks_for((n_ + kImages - 1) / kImages * plane_ / kWide),
              kThreads, device_.stream(), x, copy, mean, inv_std, n_, plane_);
@@ -83,6 +97,7 @@ class ImageInputCuda final : public ImageInputOp {
     if (mix.is_on())
       launch(&mix_kernel<T>, blocks_for(mixed), kThreads, device_.stream(), x, copy, mean, inv_std,
              shape_, mix);
+    record(buffer.read, device_.stream());
   }
 
  private:
@@ -95,7 +110,13 @@ class ImageInputCuda final : public ImageInputOp {
   CudaDevice& device_;
   Shape shape_;
   int64_t n_, plane_;
-  DeviceBuffer pixels_, mean_, inv_std_;
+  DeviceBuffer mean_, inv_std_;
+  struct Pixels {
+    DeviceBuffer memory;
+    Event here, read;
+  };
+  Pixels pixels_[2];
+  int last_ = 0;  // that was sent to
 };
 
 }  // namespace

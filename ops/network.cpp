@@ -357,18 +357,8 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     }
   }
 
-  // Gradients become final node by node, but nodes of one segment all at its end.
-  std::vector<size_t> end_of(n, 0);
-  for (const ParameterLayout::Parameter& p : layout_.parameters) {
-    if (node_of_[p.node] == kNobody || !p.trained) continue;
-    end_of[node_of_[p.node]] = std::max(end_of[node_of_[p.node]], p.gradient + p.floats());
-  }
-  size_t ready = 0;
-  for (const Segment& segment : passes_.backward) {
-    for (const Call& call : segment.calls)
-      if (call.kind == Call::Kind::kBackward) ready = std::max(ready, end_of[call.node]);
-    ready_.push_back(ready);
-  }
+  plan_backward();
+  make_recordings();
   for (const auto* segments : {&passes_.forward, &passes_.backward})
     for (const Segment& segment : *segments)
       for (const Call& call : segment.calls) {
@@ -378,6 +368,36 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
 }
 
 Network::~Network() = default;
+
+// Gradients become final node by node, but nodes of one segment all at its end.
+void Network::plan_backward() {
+  std::vector<size_t> end_of(graph_.nodes.size(), 0);
+  for (const ParameterLayout::Parameter& p : layout_.parameters) {
+    if (node_of_[p.node] == kNobody || !p.trained) continue;
+    end_of[node_of_[p.node]] = std::max(end_of[node_of_[p.node]], p.gradient + p.floats());
+  }
+  const auto is_stop = [&](size_t before, size_t now) {
+    return now > before &&
+           (config_.stops.empty() ||
+            std::ranges::any_of(config_.stops, [&](size_t s) { return before < s && s <= now; }));
+  };
+  size_t ready = 0, told = 0, begin = 0;
+  const size_t segments = passes_.backward.size();
+  for (size_t i = 0; i < segments; ++i) {
+    for (const Call& call : passes_.backward[i].calls)
+      if (call.kind == Call::Kind::kBackward) ready = std::max(ready, end_of[call.node]);
+    if (!is_stop(told, ready) && i + 1 < segments) continue;
+    backward_.push_back({.begin = std::exchange(begin, i + 1), .end = i + 1, .ready = ready});
+    told = ready;
+  }
+}
+
+void Network::make_recordings() {
+  if (!config_.record || config_.profile) return;
+  preparing_ = device_.make_recording();
+  forward_ = device_.make_recording();
+  for (Piece& piece : backward_) piece.recording = device_.make_recording();
+}
 
 void* Network::at(int buffer) const {
   if (buffer < 0) return nullptr;
@@ -392,6 +412,8 @@ void* Network::at(int buffer, const Shape& shape, DType type, size_t node, size_
 }
 
 void Network::bind(const Buffers& b) {
+  if (b != bound_) make_recordings();
+  bound_ = b;
   for (auto& slices : nodes_)
     for (NodeMemory& m : slices) {
       m.parameters.clear();
@@ -426,8 +448,10 @@ void Network::prepare(int part, int parts) {
   for (const ParameterLayout::Parameter& p : layout_.parameters)
     if (node_of_[p.node] != kNobody)
       mine[node_of_[p.node]] = p.offset >= border(part) && p.offset < border(part + 1);
-  for (size_t i = 0; i < ops_.size(); ++i)
-    if (mine[i]) ops_[i]->prepare(nodes_[i][0]);
+  run(preparing_, nullptr, [&] {
+    for (size_t i = 0; i < ops_.size(); ++i)
+      if (mine[i]) ops_[i]->prepare(nodes_[i][0]);
+  });
 }
 
 void Network::share_weights(const Network& other) {
@@ -438,7 +462,8 @@ void Network::forward(const uint8_t* pixels, const StepInfo& step, const BatchMi
   {
     const Stopwatch watch(times_.input);
     const TraceRange trace("pixels to activations");
-    input_->run(at(memory_.value[0]), pixels, mix);
+    if (pixels) send(pixels);
+    input_->run(at(memory_.value[0]), mix);
     if (config_.profile) device_.wait();
   }
   run_forward(step);
@@ -451,12 +476,19 @@ void Network::forward_activations(const void* x, const StepInfo& step) {
   run_forward(step);
 }
 
+void Network::run(const std::unique_ptr<Recording>& recording, const StepInfo* step,
+                  const std::function<void()>& work) {
+  recording ? recording->run(step, work) : work();
+}
+
 void Network::run_forward(const StepInfo& step) {
-  size_t time = 0;
-  for (const Segment& segment : passes_.forward) {
-    run(segment, step, time);
-    time += segment.calls.size();
-  }
+  run(forward_, &step, [&] {
+    size_t time = 0;
+    for (const Segment& segment : passes_.forward) {
+      run(segment, step, time);
+      time += segment.calls.size();
+    }
+  });
 }
 
 void Network::run(const Segment& segment, const StepInfo& step, size_t first_time) {
@@ -525,12 +557,17 @@ LossResult Network::loss_result() const {
 }
 
 void Network::backward(const StepInfo& step, const std::function<void(size_t)>& ready) {
-  size_t time = times_.calls.size(), last = 0;
-  for (const Segment& segment : passes_.backward) time -= segment.calls.size();
-  for (size_t i = 0; i < passes_.backward.size(); ++i) {
-    run(passes_.backward[i], step, time);
-    time += passes_.backward[i].calls.size();
-    if (ready_[i] > last) ready(last = ready_[i]);
+  size_t first_time = times_.calls.size(), last = 0;
+  for (const Segment& segment : passes_.backward) first_time -= segment.calls.size();
+  for (const Piece& piece : backward_) {
+    run(piece.recording, &step, [&, time = first_time]() mutable {
+      for (size_t i = piece.begin; i < piece.end; ++i) {
+        run(passes_.backward[i], step, time);
+        time += passes_.backward[i].calls.size();
+      }
+    });
+    for (size_t i = piece.begin; i < piece.end; ++i) first_time += passes_.backward[i].calls.size();
+    if (piece.ready > last) ready(last = piece.ready);
   }
 }
 

@@ -37,6 +37,12 @@ struct NetworkConfig {
   const ParameterLayout* whole = nullptr;
   int64_t slice_bytes = 0;  // 0: what the device says (tests)
   bool profile = false;     // wait for the device behind each call, so that times() are its work's
+  // Hand over what is the same in every step as a whole, where the device can (Recording). Not
+  // with `profile`.
+  bool record = false;
+  // Ascending numbers of floats of the gradients: backward() tells of those alone, so that what is
+  // between two of them can be one recording. Empty: of all that it can tell.
+  std::vector<size_t> stops = {};
 };
 
 // When buffers live, in moments: 0 the input, then each call of the forward segments, the loss,
@@ -94,6 +100,8 @@ class Network {
     const float* running = nullptr;
     float* gradients = nullptr;
     float* statistics = nullptr;  // this batch's means and unbiased variances
+
+    bool operator==(const Buffers&) const = default;
   };
   void bind(const Buffers& buffers);
 
@@ -104,6 +112,8 @@ class Network {
   // in place of this one. It must outlive this one's last step.
   void share_weights(const Network& other);
   // pixels: uint8 [batch, H, W, C]. They and labels stay as they are until Device::inputs_read().
+  // Sent already, they need not be given again: null.
+  void send(const uint8_t* pixels) { input_->send(pixels); }
   void forward(const uint8_t* pixels, const StepInfo& step, const BatchMix& mix = {});
   // x: activations of the network's type [batch, H, W, C], in host memory, copied (tests).
   void forward_activations(const void* x, const StepInfo& step);
@@ -116,7 +126,7 @@ class Network {
   // Of the last loss(); waits.
   LossResult loss_result() const;
   // ready(n): the first n floats of the gradients are final; called after each segment that has
-  // finished any.
+  // finished any, or reached one of NetworkConfig::stops.
   void backward(const StepInfo& step, const std::function<void(size_t)>& ready);
 
   // On the device: [batch, classes] of the last forward, until backward; fp32 where the last node
@@ -126,6 +136,18 @@ class Network {
   const NetworkTimes& times() const { return times_; }
 
  private:
+  // Segments that run without a word to the caller between them.
+  struct Piece {
+    size_t begin = 0, end = 0;  // of PassPlan::backward
+    size_t ready = 0;           // floats of the gradients that are final behind it
+    std::unique_ptr<Recording> recording = {};
+  };
+
+  void plan_backward();
+  void make_recordings();
+  // Through `recording`, if there is one.
+  static void run(const std::unique_ptr<Recording>& recording, const StepInfo* step,
+                  const std::function<void()>& work);
   void run_forward(const StepInfo& step);
   void run(const Segment& segment, const StepInfo& step, size_t first_time);
   void run(const Call& call, size_t slice, const StepInfo& step);
@@ -153,7 +175,9 @@ class Network {
   std::vector<std::vector<NodeMemory>> nodes_;  // per node and slice
   // Per node and slice: gradients of its output that it cannot add itself, to be added to dy[0].
   std::vector<std::vector<std::vector<void*>>> extra_dy_;
-  std::vector<size_t> ready_;  // floats of the gradients that are final after each backward segment
+  std::vector<Piece> backward_;
+  Buffers bound_;
+  std::unique_ptr<Recording> preparing_, forward_;
   NetworkTimes times_;
   std::vector<std::string> traces_;  // of the same calls: "layer1.0.conv1 forward"
 };

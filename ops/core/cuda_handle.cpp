@@ -71,6 +71,19 @@ PinnedBuffer allocate_pinned(size_t bytes) {
   return PinnedBuffer(memory);
 }
 
+Pin pin(void* memory, size_t bytes) {
+  const cudaError_t status = cudaHostRegister(memory, bytes, cudaHostRegisterDefault);
+  if (status == cudaSuccess) return Pin(memory);
+  cudaGetLastError();  // it is handled here
+  static std::atomic<bool> said = false;
+  if (!said.exchange(true))
+    log::warning(
+        "CUDA: {}: {} MiB for images cannot be pinned, so that copying them takes longer; "
+        "raise the limit of locked memory (ulimit -l)",
+        cudaGetErrorName(status), bytes >> 20);
+  return {};
+}
+
 void record(const Event& event, cudaStream_t stream) {
   check(cudaEventRecord(event.get(), stream));
 }

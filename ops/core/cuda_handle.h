@@ -44,17 +44,25 @@ inline void destroy_stream(cudaStream_t s) {
 inline void destroy_event(cudaEvent_t e) {
   destroy(cudaEventDestroy(e), "an event");
 }
+inline void destroy_graph(cudaGraphExec_t g) {
+  destroy(cudaGraphExecDestroy(g), "a graph");
+}
 inline void free_device(void* p) {
   destroy(cudaFree(p), "device memory");
 }
 inline void free_pinned(void* p) {
   destroy(cudaFreeHost(p), "pinned memory");
 }
+inline void unpin(void* p) {
+  destroy(cudaHostUnregister(p), "a pin of memory");
+}
 
 using Stream = UniqueHandle<cudaStream_t, &destroy_stream>;
 using Event = UniqueHandle<cudaEvent_t, &destroy_event>;
+using GraphExec = UniqueHandle<cudaGraphExec_t, &destroy_graph>;
 using DeviceBuffer = UniqueHandle<void*, &free_device>;
 using PinnedBuffer = UniqueHandle<void*, &free_pinned>;  // host memory that the GPU copies at once
+using Pin = UniqueHandle<void*, &unpin>;                 // makes somebody's memory such
 
 // On the calling thread's current GPU. A stream of high priority is served first.
 enum class Priority { kNormal, kHigh };
@@ -63,6 +71,7 @@ Event make_event();                          // without timing: cheap
 Event make_timing_event();                   // for seconds_between()
 DeviceBuffer allocate_device(size_t bytes);  // zeroed when it returns
 PinnedBuffer allocate_pinned(size_t bytes);  // zeroed
+Pin pin(void* memory, size_t bytes);         // empty where the system does not let us
 
 // From here on, `stream` goes on only when `event` has happened.
 void record(const Event& event, cudaStream_t stream);

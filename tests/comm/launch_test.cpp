@@ -87,6 +87,27 @@ TEST(CpuSet, IsWhatTheKernelAllows) {
   }).join();
 }
 
+// In threads of their own: what they keep to is theirs.
+TEST(CpuSet, AThreadKeepsToTheCpusNearAGpu) {
+  const auto kept = [](const std::string& list, int least) {
+    std::string now, of_child;
+    std::thread([&] {
+      now = stay_near(list, least).list;
+      std::thread([&] { of_child = cpu_set().list; }).join();
+    }).join();
+    EXPECT_EQ(of_child, now);
+    return now;
+  };
+  const CpuSet all = cpu_set();
+  const std::string one = std::to_string(std::stoi(all.list));
+  EXPECT_EQ(kept(one, 1), one);
+  EXPECT_EQ(kept(one + ",4000-4100", 0), one);
+  EXPECT_EQ(kept("0-5000", all.count), all.list);
+  EXPECT_EQ(kept(one, 2), all.list);          // too few
+  EXPECT_EQ(kept("4000-4100", 0), all.list);  // none of ours
+  EXPECT_EQ(cpu_set().list, all.list);
+}
+
 TEST(CpuSet, TooSmallASetIsSaidWithTheRemedy) {
   EXPECT_EQ(cpu_set_warning({4, "0-3"}, 4), "");
   const std::string warning = cpu_set_warning({1, "5"}, 4);

@@ -645,6 +645,70 @@ TEST(Loader, WrongUseIsAnError) {
   EXPECT_THROW(Loader(dataset, config), Error);
 }
 
+// From the first batch to the last; none when the loader is gone.
+TEST(Loader, PixelsArePinnedWhileTheyLive) {
+  const Numbered dataset(50, {4, 4, 1});
+  std::map<const void*, size_t> pinned;
+  const PinMemory pin = [&](void* memory, size_t bytes) {
+    pinned[memory] = bytes;
+    return std::shared_ptr<void>(memory, [&](void* p) { pinned.erase(p); });
+  };
+  const auto expect_pinned = [&](const Batch& batch) {
+    ASSERT_TRUE(pinned.contains(batch.pixels));
+    EXPECT_GE(pinned[batch.pixels], static_cast<size_t>(batch.size) * batch.shape.bytes());
+  };
+  LoaderConfig config = small_config();
+  config.transform.crop = Crop::kCenter;
+  config.transform.size = config.transform.resize = 0;
+  config.workers = config.end_worker = 1;
+  config.end_step = 9;
+  config.pin = pin;
+  {
+    Loader loader(dataset, config);
+    EXPECT_EQ(pinned.size(), static_cast<size_t>(loader.slots()));
+    for (uint64_t step = config.first_step; step < config.end_step; ++step) {
+      const Batch& batch = loader.acquire(step, config.first_worker);
+      expect_pinned(batch);
+      loader.release(batch);
+    }
+  }
+  EXPECT_TRUE(pinned.empty());
+  EvalLoaderConfig evaluation;
+  evaluation.looks.transform = {0, 0};
+  evaluation.batch = 20;
+  evaluation.slices = {0, 1, 2};
+  evaluation.pin = pin;
+  {
+    EvalLoader loader(dataset, evaluation);
+    for (uint64_t n = 0; n < 3; ++n) {
+      const Batch& batch = loader.acquire(n);
+      expect_pinned(batch);
+      loader.release(batch);
+    }
+  }
+  EXPECT_TRUE(pinned.empty());
+}
+
+TEST(Loader, PeekShowsWhatAcquireWillGive) {
+  const Numbered dataset(50, {4, 4, 1});
+  LoaderConfig config = small_config();
+  config.transform.crop = Crop::kCenter;
+  config.transform.size = config.transform.resize = 0;
+  Loader loader(dataset, config);
+  EXPECT_EQ(loader.peek(config.end_step, 0), nullptr);
+  EXPECT_EQ(loader.peek(0, config.end_worker), nullptr);
+  EXPECT_EQ(loader.peek(6, 0), nullptr);  // beyond the ring
+  const Batch* seen = nullptr;
+  while (!(seen = loader.peek(0, 1))) std::this_thread::yield();
+  EXPECT_EQ(loader.peek(0, 1), seen);
+  EXPECT_EQ(&loader.acquire(0, 1), seen);
+  EXPECT_EQ(loader.peek(0, 1), nullptr);  // it is held
+  loader.release(*seen);
+  EXPECT_EQ(loader.peek(0, 1), nullptr);
+  loader.stop(std::make_exception_ptr(Error(ExitCode::kFault, "stopped")));
+  EXPECT_EQ(loader.peek(0, 2), nullptr);
+}
+
 TEST(EvalLoader, SlicesAreFixedAndTheLastIsPadded) {
   const Numbered dataset(10);
   EXPECT_EQ(EvalLoader::slices(10, 4), 3u);

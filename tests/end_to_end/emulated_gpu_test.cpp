@@ -88,6 +88,29 @@ TEST_F(EmulatedGpu, HasTheSameBitsWithTransferAndUnfreezing) {
   EXPECT_EQ(digest("resumed in training"), digest("transfer"));
 }
 
+// Of training and of the evaluation at its end.
+TEST_F(EmulatedGpu, ReadsImagesFromPinnedMemory) {
+  const std::string uploads = out("uploads.txt");
+  ::setenv("CONVOY_EMULATED_GPU_UPLOADS", uploads.c_str(), 1);
+  const std::string job = folder_.write("short.txtpb", R"(
+data { format: SYNTHETIC synthetic_samples: 16 classes: 10 train { size: 8 } eval { resize: 0 } }
+model { name: "cifar_resnet20" }
+workers: 2
+batch_per_worker: 5
+epochs: 1
+evaluation { batch: 7 })");
+  train("short", 1, 2, "fp32", job);
+  ::unsetenv("CONVOY_EMULATED_GPU_UPLOADS");
+  constexpr size_t kImage = 8 * 8 * 3;
+  std::map<std::string, int> count;
+  std::ifstream file(uploads);
+  for (std::string line; std::getline(file, line);) ++count[line];
+  EXPECT_EQ(count[fmt::format("pinned {}", 5 * kImage)], 2 * 2);
+  EXPECT_GT(count[fmt::format("pinned {}", 7 * kImage)], 1);
+  for (const size_t images : {5, 7})
+    EXPECT_EQ(count[fmt::format("pageable {}", images * kImage)], 0);
+}
+
 TEST_F(EmulatedGpu, SumsABufferInEveryWay) {
   for (const bool shared : {false, true}) {
     if (shared) ::setenv("CONVOY_EMULATED_GPU_SHARED", "1", 1);
@@ -155,7 +178,8 @@ TEST_F(EmulatedGpu, TellsAProfilerWhatItDoes) {
                                           {"layer3.2.conv2 backward", "backward"},
                                           {"bucket handed over", "backward"},
                                           {"bucket's sum", "sums and update"},
-                                          {"update", "sums and update"}})
+                                          {"update", "sums and update"},
+                                          {"images sent ahead", "sums and update"}})
     EXPECT_TRUE(inside[name].contains(outer)) << name;
 }
 

@@ -391,12 +391,13 @@ log {{ every_steps: 1 }}
 STEPS = 20
 
 
-def train(run, name, precision, ranks=1, device="cuda", steps=STEPS):
+def train(run, name, precision, ranks=1, device="cuda", steps=STEPS, settings=()):
     """Folder of the run, or None and a reason."""
     job = run.work / f"{precision}-{steps}.txtpb"
     job.write_text(JOB.format(precision=precision, steps=steps))
     out = run.work / f"{name}-{precision}"
-    arguments = ["train", "--job", job, "--out", out, "--device", device]
+    arguments = ["train", "--job", job, "--out", out, "--device", device,
+                 *(word for setting in settings for word in ("--set", setting))]
     result = run.command(run.mpirun(ranks, *arguments) if ranks > 1 else [run.convoy, *arguments],
                          limit=60)
     return (out, None) if result.code == 0 and not result.timed_out else (None, result.reason())
@@ -408,18 +409,21 @@ def digest(run, folder):
 
 
 def laws(run):
-    """The same bits whatever the ranks, and after a stop."""
+    """The same bits whatever the ranks, after a stop, and without CUDA graphs."""
     if not run.needs_gpu():
         return
     for precision in ("FP16", "FP32", "BF16"):
         first = None
-        for name, ranks, stops in (("1 rank x 4 workers", 1, [STEPS]), ("the same again", 1, [STEPS]),
-                                   ("2 ranks x 2 workers", 2, [STEPS]), ("4 ranks x 1", 4, [STEPS]),
-                                   ("stopped and resumed", 1, [STEPS // 2, STEPS])):
+        for name, ranks, stops, *settings in (
+                ("1 rank x 4 workers", 1, [STEPS]), ("the same again", 1, [STEPS]),
+                ("2 ranks x 2 workers", 2, [STEPS]), ("4 ranks x 1", 4, [STEPS]),
+                ("stopped and resumed", 1, [STEPS // 2, STEPS]),
+                ("without graphs", 1, [STEPS], "gpu.graphs=false")):
             if not run.has_time(precision, name):
                 continue
             for steps in stops:
-                folder, reason = train(run, name.replace(" ", "-"), precision, ranks, steps=steps)
+                folder, reason = train(run, name.replace(" ", "-"), precision, ranks, steps=steps,
+                                       settings=settings)
                 if not folder:
                     break
             found, reason = digest(run, folder) if folder else (None, reason)
@@ -485,7 +489,8 @@ def cpu_gpu(run):
 # ---- bench, peers, reduce
 
 BENCH = ["resnet50/fp16/256", "resnet50/bf16/256", "resnet50/fp16/64", "resnet50/bf16/64",
-         "resnet18/fp16/256", "resnet152/fp16/128", "cifar_resnet20/fp16/128", "resnet50/fp32/64"]
+         "resnet18/fp16/256", "resnet152/fp16/128", "cifar_resnet20/fp16/128", "resnet50/fp32/64",
+         "resnet50/fp16/64/no-graphs", "cifar_resnet20/fp16/128/no-graphs"]
 # torch.compile comes apart and late: it takes minutes to start.
 PEERS = [("resnet50/training/fp16/256", "torch"), ("resnet50/training/bf16/256", "torch"),
          ("resnet50/training/fp16/256", "torch-compile"),
@@ -500,17 +505,17 @@ def bench(run):
     table = run.tables.setdefault("bench", [])
     # The profile waits after each call of the network, so its step is slower: it is a run of its own.
     for text in [BENCH[0] + "/profile", *BENCH]:
-        model, precision, batch, *profile = text.split("/")
+        model, precision, batch, *words = text.split("/")
         if not run.has_time("", text):
             continue
         answer, reason = run.json([run.convoy, "bench", "step", "--device", "cuda", "--model", model,
                                    "--precision", precision, "--batch", batch, "--seconds", "2",
-                                   "--warmup", "5", "--json", *(f"--{word}" for word in profile)], limit=60)
+                                   "--warmup", "5", "--json", *(f"--{word}" for word in words)], limit=60)
         if answer is None:
             run.gave_up("", text, reason)
             continue
         run.row("", text, "passed", f"{answer['images_per_second']:.0f} images/s")
-        if profile:
+        if "profile" in words:
             run.tables["profile"] = answer["profile"] | {"case": text}
         else:
             table.append(answer | {"case": text})
@@ -608,9 +613,8 @@ def summary_table(rows):
 
 def bench_table(rows):
     return turns.table(
-        ["model", "precision", "batch", "images/s", "step ms", "best", "90 %", "TFLOP/s",
-         "of GEMM rate", "planned memory"],
-        [[r["model"], r["precision"], str(r["batch"]), f"{r['images_per_second']:.0f}",
+        ["case", "images/s", "step ms", "best", "90 %", "TFLOP/s", "of GEMM rate", "planned memory"],
+        [[r["case"], f"{r['images_per_second']:.0f}",
           *(f"{1e3 * r['step_seconds'][key]:.2f}" for key in ("median", "min", "p90")),
           f"{r['gflops'] / 1e3:.0f}", f"{100 * r['fraction_of_peak']:.0f} %",
           f"{r['planned_memory_bytes'] / (1 << 30):.2f} GiB"] for r in rows])

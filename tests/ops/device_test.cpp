@@ -124,7 +124,8 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
       const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
       std::vector<uint8_t> slot = pixels;
       const auto op = d.make_input(input, type());
-      op->run(x.data.get(), slot.data(), {});
+      op->send(slot.data());
+      op->run(x.data.get(), {});
       d.inputs_read();
       slot.assign(n, 7);  // the next batch
       std::vector<float> out = download(d, x, type());
@@ -135,6 +136,26 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
       EXPECT_EQ(out, first) << threads << " threads";
     }
   }
+}
+
+// A GPU has not begun the first when the last has been copied.
+TEST_P(OpTest, ImageInputTakesBatchesAheadOfTheDevice) {
+  constexpr size_t kBatches = 5, kPixels = 2 * 4 * 4 * 3;
+  const ImageInput input = per_channel_input({2, 3, 4, 4}, {0, 0, 0}, {1, 1, 1});
+  Device& d = device();
+  std::vector<uint8_t> slot(kPixels);
+  const std::shared_ptr<void> pinned = d.pin(slot.data(), slot.size());
+  const auto op = d.make_input(input, type());
+  std::vector<DeviceMemory> x;
+  for (size_t k = 0; k < kBatches; ++k) {
+    slot.assign(kPixels, static_cast<uint8_t>(51 * k));
+    op->send(slot.data());
+    op->run(x.emplace_back(upload(d, {}, type(), kPixels * size_of(type()))).data.get(), {});
+    d.inputs_read();
+  }
+  for (size_t k = 0; k < kBatches; ++k)
+    expect_close("x", download(d, x[k], type()),
+                 std::vector<double>(kPixels, 0.2 * static_cast<double>(k)), type());
 }
 
 TEST_P(OpTest, ImageInputMixesABoxWithTheImageBefore) {
@@ -165,7 +186,9 @@ TEST_P(OpTest, ImageInputMixesABoxWithTheImageBefore) {
     for (const int threads : {1, 2}) {
       Device& d = device(threads);
       const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
-      d.make_input(input, type())->run(x.data.get(), pixels.data(), mix);
+      const auto op = d.make_input(input, type());
+      op->send(pixels.data());
+      op->run(x.data.get(), mix);
       d.inputs_read();
       std::vector<float> out = download(d, x, type());
       EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";

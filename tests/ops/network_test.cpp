@@ -88,13 +88,18 @@ Graph alone(Graph graph, int node) {
 // A network in training, with its flat buffers.
 class Trained {
  public:
-  // slice_bytes: see NetworkConfig; 1 takes the batch sample by sample.
+  // slice_bytes, record, stops: see NetworkConfig; slice_bytes 1 takes the batch sample by sample.
   Trained(const std::string& device, const Graph& graph, int64_t batch, DType type, int threads = 1,
-          int64_t slice_bytes = 0)
+          int64_t slice_bytes = 0, bool record = false, const std::vector<size_t>& stops = {})
       : device_(make_device(device, threads)),
         batch_(batch),
         net(*device_, graph,
-            {.batch = batch, .type = type, .input = {}, .slice_bytes = slice_bytes}),
+            {.batch = batch,
+             .type = type,
+             .input = {},
+             .slice_bytes = slice_bytes,
+             .record = record,
+             .stops = stops}),
         parameters(*device_, net.layout().parameter_floats),
         gradients(*device_, net.layout().gradient_floats),
         running(*device_, net.layout().statistics_floats),
@@ -389,6 +394,57 @@ TEST_P(NetworkTest, RepeatsItsBits) {
     b.backward();
     EXPECT_EQ(a.gradients_now(), b.gradients_now()) << "the second pass through the same arena";
   }
+}
+
+// What a GPU repeats has the bits of what it is told each time: with other weights, another step's
+// masks, other buffers, and pieces of backward that end elsewhere.
+TEST_P(NetworkTest, RecordedStepsHaveTheSameBits) {
+  for (const DType type : {DType::kFloat32, DType::kFloat16}) {
+    if (!device()->supports(type)) continue;
+    Trained told(GetParam(), auxiliary_graph(), 4, type);
+    const size_t floats = told.gradients.size();
+    Trained repeated(GetParam(), auxiliary_graph(), 4, type, 1, 0, true, {floats / 3, floats});
+    DeviceFloats others(repeated.device(), floats);
+    std::set<std::vector<float>> different;
+    for (uint64_t step = 0; step < 7; ++step) {
+      const bool elsewhere = step == 4;
+      repeated.net.bind({repeated.parameters.data(), repeated.running.data(),
+                         elsewhere ? others.data() : repeated.gradients.data(),
+                         repeated.statistics.data()});
+      for (Trained* t : {&told, &repeated}) {
+        t->step.step = step;
+        for (float& w : t->parameters.read()) w += 0.01f * static_cast<float>(step);
+        t->parameters.write();
+      }
+      EXPECT_EQ(told.loss(), repeated.loss()) << step;
+      told.backward();
+      repeated.net.backward(repeated.step, [](size_t) {});
+      const std::vector<float> expected = told.gradients_now();
+      const auto found = elsewhere ? others.read() : repeated.gradients.read();
+      EXPECT_EQ(bits_of(expected), bits_of({found.begin(), found.end()})) << step;
+      EXPECT_EQ(told.statistics_now(), repeated.statistics_now()) << step;
+      different.insert(expected);
+    }
+    EXPECT_EQ(different.size(), 7u);
+  }
+}
+
+TEST_P(NetworkTest, BackwardTellsOfTheStopsThatItPasses) {
+  const auto told_with = [&](const std::vector<size_t>& stops) {
+    Trained t(GetParam(), small_graph(), 2, DType::kFloat32, 1, 0, true, stops);
+    std::vector<size_t> told;
+    t.loss();
+    t.net.backward(t.step, [&](size_t ready) { told.push_back(ready); });
+    return told;
+  };
+  const std::vector<size_t> all = told_with({});
+  ASSERT_GT(all.size(), 3u);
+  EXPECT_EQ(told_with(all), all);
+  EXPECT_EQ(told_with({all.back()}), std::vector<size_t>{all.back()});
+  EXPECT_EQ(told_with({1, all[0] + 1, all.back()}),
+            (std::vector<size_t>{all[0], all[1], all.back()}));
+  // Two that one segment passes.
+  EXPECT_EQ(told_with({all[1] - 1, all[1], all.back()}), (std::vector<size_t>{all[1], all.back()}));
 }
 
 // Lanes pack their weights once for all of them, each a part.

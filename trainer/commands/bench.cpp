@@ -19,6 +19,7 @@
 #include "trainer/commands/commands.h"
 #include "trainer/engine/engine.h"
 #include "trainer/engine/freezing.h"
+#include "trainer/engine/setup.h"
 #include "trainer/engine/step_profile.h"
 #include "trainer/job/limits.h"
 
@@ -36,6 +37,7 @@ struct StepBench {
   int workers = 1, threads = 0;
   bool inference = false, no_fold = false, no_peak = false, json = false, profile = false;
   bool autotune = false;
+  bool no_graphs = false;
   double seconds = 5;
   int warmup = 3;
 };
@@ -142,7 +144,7 @@ ReductionWait reduction_wait(comm::Communicator& communicator, const std::vector
 int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   // A device that is not there is an error here, not in a thread.
   ops::make_device(b.device, 1, communicator.local_rank());
-  const int cpus = usable_cpus();
+  const int cpus = stay_near_gpu(communicator, b.device);
   const int threads = b.threads > 0 ? b.threads : std::max(1, cpus / b.workers);
   if (b.batch % b.workers != 0)
     fail(ExitCode::kUsage, "--batch {} does not divide into --workers {}", b.batch, b.workers);
@@ -178,6 +180,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .training = !b.inference,
                       .fold = !b.no_fold,
                       .profile = b.profile,
+                      .record = !b.no_graphs,
                       .frozen = frozen,
                       .evaluation = b.inference ? std::optional(input) : std::nullopt,
                       .plans = {.tune = b.autotune}};
@@ -190,7 +193,10 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   for (size_t i = 0; i < labels.size(); ++i)
     labels[i] = static_cast<int32_t>(static_cast<int64_t>(i) % classes);
   const Engine::Images images{pixels.data(), labels.data()};
-  const Engine::Source source{[&](uint64_t) { return images; }, [](uint64_t) {}};
+  const std::shared_ptr<void> pinned = engine.pin(pixels.data(), pixels.size());
+  const Engine::Source source{.acquire = [&](uint64_t) { return images; },
+                              .release = [](uint64_t) {},
+                              .next = [&](uint64_t) { return images.pixels; }};
 
   std::vector<double> times, exposed;
   double measured = 0;
@@ -332,8 +338,11 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "--inference without batch norms folded into convolutions, to see what that gains")(
       "autotune", po::bool_switch(&b.autotune),
       "on a GPU: measure a few engines of each convolution first and use the fastest, as "
-      "gpu.autotune in a job")("workers", po::value(&b.workers)->default_value(1),
-                               "workers side by side on one rank")(
+      "gpu.autotune in a job")(
+      "no-graphs", po::bool_switch(&b.no_graphs),
+      "on a GPU: enqueue kernel by kernel, as gpu.graphs: false in a job; what --profile does, "
+      "too")("workers", po::value(&b.workers)->default_value(1),
+             "workers side by side on one rank")(
       "threads", po::value(&b.threads)->default_value(0),
       "threads of one worker; 0: the rank's CPUs shared out")(
       "freeze", po::value(&b.freeze)->composing(),

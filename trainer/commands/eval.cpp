@@ -384,7 +384,7 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
            "size of training alone",
            printable(t.folder));
   }
-  const int cpus = usable_cpus();
+  const int cpus = stay_near_gpu(communicator, o.device);
   std::vector<std::unique_ptr<Classifier>> members;
   std::vector<ImageNetwork> networks;
   for (Trained& t : trained) {

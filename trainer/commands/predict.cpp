@@ -170,6 +170,7 @@ void classify(const PredictOptions& o, const ImageNetwork& network, const data::
     return text;
   };
 
+  config.pin = [&](void* memory, size_t bytes) { return network.engine.pin(memory, bytes); };
   data::EvalLoader loader(files, config);
   const int64_t rows = int64_t{batch} * looks.count();
   const std::vector<int32_t> no_labels(static_cast<size_t>(rows), -1);
@@ -215,7 +216,7 @@ int predict_files(const PredictOptions& o) {
   const Input input = find_files(o);
   const auto communicator = comm::make_communicator("local");
   Trained trained = load_trained(*communicator, o.checkpoint, o.device);
-  const int cpus = usable_cpus();
+  const int cpus = stay_near_gpu(*communicator, o.device);
   const int lanes = classifying_lanes(trained.job, o.device, cpus);
   Classifier classifier(*communicator, std::move(trained), nullptr, o.device, lanes);
   if (o.weights == "average" && !classifier.has_average())

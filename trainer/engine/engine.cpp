@@ -128,6 +128,14 @@ std::string Engine::plans() const {
   return lane_state_[0]->device->decisions();
 }
 
+// Floats of the gradients up to the end of each bucket.
+std::vector<size_t> Engine::bucket_ends() const {
+  std::vector<size_t> ends;
+  for (const comm::Range& bucket : buckets_)
+    if (bucket.end > head_floats_) ends.push_back(bucket.end - head_floats_);
+  return ends;
+}
+
 ops::NetworkConfig Engine::training_config() const {
   return {.batch = config_.batch_per_worker,
           .type = config_.type,
@@ -135,7 +143,9 @@ ops::NetworkConfig Engine::training_config() const {
           .training = true,
           .input = config_.input,
           .label_smoothing = config_.label_smoothing,
-          .profile = config_.profile};
+          .profile = config_.profile,
+          .record = config_.record,
+          .stops = bucket_ends()};
 }
 
 ops::NetworkConfig Engine::evaluation_config(const ops::ImageInput& input) const {
@@ -147,7 +157,8 @@ ops::NetworkConfig Engine::evaluation_config(const ops::ImageInput& input) const
           .input = input,
           .label_smoothing = 0.0,
           .whole = &layout_,
-          .profile = config_.profile};
+          .profile = config_.profile,
+          .record = config_.record};
 }
 
 ops::Graph Engine::evaluation_graph(const ops::ImageInput& input) const {
@@ -196,6 +207,7 @@ void Engine::build() {
       communicator_, config_.workers, buckets_,
       {.order = config_.reduction, .schedule = {}, .buffers = trains ? config_.lanes : 0},
       lane_state_[0]->device->queue());
+  sent_for_.reset();
   if (!trains) return;
   lanes_.run([&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
@@ -288,7 +300,9 @@ void Engine::forward(Lane& lane, const ops::StepInfo& step, const Source& source
   const Shape& image = config_.input.shape;
   const ops::BatchMix mix =
       ops::draw_batch_mix(config_.mixing, step.seed, step.step, step.worker, image.h, image.w);
-  lane.network->forward(images.pixels, step, mix);
+  const bool sent = sent_for_ == step.step && static_cast<int>(worker) == hosted().begin;
+  if (sent) sent_for_.reset();
+  lane.network->forward(sent ? nullptr : images.pixels, step, mix);
   float* const loss = flat + extras_begin_ + kLoss;
   lane.network->loss(images.labels, 1.0 / samples, loss,
                      config_.scale_loss ? loss_scale_.scale : 1.0, mix.label_share);
@@ -354,7 +368,7 @@ void Engine::train_lane(int lane, const ops::StepInfo& info, const Control& cont
 Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& control,
                             const Source& source) {
   compute(step, control, source);
-  const Result result = update(learning_rate);
+  const Result result = update(learning_rate, nullptr, &source);
   if (result.diverged)
     fail(ExitCode::kFault, "{}; {}", about_divergence(step, result), kDivergenceRemedy);
   return result;
@@ -363,6 +377,8 @@ Engine::Result Engine::step(uint64_t step, double learning_rate, const Control& 
 void Engine::compute(uint64_t step, const Control& control, const Source& source, int digested) {
   const TraceRange trace(fmt::format("compute step {}", step).c_str());
   digested_ = digested;
+  step_ = step;
+  if (sent_for_ != step) sent_for_.reset();
   say_reduce(0);  // the last step's sums may still be on their way to others
   reducer_->begin_step();
   say_compute();
@@ -372,7 +388,18 @@ void Engine::compute(uint64_t step, const Control& control, const Source& source
   gradient_fault_.reset();
 }
 
-Engine::Result Engine::update(double learning_rate, LayerStatistics* layers) {
+// A GPU copies them while it still works on this step.
+void Engine::send_ahead(const Source& source) {
+  Lane& lane = *lane_state_[0];
+  if (!source.next || !lane.network || !lane.device->queue()) return;
+  const uint8_t* pixels = source.next(static_cast<uint64_t>(hosted().begin));
+  if (!pixels) return;
+  const TraceRange trace("images sent ahead");
+  lane.network->send(pixels);
+  sent_for_ = step_ + 1;
+}
+
+Engine::Result Engine::update(double learning_rate, LayerStatistics* layers, const Source* source) {
   const TraceRange trace("sums and update");
   say_reduce(0);
   const std::span<const float> head = reducer_->wait(0);
@@ -403,8 +430,10 @@ Engine::Result Engine::update(double learning_rate, LayerStatistics* layers) {
   optimizer_->update_running(running_->data(), head.data(),
                              1.0f / static_cast<float>(config_.workers));
 
+  if (source) send_ahead(*source);
   float extras[kExtras];
   lane_state_[0]->device->download(extras, head.data() + extras_begin_, sizeof extras);
+  lane_state_[0]->device->inputs_read();
   reducer_->confirm();
   say_compute();
   update_seconds_ += seconds_since(update_start);
@@ -621,6 +650,10 @@ std::vector<int> Engine::losses_not_finite() const {
     workers.insert(workers.end(), lane->losses_not_finite.begin(), lane->losses_not_finite.end());
   std::ranges::sort(workers);
   return workers;
+}
+
+std::shared_ptr<void> Engine::pin(void* memory, size_t bytes) const {
+  return lane_state_[0]->device->pin(memory, bytes);
 }
 
 void Engine::apply(const Fault& fault) {

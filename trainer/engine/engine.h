@@ -51,6 +51,7 @@ struct EngineConfig {
   bool training = true;  // false: evaluate() alone will be called
   bool fold = true;      // see ops::NetworkConfig
   bool profile = false;  // see ops::NetworkConfig
+  bool record = true;    // see ops::NetworkConfig
   // Names of parameters that are frozen at first (ops/freezing.h; Engine::freeze changes it), and
   // what the optimizer's numbers are multiplied by, of those where that is not 1.
   std::set<std::string> frozen = {};
@@ -115,6 +116,9 @@ class Engine {
     std::function<Images(uint64_t item)> acquire;
     std::function<void(uint64_t item)> release;
     std::function<void(const std::exception_ptr&)> stop = [](const std::exception_ptr&) {};
+    // In training, where a GPU may read ahead: the pixels of the item as they will be acquired in
+    // the step after this one; null where they are not ready.
+    std::function<const uint8_t*(uint64_t item)> next = {};
   };
   // What ranks want to agree on: a flag raised on a rank that hosts workers is seen by all at the
   // end of that step.
@@ -138,8 +142,10 @@ class Engine {
   // contribution is digested by its host; -1: none.
   void compute(uint64_t step, const Control& control, const Source& source, int digested = -1);
   // Collective; of the last compute(). Left out, the step is as if it had never been. `layers`:
-  // filled in on the ranks that ask, the same on any of them; it changes nothing.
-  Result update(double learning_rate, LayerStatistics* layers = nullptr);
+  // filled in on the ranks that ask, the same on any of them; it changes nothing. `source`: of the
+  // next step, too; what it has ready is read until this returns.
+  Result update(double learning_rate, LayerStatistics* layers = nullptr,
+                const Source* source = nullptr);
 
   // For comparisons of one worker of a step that is computed again, between compute() and update().
   // The digests of what the digested worker contributed: batch-norm statistics, loss, then the
@@ -164,6 +170,9 @@ class Engine {
   // This rank's workers whose loss was not finite in the last compute() (none on a GPU: its host
   // does not look).
   std::vector<int> losses_not_finite() const;
+
+  // Host memory from which compute() and evaluate() will be given images (ops::Device::pin).
+  std::shared_ptr<void> pin(void* memory, size_t bytes) const;
 
   // Tests: changes the state now, or in the next step the gradient of this rank's first worker, or
   // its copy of the sum.
@@ -204,6 +213,7 @@ class Engine {
   void plan();
   void decide();
   void build();
+  std::vector<size_t> bucket_ends() const;
   ops::NetworkConfig training_config() const;
   ops::NetworkConfig evaluation_config(const ops::ImageInput& input) const;
   ops::Graph evaluation_graph(const ops::ImageInput& input) const;
@@ -226,6 +236,7 @@ class Engine {
   void train_lane(int lane, const ops::StepInfo& info, const Control& control,
                   const Source& source);
   void forward(Lane& lane, const ops::StepInfo& step, const Source& source, float* flat);
+  void send_ahead(const Source& source);
   void backward(Lane& lane, const ops::StepInfo& step, bool keep);
   // Of a flat buffer [statistics, extras, gradients].
   std::vector<ops::DigestRange> contribution_ranges(const float* flat) const;
@@ -239,9 +250,12 @@ class Engine {
   size_t extras_begin_ = 0, head_floats_ = 0;  // bucket 0: statistics, then the extras
   std::vector<comm::Range> buckets_;
   std::unique_ptr<comm::Reducer> reducer_;
-  std::vector<int> bucket_of_;                       // of each parameter
-  std::vector<const float*> gradients_;              // of each parameter, after the reduction
-  int digested_ = -1;                                // worker of this step
+  std::vector<int> bucket_of_;           // of each parameter
+  std::vector<const float*> gradients_;  // of each parameter, after the reduction
+  int digested_ = -1;                    // worker of this step
+  uint64_t step_ = 0;                    // of the last compute()
+  // The step whose first hosted worker's images are on the GPU already.
+  std::optional<uint64_t> sent_for_;
   std::optional<Fault> gradient_fault_, sum_fault_;  // of the next step
   std::unique_ptr<ops::DeviceFloats> wrong_sum_;     // of a parameter, where sum_fault_ said so
   LossScale loss_scale_;

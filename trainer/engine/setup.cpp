@@ -4,12 +4,14 @@
 #include <cstring>
 #include <filesystem>
 
+#include "comm/launch.h"
 #include "data_loader/mean.h"
 #include "data_loader/subset.h"
 #include "ops/core/error.h"
 #include "ops/core/isa.h"
 #include "ops/core/log.h"
 #include "trainer/job/graph_text.h"
+#include "trainer/job/limits.h"
 #include "trainer/models/models.h"
 
 namespace convoy::trainer {
@@ -342,7 +344,20 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
                            ? comm::ReductionOrder::kFast
                            : comm::ReductionOrder::kExact,
           .bucket_mib = job.reduction.bucket_mib,
-          .seed = job.seed};
+          .seed = job.seed,
+          .record = job.gpu.graphs};
+}
+
+int stay_near_gpu(const comm::Communicator& communicator, const std::string& device) {
+  const int cpus = usable_cpus(), rank = communicator.local_rank();
+  const std::string near = ops::near_cpus(device, rank);
+  if (near.empty()) return cpus;
+  const comm::CpuSet before = comm::cpu_set();
+  const comm::CpuSet now = comm::stay_near(near, cpu_share(cpus, communicator.local_size()));
+  if (now.count < before.count)
+    log::debug("of the CPUs {} rank {} uses those near its GPU: {}", before.list,
+               communicator.rank(), now.list);
+  return usable_cpus();
 }
 
 Fingerprint fingerprint(const std::string& device, int gpu) {

@@ -167,6 +167,7 @@ std::vector<ops::LossResult> Evaluation::compute(const ImageNetwork& network,
   config.lanes = network.engine.lanes();
   config.threads = config_.data_threads;
   config.class_of_label = config_.class_of_label;
+  config.pin = [&](void* memory, size_t bytes) { return network.engine.pin(memory, bytes); };
   data::EvalLoader loader(dataset_, std::move(config));
   const int64_t rows = int64_t{group.batch} * looks.count();
   const std::vector<int32_t> no_labels(static_cast<size_t>(rows), -1);

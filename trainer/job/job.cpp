@@ -187,6 +187,7 @@ void fields(Job::Transfer& t, auto&& visit) {
 
 void fields(Job::Gpu& g, auto&& visit) {
   visit("autotune", g.autotune);
+  visit("graphs", g.graphs);
 }
 
 void fields(Job& j, auto&& visit) {
@@ -322,7 +323,7 @@ proto::Job to_proto(Job job) {
 constexpr std::array<std::string_view, 11> kNotIdentity = {
     "name",        "transfer.init_from",   "data.path", "data.follow_links", "stop_after_steps",
     "checkpoint.", "reduction.bucket_mib", "log.",      "watchdog.",         "checks.",
-    "gpu.autotune"};
+    "gpu."};
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.

@@ -166,6 +166,7 @@ struct Job {
 
   struct Gpu {
     bool autotune = false;
+    bool graphs = true;
   };
 
   std::string name = "job";

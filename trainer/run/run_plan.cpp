@@ -77,7 +77,7 @@ RunPlan make_plan(comm::Communicator& communicator, comm::Watchdog& watchdog,
                   const TrainOptions& options, const Resume& resume, Job& job) {
   RunPlan plan;
   open_data(communicator, job, plan);
-  const int cpus = usable_cpus();
+  const int cpus = stay_near_gpu(communicator, options.device);
   choose_workers(communicator, cpus, resume, job);
   share_out(communicator, watchdog, options, cpus, job, plan);
   plan.normalisation =
@@ -116,10 +116,11 @@ data::LoaderConfig loader_config(const RunPlan& plan, const Job& job, uint64_t f
 
 std::unique_ptr<data::Loader> open_loader(const RunPlan& plan, const Job& job, uint64_t first,
                                           uint64_t end, const comm::WorkerRange& workers,
-                                          int threads) {
+                                          int threads, data::PinMemory pin) {
   if (workers.size() == 0 || first >= end) return nullptr;
-  return std::make_unique<data::Loader>(*plan.train,
-                                        loader_config(plan, job, first, end, workers, threads));
+  data::LoaderConfig config = loader_config(plan, job, first, end, workers, threads);
+  config.pin = std::move(pin);
+  return std::make_unique<data::Loader>(*plan.train, config);
 }
 
 LoaderPlan loader_plan(const RunPlan& plan, const Job& job, const comm::WorkerRange& hosted) {

@@ -42,7 +42,7 @@ data::LoaderConfig loader_config(const RunPlan& plan, const Job& job, uint64_t f
 // Batches of these workers of steps [first, end); none where there is nothing to load.
 std::unique_ptr<data::Loader> open_loader(const RunPlan& plan, const Job& job, uint64_t first,
                                           uint64_t end, const comm::WorkerRange& workers,
-                                          int threads);
+                                          int threads, data::PinMemory pin);
 
 // Of this rank, which hosts these workers.
 LoaderPlan loader_plan(const RunPlan& plan, const Job& job, const comm::WorkerRange& hosted);

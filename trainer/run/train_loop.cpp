@@ -75,10 +75,11 @@ TrainLoop::TrainLoop(RunContext run)
                     Replicas::Beside{{"the plateau schedule", "the skipped steps"}, [this] {
                                        return Digests{digest_of(plateau_), digest_of(skipped_)};
                                      }});
-  cross_check_.emplace(communicator_, watchdog_, *engine_, static_cast<int>(job_.workers),
-                       job_.checks.recompute_every_steps, [this](uint64_t step, int worker) {
-                         return open_loader(plan_, job_, step, step + 1, {worker, worker + 1}, 0);
-                       });
+  cross_check_.emplace(
+      communicator_, watchdog_, *engine_, static_cast<int>(job_.workers),
+      job_.checks.recompute_every_steps, [this](uint64_t step, int worker) {
+        return open_loader(plan_, job_, step, step + 1, {worker, worker + 1}, 0, {});
+      });
   non_finite_.emplace(communicator_, *engine_, *replicas_, folder_, job_.non_finite, skipped_);
   report_.emplace(plan_, job_, *engine_);
 }
@@ -238,7 +239,8 @@ bool TrainLoop::evaluation_due(uint64_t done) const {
 
 int TrainLoop::run_steps() {
   const std::unique_ptr<data::Loader> loader = open_loader(
-      plan_, job_, skipped_.next(step_), plan_.last_step, engine_->hosted(), plan_.data_threads);
+      plan_, job_, skipped_.next(step_), plan_.last_step, engine_->hosted(), plan_.data_threads,
+      [&](void* memory, size_t bytes) { return engine_->pin(memory, bytes); });
   std::vector<const data::Batch*> held(job_.workers);
   const Engine::Source source{[&](uint64_t worker) {
                                 const data::Batch& batch = acquire(*loader, worker);
@@ -248,7 +250,12 @@ int TrainLoop::run_steps() {
                                 return Engine::Images{batch.pixels, batch.labels.data()};
                               },
                               [&](uint64_t worker) { loader->release(*held[worker]); },
-                              [&](const std::exception_ptr& error) { loader->stop(error); }};
+                              [&](const std::exception_ptr& error) { loader->stop(error); },
+                              [&](uint64_t worker) -> const uint8_t* {
+                                const auto* next =
+                                    loader->peek(step_ + 1, static_cast<int>(worker));
+                                return next ? next->pixels : nullptr;
+                              }};
 
   const auto words = watchdog_.describe(comm::Phase::kInput, [&] {
     return loader ? file_in_progress(loader->in_progress()) : std::string();
@@ -325,7 +332,8 @@ Engine::Control TrainLoop::train_step(const Engine::Source& source) {
   replicas_->before_update(step_);
   GradientRecord layers;
   const bool logs_layers = is_root() && GradientLog::due(step_, job_.log.gradients);
-  const Engine::Result result = engine_->update(rate, logs_layers ? &layers.layers : nullptr);
+  const Engine::Result result =
+      engine_->update(rate, logs_layers ? &layers.layers : nullptr, &source);
   ++step_;
   const double seconds = seconds_since(start);
   stopping_.note_step(seconds);

@@ -3,11 +3,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -96,6 +98,26 @@ class OpenMemory {
   }
 };
 
+// ---- Host memory that a GPU reads at once.
+
+std::map<const char*, size_t>& pinned() {
+  static std::map<const char*, size_t> all;
+  return all;
+}
+// Every upload's bytes, and whether they lay in pinned memory, for tests that ask.
+void note_upload(const void* from, size_t bytes) {
+  const char* path = std::getenv("CONVOY_EMULATED_GPU_UPLOADS");
+  if (!path) return;
+  const auto* begin = static_cast<const char*>(from);
+  const auto behind = pinned().upper_bound(begin);
+  bool is_pinned = false;
+  if (behind != pinned().begin()) {
+    const auto& [memory, size] = *std::prev(behind);
+    is_pinned = begin + bytes <= memory + size;
+  }
+  std::ofstream(path, std::ios::app) << (is_pinned ? "pinned " : "pageable ") << bytes << "\n";
+}
+
 // ---- Running.
 
 // Runs the work of a stream up to number `count` of what was ever enqueued there; false where it is
@@ -154,6 +176,9 @@ void put(Stream& stream, Work work, bool polled = false) {
   stream.queue.push_back(std::move(work));
   ++stream.enqueued;
   if (polled) stream.polled = stream.enqueued;
+}
+bool is_capturing() {
+  return std::ranges::any_of(streams(), [](const Stream* stream) { return stream->capture; });
 }
 // Work that is done when it returns.
 Work once(std::function<void()> work) {
@@ -302,6 +327,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* all_bytes) {
 }
 cudaError_t cudaMalloc(void** out, size_t bytes) {
   const std::lock_guard lock(mutex);
+  if (is_capturing()) return cudaErrorStreamCaptureUnsupported;
   if (bytes > size_t{8} << 30) return cudaErrorMemoryAllocation;
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const size_t rounded = (bytes + page - 1) / page * page;
@@ -319,6 +345,7 @@ cudaError_t cudaMalloc(void** out, size_t bytes) {
 cudaError_t cudaFree(void* memory) {
   if (!memory) return cudaSuccess;
   std::unique_lock lock(mutex);
+  if (is_capturing()) return cudaErrorStreamCaptureUnsupported;
   run_everything(lock);
   const auto found = allocations().find(static_cast<char*>(memory));
   if (found == allocations().end()) return cudaErrorInvalidValue;
@@ -328,25 +355,35 @@ cudaError_t cudaFree(void* memory) {
 }
 cudaError_t cudaMallocHost(void** out, size_t bytes) {
   *out = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-  return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+  if (!*out) return cudaErrorMemoryAllocation;
+  const std::lock_guard lock(mutex);
+  pinned()[static_cast<const char*>(*out)] = bytes;
+  return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
   std::unique_lock lock(mutex);
   run_everything(lock);
+  pinned().erase(static_cast<const char*>(memory));
   std::free(memory);
   return cudaSuccess;
 }
-cudaError_t cudaHostRegister(void*, size_t, unsigned) {
+cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
+  const std::lock_guard lock(mutex);
+  if (next_error != cudaSuccess) return take_error();
+  if (!pinned().emplace(static_cast<const char*>(memory), bytes).second)
+    return cudaErrorHostMemoryAlreadyRegistered;
   return cudaSuccess;
 }
-cudaError_t cudaHostUnregister(void*) {
+cudaError_t cudaHostUnregister(void* memory) {
   std::unique_lock lock(mutex);
   run_everything(lock);
-  return cudaSuccess;
+  return pinned().erase(static_cast<const char*>(memory)) ? cudaSuccess
+                                                          : cudaErrorHostMemoryNotRegistered;
 }
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
   const std::lock_guard lock(mutex);
+  if (kind == cudaMemcpyHostToDevice) note_upload(from, bytes);
   put(of(stream), once([=] { std::memmove(to, from, bytes); }));
   return take_error();
 }

@@ -283,6 +283,45 @@ TEST_P(EngineTest, NothingToTrainIsAnError) {
                     [&] { make(1, {}, {}, graph(), all); });
 }
 
+// What is sent ahead is used in its step and in no other: every third time it is not there yet,
+// step 3 comes twice (a roll-back), step 5 never, and before step 7 networks are made anew.
+TEST_P(EngineTest, ReadingAheadChangesNoBit) {
+  std::vector<std::vector<float>> results;
+  uint64_t step = 0;
+  for (const bool ahead : {false, true}) {
+    const auto engine = make(1);
+    std::vector<uint8_t> slot[2];
+    uint64_t asked = 0;
+    const auto pixels_of = [&](uint64_t s, uint64_t w) {
+      std::vector<uint8_t>& pixels = slot[s % 2];
+      pixels = pixels_[w];
+      for (uint8_t& each : pixels) each = static_cast<uint8_t>(each + 17 * s);
+      return pixels.data();
+    };
+    Engine::Source source{.acquire =
+                              [&](uint64_t w) {
+                                return Engine::Images{pixels_of(step, w), labels_};
+                              },
+                          .release = [](uint64_t) {}};
+    if (ahead)
+      source.next = [&](uint64_t w) -> const uint8_t* {
+        EXPECT_EQ(w, 0u);
+        return ++asked % 3 == 0 ? nullptr : pixels_of(step + 1, w);
+      };
+    double loss = 0;
+    for (const uint64_t each : {0, 1, 2, 3, 3, 4, 6, 7}) {
+      step = each;
+      if (step == 7) engine->freeze({"conv1.weight"});
+      loss = engine->step(step, 0.1, {}, source).loss;
+    }
+    EXPECT_GT(loss, 0);
+    EXPECT_EQ(asked, ahead && GetParam() == "cuda" ? 8u : 0u);
+    const Engine::State state = engine->state();
+    results.emplace_back(state.parameters.begin(), state.parameters.end());
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
 // A watchdog must not take a rank that waits for one that works, nor the other way round.
 TEST_P(EngineTest, AStepSaysWhereItIs) {
   std::vector<std::string> said;
