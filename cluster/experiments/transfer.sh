@@ -1,6 +1,6 @@
 #!/bin/bash
 # Transfer learning beside training from scratch: a network trained on classes 0 to 4 of Fashion-MNIST
-# learns classes 5 to 9 from few images of each. One command, a table, minutes on two cores:
+# learns classes 5 to 9 from few images of each. One command, a table, half an hour on two cores:
 #   cluster/experiments/transfer.sh [-n "10 30 100"] [-s SEEDS] [-t STEPS] [-r "RATES"] [-d DATA] [-o DIR]
 # -n: images per class. -s: seeds, which draw images, order and start (default 3). -t: steps of every
 # run, of 32 images (default 300). -r: peak learning rates (default "0.02 0.05 0.1 0.2 0.5 1"), of which

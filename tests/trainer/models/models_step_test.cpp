@@ -1,8 +1,10 @@
 // One training step of every family on every device, in fp32 and bf16: the loss is finite and every
-// parameter moves. In CI with an eighth of the channels and small images; CONVOY_FULL_MODELS=1
-// takes a step of every model as it is, two images, and prints seconds and memory.
+// parameter has a gradient. In CI with an eighth of the channels and small images;
+// CONVOY_FULL_MODELS=1 takes a step of every model as it is, two images, and prints seconds and
+// memory.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <iostream>
@@ -38,7 +40,9 @@ ops::Graph slim(ops::Graph graph) {
 struct Step {
   double loss = 0, seconds = 0;
   size_t bytes = 0;
-  std::vector<std::string> still;  // parameters that are bit for bit what they were
+  // Parameters whose gradient was zero everywhere: their momentum is. (A step of many a gate's
+  // bias, -2 in highway_fc100, is smaller than its last bit.)
+  std::vector<std::string> still;
 };
 
 // `steps` steps of one worker on noise; the seconds are the last one's.
@@ -67,22 +71,16 @@ Step train(const std::string& device, const ops::Graph& graph, DType type, int64
                               },
                               [](uint64_t) {}};
 
-  const std::span<const float> now = engine.state().parameters;
-  const std::vector<float> before(now.begin(), now.end());
   Step result{.bytes = engine.memory_bytes()};
   for (int step = 0; step < steps; ++step) {
     const Clock::time_point begin = Clock::now();
     result.loss = engine.step(static_cast<uint64_t>(step), learning_rate, {}, source).loss;
     result.seconds = seconds_since(begin);
   }
-  const std::span<const float> after = engine.state().parameters;
-  for (const auto& p : engine.layout().parameters) {
-    const auto begin = static_cast<ptrdiff_t>(p.offset);
-    if (std::equal(before.begin() + begin,
-                   before.begin() + begin + static_cast<ptrdiff_t>(p.floats()),
-                   after.begin() + begin))
+  const std::span<const float> momentum = engine.state().momentum;
+  for (const auto& p : engine.layout().parameters)
+    if (std::ranges::all_of(momentum.subspan(p.offset, p.floats()), [](float v) { return v == 0; }))
       result.still.push_back(p.name);
-  }
   return result;
 }
 
@@ -126,7 +124,7 @@ constexpr Small kSmall[] = {
 
 class ModelStep : public testing::TestWithParam<std::tuple<std::string, Small>> {};
 
-TEST_P(ModelStep, IsFiniteAndMovesEveryParameter) {
+TEST_P(ModelStep, IsFiniteAndHasEveryGradient) {
   const std::string& device = std::get<0>(GetParam());
   const auto [model, side, channels] = std::get<1>(GetParam());
   ModelOptions options;
@@ -140,7 +138,7 @@ TEST_P(ModelStep, IsFiniteAndMovesEveryParameter) {
     EXPECT_GT(step.loss, 0.5 * std::log(kClasses)) << name_of(type);
     EXPECT_LT(step.loss, 4 * std::log(kClasses)) << name_of(type);
     for (const std::string& name : step.still)
-      ADD_FAILURE() << name_of(type) << ": " << name << " has not changed";
+      ADD_FAILURE() << name_of(type) << ": " << name << " has no gradient";
   }
 }
 
@@ -169,7 +167,7 @@ TEST(FullModels, TakeAStep) {
                 << std::flush;
       EXPECT_TRUE(std::isfinite(step.loss)) << m.name;
       for (const std::string& name : step.still)
-        ADD_FAILURE() << m.name << ", " << name_of(type) << ": " << name << " has not changed";
+        ADD_FAILURE() << m.name << ", " << name_of(type) << ": " << name << " has no gradient";
     }
   }
 }
