@@ -34,10 +34,12 @@ for way in scratch head last_stage all gradual; do
   for rate in 0.1 0.02; do
     expect "validation images of $way at $rate" \
       "$(grep -o 'of 100 images' "runs/$way-8-rate$rate.txt")" "of 100 images"
-    printf '%s %s\n' "$(sed -n 's/^top-1 \([0-9.]*\) %.*/\1/p' "runs/$way-8-rate$rate.txt")" $rate
+  done
+  for rate in 0.1 0.02; do
+    echo "$(sed -n 's/^top-1 \([0-9.]*\) %.*/\1/p' "runs/$way-8-rate$rate.txt") $rate"
   done | sort -s -k 1,1nr | sed -n '1s/.* //p' >best
   check "$way takes its best rate" \
-    matches errors "^$way, 8 images per class, seed 1, rate $(tail -n 1 best):"
+    matches errors "^$way, 8 images per class, seed 1, rate $(cat best):"
 done
 check "the head starts anew" matches runs/head-8-seed1-rate*.log 'start_anew: fc.weight, fc.bias start anew'
 check "the classifier alone is trained" \
