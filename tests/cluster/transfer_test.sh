@@ -51,9 +51,9 @@ expect "exit code of a second time" $? 0
 expect "the same table" "$(cat again)" "$(cat table)"
 expect "runs that were done again" "$(find runs -name '*.txt' -newer before | wc -l)" 0
 
-"$transfer_sh" -n ten >out 2>&1
+"$transfer_sh" -n ten -d data -o other >out 2>&1
 expect "exit code of a number that is none" $? 64
-"$transfer_sh" -r much >out 2>&1
+"$transfer_sh" -r much -d data -o other >out 2>&1
 expect "exit code of a rate that is none" $? 64
 "$transfer_sh" -n 100 -t 3 -d data -o other >out 2>&1
 expect "exit code of too few steps" $? 64
