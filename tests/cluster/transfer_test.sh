@@ -34,10 +34,12 @@ for way in scratch head last_stage all gradual; do
   for rate in 0.1 0.02; do
     expect "validation images of $way at $rate" \
       "$(grep -o 'of 100 images' "runs/$way-8-rate$rate.txt")" "of 100 images"
-    printf '%s %s\n' "$(sed -n 's/^top-1 \([0-9.]*\) %.*/\1/p' "runs/$way-8-rate$rate.txt")" $rate
+  done
+  for rate in 0.1 0.02; do
+    echo "$(sed -n 's/^top-1 \([0-9.]*\) %.*/\1/p' "runs/$way-8-rate$rate.txt") $rate"
   done | sort -s -k 1,1nr | sed -n '1s/.* //p' >best
   check "$way takes its best rate" \
-    matches errors "^$way, 8 images per class, seed 1, rate $(tail -n 1 best):"
+    matches errors "^$way, 8 images per class, seed 1, rate $(cat best):"
 done
 check "the head starts anew" matches runs/head-8-seed1-rate*.log 'start_anew: fc.weight, fc.bias start anew'
 check "the classifier alone is trained" \
@@ -52,9 +54,9 @@ rm runs/all-8-seed*.txt
 "$transfer_sh" -n 8 -s 2 -t 12 -r "0.1 0.02" -d data -o runs >again 2>/dev/null
 expect "the same table of runs that had ended before their accuracy was kept" "$(cat again)" "$(cat table)"
 
-"$transfer_sh" -n ten >out 2>&1
+"$transfer_sh" -n ten -d data -o other >out 2>&1
 expect "exit code of a number that is none" $? 64
-"$transfer_sh" -r much >out 2>&1
+"$transfer_sh" -r much -d data -o other >out 2>&1
 expect "exit code of a rate that is none" $? 64
 "$transfer_sh" -n 100 -t 3 -d data -o other >out 2>&1
 expect "exit code of too few steps" $? 64

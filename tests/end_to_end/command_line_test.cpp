@@ -490,6 +490,23 @@ TEST(Bench, AllReduceOfOneRankIsItself) {
   for (const json& row : object["rows"]) EXPECT_EQ(row["wrong"], 0) << row.dump(2);
 }
 
+TEST(Bench, WhatIsFrozenHasNoGradient) {
+  const Arguments frozen = {
+      "bench",    "step", "--model",  "cifar_resnet20", "--batch",  "2",   "--seconds", "0.1",
+      "--warmup", "1",    "--freeze", "conv1",          "--freeze", "bn1", "--freeze",  "layer*"};
+  Arguments more = frozen;
+  more.insert(more.end(), {"--profile", "--json"});
+  const json object = object_of(more);
+  std::set<std::string> backward;
+  for (const json& node : object["profile"]["nodes"])
+    if (node["pass"] != "forward") backward.insert(node["name"]);
+  EXPECT_EQ(backward, std::set<std::string>{"fc"}) << object.dump(2);
+  more = frozen;
+  more.emplace_back("--no-peak");
+  const Outcome outcome = convoy(more);
+  EXPECT_EQ(lines_with(outcome.out, "650 of 269722 parameters are trained"), 1) << outcome.all();
+}
+
 TEST(Training, DryRunPrintsThePlanAndWritesNothing) {
   const TempFolder own;
   const std::string job = own.write("job.txtpb", R"(
@@ -510,6 +527,27 @@ TEST(Training, DryRunPrintsThePlanAndWritesNothing) {
     EXPECT_EQ(lines_with(outcome.out, "# loader"), 1) << outcome.all();
     EXPECT_FALSE(std::filesystem::exists(out));
   }
+}
+
+// When how much is trained, and what a step takes then.
+TEST(Training, DryRunPrintsWhatIsFrozen) {
+  const TempFolder own;
+  const std::string job = own.write("job.txtpb", R"(
+    data { format: IDX train { crop: CENTER size: 12 } eval { resize: 0 } }
+    model { name: "cifar_resnet20" }
+    workers: 2 batch_per_worker: 4 epochs: 3
+    transfer { train_last_blocks: 1 unfreeze { epoch: 2 pattern: "*" } }
+  )");
+  const Outcome outcome = run(own, {"train", "--job", job, "--data", make_idx(own, "data", {}),
+                                    "--out", own.path("run"), "--dry-run"});
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+  EXPECT_EQ(lines_with(outcome.out,
+                       "from step 0 (epoch 0) on 260 of 269044 parameters are trained, "
+                       "0.1 %"),
+            1)
+      << outcome.all();
+  EXPECT_EQ(lines_with(outcome.out, "from step 59 (epoch 2) on 269044 parameters, 100.0 %"), 1)
+      << outcome.all();
 }
 
 }  // namespace

@@ -318,35 +318,46 @@ TEST_F(SameBits, WithTransferAndUnfreezing) {
   const std::string weights = runs_->folder().path("weights.safetensors");
   std::filesystem::copy_file(runs_->checkpoint("reference", kSteps) + "/model.safetensors", weights,
                              std::filesystem::copy_options::overwrite_existing);
-  const std::string job = runs_->folder().write(
-      "transfer.txtpb", std::string(kJob) + "transfer { init_from: \"" + weights + "\"" + R"(
+  const std::string transfer = "transfer { init_from: \"" + weights + "\"" + R"(
         start_anew: "layer3.2"
         freeze: "conv1" freeze: "bn1" freeze: "layer1" freeze: "layer2.*"
-        unfreeze { epoch: 1 pattern: "layer1" } unfreeze { epoch: 0.5 pattern: "layer2" } })");
-  const auto life = [&](const std::string& name, int ranks, int until) {
+        unfreeze { epoch: 1 pattern: "layer1" } unfreeze { epoch: 0.5 pattern: "layer2" } })";
+  std::string with_factors = kJob;
+  with_factors.insert(with_factors.find("learning_rate:"),
+                      "group { pattern: \"fc\" learning_rate_factor: 2 } "
+                      "group { pattern: \"layer3\" weight_decay_factor: 3 } ");
+  const std::string job = runs_->folder().write("transfer.txtpb", with_factors + transfer);
+  const std::string without_factors = runs_->folder().write("without.txtpb", kJob + transfer);
+  const auto life = [&](const std::string& name, int ranks, int until, const std::string& of) {
     const Outcome outcome =
-        runs_->run({"train", "--job", job, "--data", runs_->folder().path("data"), "--out",
+        runs_->run({"train", "--job", of, "--data", runs_->folder().path("data"), "--out",
                     out(name), "--set", fmt::format("stop_after_steps={}", until)},
                    ranks);
     EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
     EXPECT_EQ(outcome.left_running, "");
     return outcome;
   };
-  const Outcome unbroken = life("transfer", 1, kSteps);
+  const Outcome unbroken = life("transfer", 1, kSteps, job);
   EXPECT_EQ(lines_with(unbroken.err, "from step 8 on"), 1) << unbroken.all();
   EXPECT_EQ(lines_with(unbroken.err, "from step 15 on"), 1) << unbroken.all();
+  std::vector<int> unfrozen;
+  for (const json& line : metrics("transfer"))
+    if (line.contains("event") && line["event"] == "unfreeze") unfrozen.push_back(line["step"]);
+  EXPECT_EQ(unfrozen, (std::vector<int>{8, 15}));
   const std::string expected = digest("transfer");
   EXPECT_NE(expected, digest("reference"));
-  life("transfer-3", 3, kSteps);
+  life("without-factors", 1, kSteps, without_factors);
+  EXPECT_NE(expected, digest("without-factors"));
+  life("transfer-3", 3, kSteps, job);
   EXPECT_EQ(digest("transfer-3"), expected);
   const std::vector<std::string> names = {"before", "at", "behind"};
   for (int i = 0; i < 3; ++i) {
-    life(names[static_cast<size_t>(i)], 1 + i, 7 + i);
-    life(names[static_cast<size_t>(i)], 3 - i, 14 + i);
+    life(names[static_cast<size_t>(i)], 1 + i, 7 + i, job);
+    life(names[static_cast<size_t>(i)], 3 - i, 14 + i, job);
   }
   std::filesystem::remove(weights);
   for (const std::string& name : names) {
-    const Outcome outcome = life(name, name == "at" ? 3 : 1, kSteps);
+    const Outcome outcome = life(name, name == "at" ? 3 : 1, kSteps, job);
     EXPECT_EQ(lines_with(outcome.err, "begins with"), 0) << outcome.all();
     EXPECT_EQ(digest(name), expected) << name;
   }

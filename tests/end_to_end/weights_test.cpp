@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "ops/core/error.h"
@@ -48,6 +49,17 @@ struct Parts {
     std::string out(8, '\0');
     std::memcpy(out.data(), &length, sizeof length);
     return out + header + data;
+  }
+  // The bytes of each, without the counts of steps.
+  std::map<std::string, std::string> tensors() const {
+    std::map<std::string, std::string> out;
+    const json all = json::parse(header);
+    for (const auto& [name, tensor] : all.items()) {
+      if (name == "__metadata__" || name.ends_with(".num_batches_tracked")) continue;
+      const size_t begin = tensor["data_offsets"][0], end = tensor["data_offsets"][1];
+      out[name] = data.substr(begin, end - begin);
+    }
+    return out;
   }
   // The first `old` of the header.
   Parts& replace(const std::string& old, const std::string& with) {
@@ -161,6 +173,44 @@ TEST_F(Weights, NobodyTrainsOnInAnImportedFolder) {
   expect_refused(convoy(runs_->train("onwards", {"--resume", path("fixed"), "--allow-change"})),
                  ExitCode::kUsage, remedy);
   EXPECT_EQ(contents(path("fixed")), before);
+}
+
+// Steps so short that they change no bit, and batch norms that are frozen: a run ends with what it
+// was told to begin with, on all ranks, its moving average too.
+TEST_F(Weights, ATransferBeginsWithTheVeryWeights) {
+  const auto begin = [&](const std::string& name, const Arguments& more) {
+    Arguments arguments =
+        runs_->train(name, {"--set", "transfer.init_from=" + path("w.safetensors"), "--set",
+                            "transfer.freeze=bn1,*.bn?", "--set", "optimizer.learning_rate=1e-30",
+                            "--set", "workers=2", "--set", "stop_after_steps=2"});
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = runs_->run(arguments, 2);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
+    return outcome;
+  };
+  const auto tensors = [&](const std::string& name, const char* kind) {
+    const std::string file = path(fmt::format("{}-{}.safetensors", name, kind));
+    EXPECT_EQ(convoy({"export", runs_->out(name), file, "--weights", kind}).exit_code, 0);
+    return Parts(read_file(file)).tensors();
+  };
+  auto given = Parts(exported()).tensors();
+  begin("still", {});
+  for (const char* kind : {"trained", "average"})
+    EXPECT_TRUE(tensors("still", kind) == given) << kind;
+
+  // All but the classifier, of other classes.
+  const Outcome outcome = begin("fewer", {"--set", "data.only_classes=2,0"});
+  EXPECT_EQ(lines_with(outcome.err, "the head starts anew: fc: 4 classes there, 2 here"), 1)
+      << outcome.all();
+  given.erase("fc.weight");
+  given.erase("fc.bias");
+  for (const char* kind : {"trained", "average"}) {
+    auto found = tensors("fewer", kind);
+    EXPECT_EQ(found["fc.weight"].size(), 2 * 64 * sizeof(float));
+    found.erase("fc.weight");
+    found.erase("fc.bias");
+    EXPECT_TRUE(found == given) << kind;
+  }
 }
 
 TEST_F(Weights, AFolderThatHoldsAnythingIsLeftAlone) {

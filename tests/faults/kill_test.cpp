@@ -149,7 +149,7 @@ TEST_F(Kill, AnyRankAtAnyMomentAndTheRunEndsWithTheSameBits) {
             << seed + runs - 1 << std::endl;
 }
 
-// At epoch 1, which is step 12, layer2 is trained, too: networks and sums are built anew. Around
+// At epoch 1, which is step 12, layer3 is trained, too: networks and sums are built anew. Around
 // that a rank dies at every point of a step.
 TEST_F(Kill, AroundAnUnfreezing) {
   const std::string job =

@@ -1112,6 +1112,20 @@ TEST(Freezing, LayoutKeepsPlacesAndPacksGradients) {
   EXPECT_EQ(layout_of(half).batch_floats, whole.batch_floats);
 }
 
+// Only the gradient of its weights would read it.
+TEST(Freezing, AFrozenConvolutionKeepsNoInput) {
+  Graph g{.name = "two", .image = {.n = 1, .c = 3, .h = 5, .w = 5}, .nodes = {}};
+  const Conv2d conv = {.out_channels = 8, .kernel = 3, .padding = 1};
+  const int x = g.add("above", conv, {g.add("below", conv, {kImage})});
+  g.add("fc", Linear{.out_features = 5}, {g.add("pool", GlobalAvgPool{}, {x})});
+  const auto end_of_input = [](const Graph& graph) {
+    const PassPlan passes = plan_passes(graph, 2, DType::kFloat32, true, 1 << 20);
+    const NetworkMemory memory = network_memory(graph, passes, 2, DType::kFloat32, true);
+    return memory.buffers[static_cast<size_t>(memory.value[1])].last;
+  };
+  EXPECT_LT(end_of_input(freeze_nodes(g, {"above"})), end_of_input(g));
+}
+
 TEST(Freezing, ANetworkWithNothingToTrainIsAnError) {
   const Graph graph = freeze(small_graph(), [](const std::string&) { return true; });
   expect_error(ExitCode::kBadJob, {"small", "frozen", "nothing to train"},

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <condition_variable>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <set>
 
@@ -47,7 +48,8 @@ class EngineTest : public testing::TestWithParam<std::string> {
 
   std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {},
                                const StepHooks& hooks = {}, const ops::Graph& network = graph(),
-                               const std::set<std::string>& frozen = {}) {
+                               const std::set<std::string>& frozen = {},
+                               const std::map<std::string, ops::ParameterFactors>& factors = {}) {
     Shape batch = network.image;
     batch.n = kBatch;
     return std::make_unique<Engine>(
@@ -60,6 +62,7 @@ class EngineTest : public testing::TestWithParam<std::string> {
                      .optimizer = optimizer,
                      .bucket_mib = 0.1,
                      .frozen = frozen,
+                     .factors = factors,
                      .hooks = hooks});
   }
 
@@ -246,6 +249,25 @@ TEST_P(EngineTest, FreezingFollowsTheState) {
   EXPECT_EQ(results[0], results[1]);
 }
 
+// Theirs and nobody else's, also where an unfreezing has made all anew.
+TEST_P(EngineTest, FactorsAreThoseOfTheirParameters) {
+  const ops::OptimizerConfig plain = {.momentum = 0, .weight_decay = 0};
+  const auto once = make(1, plain), twice = make(1, plain),
+             own = make(1, plain, {}, graph(), {}, {{"fc.weight", {.learning_rate = 2}}});
+  own->freeze(first_layers(*own));
+  own->freeze({});
+  once->step(0, 0.125, {}, source());
+  own->step(0, 0.125, {}, source());
+  twice->step(0, 0.25, {}, source());
+  const std::vector<float> a = copy_of(once->state().parameters),
+                           b = copy_of(twice->state().parameters),
+                           found = copy_of(own->state().parameters);
+  for (const auto& p : own->layout().parameters)
+    for (size_t i = p.offset; i < p.offset + p.floats(); ++i)
+      ASSERT_EQ(found[i], (p.name == "fc.weight" ? b : a)[i]) << p.name;
+  EXPECT_NE(a, b);
+}
+
 // A worker that is computed again contributes the same, and there is a name for each part.
 TEST_P(EngineTest, AFrozenWorkerComputedAgainGivesTheSameDigests) {
   const auto engine = make(1, {}, {}, graph(), first_layers(*make(1)));
@@ -279,7 +301,8 @@ TEST_P(EngineTest, NothingToTrainIsAnError) {
   std::set<std::string> all;
   const auto engine = make(1);
   for (const auto& p : engine->layout().parameters) all.insert(p.name);
-  ops::expect_error(ExitCode::kBadJob, {"cifar_resnet20", "nothing to train"},
+  ops::expect_error(ExitCode::kBadJob,
+                    {"every parameter of cifar_resnet20 is frozen", "nothing to train"},
                     [&] { make(1, {}, {}, graph(), all); });
 }
 

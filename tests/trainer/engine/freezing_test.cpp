@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <set>
 
 #include "ops/core/error.h"
 #include "trainer/models/models.h"
@@ -138,6 +139,15 @@ TEST(TrainingPlan, NothingIsFrozenUnlessSaid) {
   EXPECT_TRUE(plan.factors.empty());
 }
 
+TEST(TrainingPlan, AllThatIsSaidIsFrozen) {
+  Job job;
+  job.transfer.train_last_blocks = 9;
+  job.transfer.freeze = {"fc.bias", "layer1.0.conv?", "bn1"};
+  EXPECT_EQ(plan_training(job, resnet18(), {}).frozen_at(0),
+            (std::set<std::string>{"conv1.weight", "bn1.weight", "bn1.bias", "fc.bias",
+                                   "layer1.0.conv1.weight", "layer1.0.conv2.weight"}));
+}
+
 TEST(TrainingPlan, PhasesBeginAtTheFirstStepOfAnEpoch) {
   Job job;
   job.transfer.train_last_blocks = 1;
@@ -159,6 +169,15 @@ TEST(TrainingPlan, PhasesBeginAtTheFirstStepOfAnEpoch) {
                 .phases[1]
                 .step,
             2u);
+  // Unfreezings that fall on one step are one phase.
+  job.transfer.unfreeze = {{1.27, "layer3"}, {1, "layer4"}};
+  const TrainingPlan one = plan_training(job, resnet18(), length);
+  ASSERT_EQ(one.phases.size(), 2u);
+  EXPECT_EQ(one.phases[1].step, 4u);  // 4 * 32 = 1.28 * 100
+  EXPECT_TRUE(one.frozen_at(3).contains("layer4.1.conv2.weight"));
+  EXPECT_FALSE(one.frozen_at(4).contains("layer4.1.conv2.weight"));
+  EXPECT_FALSE(one.frozen_at(4).contains("layer3.0.bn1.bias"));
+  EXPECT_TRUE(one.frozen_at(4).contains("layer2.0.bn1.bias"));
 }
 
 TEST(TrainingPlan, TheFirstGroupThatTakesAParameterCounts) {

@@ -172,8 +172,14 @@ TEST(Job, ListsOfGroupsComeBackFromTheText) {
       "model { name: \"m\" } data { path: \"d\" only_classes: [3, 1] images_per_class: 7 } "
       "optimizer { group { pattern: \"a\" learning_rate_factor: 0.3 } } "
       "transfer { freeze: \"a\" unfreeze { epoch: 1 pattern: \"b\" } }");
-  EXPECT_EQ(job.data.only_classes, (std::vector<uint32_t>{3, 1}));
-  EXPECT_EQ(to_text(parse(to_text(job))), to_text(job));
+  const Job again = parse(to_text(job));
+  EXPECT_EQ(again.data.only_classes, (std::vector<uint32_t>{3, 1}));
+  EXPECT_EQ(again.data.images_per_class, 7u);
+  ASSERT_EQ(again.optimizer.group.size(), 1u);
+  EXPECT_EQ(again.optimizer.group[0].learning_rate_factor, 0.3);
+  ASSERT_EQ(again.transfer.unfreeze.size(), 1u);
+  EXPECT_EQ(again.transfer.unfreeze[0].pattern, "b");
+  EXPECT_EQ(to_text(again), to_text(job));
 }
 
 // One difference for a list, whatever its lengths, which names all that it holds.
@@ -446,7 +452,6 @@ TEST(JobMistakes, ValuesOutOfRangeAndContradictions) {
   EXPECT_EQ(mistakes(kMinimal, {"data.path=", "data.format=synthetic"}), "");
 }
 
-// eval, verify and resume read the job that a run has recorded.
 TEST(JobMistakes, OfTransfer) {
   const auto expect = [](const std::string& text, const std::string& part) {
     expect_contains(mistakes(kMinimal + text), part);
@@ -454,9 +459,14 @@ TEST(JobMistakes, OfTransfer) {
   expect("transfer { unfreeze { epoch: 1 pattern: \"a\" } }", "needs something frozen");
   expect("transfer { freeze: \"a\" unfreeze { epoch: 90 pattern: \"a\" } }",
          "transfer.unfreeze: has the epoch 90; it must be above 0 and below the run's 90");
+  expect("transfer { freeze: \"a\" unfreeze { epoch: 0 pattern: \"a\" } }", "must be above 0");
   expect("transfer { freeze: \"a\" unfreeze { epoch: 1 } }", "has no pattern");
   expect("transfer { freeze: \"\" }", "transfer.freeze: has an empty pattern");
   expect("transfer { start_anew: \"fc\" }", "needs transfer.init_from");
+  expect("transfer { init_from: \"x\" start_anew: \"\" }",
+         "transfer.start_anew: has an empty pattern");
+  expect("transfer { init_sha256: \"" + std::string(64, 'a') + "\" }",
+         "transfer.init_sha256: needs transfer.init_from");
   expect("transfer { init_from: \"x\" init_sha256: \"abc\" }", "64 hexadecimal digits");
   expect("optimizer { group { learning_rate_factor: 2 } }", "a group without a pattern");
   expect("optimizer { group { pattern: \"a\" learning_rate_factor: 0 } }", "above 0");
@@ -466,6 +476,9 @@ TEST(JobMistakes, OfTransfer) {
   expect_contains(mistakes_of_set("optimizer.group.pattern=a"), "list of groups");
   expect_contains(mistakes_of_set("transfer.unfreeze=a"), "list of groups");
   expect_contains(mistakes_of_set("data.only_classes=1,2,1"), "names a class twice");
+  expect_contains(mistakes_of_set("data.only_classes=1048576"), "classes below 1048576");
+  expect_contains(mistakes(kMinimal, {"data.only_classes=1", "data.format=SYNTHETIC"}),
+                  "a dataset that is not SYNTHETIC");
   expect_contains(mistakes(kMinimal, {"data.only_classes=1,2", "data.classes=10"}),
                   "leave data.classes out");
   EXPECT_EQ(mistakes(kMinimal, {"data.only_classes=1,2", "data.classes=2"}), "");
@@ -473,6 +486,7 @@ TEST(JobMistakes, OfTransfer) {
             (std::vector<std::string>{"a", "b.*"}));
 }
 
+// eval, verify and resume read the job that a run has recorded.
 TEST(JobMistakes, WhatARunRecordsOfMeansIsNoMistake) {
   for (const char* kind : {"NONE", "PER_PIXEL"}) {
     const std::string recorded = fmt::format(

@@ -194,6 +194,8 @@ TEST(InitialWeights, WhatStartsAnewNeedNotBeThere) {
   EXPECT_EQ(w.first_of("layer1.0.conv1.weight"), -1);
   EXPECT_EQ(w.first_of("layer1.0.conv2.weight"), -1);
   EXPECT_NE(w.first_of("layer1.1.conv1.weight"), -1);
+  // All but layer1.0's two convolutions and two batch norms of four tensors, and fc's two.
+  EXPECT_EQ(taken.tensors, w.layout.parameters.size() + 2 * w.layout.statistics.size() - 12);
   EXPECT_TRUE(std::ranges::count(taken.anew, "layer1.0.conv1.weight") == 1);
   EXPECT_TRUE(std::ranges::count(taken.anew, "layer1.0.bn1.running_mean") == 1);
 }
