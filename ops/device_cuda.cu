@@ -100,6 +100,7 @@ void CudaDevice::download(void* to, const void* from, size_t bytes) {
 
 void CudaDevice::wait() {
   use();
+  cuda::synchronize(input_stream());
   cuda::synchronize(stream());
 }
 

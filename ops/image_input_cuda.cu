@@ -71,6 +71,7 @@ class ImageInputCuda final : public ImageInputOp {
   }
 
   void send(const uint8_t* pixels) override {
+    device_.use();
     last_ = 1 - last_;
     const Pixels& buffer = pixels_[last_];
     wait(device_.input_stream(), buffer.read);
@@ -113,7 +114,8 @@ class ImageInputCuda final : public ImageInputOp {
   DeviceBuffer mean_, inv_std_;
   struct Pixels {
     DeviceBuffer memory;
-    Event here, read;
+    Event here;  // the copy is, on the stream for it
+    Event read;  // the kernels have, on the stream of all work
   };
   Pixels pixels_[2];
   int last_ = 0;  // that was sent to

@@ -358,7 +358,6 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   }
 
   plan_backward();
-  make_recordings();
   for (const auto* segments : {&passes_.forward, &passes_.backward})
     for (const Segment& segment : *segments)
       for (const Call& call : segment.calls) {
@@ -392,11 +391,14 @@ void Network::plan_backward() {
   }
 }
 
-void Network::make_recordings() {
-  if (!config_.record || config_.profile) return;
-  preparing_ = device_.make_recording();
-  forward_ = device_.make_recording();
-  for (Piece& piece : backward_) piece.recording = device_.make_recording();
+Network::Recordings* Network::recordings_with(const Buffers& buffers) {
+  if (!config_.record || config_.profile) return nullptr;
+  const auto found = std::ranges::find(recordings_, buffers, &Recordings::buffers);
+  if (found != recordings_.end()) return &*found;
+  Recordings& made = recordings_.emplace_back(
+      Recordings{buffers, device_.make_recording(), device_.make_recording(), {}});
+  for (size_t i = 0; i < backward_.size(); ++i) made.backward.push_back(device_.make_recording());
+  return &made;
 }
 
 void* Network::at(int buffer) const {
@@ -412,8 +414,7 @@ void* Network::at(int buffer, const Shape& shape, DType type, size_t node, size_
 }
 
 void Network::bind(const Buffers& b) {
-  if (b != bound_) make_recordings();
-  bound_ = b;
+  recorded_ = recordings_with(b);
   for (auto& slices : nodes_)
     for (NodeMemory& m : slices) {
       m.parameters.clear();
@@ -448,13 +449,15 @@ void Network::prepare(int part, int parts) {
   for (const ParameterLayout::Parameter& p : layout_.parameters)
     if (node_of_[p.node] != kNobody)
       mine[node_of_[p.node]] = p.offset >= border(part) && p.offset < border(part + 1);
-  run(preparing_, nullptr, [&] {
+  run(recorded_ ? recorded_->preparing.get() : nullptr, nullptr, [&] {
     for (size_t i = 0; i < ops_.size(); ++i)
       if (mine[i]) ops_[i]->prepare(nodes_[i][0]);
   });
 }
 
 void Network::share_weights(const Network& other) {
+  recorded_ = nullptr;  // other addresses
+  recordings_.clear();
   for (size_t i = 0; i < ops_.size(); ++i) ops_[i]->share_weights(*other.ops_[i]);
 }
 
@@ -476,13 +479,12 @@ void Network::forward_activations(const void* x, const StepInfo& step) {
   run_forward(step);
 }
 
-void Network::run(const std::unique_ptr<Recording>& recording, const StepInfo* step,
-                  const std::function<void()>& work) {
+void Network::run(Recording* recording, const StepInfo* step, const std::function<void()>& work) {
   recording ? recording->run(step, work) : work();
 }
 
 void Network::run_forward(const StepInfo& step) {
-  run(forward_, &step, [&] {
+  run(recorded_ ? recorded_->forward.get() : nullptr, &step, [&] {
     size_t time = 0;
     for (const Segment& segment : passes_.forward) {
       run(segment, step, time);
@@ -559,8 +561,10 @@ LossResult Network::loss_result() const {
 void Network::backward(const StepInfo& step, const std::function<void(size_t)>& ready) {
   size_t first_time = times_.calls.size(), last = 0;
   for (const Segment& segment : passes_.backward) first_time -= segment.calls.size();
-  for (const Piece& piece : backward_) {
-    run(piece.recording, &step, [&, time = first_time]() mutable {
+  for (size_t p = 0; p < backward_.size(); ++p) {
+    const Piece& piece = backward_[p];
+    run(recorded_ ? recorded_->backward[p].get() : nullptr, &step, [&] {
+      size_t time = first_time;  // it may be called twice
       for (size_t i = piece.begin; i < piece.end; ++i) {
         run(passes_.backward[i], step, time);
         time += passes_.backward[i].calls.size();

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -72,7 +73,8 @@ MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool tra
 // memory on it. Throws as Network's constructor.
 void decide(Device& device, const Graph& graph, const NetworkConfig& config);
 
-// Seconds spent since a network was made; on a GPU, without `profile`, of enqueueing alone.
+// Seconds spent since a network was made. On a GPU, without `profile`, of enqueueing alone, and of
+// what is recorded only until it is.
 struct NetworkTimes {
   double input = 0, loss = 0;
   std::vector<std::pair<Call, double>> calls;  // in the order of the step
@@ -111,9 +113,10 @@ class Network {
   // From now on `other`, a network of the same graph and configuration on another lane, is prepared
   // in place of this one. It must outlive this one's last step.
   void share_weights(const Network& other);
-  // pixels: uint8 [batch, H, W, C]. They and labels stay as they are until Device::inputs_read().
-  // Sent already, they need not be given again: null.
+  // What the next forward() is for, before it is called, from whatever thread calls nothing else at
+  // that moment. pixels: uint8 [batch, H, W, C]; they stay as they are until Device::inputs_read().
   void send(const uint8_t* pixels) { input_->send(pixels); }
+  // pixels: as in send(); null: they were sent. labels of loss() stay as long.
   void forward(const uint8_t* pixels, const StepInfo& step, const BatchMix& mix = {});
   // x: activations of the network's type [batch, H, W, C], in host memory, copied (tests).
   void forward_activations(const void* x, const StepInfo& step);
@@ -140,14 +143,18 @@ class Network {
   struct Piece {
     size_t begin = 0, end = 0;  // of PassPlan::backward
     size_t ready = 0;           // floats of the gradients that are final behind it
-    std::unique_ptr<Recording> recording = {};
+  };
+  // What is recorded with some buffers, whose addresses are part of it.
+  struct Recordings {
+    Buffers buffers;
+    std::unique_ptr<Recording> preparing, forward;
+    std::vector<std::unique_ptr<Recording>> backward;  // per piece
   };
 
   void plan_backward();
-  void make_recordings();
+  Recordings* recordings_with(const Buffers& buffers);
   // Through `recording`, if there is one.
-  static void run(const std::unique_ptr<Recording>& recording, const StepInfo* step,
-                  const std::function<void()>& work);
+  static void run(Recording* recording, const StepInfo* step, const std::function<void()>& work);
   void run_forward(const StepInfo& step);
   void run(const Segment& segment, const StepInfo& step, size_t first_time);
   void run(const Call& call, size_t slice, const StepInfo& step);
@@ -176,8 +183,8 @@ class Network {
   // Per node and slice: gradients of its output that it cannot add itself, to be added to dy[0].
   std::vector<std::vector<std::vector<void*>>> extra_dy_;
   std::vector<Piece> backward_;
-  Buffers bound_;
-  std::unique_ptr<Recording> preparing_, forward_;
+  std::list<Recordings> recordings_;  // a few: callers come back to the same buffers
+  Recordings* recorded_ = nullptr;    // with those that are bound; null: nothing is
   NetworkTimes times_;
   std::vector<std::string> traces_;  // of the same calls: "layer1.0.conv1 forward"
 };

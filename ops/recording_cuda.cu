@@ -1,4 +1,7 @@
 // Recorded work of a GPU: a CUDA graph of one stream.
+#include <atomic>
+#include <exception>
+
 #include "ops/core/log.h"
 #include "ops/cuda_device.h"
 
@@ -32,7 +35,7 @@ class RecordingCuda final : public Recording {
     check(cudaStreamBeginCapture(device_.stream(), cudaStreamCaptureModeThreadLocal));
     try {
       work();
-    } catch (const Error& e) {
+    } catch (const std::exception& e) {  // whatever it is: the stream must not go on capturing
       why = e.what();
     }
     cudaError_t status = cudaStreamEndCapture(device_.stream(), &graph);
@@ -40,9 +43,11 @@ class RecordingCuda final : public Recording {
     if (graph) destroy(cudaGraphDestroy(graph), "a graph");
     if (status == cudaSuccess && why.empty()) return GraphExec(executable);
     cudaGetLastError();  // it is handled here
-    log::warning(
-        "CUDA: work is enqueued piece by piece, because it cannot be captured in a graph: {}",
-        why.empty() ? cudaGetErrorName(status) : why);
+    static std::atomic<bool> said = false;
+    if (!said.exchange(true))
+      log::warning(
+          "CUDA: work is enqueued piece by piece, because it cannot be captured in a graph: {}",
+          why.empty() ? cudaGetErrorName(status) : why);
     return {};
   }
 

@@ -398,12 +398,12 @@ TEST_P(NetworkTest, RepeatsItsBits) {
 
 // What a GPU repeats has the bits of what it is told each time: with other weights, another step's
 // masks, other buffers, and pieces of backward that end elsewhere.
-TEST_P(NetworkTest, RecordedStepsHaveTheSameBits) {
+void expect_the_bits_of_what_is_told(const std::string& device) {
   for (const DType type : {DType::kFloat32, DType::kFloat16}) {
-    if (!device()->supports(type)) continue;
-    Trained told(GetParam(), auxiliary_graph(), 4, type);
+    if (!make_device(device, 1)->supports(type)) continue;
+    Trained told(device, auxiliary_graph(), 4, type);
     const size_t floats = told.gradients.size();
-    Trained repeated(GetParam(), auxiliary_graph(), 4, type, 1, 0, true, {floats / 3, floats});
+    Trained repeated(device, auxiliary_graph(), 4, type, 1, 0, true, {floats / 3, floats});
     DeviceFloats others(repeated.device(), floats);
     std::set<std::vector<float>> different;
     for (uint64_t step = 0; step < 7; ++step) {
@@ -427,6 +427,15 @@ TEST_P(NetworkTest, RecordedStepsHaveTheSameBits) {
     }
     EXPECT_EQ(different.size(), 7u);
   }
+}
+TEST_P(NetworkTest, RecordedStepsHaveTheSameBits) {
+  expect_the_bits_of_what_is_told(GetParam());
+}
+// Where a driver makes no graphs.
+TEST_P(NetworkTest, StepsThatCannotBeRecordedHaveTheSameBits) {
+  ::setenv("CONVOY_EMULATED_GPU_NO_GRAPHS", "1", 1);
+  expect_the_bits_of_what_is_told(GetParam());
+  ::unsetenv("CONVOY_EMULATED_GPU_NO_GRAPHS");
 }
 
 TEST_P(NetworkTest, BackwardTellsOfTheStopsThatItPasses) {

@@ -284,8 +284,14 @@ void Engine::run_lanes(const Source& source, const std::function<void(int)>& bod
     try {
       body(lane);
     } catch (...) {
-      source.stop(std::current_exception());
-      throw;
+      const std::exception_ptr error = std::current_exception();
+      // A GPU may still read images whose owner goes when this is thrown.
+      try {
+        lane_state_[static_cast<size_t>(lane)]->device->inputs_read();
+      } catch (const Error&) {  // nothing is worse than what is thrown already
+      }
+      source.stop(error);
+      std::rethrow_exception(error);
     }
   });
 }

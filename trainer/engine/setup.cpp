@@ -350,10 +350,13 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
 
 int stay_near_gpu(const comm::Communicator& communicator, const std::string& device) {
   const int cpus = usable_cpus(), rank = communicator.local_rank();
+  const int ranks = communicator.local_size();
   const std::string near = ops::near_cpus(device, rank);
   if (near.empty()) return cpus;
+  int sharers = 0;
+  for (int other = 0; other < ranks; ++other) sharers += ops::near_cpus(device, other) == near;
   const comm::CpuSet before = comm::cpu_set();
-  const comm::CpuSet now = comm::stay_near(near, cpu_share(cpus, communicator.local_size()));
+  const comm::CpuSet now = comm::stay_near(near, sharers * cpu_share(cpus, ranks));
   if (now.count < before.count)
     log::debug("of the CPUs {} rank {} uses those near its GPU: {}", before.list,
                communicator.rank(), now.list);

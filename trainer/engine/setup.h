@@ -62,8 +62,9 @@ DType precision_type(Job::Precision precision);
 EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
                            const ops::ImageInput& input, int lanes);
 
-// Keeps this thread, and those that it will start, on the CPUs near the rank's GPU, if these are at
-// least its part of the host's. Returns how many it can use then (usable_cpus()).
+// Keeps this thread, and those that it will start, on the CPUs near the rank's GPU, if these are
+// enough for all ranks whose GPUs are near them, each with its part of the host's. Returns how many
+// it can use then (usable_cpus()).
 int stay_near_gpu(const comm::Communicator& communicator, const std::string& device);
 
 // The device, instruction set, libraries and build of this process.

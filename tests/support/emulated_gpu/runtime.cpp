@@ -100,22 +100,26 @@ class OpenMemory {
 
 // ---- Host memory that a GPU reads at once.
 
-std::map<const char*, size_t>& pinned() {
-  static std::map<const char*, size_t> all;
+struct Pinned {
+  size_t bytes = 0;
+  std::shared_ptr<int> reads = std::make_shared<int>(0);  // enqueued
+};
+std::map<const char*, Pinned>& pinned() {
+  static std::map<const char*, Pinned> all;
   return all;
 }
-// Every upload's bytes, and whether they lay in pinned memory, for tests that ask.
-void note_upload(const void* from, size_t bytes) {
-  const char* path = std::getenv("CONVOY_EMULATED_GPU_UPLOADS");
-  if (!path) return;
+// Null: it is not pinned, or not all of it.
+const Pinned* find_pinned(const void* from, size_t bytes) {
   const auto* begin = static_cast<const char*>(from);
   const auto behind = pinned().upper_bound(begin);
-  bool is_pinned = false;
-  if (behind != pinned().begin()) {
-    const auto& [memory, size] = *std::prev(behind);
-    is_pinned = begin + bytes <= memory + size;
-  }
-  std::ofstream(path, std::ios::app) << (is_pinned ? "pinned " : "pageable ") << bytes << "\n";
+  if (behind == pinned().begin()) return nullptr;
+  const auto& [memory, range] = *std::prev(behind);
+  return begin + bytes <= memory + range.bytes ? &range : nullptr;
+}
+// Every upload's bytes, and whether they lay in pinned memory, for tests that ask.
+void note_upload(bool is_pinned, size_t bytes) {
+  if (const char* path = std::getenv("CONVOY_EMULATED_GPU_UPLOADS"))
+    std::ofstream(path, std::ios::app) << (is_pinned ? "pinned " : "pageable ") << bytes << "\n";
 }
 
 // ---- Running.
@@ -357,7 +361,7 @@ cudaError_t cudaMallocHost(void** out, size_t bytes) {
   *out = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   if (!*out) return cudaErrorMemoryAllocation;
   const std::lock_guard lock(mutex);
-  pinned()[static_cast<const char*>(*out)] = bytes;
+  pinned()[static_cast<const char*>(*out)] = {.bytes = bytes};
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* memory) {
@@ -370,21 +374,35 @@ cudaError_t cudaFreeHost(void* memory) {
 cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned) {
   const std::lock_guard lock(mutex);
   if (next_error != cudaSuccess) return take_error();
-  if (!pinned().emplace(static_cast<const char*>(memory), bytes).second)
+  if (!pinned().emplace(static_cast<const char*>(memory), Pinned{.bytes = bytes}).second)
     return cudaErrorHostMemoryAlreadyRegistered;
   return cudaSuccess;
 }
+// It does not wait for those who read.
 cudaError_t cudaHostUnregister(void* memory) {
-  std::unique_lock lock(mutex);
-  run_everything(lock);
-  return pinned().erase(static_cast<const char*>(memory)) ? cudaSuccess
-                                                          : cudaErrorHostMemoryNotRegistered;
+  const std::lock_guard lock(mutex);
+  const auto found = pinned().find(static_cast<const char*>(memory));
+  if (found == pinned().end()) return cudaErrorHostMemoryNotRegistered;
+  if (*found->second.reads > 0) {
+    std::fprintf(stderr, "emulated GPU: memory at %p is unpinned while it is read\n", memory);
+    std::abort();
+  }
+  pinned().erase(found);
+  return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
   const std::lock_guard lock(mutex);
-  if (kind == cudaMemcpyHostToDevice) note_upload(from, bytes);
-  put(of(stream), once([=] { std::memmove(to, from, bytes); }));
+  std::shared_ptr<int> reads;
+  if (kind == cudaMemcpyHostToDevice) {
+    const Pinned* range = find_pinned(from, bytes);
+    note_upload(range != nullptr, bytes);
+    if (range) ++*(reads = range->reads);
+  }
+  put(of(stream), once([=] {
+        std::memmove(to, from, bytes);
+        if (reads) --*reads;
+      }));
   return take_error();
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
@@ -509,6 +527,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* out) {
   return take_error();
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long) {
+  if (std::getenv("CONVOY_EMULATED_GPU_NO_GRAPHS")) return cudaErrorNotSupported;
   *out = reinterpret_cast<cudaGraphExec_t>(new Graph(*reinterpret_cast<Graph*>(graph)));
   return cudaSuccess;
 }

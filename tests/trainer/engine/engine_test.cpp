@@ -345,6 +345,22 @@ TEST_P(EngineTest, ReadingAheadChangesNoBit) {
   EXPECT_EQ(results[0], results[1]);
 }
 
+// A batch that ends with an error may be freed at once: nobody reads it any more.
+TEST_P(EngineTest, ImagesMayGoAfterAnError) {
+  const auto engine = make(1);
+  engine->step(0, 0.1, {}, source());
+  std::vector<uint8_t> pixels = pixels_[0];
+  std::shared_ptr<void> pinned = engine->pin(pixels.data(), pixels.size());
+  const int32_t labels[kBatch] = {3, 1000, 7};
+  const Engine::Source wrong{.acquire =
+                                 [&](uint64_t) {
+                                   return Engine::Images{pixels.data(), labels};
+                                 },
+                             .release = [](uint64_t) {}};
+  ops::expect_error(ExitCode::kBadData, {"1000"}, [&] { engine->step(1, 0.1, {}, wrong); });
+  pinned.reset();
+}
+
 // A watchdog must not take a rank that waits for one that works, nor the other way round.
 TEST_P(EngineTest, AStepSaysWhereItIs) {
   std::vector<std::string> said;
