@@ -100,8 +100,8 @@ void CudaDevice::download(void* to, const void* from, size_t bytes) {
 
 void CudaDevice::wait() {
   use();
-  cuda::synchronize(input_stream());
   cuda::synchronize(stream());
+  cuda::synchronize(input_stream());
 }
 
 void CudaDevice::inputs_read() {

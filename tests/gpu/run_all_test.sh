@@ -124,7 +124,7 @@ expect "skipped" "$(fields '[x["part"] for x in r["rows"] if x["status"] == "ski
 expect "sums" "$(fields '[(x["ranks"], x["way"]) for x in r["tables"]["reduce"]]')" \
   "[(1, 'exact staged'), (2, 'exact staged')]"
 expect "cases" "$(fields 'len(r["tables"]["bench"]), len(r["tables"]["peers"]["musts"])')" "(10, 2)"
-for text in '| resnet50 | fp16      | 256   | 9000     | 30.00' '| conv | forward | 10.000' \
+for text in '| resnet50/fp16/256                 | 9000     | 30.00' '| conv | forward | 10.000' \
   'fp16 9000        | torch         | fp16 5000 | 1.80'; do
   check "the page has a table" contains "$(echo out/*.md)" "$text"
 done

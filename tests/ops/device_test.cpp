@@ -151,7 +151,7 @@ TEST_P(OpTest, ImageInputTakesBatchesAheadOfTheDevice) {
     slot.assign(kPixels, static_cast<uint8_t>(51 * k));
     op->send(slot.data());
     op->run(x.emplace_back(upload(d, {}, type(), kPixels * size_of(type()))).data.get(), {});
-    d.inputs_read();
+    if (k + 1 < kBatches) d.inputs_read();
   }
   for (size_t k = 0; k < kBatches; ++k)
     expect_close("x", download(d, x[k], type()),
