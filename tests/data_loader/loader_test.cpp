@@ -696,7 +696,6 @@ TEST(Loader, PeekShowsWhatAcquireWillGive) {
   config.transform.size = config.transform.resize = 0;
   Loader loader(dataset, config);
   EXPECT_EQ(loader.peek(config.end_step, 0), nullptr);
-  EXPECT_EQ(loader.peek(0, config.end_worker), nullptr);
   EXPECT_EQ(loader.peek(6, 0), nullptr);  // beyond the ring
   const Batch* seen = nullptr;
   while (!(seen = loader.peek(0, 1))) std::this_thread::yield();
@@ -705,6 +704,8 @@ TEST(Loader, PeekShowsWhatAcquireWillGive) {
   EXPECT_EQ(loader.peek(0, 1), nullptr);  // it is held
   loader.release(*seen);
   EXPECT_EQ(loader.peek(0, 1), nullptr);
+  while (!loader.peek(1, 0)) std::this_thread::yield();
+  EXPECT_EQ(loader.peek(0, config.end_worker), nullptr);  // the place of (1, 0)
   loader.stop(std::make_exception_ptr(Error(ExitCode::kFault, "stopped")));
   EXPECT_EQ(loader.peek(0, 2), nullptr);
 }
