@@ -56,6 +56,9 @@ expect "the same table of runs that had ended before their accuracy was kept" "$
 
 "$transfer_sh" -n ten -d data -o other >out 2>&1
 expect "exit code of a number that is none" $? 64
+"$transfer_sh" -n 8 -s 2 -t 13 -d data -o runs >out 2>&1
+expect "exit code where runs of other steps are" $? 64
+check "it says which" contains out 'has runs of 12 steps, not of 13'
 "$transfer_sh" -r much -d data -o other >out 2>&1
 expect "exit code of a rate that is none" $? 64
 "$transfer_sh" -n 100 -t 3 -d data -o other >out 2>&1
