@@ -402,8 +402,11 @@ std::unique_ptr<Dataset> open_image_folder(const DatasetSpec& spec, Split split)
   const bool flat = !is_directory(train) && !is_directory(val);
   const std::string root = flat ? spec.path : split == Split::kTrain ? train : val;
   if (!is_directory(root))
-    fail(ExitCode::kBadData, "{}: no folder {}/ in it, only {}/", printable(spec.path),
-         name_of(split), split == Split::kTrain ? "val" : "train");
+    fail(ExitCode::kBadData, "{}: no folder {}/ in it, only {}/{}", printable(spec.path),
+         name_of(split), split == Split::kTrain ? "val" : "train",
+         split == Split::kVal && is_directory(spec.path + "/test")
+             ? "; name test/ val/, or link it (ln -s test val)"
+             : "");
 
   LinkGuard links(spec);
   links.see(root);  // train/ itself may be a link

@@ -40,6 +40,9 @@ while getopts hn:s:t:r:d:o: option; do
     *) usage "unknown option" ;;
   esac
 done
+shift $((OPTIND - 1))
+(($# == 0)) || usage "$1: no arguments but options are taken"
+[[ -d $data ]] || usage "$data: no such folder; -d names that of Fashion-MNIST's IDX files"
 for number in $counts "$seeds" "$steps"; do
   [[ $number =~ ^[1-9][0-9]*$ ]] || usage "\"$number\" is not a number"
 done

@@ -261,7 +261,8 @@ TEST_F(BadInput, UnknownDevice) {
 
 TEST_F(BadInput, InitialWeightsThatAreNotThere) {
   const std::string from = folder_.path("nothing.safetensors");
-  expect_refusal(train_idx({"--set", "transfer.init_from=" + from}), ExitCode::kIo, {from});
+  expect_refusal(train_idx({"--set", "transfer.init_from=" + from}), ExitCode::kIo,
+                 {"transfer.init_from: " + from + ": there is no such file or folder"});
 }
 
 TEST_F(BadInput, InitialWeightsThatAreNone) {

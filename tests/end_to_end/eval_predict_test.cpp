@@ -335,5 +335,35 @@ TEST_F(EvaluationCommand, PredictForANetworkOfGreyImages) {
   EXPECT_EQ(lines_with(other.err, "taken by their number"), 1) << other.err;
 }
 
+// Made-up images lie in no folder; and what is imported has no names of classes.
+TEST_F(EvaluationCommand, EvaluatesWhatWasTrainedOnMadeUpImages) {
+  const std::string job = runs_->folder().write("made_up.txtpb", R"(
+    data { format: SYNTHETIC synthetic_samples: 8 classes: 9
+      train { crop: CENTER size: 16 } eval { resize: 16 } }
+    model { name: "cifar_resnet20" } workers: 1 batch_per_worker: 4 stop_after_steps: 1)");
+  const Outcome trained = runs_->run({"train", "--job", job, "--out", path("made_up")});
+  ASSERT_EQ(trained.exit_code, 0) << trained.all();
+  const Outcome own = runs_->run({"eval", "--checkpoint", path("made_up")});
+  EXPECT_EQ(own.exit_code, 0) << own.all();
+  const Outcome folder = runs_->run({"eval", "--checkpoint", path("made_up"), "--data", data()});
+  EXPECT_EQ(folder.exit_code, 0) << folder.all();
+  EXPECT_NE(folder.out.find(fmt::format("of {} images", kVal)), std::string::npos) << folder.all();
+  EXPECT_EQ(lines_with(folder.err, "the network knows no class"), 1) << folder.err;
+  std::filesystem::create_directory(path("nothing"));
+  const Outcome none =
+      runs_->run({"eval", "--checkpoint", path("made_up"), "--data", path("nothing")});
+  EXPECT_EQ(none.exit_code, static_cast<int>(ExitCode::kBadData)) << none.all();
+
+  const std::string weights = path("made_up.safetensors");
+  ASSERT_EQ(runs_->run({"export", path("made_up"), weights}).exit_code, 0);
+  const Outcome import = runs_->run({"import", "--model", "cifar_resnet20", "--weights", weights,
+                                     "--out", path("nameless"), "--input", "3x16x16"});
+  ASSERT_EQ(import.exit_code, 0) << import.all();
+  const Outcome nameless = runs_->run({"eval", "--checkpoint", path("nameless"), "--data", data()});
+  EXPECT_EQ(nameless.exit_code, 0) << nameless.all();
+  EXPECT_EQ(lines_with(nameless.err, "whose names the checkpoint does not know"), 1)
+      << nameless.err;
+}
+
 }  // namespace
 }  // namespace convoy::test

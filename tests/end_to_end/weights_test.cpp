@@ -434,6 +434,22 @@ TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
   expect_refused(convoy(runs_->train("none", {"--set", "model.name=" + path("none.txtpb")})),
                  ExitCode::kBadJob, {"none.txtpb"});
 
+  const auto refused_own = [&](const std::string& nodes, const Arguments& words) {
+    const std::string own = runs_->folder().write(
+        "refused.txtpb",
+        "name: 'refused' input_channels: 1 input_height: 12 input_width: 12 " + nodes);
+    expect_refused(convoy(runs_->train("refused", {"--set", "model.name=" + own})),
+                   ExitCode::kBadJob, words);
+  };
+  refused_own("node { name: 'maps' input: 'input' conv2d { out_channels: 3 kernel: 1 } }",
+              {"its last node, \"maps\", gives [1, 3, 12, 12]", "end with global_avg_pool"});
+  // Nobody waits for the system to kill it.
+  refused_own(
+      "node { name: 'c' input: 'input' conv2d { out_channels: 1000000000 kernel: 1 } } "
+      "node { name: 'p' input: 'c' global_avg_pool {} } "
+      "node { name: 'fc' input: 'p' linear { out_features: 4 } }",
+      {"network \"refused\": 1 rank(s) here want ", "lower batch_per_worker"});
+
   // A run whose network's text changed says where, not all of it.
   std::string changed = text.out;
   changed.replace(changed.rfind("momentum: 0.1"), 13, "momentum: 0.2");

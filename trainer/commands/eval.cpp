@@ -94,6 +94,10 @@ void choose_data(Job& job, const EvalOptions& o) {
     return choose(*format);
   }
   if (o.data.empty() || job.data.format == Format::kAuto) return;
+  if (job.data.format == Format::kSynthetic) {  // no folder holds that
+    job.data.format = Format::kAuto;
+    return;
+  }
   // The job's own format where the folder holds that, too.
   const std::vector<data::Recognised> found = data::recognise(job.data.path);
   const auto is_own = [&](const data::Recognised& r) {
@@ -106,9 +110,14 @@ void choose_data(Job& job, const EvalOptions& o) {
 
 // The network's classes by the dataset's labels; empty: the labels themselves. By name where the
 // checkpoint knows names and the dataset's are among them, else by number.
-std::vector<int32_t> map_classes(const std::vector<std::string>& known,
+std::vector<int32_t> map_classes(const std::vector<std::string>& known, int64_t classes,
                                  const std::vector<std::string>& names, const std::string& path,
                                  bool is_root) {
+  if (known.empty() && is_root && !names.empty() && static_cast<int64_t>(names.size()) != classes)
+    log::warning(
+        "{}: has {} classes, the network {}, whose names the checkpoint does not know: classes are "
+        "taken by their number (\"{}\" for the first)",
+        printable(path), names.size(), classes, printable(names[0]));
   if (known.empty() || known == names) return {};
   std::vector<int32_t> by_name;
   for (const std::string& name : names) {
@@ -402,7 +411,8 @@ int evaluate_checkpoint(comm::Communicator& communicator, OwnedWatchdog& watchdo
       .members = members,
       .dataset = *dataset,
       .names = names.empty() ? dataset->classes() : names,
-      .class_of_label = map_classes(names, dataset->classes(), data_job.data.path, is_root)};
+      .class_of_label = map_classes(names, networks.front().classes, dataset->classes(),
+                                    data_job.data.path, is_root)};
 
   std::optional<Progress> progress;
   if (is_root && ::isatty(2) == 1) progress.emplace();

@@ -257,10 +257,17 @@ ops::Graph own_network(const Job& job, const data::ImageShape& shape) {
          "x {}; set data.train.size or change its text",
          printable(job.model.name), image.c, image.h, image.w, shape.channels, shape.height,
          shape.width);
-  const int64_t classes = ops::infer_shapes(graph, 1).back().c;
-  if (classes != job.data.classes)
+  const Shape logits = ops::infer_shapes(graph, 1).back();
+  if (!(logits == Shape{1, logits.c, 1, 1}))
+    fail(
+        ExitCode::kBadJob,
+        "network \"{}\": its last node, \"{}\", gives {}; it must give a logit for each class, {}; "
+        "end with global_avg_pool or linear",
+        printable(job.model.name), printable(graph.nodes.back().name), to_string(logits),
+        to_string({1, job.data.classes, 1, 1}));
+  if (logits.c != job.data.classes)
     fail(ExitCode::kBadJob, "network \"{}\" gives {} classes, the data have {}",
-         printable(job.model.name), classes, job.data.classes);
+         printable(job.model.name), logits.c, job.data.classes);
   return graph;
 }
 

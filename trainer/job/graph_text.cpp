@@ -1,14 +1,19 @@
 #include "trainer/job/graph_text.h"
 
+#include <google/protobuf/descriptor.h>
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <optional>
+#include <string_view>
 #include <unordered_map>
+#include <vector>
 
 #include "ops/core/error.h"
 #include "proto/graph.pb.h"
 #include "trainer/base/file.h"
+#include "trainer/base/text.h"
 
 namespace convoy::trainer {
 namespace {
@@ -172,12 +177,29 @@ std::optional<ops::OpSpec> op_of(const proto::NodeProto& n) {
   return std::nullopt;
 }
 
+// What protobuf says of a field that is not there, with the nearest that is.
+std::string in_words(const std::string& message) {
+  static constexpr std::string_view kBegin = "Message type \"", kHas = "\" has no field named \"";
+  const size_t has = message.find(kHas), begin = kBegin.size();
+  if (!message.starts_with(kBegin) || has == std::string::npos) return printable(message);
+  const auto* type = google::protobuf::DescriptorPool::generated_pool()->FindMessageTypeByName(
+      message.substr(begin, has - begin));
+  std::vector<std::string> names;
+  for (int i = 0; type && i < type->field_count(); ++i) names.push_back(type->field(i)->name());
+  constexpr size_t kMost = 100;  // characters of a name
+  std::string name = message.substr(has + kHas.size());
+  name = name.substr(0, std::min(name.find('"'), kMost));
+  const std::string near = nearest(name, names);
+  return fmt::format("{}: unknown field{}", printable(name),
+                     near.empty() ? "" : "; the nearest is " + near);
+}
+
 // Gathers mistakes, one a line, the first 50.
 class Mistakes : public google::protobuf::io::ErrorCollector {
  public:
   explicit Mistakes(std::string source) : source_(std::move(source)) {}
   void AddError(int line, int column, const std::string& message) override {
-    add(fmt::format("{}:{}:{}: {}", source_, line + 1, column + 1, printable(message)));
+    add(fmt::format("{}:{}:{}: {}", source_, line + 1, column + 1, in_words(message)));
   }
   void add(const std::string& line) {
     constexpr size_t kMostSaid = 50;
@@ -269,7 +291,13 @@ ops::Graph load_graph(const std::string& path) {
   } catch (const Error& e) {
     fail(ExitCode::kBadJob, "{}", e.what());
   }
-  return parse_graph(text, path);
+  ops::Graph graph = parse_graph(text, path);
+  try {
+    ops::infer_shapes(graph, 1);
+  } catch (const Error& e) {
+    fail(e.code(), "{}: {}", printable(path), e.what());
+  }
+  return graph;
 }
 
 }  // namespace convoy::trainer

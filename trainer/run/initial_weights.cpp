@@ -159,6 +159,13 @@ std::optional<TensorList> find_initial_weights(comm::Communicator& communicator,
   std::optional<TensorList> weights;
   std::string digest;
   if (communicator.rank() == 0) {
+    std::error_code ignored;
+    if (!std::filesystem::exists(transfer.init_from, ignored))
+      fail(ExitCode::kIo,
+           "transfer.init_from: {}: there is no such file or folder; train it first, or name "
+           "another "
+           "(--set transfer.init_from=PATH)",
+           printable(transfer.init_from));
     weights = read_weights(transfer.init_from);
     digest = tensors_digest(*weights);
   }

@@ -52,7 +52,11 @@ TEST(HostileGraph, CyclesAndForwardReferences) {
 
 TEST(HostileGraph, UnknownOperatorsAndFields) {
   expect_says(network("node { name: 'a' input: 'input' attention { heads: 8 } }"), "attention");
-  expect_says(network("node { name: 'a' input: 'input' relu { slope: 1 } }"), "slope");
+  expect_says(network("node { name: 'a' input: 'input' relu { slope: 1 } }"),
+              ": slope: unknown field");
+  expect_says(network("node { name: 'a' input: 'input' conv3d { } }"),
+              ": conv3d: unknown field; the nearest is conv2d");
+  expect_says(network("node { " + std::string(1 << 20, 'x') + ": 1 }"), "x: unknown field");
   expect_says(network("node { name: 'a' input: 'input' conv2d { out_channels: -1 } }"),
               "net.txtpb:2:");
   expect_says(network("node { name: 'a' input: 'input' conv2d { out_channels: 5000000000 } }"),
