@@ -380,14 +380,18 @@ void Network::plan_backward() {
            (config_.stops.empty() ||
             std::ranges::any_of(config_.stops, [&](size_t s) { return before < s && s <= now; }));
   };
-  size_t ready = 0, told = 0, begin = 0;
-  const size_t segments = passes_.backward.size();
-  for (size_t i = 0; i < segments; ++i) {
-    for (const Call& call : passes_.backward[i].calls)
+  size_t ready = 0, told = 0, begin = 0, time = 0, first_time = 0;
+  for (const Segment& segment : passes_.forward) first_time = time += segment.calls.size();
+  const std::span<const Segment> segments = passes_.backward;
+  for (size_t i = 0; i < segments.size(); ++i) {
+    for (const Call& call : segments[i].calls)
       if (call.kind == Call::Kind::kBackward) ready = std::max(ready, end_of[call.node]);
-    if (!is_stop(told, ready) && i + 1 < segments) continue;
-    backward_.push_back({.begin = std::exchange(begin, i + 1), .end = i + 1, .ready = ready});
+    time += segments[i].calls.size();
+    if (!is_stop(told, ready) && i + 1 < segments.size()) continue;
+    backward_.push_back({segments.subspan(begin, i + 1 - begin), first_time, ready});
     told = ready;
+    begin = i + 1;
+    first_time = time;
   }
 }
 
@@ -484,13 +488,15 @@ void Network::run(Recording* recording, const StepInfo* step, const std::functio
 }
 
 void Network::run_forward(const StepInfo& step) {
-  run(recorded_ ? recorded_->forward.get() : nullptr, &step, [&] {
-    size_t time = 0;
-    for (const Segment& segment : passes_.forward) {
-      run(segment, step, time);
-      time += segment.calls.size();
-    }
-  });
+  run(recorded_ ? recorded_->forward.get() : nullptr, &step,
+      [&] { run(passes_.forward, step, 0); });
+}
+
+void Network::run(std::span<const Segment> segments, const StepInfo& step, size_t first_time) {
+  for (const Segment& segment : segments) {
+    run(segment, step, first_time);
+    first_time += segment.calls.size();
+  }
 }
 
 void Network::run(const Segment& segment, const StepInfo& step, size_t first_time) {
@@ -559,18 +565,11 @@ LossResult Network::loss_result() const {
 }
 
 void Network::backward(const StepInfo& step, const std::function<void(size_t)>& ready) {
-  size_t first_time = times_.calls.size(), last = 0;
-  for (const Segment& segment : passes_.backward) first_time -= segment.calls.size();
+  size_t last = 0;
   for (size_t p = 0; p < backward_.size(); ++p) {
     const Piece& piece = backward_[p];
-    run(recorded_ ? recorded_->backward[p].get() : nullptr, &step, [&] {
-      size_t time = first_time;  // it may be called twice
-      for (size_t i = piece.begin; i < piece.end; ++i) {
-        run(passes_.backward[i], step, time);
-        time += passes_.backward[i].calls.size();
-      }
-    });
-    for (size_t i = piece.begin; i < piece.end; ++i) first_time += passes_.backward[i].calls.size();
+    run(recorded_ ? recorded_->backward[p].get() : nullptr, &step,
+        [&] { run(piece.segments, step, piece.first_time); });
     if (piece.ready > last) ready(last = piece.ready);
   }
 }

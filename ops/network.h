@@ -14,6 +14,7 @@
 #include <list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -141,8 +142,9 @@ class Network {
  private:
   // Segments that run without a word to the caller between them.
   struct Piece {
-    size_t begin = 0, end = 0;  // of PassPlan::backward
-    size_t ready = 0;           // floats of the gradients that are final behind it
+    std::span<const Segment> segments;  // of PassPlan::backward
+    size_t first_time = 0;              // of its calls, in NetworkTimes::calls
+    size_t ready = 0;                   // floats of the gradients that are final behind it
   };
   // What is recorded with some buffers, whose addresses are part of it.
   struct Recordings {
@@ -156,6 +158,8 @@ class Network {
   // Through `recording`, if there is one.
   static void run(Recording* recording, const StepInfo* step, const std::function<void()>& work);
   void run_forward(const StepInfo& step);
+  // first_time: of the first call, in NetworkTimes::calls.
+  void run(std::span<const Segment> segments, const StepInfo& step, size_t first_time);
   void run(const Segment& segment, const StepInfo& step, size_t first_time);
   void run(const Call& call, size_t slice, const StepInfo& step);
   void add_extra_dy(size_t node, size_t slice);

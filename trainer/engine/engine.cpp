@@ -436,10 +436,9 @@ Engine::Result Engine::update(double learning_rate, LayerStatistics* layers, con
   optimizer_->update_running(running_->data(), head.data(),
                              1.0f / static_cast<float>(config_.workers));
 
-  if (source) send_ahead(*source);
+  if (source) send_ahead(*source);  // the download waits for that, too
   float extras[kExtras];
   lane_state_[0]->device->download(extras, head.data() + extras_begin_, sizeof extras);
-  lane_state_[0]->device->inputs_read();
   reducer_->confirm();
   say_compute();
   update_seconds_ += seconds_since(update_start);
