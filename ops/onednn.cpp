@@ -206,6 +206,10 @@ std::string instruction_set() {
   }
 }
 
+bool multiplies_by_amx() {
+  return instruction_set() == "avx512_core_amx";
+}
+
 double measure_gemm(DType type, int64_t n) {
   const memory::desc any({n, n}, to_dnnl(type), tag::any);
   const dnnl::matmul::primitive_desc pd({any, any, any}, caller_owns_scratch(), engine());

@@ -17,6 +17,7 @@ dnnl::memory::data_type to_dnnl(DType type);
 dnnl::memory::desc nhwc(const Shape& shape, DType type);
 std::string version();  // "oneDNN 2.6.3"
 std::string instruction_set();
+bool multiplies_by_amx();  // bf16
 
 // Best rate of a few n x n x n products with packed operands, in FLOP/s.
 double measure_gemm(DType type, int64_t n);

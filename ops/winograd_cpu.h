@@ -7,9 +7,9 @@
 
 namespace convoy::ops {
 
-// A function of the shape and of whether this processor has the kernels: fp32, 3x3, stride 1,
-// padding 1, no groups, channels in multiples of 16, and an image whose size fills the
-// 2x2 tiles well enough.
+// A function of the shape and of what this processor computes fastest: 3x3, stride 1, padding 1, no
+// groups, channels in multiples of 16, an image whose size fills the 4x4 tiles well enough; fp32,
+// and bf16 without AMX.
 bool winograd_wins(const Conv2d& spec, const OpConfig& config);
 
 // For convolutions of which winograd_wins().

@@ -14,10 +14,13 @@ constexpr int64_t kMaxRows = 14;
 constexpr int64_t kMaxRows = 6;
 #endif
 // U, M and dU are cut into panels of kPanel output channels (the last may be narrower):
-// U [panel][16][c][width].
+// U [panel][kElements][c][width].
 constexpr int64_t kPanel = 2 * kLanes;
-// Between planes, so that the 16 elements of a tile do not fall into the same set of the cache.
+// Between planes, so that the elements of a tile do not fall into the same set of the cache.
 constexpr int64_t kGap = 16;
+
+constexpr int64_t kElements = kWinogradElements;
+constexpr int64_t kTile = 4, kPatch = 6;  // pixels a side of a tile of y, of what it reads of x
 
 CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -26,12 +29,78 @@ CONVOY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// Tiles in order of image, row, column.
+// ---- The transforms in one dimension, for the points 0, a, -a, b, -b and infinity. All factors
+// but G's divisors, 1 / (a^2 b^2), 1 / (2 a^2 (a^2 - b^2)) and 1 / (2 b^2 (b^2 - a^2)), are exact.
+
+constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
+constexpr float kG0 = 64.0f / 81.0f, kGa = -128.0f / 243.0f, kGb = 32.0f / 243.0f;
+
+CONVOY_INLINE Floats axpy(float a, Floats x, Floats y) {
+  return fma(splat(a), x, y);
+}
+
+// B^T d.
+CONVOY_INLINE void input_transform(Floats (&v)[kPatch], const Floats (&d)[kPatch]) {
+  const Floats even_a = axpy(-kB2, d[2], d[4]), odd_a = axpy(-kB2, d[1], d[3]);
+  const Floats even_b = axpy(-kA2, d[2], d[4]), odd_b = axpy(-kA2, d[1], d[3]);
+  v[0] = axpy(kA2 * kB2, d[0], axpy(-(kA2 + kB2), d[2], d[4]));
+  v[1] = axpy(kA, odd_a, even_a);
+  v[2] = axpy(-kA, odd_a, even_a);
+  v[3] = axpy(kB, odd_b, even_b);
+  v[4] = axpy(-kB, odd_b, even_b);
+  v[5] = axpy(kA2 * kB2, d[1], axpy(-(kA2 + kB2), d[3], d[5]));
+}
+
+// A^T m.
+CONVOY_INLINE void output_transform(Floats (&y)[kTile], const Floats (&m)[kPatch]) {
+  const Floats even_a = m[1] + m[2], odd_a = m[1] - m[2];
+  const Floats even_b = m[3] + m[4], odd_b = m[3] - m[4];
+  y[0] = m[0] + even_a + even_b;
+  y[1] = axpy(kA, odd_a, kB * odd_b);
+  y[2] = axpy(kA2, even_a, kB2 * even_b);
+  y[3] = axpy(kA2 * kA, odd_a, axpy(kB2 * kB, odd_b, m[5]));
+}
+
+// A dy.
+CONVOY_INLINE void gradient_transform(Floats (&z)[kPatch], const Floats (&dy)[kTile]) {
+  const Floats even_a = axpy(kA2, dy[2], dy[0]), odd_a = axpy(kA2, dy[3], dy[1]);
+  const Floats even_b = axpy(kB2, dy[2], dy[0]), odd_b = axpy(kB2, dy[3], dy[1]);
+  z[0] = dy[0];
+  z[1] = axpy(kA, odd_a, even_a);
+  z[2] = axpy(-kA, odd_a, even_a);
+  z[3] = axpy(kB, odd_b, even_b);
+  z[4] = axpy(-kB, odd_b, even_b);
+  z[5] = dy[3];
+}
+
+// G g.
+CONVOY_INLINE void weight_transform(Floats (&u)[kPatch], const Floats (&g)[3]) {
+  const Floats even_a = axpy(kA2, g[2], g[0]), even_b = axpy(kB2, g[2], g[0]);
+  u[0] = kG0 * g[0];
+  u[1] = kGa * axpy(kA, g[1], even_a);
+  u[2] = kGa * axpy(-kA, g[1], even_a);
+  u[3] = kGb * axpy(kB, g[1], even_b);
+  u[4] = kGb * axpy(-kB, g[1], even_b);
+  u[5] = g[2];
+}
+
+// G^T du.
+CONVOY_INLINE void weight_gradient_transform(Floats (&g)[3], const Floats (&du)[kPatch]) {
+  const Floats even_a = kGa * (du[1] + du[2]), odd_a = kGa * (du[1] - du[2]);
+  const Floats even_b = kGb * (du[3] + du[4]), odd_b = kGb * (du[3] - du[4]);
+  g[0] = axpy(kG0, du[0], even_a + even_b);
+  g[1] = axpy(kA, odd_a, kB * odd_b);
+  g[2] = axpy(kA2, even_a, axpy(kB2, even_b, du[5]));
+}
+
+// ---- Tiles and pixels.
+
+// In order of image, row, column.
 struct Tiles {
   int64_t rows, columns, count;
 };
 CONVOY_INLINE Tiles tiles_of(const WinogradShape& s) {
-  const int64_t rows = ceil_div(s.h, 2), columns = ceil_div(s.w, 2);
+  const int64_t rows = ceil_div(s.h, kTile), columns = ceil_div(s.w, kTile);
   return {rows, columns, s.n * rows * columns};
 }
 
@@ -47,70 +116,135 @@ CONVOY_INLINE void for_runs(const Tiles& tiles, int64_t first, int64_t count, Bo
   }
 }
 
-// kLanes channels of one row of pixels; a row outside the image reads zeros.
-struct PixelRow {
-  const float* p;
-  int64_t step;
+// The first pixel of a tile, counted over all images; of one behind the last: the end.
+CONVOY_INLINE int64_t pixel_of(const Tiles& tiles, const WinogradShape& s, int64_t tile) {
+  const int64_t row = tile / tiles.columns, j = tile % tiles.columns;
+  return (row / tiles.rows * s.h + row % tiles.rows * kTile) * s.w + kTile * j;
+}
+
+template <typename T>
+alignas(64) constexpr T kZeros[kLanes] = {};
+
+// kLanes channels of kRows rows of pixels from row i on; those outside the image are zeros.
+template <typename T, int64_t kRows>
+struct PixelRows {
+  CONVOY_INLINE_MEMBER PixelRows(const T* image, int64_t i, int64_t height, int64_t width,
+                                 int64_t channels)
+      : w(width) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      const bool inside = i + r >= 0 && i + r < height;
+      rows[r] = inside ? image + (i + r) * width * channels : kZeros<T>;
+      steps[r] = inside ? channels : 0;
+    }
+  }
+  CONVOY_INLINE_MEMBER void column(Floats (&d)[kRows], int64_t q) const {
+    for (int64_t r = 0; r < kRows; ++r)
+      d[r] = q >= 0 && q < w ? load(rows[r] + q * steps[r]) : Floats{};
+  }
+  const T* rows[kRows];
+  int64_t steps[kRows], w;
 };
-alignas(64) const float kZeros[kLanes] = {};
-CONVOY_INLINE PixelRow pixel_row(const float* image, int64_t i, int64_t h, int64_t w, int64_t c) {
-  return i >= 0 && i < h ? PixelRow{image + i * w * c, c} : PixelRow{kZeros, 0};
-}
 
-// Row kRow of V for a run of tiles: four planes, [channels / kLanes][tiles][kLanes] each.
-// `image` points to the first of kLanes channels, v to their elements of the run's first tile.
-template <int64_t kRow>
-CONVOY_INLINE void input_row(float* v, int64_t plane, const float* image, const WinogradShape& s,
+// V for a run of tiles: planes of [channels / kLanes][tiles][kLanes]. `image` points to the first
+// of kLanes channels, v to their elements of the run's first tile.
+template <typename T>
+CONVOY_INLINE void input_run(float* v, int64_t plane, const T* image, const WinogradShape& s,
                              int64_t i, int64_t j, int64_t length) {
-  constexpr int64_t kFirst[] = {0, 1, 2, 1}, kSecond[] = {2, 2, 1, 3};
-  const PixelRow a = pixel_row(image, 2 * i - 1 + kFirst[kRow], s.h, s.w, s.c);
-  const PixelRow b = pixel_row(image, 2 * i - 1 + kSecond[kRow], s.h, s.w, s.c);
-  const auto column = [&](int64_t q) __attribute__((always_inline)) {
-    if (q < 0 || q >= s.w) return Floats{};
-    const Floats va = load(a.p + q * a.step), vb = load(b.p + q * b.step);
-    return kRow == 1 ? va + vb : va - vb;
+  const PixelRows<T, kPatch> pixels(image, kTile * i - 1, s.h, s.w, s.c);
+  Floats columns[kPatch][kPatch];  // transformed downwards; tiles overlap by two columns
+  const auto put_column = [&](int64_t q, int64_t at) __attribute__((always_inline)) {
+    Floats d[kPatch];
+    pixels.column(d, at);
+    input_transform(columns[q], d);
   };
-  Floats d0 = column(2 * j - 1), d1 = column(2 * j);
-  for (int64_t t = 0; t < length; ++t) {
-    const Floats d2 = column(2 * (j + t) + 1), d3 = column(2 * (j + t) + 2);
-    store(v, d0 - d2);
-    store(v + plane, d1 + d2);
-    store(v + 2 * plane, d2 - d1);
-    store(v + 3 * plane, d1 - d3);
-    v += kLanes;
-    d0 = d2;
-    d1 = d3;
+  put_column(4, kTile * j - 1);
+  put_column(5, kTile * j);
+  for (int64_t t = 0; t < length; ++t, v += kLanes) {
+    for (int64_t r = 0; r < kPatch; ++r) {
+      columns[0][r] = columns[4][r];
+      columns[1][r] = columns[5][r];
+    }
+    for (int64_t q = 2; q < kPatch; ++q) put_column(q, kTile * (j + t) - 1 + q);
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < kPatch; ++r) {
+      Floats d[kPatch], out[kPatch];
+      for (int64_t q = 0; q < kPatch; ++q) d[q] = columns[q][r];
+      input_transform(out, d);
+      for (int64_t q = 0; q < kPatch; ++q) store(v + (r * kPatch + q) * plane, out[q]);
+    }
   }
 }
 
-// Row kRow of A dy A^T likewise, but for the signs of its last row and column, which
-// unpack_gradient knows.
-template <int64_t kRow>
-CONVOY_INLINE void gradient_row(float* z, int64_t plane, const float* image, const WinogradShape& s,
+// Z = A dy A^T likewise.
+template <typename T>
+CONVOY_INLINE void gradient_run(float* z, int64_t plane, const T* image, const WinogradShape& s,
                                 int64_t i, int64_t j, int64_t length) {
-  const PixelRow a = pixel_row(image, 2 * i, s.h, s.w, s.k);
-  const PixelRow b = pixel_row(image, 2 * i + 1, s.h, s.w, s.k);
-  const auto column = [&](int64_t q) __attribute__((always_inline)) {
-    if (q >= s.w) return Floats{};
-    if (kRow == 0) return load(a.p + q * a.step);
-    if (kRow == 3) return load(b.p + q * b.step);
-    const Floats va = load(a.p + q * a.step), vb = load(b.p + q * b.step);
-    return kRow == 1 ? va + vb : va - vb;
-  };
-  for (int64_t t = 0; t < length; ++t) {
-    const Floats d0 = column(2 * (j + t)), d1 = column(2 * (j + t) + 1);
-    store(z, d0);
-    store(z + plane, d0 + d1);
-    store(z + 2 * plane, d0 - d1);
-    store(z + 3 * plane, d1);
-    z += kLanes;
+  const PixelRows<T, kTile> pixels(image, kTile * i, s.h, s.w, s.k);
+  for (int64_t t = 0; t < length; ++t, z += kLanes) {
+    Floats columns[kTile][kPatch];
+#pragma GCC unroll 4
+    for (int64_t q = 0; q < kTile; ++q) {
+      Floats dy[kTile];
+      pixels.column(dy, kTile * (j + t) + q);
+      gradient_transform(columns[q], dy);
+    }
+#pragma GCC unroll 6
+    for (int64_t r = 0; r < kPatch; ++r) {
+      Floats dy[kTile], out[kPatch];
+      for (int64_t q = 0; q < kTile; ++q) dy[q] = columns[q][r];
+      gradient_transform(out, dy);
+      for (int64_t q = 0; q < kPatch; ++q) store(z + (r * kPatch + q) * plane, out[q]);
+    }
   }
 }
 
-// m [kRows][kWidth * kLanes] = the products of kRows tiles of one plane of V with one of U, summed
-// over c channels in their order. block: floats from one kLanes of channels to the next in v.
+// The tiles of a run from M [kElements][tiles][width] to y; image and the bias point to the first
+// of the channels.
+template <typename T>
+CONVOY_INLINE void output_run(T* image, const float* m, const WinogradEnd& end, int64_t plane,
+                              int64_t width, const WinogradShape& s, int64_t i, int64_t j,
+                              int64_t length) {
+  for (int64_t t = 0; t < length; ++t)
+    for (int64_t k = 0; k < width; k += kLanes, m += kLanes) {
+      Floats columns[kPatch][kTile];
+#pragma GCC unroll 6
+      for (int64_t q = 0; q < kPatch; ++q) {
+        Floats elements[kPatch];
+        for (int64_t r = 0; r < kPatch; ++r) elements[r] = load(m + (r * kPatch + q) * plane);
+        output_transform(columns[q], elements);
+      }
+      const Floats bias = end.bias ? load(end.bias + k) : Floats{};
+      T* y = image + (kTile * i * s.w + kTile * (j + t)) * s.k + k;
+      const int64_t inside = s.w - kTile * (j + t);
+#pragma GCC unroll 4
+      for (int64_t r = 0; r < kTile; ++r) {
+        if (kTile * i + r >= s.h) break;
+        Floats elements[kPatch], out[kTile];
+        for (int64_t q = 0; q < kPatch; ++q) elements[q] = columns[q][r];
+        output_transform(out, elements);
+#pragma GCC unroll 4
+        for (int64_t q = 0; q < kTile; ++q) {
+          if (q >= inside) break;
+          T* to = y + (r * s.w + q) * s.k;
+          Floats value = out[q];
+          if (end.bias) value += bias;
+          if (end.residual) value += load(to);
+          if (end.relu)
+            value = value < 0.0f ? Floats{} : value;  // NaN stays NaN, so that it is seen
+          store(to, value);
+        }
+      }
+    }
+}
+
+// Channels that are summed in one go: sums of these parts round less than one long sum.
+constexpr int64_t kSum = 128;
+
+// m [kRows][kWidth * kLanes] += (or = if `first`) the products of kRows tiles of one plane of V
+// with one of U, summed over c channels in their order. block: floats from one kLanes of channels
+// to the next in v.
 template <int64_t kRows, int64_t kWidth>
-void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c) {
+void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c, bool first) {
   Floats sums[kRows][kWidth] = {};
   for (int64_t k = 0; k < c; k += kLanes, v += block)
     for (int64_t lane = 0; lane < kLanes; ++lane, u += kWidth * kLanes) {
@@ -126,10 +260,13 @@ void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c
 #pragma GCC unroll 16
   for (int64_t row = 0; row < kRows; ++row)
 #pragma GCC unroll 2
-    for (int64_t i = 0; i < kWidth; ++i) store(m + (row * kWidth + i) * kLanes, sums[row][i]);
+    for (int64_t i = 0; i < kWidth; ++i) {
+      float* to = m + (row * kWidth + i) * kLanes;
+      store(to, first ? sums[row][i] : load(to) + sums[row][i]);
+    }
 }
 
-using Multiply = void (*)(float*, const float*, int64_t, const float*, int64_t);
+using Multiply = void (*)(float*, const float*, int64_t, const float*, int64_t, bool);
 template <int64_t kWidth>
 constexpr Multiply kMultiply[] = {
     multiply<1, kWidth>,  multiply<2, kWidth>,  multiply<3, kWidth>,  multiply<4, kWidth>,
@@ -140,55 +277,19 @@ constexpr Multiply kMultiply[] = {
 #endif
 };
 
-// The tiles of a run from M [16][tiles][width] to y; image and the bias point to the first of the
-// channels. What is added to element (1, 1) is added to all four pixels.
-CONVOY_INLINE void output_run(float* image, const float* m, const WinogradEnd& end, int64_t plane,
-                              int64_t width, const WinogradShape& s, int64_t i, int64_t j,
-                              int64_t length) {
-  const auto put = [&](float* to, Floats v) __attribute__((always_inline)) {
-    if (end.residual) v += load(to);
-    if (end.relu) v = v < 0.0f ? Floats{} : v;  // NaN stays NaN, so that it is seen
-    store(to, v);
-  };
-  for (int64_t t = 0; t < length; ++t)
-    for (int64_t k = 0; k < width; k += kLanes, m += kLanes) {
-      Floats above[4], below[4];
-      for (int64_t q = 0; q < 4; ++q) {
-        const Floats m0 = load(m + q * plane);
-        Floats m1 = load(m + (4 + q) * plane);
-        if (q == 1 && end.bias) m1 += load(end.bias + k);
-        const Floats m2 = load(m + (8 + q) * plane), m3 = load(m + (12 + q) * plane);
-        above[q] = m0 + m1 + m2;
-        below[q] = m1 - m2 - m3;
-      }
-      float* y = image + (2 * i * s.w + 2 * (j + t)) * s.k + k;
-      const bool has_right = 2 * (j + t) + 1 < s.w;
-      put(y, above[0] + above[1] + above[2]);
-      if (has_right) put(y + s.k, above[1] - above[2] - above[3]);
-      if (2 * i + 1 >= s.h) continue;
-      y += s.w * s.k;
-      put(y, below[0] + below[1] + below[2]);
-      if (has_right) put(y + s.k, below[1] - below[2] - below[3]);
-    }
-}
-
 // Asks for share `part` of `parts` of what the next stage will read.
-CONVOY_INLINE void prefetch(const float* p, int64_t floats, int64_t part, int64_t parts) {
-  const int64_t lines = floats / 16;
+template <typename T>
+CONVOY_INLINE void prefetch(const T* p, int64_t n, int64_t part, int64_t parts) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t lines = n / kLine;
   for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; ++i)
-    __builtin_prefetch(p + i * 16, 0, 2);
+    __builtin_prefetch(p + i * kLine, 0, 2);
 }
 
-// The first pixel of a tile, counted over all images; of one behind the last: the end.
-CONVOY_INLINE int64_t pixel_of(const Tiles& tiles, const WinogradShape& s, int64_t tile) {
-  const int64_t row = tile / tiles.columns, j = tile % tiles.columns;
-  return (row / tiles.rows * s.h + row % tiles.rows * 2) * s.w + 2 * j;
-}
-
-// Few enough that V and M stay in the second-level cache, or nearly so; many enough that U, which
-// does not where there are many channels, comes from the third-level cache seldom.
+// Tiles of a block. Few enough that V and M stay in the second-level cache, or nearly so, while
+// there are not many channels; enough that U, which does not where there are, comes from the
+// third-level cache seldom.
 constexpr int64_t kForwardBlock = 56 / kMaxRows * kMaxRows;
-constexpr int64_t kGradientBlock = 64;
 
 // Smaller where a thread would have nothing to do.
 int64_t forward_block(const WinogradShape& s, int threads) {
@@ -198,11 +299,12 @@ int64_t forward_block(const WinogradShape& s, int threads) {
 
 int64_t forward_scratch(const WinogradShape& s, int threads) {
   const int64_t block = forward_block(s, threads);
-  return 16 * (block * s.c + kGap + block * kPanel + kGap) * threads;
+  return kElements * (block * s.c + kGap + block * kPanel + kGap) * threads;
 }
 
-// y of the tiles [first, end); v and m: 16 planes each.
-void forward_tiles(float* y, const float* x, const float* u, const WinogradEnd& at_end,
+// y of the tiles [first, end); v and m: kElements planes each.
+template <typename T>
+void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
                    const WinogradShape& s, int64_t first, int64_t end, float* v, int64_t v_plane,
                    float* m, int64_t m_plane) {
   const Tiles tiles = tiles_of(s);
@@ -211,14 +313,9 @@ void forward_tiles(float* y, const float* x, const float* u, const WinogradEnd& 
       tiles, first, count,
       [&](int64_t t, int64_t length, int64_t n, int64_t i, int64_t j)
           __attribute__((always_inline)) {
-            for (int64_t c = 0; c < s.c; c += kLanes) {
-              const float* image = x + n * s.h * s.w * s.c + c;
-              float* to = v + c * count + t * kLanes;
-              input_row<0>(to, v_plane, image, s, i, j, length);
-              input_row<1>(to + 4 * v_plane, v_plane, image, s, i, j, length);
-              input_row<2>(to + 8 * v_plane, v_plane, image, s, i, j, length);
-              input_row<3>(to + 12 * v_plane, v_plane, image, s, i, j, length);
-            }
+            for (int64_t c = 0; c < s.c; c += kLanes)
+              input_run(v + c * count + t * kLanes, v_plane, x + n * s.h * s.w * s.c + c, s, i, j,
+                        length);
           });
   // While they are multiplied, the pixels of the next block and those of y come near.
   const int64_t here = pixel_of(tiles, s, first), next = pixel_of(tiles, s, end);
@@ -229,14 +326,17 @@ void forward_tiles(float* y, const float* x, const float* u, const WinogradEnd& 
     WinogradEnd panel_end = at_end;
     if (at_end.bias) panel_end.bias += k;
     const auto* multiply_rows = width == kPanel ? kMultiply<2> : kMultiply<1>;
-    for (int64_t e = 0; e < 16; ++e) {
-      prefetch(x + next * s.c, (after - next) * s.c, k / kPanel * 16 + e, 16 * panels);
-      for (int64_t p = here + (next - here) * e / 16; p < here + (next - here) * (e + 1) / 16; ++p)
+    for (int64_t e = 0; e < kElements; ++e) {
+      prefetch(x + next * s.c, (after - next) * s.c, k / kPanel * kElements + e,
+               kElements * panels);
+      for (int64_t p = here + (next - here) * e / kElements;
+           p < here + (next - here) * (e + 1) / kElements; ++p)
         prefetch(y + p * s.k + k, width, 0, 1);
-      for (int64_t t = 0; t < count; t += rows)
-        multiply_rows[least(rows, count - t) - 1](m + e * m_plane + t * width,
-                                                  v + e * v_plane + t * kLanes, count * kLanes,
-                                                  u + (k * 16 + e * width) * s.c, s.c);
+      for (int64_t c = 0; c < s.c; c += kSum)
+        for (int64_t t = 0; t < count; t += rows)
+          multiply_rows[least(rows, count - t) - 1](
+              m + e * m_plane + t * width, v + e * v_plane + c * count + t * kLanes, count * kLanes,
+              u + (k * kElements + e * width) * s.c + c * width, least(kSum, s.c - c), c == 0);
     }
     for_runs(
         tiles, first, count,
@@ -248,17 +348,18 @@ void forward_tiles(float* y, const float* x, const float* u, const WinogradEnd& 
   }
 }
 
-void forward(float* y, const float* x, const float* u, const WinogradEnd& end,
-             const WinogradShape& s, float* scratch, int threads) {
+template <typename T>
+void forward(T* y, const T* x, const float* u, const WinogradEnd& end, const WinogradShape& s,
+             float* scratch, int threads) {
   const int64_t tiles = tiles_of(s).count;
   const int64_t block = forward_block(s, threads), blocks = ceil_div(tiles, block);
   const int64_t v_plane = block * s.c + kGap, m_plane = block * kPanel + kGap;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t slot = 0; slot < threads; ++slot) {
-    float* v = scratch + slot * 16 * (v_plane + m_plane);
+    float* v = scratch + slot * kElements * (v_plane + m_plane);
     for (int64_t b = blocks * slot / threads; b < blocks * (slot + 1) / threads; ++b)
       forward_tiles(y, x, u, end, s, b * block, least((b + 1) * block, tiles), v, v_plane,
-                    v + 16 * v_plane, m_plane);
+                    v + kElements * v_plane, m_plane);
   }
 }
 
@@ -290,121 +391,142 @@ void multiply_add(float* du, const float* v, const float* z, int64_t z_block, in
     }
 }
 
+// Tiles of a block: a sum of products ends with it. Channels of x and of y whose part of dU all
+// tiles go into before the next part's turn. Measured on a Zen 5: fewer channels are slower, as x
+// and dy are transformed once per part.
+constexpr int64_t kGradientBlock = 64, kGradientChannels = 256;
+static_assert(kGradientChannels % kPanel == 0);
+
+CONVOY_INLINE int64_t gradient_planes(const WinogradShape& s) {
+  const int64_t channels = least(kGradientChannels, s.c) + least(kGradientChannels, s.k);
+  return kElements * (kGradientBlock * channels + 2 * kGap);
+}
+
 int64_t gradient_scratch(const WinogradShape& s, int threads) {
-  return 4 * (kGradientBlock * (s.c + s.k) + 2 * kGap) * threads;
+  return gradient_planes(s) * threads;
 }
 
-// db [k_begin, k_end) (+)= the sums over `count` tiles of element (1, 1) of Z, the sum of a tile's
-// four pixels.
-CONVOY_INLINE void add_bias_gradient(float* db, const float* z, int64_t count, int64_t k_begin,
-                                     int64_t k_end, bool first) {
-  for (int64_t k = k_begin; k < k_end; k += kLanes) {
-    Floats sum = {};
-    for (int64_t t = 0; t < count; ++t) sum += load(z + k * count + t * kLanes);
-    store(db + k, first ? sum : load(db + k) + sum);
-  }
-}
-
-// What one thread adds to dU in one go: row `row` of its 4x4 elements, for the output channels
-// [k_begin, k_end).
+// What one thread adds to dU in one go.
 struct GradientTask {
-  int64_t row, k_begin, k_end;
+  int64_t c_begin, c_end, k_begin, k_end, e_begin, e_end;
 };
 
 // The task's part of V and Z for a block of tiles, and their products into dU.
-template <int64_t kRow>
-void add_block(float* du, float* db, const float* x, const float* dy, const WinogradShape& s,
-               const GradientTask& task, int64_t first, bool fresh, bool once, float* v, float* z) {
+template <typename T>
+void add_block(float* du, const T* x, const T* dy, const WinogradShape& s, const GradientTask& task,
+               int64_t first, bool fresh, float* v) {
   const Tiles tiles = tiles_of(s);
   const int64_t end = least(first + kGradientBlock, tiles.count), count = end - first;
-  const int64_t v_plane = count * s.c + kGap, z_plane = count * s.k + kGap;
+  const int64_t v_plane = count * (task.c_end - task.c_begin) + kGap;
+  const int64_t z_plane = count * (task.k_end - task.k_begin) + kGap;
+  float* z = v + kElements * v_plane;
   for_runs(
       tiles, first, count,
       [&](int64_t t, int64_t length, int64_t n, int64_t i, int64_t j)
           __attribute__((always_inline)) {
-            for (int64_t c = 0; c < s.c; c += kLanes)
-              input_row<kRow>(v + c * count + t * kLanes, v_plane, x + n * s.h * s.w * s.c + c, s,
-                              i, j, length);
+            for (int64_t c = task.c_begin; c < task.c_end; c += kLanes)
+              input_run(v + (c - task.c_begin) * count + t * kLanes, v_plane,
+                        x + n * s.h * s.w * s.c + c, s, i, j, length);
             for (int64_t k = task.k_begin; k < task.k_end; k += kLanes)
-              gradient_row<kRow>(z + k * count + t * kLanes, z_plane, dy + n * s.h * s.w * s.k + k,
-                                 s, i, j, length);
+              gradient_run(z + (k - task.k_begin) * count + t * kLanes, z_plane,
+                           dy + n * s.h * s.w * s.k + k, s, i, j, length);
           });
-  if (kRow == 1 && db) add_bias_gradient(db, z + z_plane, count, task.k_begin, task.k_end, fresh);
   // Meanwhile the pixels of the next block come near.
   const int64_t next = pixel_of(tiles, s, end);
   const int64_t pixels = pixel_of(tiles, s, least(end + kGradientBlock, tiles.count)) - next;
-  const int64_t panels = ceil_div(task.k_end - task.k_begin, kPanel);
-  const int64_t parts = (once ? 16 : 4) * panels;
-  int64_t part = once ? 4 * kRow * panels : 0;
-  for (int64_t q = 0; q < 4; ++q)
-    for (int64_t k = task.k_begin; k < task.k_end; k += kPanel, ++part) {
-      prefetch(x + next * s.c, pixels * s.c, part, parts);
-      prefetch(dy + next * s.k, pixels * s.k, part, parts);
+  for (int64_t e = task.e_begin; e < task.e_end; ++e) {
+    prefetch(x + next * s.c, pixels * s.c, e, kElements);
+    prefetch(dy + next * s.k, pixels * s.k, e, kElements);
+    for (int64_t k = task.k_begin; k < task.k_end; k += kPanel) {
       const int64_t width = least(kPanel, s.k - k);
       const auto add_products = width == kPanel ? multiply_add<2> : multiply_add<1>;
-      float* to = du + (k * 16 + (4 * kRow + q) * width) * s.c;
-      for (int64_t c = 0; c < s.c; c += kLanes / 2)
-        add_products(to + c * width, v + q * v_plane + c / kLanes * kLanes * count + c % kLanes,
-                     z + q * z_plane + k * count, count * kLanes, count, fresh);
+      float* to = du + (k * kElements + e * width) * s.c;
+      const float* right = z + e * z_plane + (k - task.k_begin) * count;
+      for (int64_t c = task.c_begin; c < task.c_end; c += kLanes / 2) {
+        const int64_t from = c - task.c_begin;
+        add_products(to + c * width,
+                     v + e * v_plane + from / kLanes * kLanes * count + from % kLanes, right,
+                     count * kLanes, count, fresh);
+      }
     }
+  }
 }
 
-void add_gradient(float* du, float* db, const float* x, const float* dy, const WinogradShape& s,
-                  bool first, float* scratch, int threads) {
-  const int64_t tiles = tiles_of(s).count;
-  // Tasks are the four rows of the elements and, with more than four threads, ranges of panels.
-  const int64_t panels = ceil_div(s.k, kPanel), ranges = least(ceil_div(threads, 4), panels);
-  const int64_t tasks = 4 * ranges;
-  // Where all of dU stays in the cache, x and dy are read once, otherwise once per task.
-  const bool once = s.c * s.k <= int64_t{64} * 64;
+// db [k] (+)= the sums over all pixels, row by row.
+template <typename T>
+void add_bias_gradient(float* db, const T* dy, const WinogradShape& s, bool first, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t slot = 0; slot < threads; ++slot) {
-    float* v = scratch + slot * 4 * (kGradientBlock * (s.c + s.k) + 2 * kGap);
-    float* z = v + 4 * (kGradientBlock * s.c + kGap);
-    const auto add = [=, &s](int64_t index, int64_t block) {
-      const int64_t range = index / 4;
-      const GradientTask task = {index % 4, panels * range / ranges * kPanel,
-                                 least(panels * (range + 1) / ranges * kPanel, s.k)};
-      constexpr decltype(&add_block<0>) kAdd[] = {add_block<0>, add_block<1>, add_block<2>,
-                                                  add_block<3>};
-      kAdd[task.row](du, db, x, dy, s, task, block, first && block == 0, once, v, z);
-    };
-    const int64_t begin = tasks * slot / threads, end = tasks * (slot + 1) / threads;
-    if (once) {
-      for (int64_t block = 0; block < tiles; block += kGradientBlock)
-        for (int64_t index = begin; index < end; ++index) add(index, block);
-    } else {
-      for (int64_t index = begin; index < end; ++index)
-        for (int64_t block = 0; block < tiles; block += kGradientBlock) add(index, block);
+  for (int64_t k = 0; k < s.k; k += kLanes) {
+    Floats sum = first ? Floats{} : load(db + k);
+    for (int64_t row = 0; row < s.n * s.h; ++row) {
+      Floats of_row = {};
+      for (int64_t q = 0; q < s.w; ++q) of_row += load(dy + (row * s.w + q) * s.k + k);
+      sum += of_row;
     }
+    store(db + k, sum);
   }
 }
 
-// The 16 elements of G g G^T, kLanes output channels each, to one input channel of a panel of U.
+template <typename T>
+void add_gradient(float* du, float* db, const T* x, const T* dy, const WinogradShape& s, bool first,
+                  float* scratch, int threads) {
+  if (db) add_bias_gradient(db, dy, s, first, threads);
+  const int64_t tiles = tiles_of(s).count;
+  const int64_t c_ranges = ceil_div(s.c, kGradientChannels);
+  const int64_t ranges = c_ranges * ceil_div(s.k, kGradientChannels);
+  // With more threads, each multiplies some of the elements.
+  const int64_t parts = least(ceil_div(threads, ranges), kPatch), tasks = ranges * parts;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t slot = 0; slot < threads; ++slot)
+    for (int64_t index = tasks * slot / threads; index < tasks * (slot + 1) / threads; ++index) {
+      const int64_t range = index / parts, part = index % parts;
+      const int64_t c = range % c_ranges * kGradientChannels;
+      const int64_t k = range / c_ranges * kGradientChannels;
+      const GradientTask task = {c,
+                                 least(c + kGradientChannels, s.c),
+                                 k,
+                                 least(k + kGradientChannels, s.k),
+                                 kElements * part / parts,
+                                 kElements * (part + 1) / parts};
+      for (int64_t tile = 0; tile < tiles; tile += kGradientBlock)
+        add_block(du, x, dy, s, task, tile, first && tile == 0,
+                  scratch + slot * gradient_planes(s));
+    }
+}
+
+// ---- Weights.
+
+// The elements of G g G^T, kLanes output channels each, to one input channel of a panel of U. g
+// [9][kLanes].
 CONVOY_INLINE void pack_vector(float* u, int64_t plane, const float* g) {
-  Floats rows[4][3];
+  Floats columns[3][kPatch];
   for (int64_t q = 0; q < 3; ++q) {
-    const Floats g0 = load(g + q * kLanes), g1 = load(g + (3 + q) * kLanes);
-    const Floats g2 = load(g + (6 + q) * kLanes), sum = g0 + g2;
-    rows[0][q] = g0;
-    rows[1][q] = (sum + g1) * 0.5f;
-    rows[2][q] = (sum - g1) * 0.5f;
-    rows[3][q] = g2;
+    const Floats column[3] = {load(g + q * kLanes), load(g + (3 + q) * kLanes),
+                              load(g + (6 + q) * kLanes)};
+    weight_transform(columns[q], column);
   }
-  for (int64_t r = 0; r < 4; ++r) {
-    const Floats sum = rows[r][0] + rows[r][2];
-    store(u + 4 * r * plane, rows[r][0]);
-    store(u + (4 * r + 1) * plane, (sum + rows[r][1]) * 0.5f);
-    store(u + (4 * r + 2) * plane, (sum - rows[r][1]) * 0.5f);
-    store(u + (4 * r + 3) * plane, rows[r][2]);
+  for (int64_t r = 0; r < kPatch; ++r) {
+    const Floats row[3] = {columns[0][r], columns[1][r], columns[2][r]};
+    Floats out[kPatch];
+    weight_transform(out, row);
+    for (int64_t q = 0; q < kPatch; ++q) store(u + (r * kPatch + q) * plane, out[q]);
   }
 }
 
 // Where the elements of input channel c and output channels k .. k + kLanes lie in U or dU.
 CONVOY_INLINE float* vector_of(float* u, int64_t c, int64_t k, int64_t channels, int64_t width) {
-  return u + k / kPanel * kPanel * 16 * channels + c * width + k % kPanel;
+  return u + k / kPanel * kPanel * kElements * channels + c * width + k % kPanel;
 }
 
+// As the pixels' type has it.
+template <typename T>
+CONVOY_INLINE float rounded(float w) {
+  T value;
+  put(&value, w);
+  return get(&value);
+}
+
+template <typename T>
 void pack(float* u, const float* w, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes) {
@@ -412,13 +534,15 @@ void pack(float* u, const float* w, int64_t c, int64_t k, int threads) {
     for (int64_t a = 0; a < c; a += kLanes) {
       alignas(64) float g[kLanes * 9][kLanes];
       for (int64_t lane = 0; lane < kLanes; ++lane)
-        for (int64_t i = 0; i < kLanes * 9; ++i) g[i][lane] = w[((b + lane) * c + a) * 9 + i];
+        for (int64_t i = 0; i < kLanes * 9; ++i)
+          g[i][lane] = rounded<T>(w[((b + lane) * c + a) * 9 + i]);
       for (int64_t i = 0; i < kLanes; ++i)
         pack_vector(vector_of(u, a + i, b, c, width), c * width, g[i * 9]);
     }
   }
 }
 
+template <typename T>
 void pack_backward(float* u, const float* w, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes) {
@@ -426,7 +550,7 @@ void pack_backward(float* u, const float* w, int64_t c, int64_t k, int threads) 
     for (int64_t a = 0; a < c; ++a) {
       alignas(64) float g[9][kLanes];  // turned by 180 degrees
       for (int64_t lane = 0; lane < kLanes; ++lane)
-        for (int64_t i = 0; i < 9; ++i) g[8 - i][lane] = w[(a * k + b + lane) * 9 + i];
+        for (int64_t i = 0; i < 9; ++i) g[8 - i][lane] = rounded<T>(w[(a * k + b + lane) * 9 + i]);
       pack_vector(vector_of(u, a, b, c, width), c * width, g[0]);
     }
   }
@@ -434,20 +558,17 @@ void pack_backward(float* u, const float* w, int64_t c, int64_t k, int threads) 
 
 // dw = G^T dU G.
 CONVOY_INLINE void unpack_vector(float* g, const float* du, int64_t plane) {
-  Floats rows[3][4];
-  for (int64_t q = 0; q < 4; ++q) {
-    const Floats u0 = load(du + q * plane), u1 = load(du + (4 + q) * plane);
-    const Floats u2 = load(du + (8 + q) * plane), u3 = load(du + (12 + q) * plane);
-    const Floats half_sum = (u1 + u2) * 0.5f;
-    rows[0][q] = u0 + half_sum;
-    rows[1][q] = (u1 - u2) * 0.5f;
-    rows[2][q] = half_sum - u3;
+  Floats columns[kPatch][3];
+  for (int64_t q = 0; q < kPatch; ++q) {
+    Floats elements[kPatch];
+    for (int64_t r = 0; r < kPatch; ++r) elements[r] = load(du + (r * kPatch + q) * plane);
+    weight_gradient_transform(columns[q], elements);
   }
   for (int64_t r = 0; r < 3; ++r) {
-    const Floats half_sum = (rows[r][1] + rows[r][2]) * 0.5f;
-    store(g + 3 * r * kLanes, rows[r][0] + half_sum);
-    store(g + (3 * r + 1) * kLanes, (rows[r][1] - rows[r][2]) * 0.5f);
-    store(g + (3 * r + 2) * kLanes, half_sum - rows[r][3]);
+    Floats elements[kPatch], out[3];
+    for (int64_t q = 0; q < kPatch; ++q) elements[q] = columns[q][r];
+    weight_gradient_transform(out, elements);
+    for (int64_t q = 0; q < 3; ++q) store(g + (3 * r + q) * kLanes, out[q]);
   }
 }
 
@@ -467,10 +588,15 @@ void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k, int threa
 
 }  // namespace
 
-const WinogradKernels winograd_kernels_fp32 = {
-    forward_scratch, gradient_scratch, pack, pack_backward, forward, add_gradient, unpack_gradient};
+template <typename T>
+constexpr WinogradKernels<T> kTable = {forward_scratch,  gradient_scratch, pack<T>,
+                                       pack_backward<T>, forward<T>,       add_gradient<T>,
+                                       unpack_gradient};
+const WinogradKernels<float> winograd_kernels_fp32 = kTable<float>;
+const WinogradKernels<Bfloat16> winograd_kernels_bf16 = kTable<Bfloat16>;
 #else
-const WinogradKernels winograd_kernels_fp32 = {};
+const WinogradKernels<float> winograd_kernels_fp32 = {};
+const WinogradKernels<Bfloat16> winograd_kernels_bf16 = {};
 #endif
 
 }  // namespace convoy::ops::CONVOY_ISA

@@ -6,51 +6,88 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <type_traits>
 
 #include "tests/support/op_tester.h"
 
 namespace convoy::ops {
 namespace {
 
+template <typename T>
 struct Table {
   const char* isa;
-  const WinogradKernels* kernels;
+  const WinogradKernels<T>* kernels;
 };
 // Those that this processor can run; the baseline has none.
-std::vector<Table> tables() {
-  std::vector<Table> all;
+template <typename T>
+std::vector<Table<T>> tables();
 #if defined(__x86_64__)
+template <>
+std::vector<Table<float>> tables() {
+  std::vector<Table<float>> all;
   if (cpu_isa() >= Isa::kAvx2) all.push_back({"avx2", &isa_avx2::winograd_kernels_fp32});
   if (cpu_isa() >= Isa::kAvx512) all.push_back({"avx512", &isa_avx512::winograd_kernels_fp32});
-#endif
   return all;
 }
+template <>
+std::vector<Table<Bfloat16>> tables() {
+  std::vector<Table<Bfloat16>> all;
+  if (cpu_isa() >= Isa::kAvx2) all.push_back({"avx2", &isa_avx2::winograd_kernels_bf16});
+  if (cpu_isa() >= Isa::kAvx512) all.push_back({"avx512", &isa_avx512::winograd_kernels_bf16});
+  if (cpu_isa() >= Isa::kAvx512Bf16)
+    all.push_back({"avx512_bf16", &isa_avx512_bf16::winograd_kernels_bf16});
+  return all;
+}
+#else
+template <typename T>
+std::vector<Table<T>> tables() {
+  return {};
+}
+#endif
 
 // One more panel than fits, narrow last panels, blocks that end within a row, odd sizes, images
-// smaller than a tile.
+// smaller than a tile, long sums, more channels than a gradient takes at once.
 const WinogradShape kShapes[] = {
     {.n = 2, .h = 8, .w = 8, .c = 64, .k = 64},   {.n = 3, .h = 7, .w = 7, .c = 16, .k = 16},
     {.n = 1, .h = 5, .w = 9, .c = 32, .k = 48},   {.n = 3, .h = 1, .w = 1, .c = 16, .k = 32},
     {.n = 1, .h = 1, .w = 6, .c = 48, .k = 16},   {.n = 1, .h = 23, .w = 2, .c = 16, .k = 80},
     {.n = 3, .h = 14, .w = 11, .c = 16, .k = 96}, {.n = 1, .h = 3, .w = 4, .c = 144, .k = 16},
+    {.n = 2, .h = 21, .w = 30, .c = 16, .k = 16}, {.n = 1, .h = 4, .w = 6, .c = 1024, .k = 16},
+    {.n = 1, .h = 3, .w = 3, .c = 272, .k = 288},
 };
 
 std::string describe(const WinogradShape& s) {
   return fmt::format("[{}, {}, {}, {}] to {}", s.n, s.c, s.h, s.w, s.k);
 }
 
+template <typename T>
+constexpr DType kType = DType::kFloat32;
+template <>
+constexpr DType kType<Bfloat16> = DType::kBfloat16;
+
+float as_float(float v) {
+  return v;
+}
+float as_float(Bfloat16 v) {
+  return to_float(v);
+}
+
+// As the type has them.
+template <typename T>
 std::vector<float> uniform(int64_t n, uint64_t stream) {
   std::vector<float> v(static_cast<size_t>(n));
-  for (size_t i = 0; i < v.size(); ++i) v[i] = random_value(3, stream, i);
+  for (size_t i = 0; i < v.size(); ++i) v[i] = round_to(kType<T>, random_value(3, stream, i));
   return v;
 }
 
+template <typename T>
 struct Data {
   explicit Data(const WinogradShape& s)
-      : x(uniform(s.n * s.h * s.w * s.c, 0)),
-        dy(uniform(s.n * s.h * s.w * s.k, 1)),
-        w(uniform(s.k * s.c * 9, 2)),
-        bias(uniform(s.k, 3)) {}
+      : x(uniform<T>(s.n * s.h * s.w * s.c, 0)),
+        dy(uniform<T>(s.n * s.h * s.w * s.k, 1)),
+        w(uniform<T>(s.k * s.c * 9, 2)),
+        bias(uniform<float>(s.k, 3)) {}
   std::vector<float> x, dy, w, bias;
 };
 
@@ -60,23 +97,35 @@ struct Results {
 };
 
 // Memory that starts as NaN, between guard zones.
-class Floats {
+template <typename T>
+class Guarded {
  public:
-  explicit Floats(int64_t n)
-      : n_(static_cast<size_t>(n)), memory_((n_ + 2 * kGuard) * sizeof(float)) {
-    for (size_t i = 0; i < n_ + 2 * kGuard; ++i) memory_.as<float>()[i] = std::nanf("");
+  explicit Guarded(int64_t n) : n_(static_cast<size_t>(n)), memory_((n_ + 2 * kGuard) * sizeof(T)) {
+    std::memset(memory_.data(), 0xff, (n_ + 2 * kGuard) * sizeof(T));
   }
-  ~Floats() {
+  explicit Guarded(const std::vector<float>& values)
+      : Guarded(static_cast<int64_t>(values.size())) {
+    for (size_t i = 0; i < n_; ++i)
+      if constexpr (std::is_same_v<T, float>)
+        data()[i] = values[i];
+      else
+        data()[i] = to_bfloat16(values[i]);
+  }
+  ~Guarded() {
     for (size_t i = 0; i < kGuard; ++i) {
-      EXPECT_TRUE(std::isnan(memory_.as<float>()[i])) << "written before its begin";
-      EXPECT_TRUE(std::isnan(data()[n_ + i])) << "written behind its end";
+      EXPECT_TRUE(std::isnan(as_float(memory_.as<T>()[i]))) << "written before its begin";
+      EXPECT_TRUE(std::isnan(as_float(data()[n_ + i]))) << "written behind its end";
     }
   }
-  Floats(const Floats&) = delete;
-  Floats& operator=(const Floats&) = delete;
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
 
-  float* data() const { return memory_.as<float>() + kGuard; }
-  std::vector<float> values() const { return {data(), data() + n_}; }
+  T* data() const { return memory_.as<T>() + kGuard; }
+  std::vector<float> values() const {
+    std::vector<float> v(n_);
+    for (size_t i = 0; i < n_; ++i) v[i] = as_float(data()[i]);
+    return v;
+  }
 
  private:
   static constexpr size_t kGuard = 64;
@@ -85,37 +134,47 @@ class Floats {
 };
 
 // All three passes, `step` images at a time.
-Results run(const WinogradKernels& kernels, const WinogradShape& s, const Data& data, int threads,
-            int64_t step) {
-  const Floats u(16 * s.c * s.k), u_backward(16 * s.c * s.k), du(16 * s.c * s.k);
+template <typename T>
+Results run(const WinogradKernels<T>& kernels, const WinogradShape& s, const Data<T>& data,
+            int threads, int64_t step) {
+  const int64_t elements = kWinogradElements * s.c * s.k;
+  const Guarded<float> u(elements), u_backward(elements), du(elements);
   kernels.pack(u.data(), data.w.data(), s.c, s.k, threads);
   kernels.pack_backward(u_backward.data(), data.w.data(), s.k, s.c, threads);
   const int64_t pixels = s.h * s.w;
-  const Floats y(s.n * pixels * s.k), dx(s.n * pixels * s.c), dw(s.k * s.c * 9), db(s.k);
+  const Guarded<T> x(data.x), dy(data.dy), y(s.n * pixels * s.k), dx(s.n * pixels * s.c);
+  const Guarded<float> dw(s.k * s.c * 9), db(s.k);
   for (int64_t n = 0; n < s.n; n += step) {
     WinogradShape part = s;
     part.n = std::min(step, s.n - n);
     WinogradShape turned = part;
     std::swap(turned.c, turned.k);
-    const float* x = data.x.data() + n * pixels * s.c;
-    const float* dy = data.dy.data() + n * pixels * s.k;
-    const Floats forward(kernels.forward_scratch(part, threads));
-    kernels.forward(y.data() + n * pixels * s.k, x, u.data(), {.bias = data.bias.data()}, part,
+    const T* part_x = x.data() + n * pixels * s.c;
+    const T* part_dy = dy.data() + n * pixels * s.k;
+    const Guarded<float> forward(kernels.forward_scratch(part, threads));
+    kernels.forward(y.data() + n * pixels * s.k, part_x, u.data(), {.bias = data.bias.data()}, part,
                     forward.data(), threads);
-    const Floats backward(kernels.forward_scratch(turned, threads));
-    kernels.forward(dx.data() + n * pixels * s.c, dy, u_backward.data(), {}, turned,
+    const Guarded<float> backward(kernels.forward_scratch(turned, threads));
+    kernels.forward(dx.data() + n * pixels * s.c, part_dy, u_backward.data(), {}, turned,
                     backward.data(), threads);
-    const Floats gradient(kernels.gradient_scratch(part, threads));
-    kernels.add_gradient(du.data(), db.data(), x, dy, part, n == 0, gradient.data(), threads);
+    const Guarded<float> gradient(kernels.gradient_scratch(part, threads));
+    kernels.add_gradient(du.data(), db.data(), part_x, part_dy, part, n == 0, gradient.data(),
+                         threads);
   }
   kernels.unpack_gradient(dw.data(), du.data(), s.c, s.k, threads);
   return {y.values(), dx.values(), dw.values(), db.values()};
 }
 
-TEST(Winograd, EqualsReference) {
-  if (tables().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
+template <typename T>
+class Winograd : public testing::Test {};
+using Types = testing::Types<float, Bfloat16>;
+TYPED_TEST_SUITE(Winograd, Types);
+
+TYPED_TEST(Winograd, EqualsReference) {
+  using T = TypeParam;
+  if (tables<T>().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
   for (const WinogradShape& s : kShapes) {
-    const Data data(s);
+    const Data<T> data(s);
     const Conv2d spec = {.out_channels = s.k, .kernel = 3, .padding = 1, .bias = true};
     reference::Node node;
     node.x.emplace_back(Shape{s.n, s.c, s.h, s.w},
@@ -124,30 +183,31 @@ TEST(Winograd, EqualsReference) {
     reference::forward(spec, node);
     node.dy = reference::Array(node.y.shape, {data.dy.begin(), data.dy.end()});
     reference::backward(spec, node);
-    for (const Table& table : tables())
+    for (const auto& table : tables<T>())
       for (const int64_t step : {s.n, int64_t{1}}) {
         SCOPED_TRACE(fmt::format("{} {}, {} images at a time", table.isa, describe(s), step));
         const Results out = run(*table.kernels, s, data, 1, step);
-        expect_close("y", out.y, node.y.v, DType::kFloat32);
-        expect_close("dx", out.dx, node.dx[0].v, DType::kFloat32);
+        expect_close("y", out.y, node.y.v, kType<T>);
+        expect_close("dx", out.dx, node.dx[0].v, kType<T>);
         expect_close("dw", out.dw, node.gradients[0], DType::kFloat32);
         expect_close("db", out.db, node.gradients[1], DType::kFloat32);
       }
   }
 }
 
-TEST(Winograd, BitsDependOnTheShapeAlone) {
-  if (tables().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
+TYPED_TEST(Winograd, BitsDependOnTheShapeAlone) {
+  using T = TypeParam;
+  if (tables<T>().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
   for (const WinogradShape& s : kShapes) {
     SCOPED_TRACE(describe(s));
-    const Data data(s);
-    const Results expected = run(*tables()[0].kernels, s, data, 1, s.n);
-    for (const Table& table : tables())
+    const Data<T> data(s);
+    const Results expected = run(*tables<T>()[0].kernels, s, data, 1, s.n);
+    for (const auto& table : tables<T>())
       for (const int threads : {1, 2, 3, 4, 9})
         EXPECT_TRUE(run(*table.kernels, s, data, threads, s.n) == expected)
             << table.isa << ", " << threads << " threads";
     // The batch decides in which order images are summed, but only that.
-    const Results one_by_one = run(*tables()[0].kernels, s, data, 1, 1);
+    const Results one_by_one = run(*tables<T>()[0].kernels, s, data, 1, 1);
     EXPECT_TRUE(one_by_one.y == expected.y);
     EXPECT_TRUE(one_by_one.dx == expected.dx);
   }
