@@ -15,8 +15,8 @@ namespace {
 // Convolution, batch norm, residual and ReLU in one primitive; inference only.
 class FoldedConv2dCpu final : public Op {
  public:
-  FoldedConv2dCpu(const Conv2d& spec, const onednn::ConvolutionShape& shape)
-      : FoldedConv2dCpu(spec, shape, make_convolution_forward(shape)) {}
+  FoldedConv2dCpu(int threads, const Conv2d& spec, const onednn::ConvolutionShape& shape)
+      : FoldedConv2dCpu(threads, spec, shape, make_convolution_forward(shape)) {}
 
   void prepare(const NodeMemory& m) override {
     folded_ = fold_batch_norm(name_, spec_, m, filter_);
@@ -38,13 +38,13 @@ class FoldedConv2dCpu final : public Op {
   size_t scratch_bytes() const override { return forward_.scratch_bytes(); }
 
  private:
-  FoldedConv2dCpu(const Conv2d& spec, const onednn::ConvolutionShape& shape,
+  FoldedConv2dCpu(int threads, const Conv2d& spec, const onednn::ConvolutionShape& shape,
                   onednn::WeightedKernel kernel)
       : name_(shape.name),
         spec_(spec),
         filter_(shape.kernel_h * shape.kernel_w * shape.x.c / shape.groups),
         forward_(std::move(kernel.kernel)),
-        weights_(parameter_layout(shape), kernel.weights) {}
+        weights_(parameter_layout(shape), kernel.weights, threads) {}
 
   std::string name_;
   Conv2d spec_;
@@ -71,7 +71,7 @@ std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& 
                                           .type = c.type,
                                           .residual = s.batch_norm && s.batch_norm->residual,
                                           .relu = s.batch_norm && s.batch_norm->relu};
-  if (s.batch_norm) return std::make_unique<FoldedConv2dCpu>(s, shape);
+  if (s.batch_norm) return std::make_unique<FoldedConv2dCpu>(device.threads(), s, shape);
   auto op = std::make_unique<WeightedOpCpu>(device.threads(), c, onednn::parameter_layout(shape),
                                             s.bias, make_convolution_forward(shape));
   if (!c.training) return op;

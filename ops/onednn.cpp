@@ -8,6 +8,7 @@
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "ops/packing_kernels.h"
 
 namespace convoy::ops::onednn {
 namespace {
@@ -149,6 +150,57 @@ WeightedKernel backward_weights_kernel(const Descriptor& pd, const dnnl::primiti
   arguments.push_back({DNNL_ARG_SRC, pd.src_desc()});
   arguments.push_back({DNNL_ARG_DIFF_DST, pd.diff_dst_desc()});
   return {Kernel(primitive, arguments, pd.scratchpad_desc()), pd.diff_weights_desc()};
+}
+
+// The layouts that PackingKernels write: blocks of one or two dimensions within others.
+bool is_blocked(const memory::desc& m, std::initializer_list<std::pair<int, int64_t>> inner,
+                int64_t k_stride, int64_t c_stride) {
+  const dnnl_blocking_desc_t& blocks = m.data.format_desc.blocking;
+  if (m.data.format_kind != dnnl_blocked || m.data.offset0 != 0 || m.data.extra.flags != 0 ||
+      blocks.inner_nblks != static_cast<int>(inner.size()) || blocks.strides[0] != k_stride ||
+      blocks.strides[1] != c_stride)
+    return false;
+  return std::equal(inner.begin(), inner.end(), blocks.inner_idxs,
+                    [&, i = 0](const std::pair<int, int64_t>& block, dnnl_dim_t index) mutable {
+                      return block.first == index && block.second == blocks.inner_blks[i++];
+                    });
+}
+
+template <typename T>
+std::function<void(void*, const void*)> own_packing(const PackingKernels<T>& kernels,
+                                                    const memory::desc& packed, int threads) {
+  const int64_t k = packed.data.dims[0], c = packed.data.dims[1];
+  const bool pairs = sizeof(T) == sizeof(Bfloat16);
+  const int64_t block = packed.data.format_desc.blocking.inner_blks[0];
+  if (pairs ? is_blocked(packed, {{0, block}, {1, 2}}, c * block, 2 * block)
+            : is_blocked(packed, {{0, block}}, c * block, block)) {
+    if (block % kPackingChannels != 0) return {};
+    return [=, &kernels](void* to, const void* w) {
+      kernels.forward(static_cast<T*>(to), static_cast<const float*>(w), k, c, block, threads);
+    };
+  }
+  if (pairs ? is_blocked(packed, {{0, 8}, {1, 16}, {0, 2}}, 256, 16 * k)
+            : is_blocked(packed, {{0, 16}, {1, 16}}, 256, 16 * k))
+    return [=, &kernels](void* to, const void* w) {
+      kernels.backward(static_cast<T*>(to), static_cast<const float*>(w), k, c, threads);
+    };
+  return {};
+}
+
+// Null where the kernels of our own do not write this layout.
+std::function<void(void*, const void*)> own_packing(const memory::desc& parameters,
+                                                    const memory::desc& packed, int threads) {
+  const auto& dims = packed.data.dims;
+  const bool fits =
+      packed.data.ndims == 4 && dims[2] == 1 && dims[3] == 1 && dims[0] % kPackingChannels == 0 &&
+      dims[1] % kPackingChannels == 0 &&
+      parameters == memory::desc({dims[0], dims[1], 1, 1}, memory::data_type::f32, tag::oihw);
+  if (!fits || cpu_isa() < Isa::kAvx512) return {};
+  if (packed.data_type() == memory::data_type::f32)
+    return own_packing(packing_kernels_fp32(), packed, threads);
+  if (packed.data_type() == memory::data_type::bf16)
+    return own_packing(packing_kernels_bf16(), packed, threads);
+  return {};
 }
 
 }  // namespace
@@ -357,9 +409,12 @@ memory::desc parameter_layout(const LinearShape& s) {
   return linear_weights(s, DType::kFloat32, false);
 }
 
-PackedWeights::PackedWeights(const memory::desc& parameters, const memory::desc& packed) {
+PackedWeights::PackedWeights(const memory::desc& parameters, const memory::desc& packed,
+                             int threads) {
   if (parameters == packed) return;
   bytes_ = packed.get_size();
+  own_ = own_packing(parameters, packed, threads);
+  if (own_) return;
   reorder_ = make_reorder(parameters, packed);
   if (reorder_.scratch_bytes() > 0)
     fail(ExitCode::kFault, "oneDNN: a weight reorder wants {} bytes of scratch memory",
@@ -367,12 +422,15 @@ PackedWeights::PackedWeights(const memory::desc& parameters, const memory::desc&
 }
 
 void PackedWeights::pack(const void* parameters) {
-  if (!reorder_) {
+  if (!reorder_ && !own_) {
     direct_ = parameters;
     return;
   }
   if (memory_.size() == 0) memory_ = AlignedBuffer(bytes_);
-  reorder_.run({parameters, memory_.data()}, nullptr);
+  if (own_)
+    own_(memory_.data(), parameters);
+  else
+    reorder_.run({parameters, memory_.data()}, nullptr);
 }
 
 }  // namespace convoy::ops::onednn

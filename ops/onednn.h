@@ -4,6 +4,7 @@
 #pragma once
 
 #include <dnnl.hpp>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -92,13 +93,17 @@ dnnl::memory::desc parameter_layout(const LinearShape& shape);
 class PackedWeights {
  public:
   PackedWeights() = default;
-  PackedWeights(const dnnl::memory::desc& parameters, const dnnl::memory::desc& packed);
+  PackedWeights(const dnnl::memory::desc& parameters, const dnnl::memory::desc& packed,
+                int threads);
   // The packed weights; `parameters` themselves where no packing is needed.
   void pack(const void* parameters);
   const void* data() const { return direct_ ? direct_ : memory_.data(); }
+  // By kernels of our own, not by a reorder of oneDNN's, which is slow from fp32.
+  bool packs_itself() const { return static_cast<bool>(own_); }
 
  private:
   Kernel reorder_;
+  std::function<void(void* packed, const void* parameters)> own_;
   size_t bytes_ = 0;
   AlignedBuffer memory_;
   const void* direct_ = nullptr;

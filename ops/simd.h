@@ -133,6 +133,38 @@ CONVOY_INLINE void store_part(T* p, Floats v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) put(p + i, v[i]);
 }
 
+// rows[i][j] becomes rows[j][i].
+CONVOY_INLINE void transpose(Floats (&rows)[kLanes]) {
+#if defined(__AVX512F__)
+  // Squares of `step` rows and columns change places across the diagonal, those of 1, 2, 4, 8.
+#pragma GCC unroll 4
+  for (int32_t step = 1; step < kLanes; step *= 2) {
+    Ints first, second;  // lanes of two rows: where a lane of the new ones comes from
+    for (int32_t i = 0; i < kLanes; ++i) {
+      first[i] = (i & step) != 0 ? kLanes + i - step : i;
+      second[i] = (i & step) != 0 ? kLanes + i : i + step;
+    }
+#pragma GCC unroll 16
+    for (int32_t i = 0; i < kLanes; ++i) {
+      if ((i & step) != 0) continue;
+      const auto a = reinterpret_cast<__m512>(rows[i]),
+                 b = reinterpret_cast<__m512>(rows[i + step]);
+      rows[i] =
+          reinterpret_cast<Floats>(_mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(first), b));
+      rows[i + step] =
+          reinterpret_cast<Floats>(_mm512_permutex2var_ps(a, reinterpret_cast<__m512i>(second), b));
+    }
+  }
+#else
+  for (int64_t i = 0; i < kLanes; ++i)
+    for (int64_t j = 0; j < i; ++j) {
+      const float element = rows[i][j];
+      rows[i][j] = rows[j][i];
+      rows[j][i] = element;
+    }
+#endif
+}
+
 // A mask has a bit per element, 16 elements a word; element i of a row that starts at `words` is
 // bit i % 16 of word i / 16. Lanes of a vector that starts at element `i`, a multiple of kLanes:
 // which are greater than zero, written into the mask;

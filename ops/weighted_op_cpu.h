@@ -22,17 +22,18 @@ class WeightedOpCpu final : public Op {
         several_slices_(config.batch > config.y.n),
         forward_(std::move(forward.kernel)),
         forward_layout_(forward.weights),
-        forward_weights_(parameters, forward_layout_),
+        forward_weights_(parameters, forward_layout_, threads),
         parameters_(parameters) {}
 
   void add_backward_data(onednn::WeightedKernel backward) {
     backward_data_ = std::move(backward.kernel);
-    backward_weights_packed_ = onednn::PackedWeights(parameters_, backward.weights);
-    // In bf16 the forward weights are packed from the backward ones: measured on ResNet-50, 9 ms
-    // instead of 23 from fp32, where oneDNN reads far apart rows.
-    forward_from_backward_ = backward.weights.data_type() == dnnl::memory::data_type::bf16;
+    backward_weights_packed_ = onednn::PackedWeights(parameters_, backward.weights, threads_);
+    // In bf16, where oneDNN packs, forward weights are packed from the backward ones: measured on
+    // ResNet-50, 9 ms instead of 23 from fp32, where oneDNN reads far apart rows.
+    forward_from_backward_ = backward.weights.data_type() == dnnl::memory::data_type::bf16 &&
+                             !forward_weights_.packs_itself();
     if (forward_from_backward_)
-      forward_weights_ = onednn::PackedWeights(backward.weights, forward_layout_);
+      forward_weights_ = onednn::PackedWeights(backward.weights, forward_layout_, threads_);
   }
   void add_backward_weights(onednn::WeightedKernel backward) {
     backward_weights_ = std::move(backward.kernel);

@@ -496,8 +496,15 @@ void add_gradient(float* du, float* db, const T* x, const T* dy, const WinogradS
 
 // ---- Weights.
 
-// The elements of G g G^T, kLanes output channels each, to one input channel of a panel of U. g
-// [9][kLanes].
+// As the pixels' type has it.
+template <typename T>
+CONVOY_INLINE Floats rounded(Floats w) {
+  T values[kLanes];
+  store(values, w);
+  return load(values);
+}
+
+// The elements of G g G^T, g [9][kLanes], kLanes output channels each, `plane` floats apart.
 CONVOY_INLINE void pack_vector(float* u, int64_t plane, const float* g) {
   Floats columns[3][kPatch];
   for (int64_t q = 0; q < 3; ++q) {
@@ -513,47 +520,58 @@ CONVOY_INLINE void pack_vector(float* u, int64_t plane, const float* g) {
   }
 }
 
-// Where the elements of input channel c and output channels k .. k + kLanes lie in U or dU.
-CONVOY_INLINE float* vector_of(float* u, int64_t c, int64_t k, int64_t channels, int64_t width) {
-  return u + k / kPanel * kPanel * kElements * channels + c * width + k % kPanel;
-}
-
-// As the pixels' type has it.
-template <typename T>
-CONVOY_INLINE float rounded(float w) {
-  T value;
-  put(&value, w);
-  return get(&value);
+// U of kLanes input channels from `a` on and kLanes output channels from `b` on; g [kLanes * 9]
+// [kLanes]. Element by element, as U lies: stored channel by channel, its lines would fall into few
+// sets of the cache.
+CONVOY_INLINE void pack_block(float* u, const float* g, int64_t a, int64_t b, int64_t c,
+                              int64_t k) {
+  alignas(64) float elements[kElements][kLanes][kLanes];
+  for (int64_t i = 0; i < kLanes; ++i)
+    pack_vector(elements[0][i], kLanes * kLanes, g + i * 9 * kLanes);
+  const int64_t panel = b / kPanel * kPanel, width = least(kPanel, k - panel);
+  for (int64_t e = 0; e < kElements; ++e)
+    for (int64_t i = 0; i < kLanes; ++i)
+      store(u + (panel * kElements + e * width) * c + (a + i) * width + b % kPanel,
+            load(elements[e][i]));
 }
 
 template <typename T>
 void pack(float* u, const float* w, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t b = 0; b < k; b += kLanes) {
-    const int64_t width = least(kPanel, k - b / kPanel * kPanel);
+  for (int64_t b = 0; b < k; b += kLanes)
     for (int64_t a = 0; a < c; a += kLanes) {
       alignas(64) float g[kLanes * 9][kLanes];
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        for (int64_t i = 0; i < kLanes * 9; ++i)
-          g[i][lane] = rounded<T>(w[((b + lane) * c + a) * 9 + i]);
-      for (int64_t i = 0; i < kLanes; ++i)
-        pack_vector(vector_of(u, a + i, b, c, width), c * width, g[i * 9]);
+      for (int64_t i = 0; i < kLanes * 9; i += kLanes) {
+        Floats rows[kLanes];
+        for (int64_t lane = 0; lane < kLanes; ++lane)
+          rows[lane] = rounded<T>(load(w + ((b + lane) * c + a) * 9 + i));
+        transpose(rows);
+        for (int64_t lane = 0; lane < kLanes; ++lane) store(g[i + lane], rows[lane]);
+      }
+      pack_block(u, g[0], a, b, c, k);
     }
-  }
 }
 
 template <typename T>
 void pack_backward(float* u, const float* w, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t b = 0; b < k; b += kLanes) {
-    const int64_t width = least(kPanel, k - b / kPanel * kPanel);
-    for (int64_t a = 0; a < c; ++a) {
-      alignas(64) float g[9][kLanes];  // turned by 180 degrees
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        for (int64_t i = 0; i < 9; ++i) g[8 - i][lane] = rounded<T>(w[(a * k + b + lane) * 9 + i]);
-      pack_vector(vector_of(u, a, b, c, width), c * width, g[0]);
+  for (int64_t b = 0; b < k; b += kLanes)
+    for (int64_t a = 0; a < c; a += kLanes) {
+      alignas(64) float g[kLanes * 9][kLanes];  // each turned by 180 degrees
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const float* filters = w + ((a + i) * k + b) * 9;
+        Floats rows[kLanes];
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const bool inside = lane * 9 + kLanes <= kLanes * 9;
+          rows[lane] = inside ? load(filters + lane * 9) : load_part(filters + lane * 9, 9);
+        }
+        transpose(rows);
+        for (int64_t q = 0; q < 8; ++q) store(g[i * 9 + 8 - q], rounded<T>(rows[q]));
+        for (int64_t lane = 0; lane < kLanes; ++lane) rows[0][lane] = filters[lane * 9 + 8];
+        store(g[i * 9], rounded<T>(rows[0]));
+      }
+      pack_block(u, g[0], a, b, c, k);
     }
-  }
 }
 
 // dw = G^T dU G.
@@ -575,13 +593,19 @@ CONVOY_INLINE void unpack_vector(float* g, const float* du, int64_t plane) {
 void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes) {
-    const int64_t width = least(kPanel, k - b / kPanel * kPanel);
+    const int64_t panel = b / kPanel * kPanel, width = least(kPanel, k - panel);
     for (int64_t a = 0; a < c; a += kLanes) {
       alignas(64) float g[kLanes * 9][kLanes];
       for (int64_t i = 0; i < kLanes; ++i)
-        unpack_vector(g[i * 9], vector_of(const_cast<float*>(du), a + i, b, c, width), c * width);
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        for (int64_t i = 0; i < kLanes * 9; ++i) dw[((b + lane) * c + a) * 9 + i] = g[i][lane];
+        unpack_vector(g[i * 9], du + panel * kElements * c + (a + i) * width + b % kPanel,
+                      c * width);
+      for (int64_t i = 0; i < kLanes * 9; i += kLanes) {
+        Floats rows[kLanes];
+        for (int64_t lane = 0; lane < kLanes; ++lane) rows[lane] = load(g[i + lane]);
+        transpose(rows);
+        for (int64_t lane = 0; lane < kLanes; ++lane)
+          store(dw + ((b + lane) * c + a) * 9 + i, rows[lane]);
+      }
     }
   }
 }
