@@ -170,17 +170,23 @@ template <typename T>
 std::function<void(void*, const void*)> own_packing(const PackingKernels<T>& kernels,
                                                     const memory::desc& packed, int threads) {
   const int64_t k = packed.data.dims[0], c = packed.data.dims[1];
+  const auto& inner = packed.data.format_desc.blocking.inner_blks;
   const bool pairs = sizeof(T) == sizeof(Bfloat16);
-  const int64_t block = packed.data.format_desc.blocking.inner_blks[0];
-  if (pairs ? is_blocked(packed, {{0, block}, {1, 2}}, c * block, 2 * block)
-            : is_blocked(packed, {{0, block}}, c * block, block)) {
-    if (block % kPackingChannels != 0) return {};
-    return [=, &kernels](void* to, const void* w) {
-      kernels.forward(static_cast<T*>(to), static_cast<const float*>(w), k, c, block, threads);
-    };
+  // The same memory as a convolution's and as a linear layer's.
+  for (const int64_t block : {inner[0], inner[1]}) {
+    const bool convolution = pairs ? is_blocked(packed, {{0, block}, {1, 2}}, c * block, 2 * block)
+                                   : is_blocked(packed, {{0, block}}, c * block, block);
+    const bool linear =
+        pairs ? is_blocked(packed, {{1, 8}, {0, block}, {1, 2}}, c * block, 16 * block)
+              : is_blocked(packed, {{1, 16}, {0, block}}, c * block, 16 * block);
+    if ((convolution || linear) && block % kPackingChannels == 0)
+      return [=, &kernels](void* to, const void* w) {
+        kernels.forward(static_cast<T*>(to), static_cast<const float*>(w), k, c, block, threads);
+      };
   }
-  if (pairs ? is_blocked(packed, {{0, 8}, {1, 16}, {0, 2}}, 256, 16 * k)
-            : is_blocked(packed, {{0, 16}, {1, 16}}, 256, 16 * k))
+  if (k % kPackingChannels == 0 &&
+      (pairs ? is_blocked(packed, {{0, 8}, {1, 16}, {0, 2}}, 256, 16 * k)
+             : is_blocked(packed, {{0, 16}, {1, 16}}, 256, 16 * k)))
     return [=, &kernels](void* to, const void* w) {
       kernels.backward(static_cast<T*>(to), static_cast<const float*>(w), k, c, threads);
     };
@@ -190,12 +196,14 @@ std::function<void(void*, const void*)> own_packing(const PackingKernels<T>& ker
 // Null where the kernels of our own do not write this layout.
 std::function<void(void*, const void*)> own_packing(const memory::desc& parameters,
                                                     const memory::desc& packed, int threads) {
-  const auto& dims = packed.data.dims;
-  const bool fits =
-      packed.data.ndims == 4 && dims[2] == 1 && dims[3] == 1 && dims[0] % kPackingChannels == 0 &&
-      dims[1] % kPackingChannels == 0 &&
-      parameters == memory::desc({dims[0], dims[1], 1, 1}, memory::data_type::f32, tag::oihw);
-  if (!fits || cpu_isa() < Isa::kAvx512) return {};
+  const auto& d = packed.data;
+  const int64_t k = d.dims[0], c = d.dims[1];
+  const bool convolution =
+      d.ndims == 4 && d.dims[2] == 1 && d.dims[3] == 1 &&
+      parameters == memory::desc({k, c, 1, 1}, memory::data_type::f32, tag::oihw);
+  const bool linear =
+      d.ndims == 2 && parameters == memory::desc({k, c}, memory::data_type::f32, tag::oi);
+  if (!(convolution || linear) || c % kPackingChannels != 0 || cpu_isa() < Isa::kAvx512) return {};
   if (packed.data_type() == memory::data_type::f32)
     return own_packing(packing_kernels_fp32(), packed, threads);
   if (packed.data_type() == memory::data_type::bf16)

@@ -9,9 +9,9 @@ namespace {
 
 static_assert(kLanes == kPackingChannels);
 
-// 16 rows of 16 weights each.
-CONVOY_INLINE void load_tile(Floats (&rows)[kLanes], const float* w, int64_t c) {
-  for (int64_t i = 0; i < kLanes; ++i) rows[i] = load(w + i * c);
+// 16 rows of 16 weights each, the first `count` from memory, the others zero.
+CONVOY_INLINE void load_tile(Floats (&rows)[kLanes], const float* w, int64_t c, int64_t count) {
+  for (int64_t i = 0; i < kLanes; ++i) rows[i] = i < count ? load(w + i * c) : Floats{};
 }
 
 // Two rows of a tile: in fp32 the second `step` elements behind the first, in bf16 in turns.
@@ -34,8 +34,8 @@ void forward(T* packed, const float* w, int64_t k, int64_t c, int64_t block, int
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t first = 0; first < blocks * block; first += kLanes)
     for (int64_t channel = 0; channel < c; channel += kLanes) {
-      Floats rows[kLanes] = {};
-      if (first < k) load_tile(rows, w + first * c + channel, c);
+      Floats rows[kLanes];
+      load_tile(rows, w + first * c + channel, c, k - first);
       transpose(rows);
       constexpr int64_t kPair = sizeof(T) == sizeof(float) ? 1 : 2;
       T* to = packed + first / block * block * c + channel * block + first % block * kPair;
@@ -50,7 +50,7 @@ void backward(T* packed, const float* w, int64_t k, int64_t c, int threads) {
   for (int64_t channel = 0; channel < c; channel += kLanes)
     for (int64_t first = 0; first < k; first += kLanes) {
       Floats rows[kLanes];
-      load_tile(rows, w + first * c + channel, c);
+      load_tile(rows, w + first * c + channel, c, kLanes);
       T* to = packed + (channel / kLanes * k + first) * kLanes;
       for (int64_t i = 0; i < kLanes; i += 2)
         store_rows(to + i * kLanes, kLanes, rows[i], rows[i + 1]);

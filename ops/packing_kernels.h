@@ -1,5 +1,6 @@
-// Weights of 1x1 convolutions, [k, c] in fp32, packed as oneDNN's AVX-512 primitives want them,
-// several times as fast as oneDNN's own reorders. c, k and block: multiples of kPackingChannels.
+// Weights of 1x1 convolutions and of linear layers, [k, c] in fp32, packed as oneDNN's AVX-512
+// primitives want them, several times as fast as by oneDNN's own reorders. c and block are
+// multiples of kPackingChannels; k, too, for backward.
 #pragma once
 
 #include <cstdint>

@@ -520,6 +520,15 @@ CONVOY_INLINE void pack_vector(float* u, int64_t plane, const float* g) {
   }
 }
 
+// Stores that go to memory: for what leaves the cache before it is read.
+CONVOY_INLINE void store_past_cache(float* p, Floats v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+#else
+  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+#endif
+}
+
 // U of kLanes input channels from `a` on and kLanes output channels from `b` on; g [kLanes * 9]
 // [kLanes]. Element by element, as U lies: stored channel by channel, its lines would fall into few
 // sets of the cache.
@@ -528,11 +537,19 @@ CONVOY_INLINE void pack_block(float* u, const float* g, int64_t a, int64_t b, in
   alignas(64) float elements[kElements][kLanes][kLanes];
   for (int64_t i = 0; i < kLanes; ++i)
     pack_vector(elements[0][i], kLanes * kLanes, g + i * 9 * kLanes);
+  constexpr int64_t kCached = 500000;  // floats: of a second-level cache
   const int64_t panel = b / kPanel * kPanel, width = least(kPanel, k - panel);
+  float* to = u + panel * kElements * c + a * width + b % kPanel;
   for (int64_t e = 0; e < kElements; ++e)
-    for (int64_t i = 0; i < kLanes; ++i)
-      store(u + (panel * kElements + e * width) * c + (a + i) * width + b % kPanel,
-            load(elements[e][i]));
+    for (int64_t i = 0; i < kLanes; ++i) {
+      const Floats element = load(elements[e][i]);
+      float* p = to + (e * c + i) * width;
+      if (kElements * c * k > kCached)
+        store_past_cache(p, element);
+      else
+        store(p, element);
+    }
+  _mm_sfence();
 }
 
 template <typename T>

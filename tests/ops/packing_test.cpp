@@ -24,38 +24,57 @@ std::vector<unsigned char> packed_by_onednn(const std::vector<float>& w,
   return {out.as<unsigned char>(), out.as<unsigned char>() + packed.get_size()};
 }
 
+std::vector<dnnl::memory::desc> layouts(const onednn::ConvolutionShape& shape) {
+  return {parameter_layout(shape), make_convolution_forward(shape).weights,
+          make_convolution_backward_data(shape).weights};
+}
+std::vector<dnnl::memory::desc> layouts(const onednn::LinearShape& shape) {
+  return {parameter_layout(shape), make_linear_forward(shape).weights,
+          make_linear_backward_data(shape).weights};
+}
+
+// layouts: of the parameters, then packed ones.
+void expect_equal(const std::vector<dnnl::memory::desc>& layouts) {
+  std::vector<float> w(layouts[0].get_size() / sizeof(float));
+  for (size_t i = 0; i < w.size(); ++i) w[i] = random_value(3, 0, i);
+  for (size_t i = 1; i < layouts.size(); ++i)
+    for (const int threads : {1, 3}) {
+      onednn::PackedWeights weights(layouts[0], layouts[i], threads);
+      // With AMX, bf16 has layouts that oneDNN packs.
+      if (!onednn::multiplies_by_amx()) {
+        EXPECT_TRUE(weights.packs_itself());
+      }
+      weights.pack(w.data());
+      const std::vector<unsigned char> expected = packed_by_onednn(w, layouts[0], layouts[i]);
+      EXPECT_EQ(std::memcmp(weights.data(), expected.data(), expected.size()), 0)
+          << "layout " << i << ", " << threads << " threads";
+    }
+}
+
 TEST(Packing, EqualsOneDnnsReorders) {
   if (cpu_isa() < Isa::kAvx512) GTEST_SKIP() << "SKIPPED: no AVX-512";
   for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
-    int own = 0;
     for (const auto& [k, c] : kChannels) {
-      const onednn::ConvolutionShape shape = {.name = "conv",
-                                              .x = {4, c, 14, 14},
-                                              .y = {4, k, 14, 14},
-                                              .kernel_h = 1,
-                                              .kernel_w = 1,
-                                              .stride = 1,
-                                              .padding = 0,
-                                              .groups = 1,
-                                              .bias = false,
-                                              .type = type};
-      std::vector<float> w(static_cast<size_t>(k * c));
-      for (size_t i = 0; i < w.size(); ++i) w[i] = random_value(3, 0, i);
-      for (const dnnl::memory::desc& packed :
-           {make_convolution_forward(shape).weights, make_convolution_backward_data(shape).weights})
-        for (const int threads : {1, 3}) {
-          const dnnl::memory::desc parameters = parameter_layout(shape);
-          onednn::PackedWeights weights(parameters, packed, threads);
-          own += weights.packs_itself();
-          weights.pack(w.data());
-          const std::vector<unsigned char> expected = packed_by_onednn(w, parameters, packed);
-          EXPECT_EQ(std::memcmp(weights.data(), expected.data(), expected.size()), 0)
-              << k << " x " << c << " in " << name_of(type) << ", " << threads << " threads";
-        }
+      SCOPED_TRACE(fmt::format("{} to {} channels in {}", c, k, name_of(type)));
+      expect_equal(layouts(onednn::ConvolutionShape{.name = "conv",
+                                                    .x = {4, c, 14, 14},
+                                                    .y = {4, k, 14, 14},
+                                                    .kernel_h = 1,
+                                                    .kernel_w = 1,
+                                                    .stride = 1,
+                                                    .padding = 0,
+                                                    .groups = 1,
+                                                    .bias = false,
+                                                    .type = type}));
     }
-    // With AMX, bf16 has layouts that oneDNN packs.
-    if (type == DType::kFloat32 || !onednn::multiplies_by_amx()) {
-      EXPECT_EQ(own, 4 * static_cast<int>(std::size(kChannels))) << name_of(type);
+    for (const int64_t classes : {10, 100, 1000}) {
+      SCOPED_TRACE(fmt::format("{} classes in {}", classes, name_of(type)));
+      expect_equal(layouts(onednn::LinearShape{.name = "fc",
+                                               .x = {16, 512, 1, 1},
+                                               .out_features = classes,
+                                               .bias = true,
+                                               .type = type,
+                                               .y_type = DType::kFloat32}));
     }
   }
 }
