@@ -7,7 +7,8 @@ namespace convoy::ops::CONVOY_ISA {
 #if defined(__FMA__)
 namespace {
 
-// What fits the registers: kMaxRows x 2 sums, the two vectors they are multiplied with, one more.
+// What fits the registers: kMaxRows x 2 sums (or twice as many x 1), the two vectors they are
+// multiplied with, one more.
 #if defined(__AVX512F__)
 constexpr int64_t kMaxRows = 14;
 #else
@@ -125,24 +126,26 @@ CONVOY_INLINE int64_t pixel_of(const Tiles& tiles, const WinogradShape& s, int64
 template <typename T>
 alignas(64) constexpr T kZeros[kLanes] = {};
 
-// kLanes channels of kRows rows of pixels from row i on; those outside the image are zeros.
+// kLanes channels of kRows rows of pixels from pixel (i, j) on, column after column; rows outside
+// the image are zeros.
 template <typename T, int64_t kRows>
-struct PixelRows {
-  CONVOY_INLINE_MEMBER PixelRows(const T* image, int64_t i, int64_t height, int64_t width,
-                                 int64_t channels)
-      : w(width) {
+struct Pixels {
+  CONVOY_INLINE_MEMBER Pixels(const T* image, int64_t i, int64_t j, int64_t height, int64_t width,
+                              int64_t channels) {
     for (int64_t r = 0; r < kRows; ++r) {
       const bool inside = i + r >= 0 && i + r < height;
-      rows[r] = inside ? image + (i + r) * width * channels : kZeros<T>;
+      rows[r] = inside ? image + ((i + r) * width + j) * channels : kZeros<T>;
       steps[r] = inside ? channels : 0;
     }
   }
-  CONVOY_INLINE_MEMBER void column(Floats (&d)[kRows], int64_t q) const {
-    for (int64_t r = 0; r < kRows; ++r)
-      d[r] = q >= 0 && q < w ? load(rows[r] + q * steps[r]) : Floats{};
+  CONVOY_INLINE_MEMBER void next(Floats (&column)[kRows]) {
+    for (int64_t r = 0; r < kRows; ++r) {
+      column[r] = load(rows[r]);
+      rows[r] += steps[r];
+    }
   }
   const T* rows[kRows];
-  int64_t steps[kRows], w;
+  int64_t steps[kRows];
 };
 
 // V for a run of tiles: planes of [channels / kLanes][tiles][kLanes]. `image` points to the first
@@ -150,28 +153,30 @@ struct PixelRows {
 template <typename T>
 CONVOY_INLINE void input_run(float* v, int64_t plane, const T* image, const WinogradShape& s,
                              int64_t i, int64_t j, int64_t length) {
-  const PixelRows<T, kPatch> pixels(image, kTile * i - 1, s.h, s.w, s.c);
-  Floats columns[kPatch][kPatch];  // transformed downwards; tiles overlap by two columns
-  const auto put_column = [&](int64_t q, int64_t at) __attribute__((always_inline)) {
-    Floats d[kPatch];
-    pixels.column(d, at);
-    input_transform(columns[q], d);
-  };
-  put_column(4, kTile * j - 1);
-  put_column(5, kTile * j);
-  for (int64_t t = 0; t < length; ++t, v += kLanes) {
+  constexpr int64_t kTiles = 8;                                  // in one go
+  alignas(64) float buffer[kPatch][kTile * kTiles + 2][kLanes];  // columns, transformed downwards
+  for (int64_t end = j + length; j < end; j += kTiles) {
+    const int64_t tiles = least(kTiles, end - j), columns = kTile * tiles + 2;
+    const int64_t left = kTile * j - 1, first = left < 0 ? 0 : left;
+    const int64_t last = least(left + columns, s.w);
     for (int64_t r = 0; r < kPatch; ++r) {
-      columns[0][r] = columns[4][r];
-      columns[1][r] = columns[5][r];
+      if (left < 0) store(buffer[r][0], Floats{});
+      for (int64_t q = last - left; q < columns; ++q) store(buffer[r][q], Floats{});
     }
-    for (int64_t q = 2; q < kPatch; ++q) put_column(q, kTile * (j + t) - 1 + q);
-#pragma GCC unroll 6
-    for (int64_t r = 0; r < kPatch; ++r) {
+    Pixels<T, kPatch> pixels(image, kTile * i - 1, first, s.h, s.w, s.c);
+    for (int64_t q = first - left; q < last - left; ++q) {
       Floats d[kPatch], out[kPatch];
-      for (int64_t q = 0; q < kPatch; ++q) d[q] = columns[q][r];
+      pixels.next(d);
       input_transform(out, d);
-      for (int64_t q = 0; q < kPatch; ++q) store(v + (r * kPatch + q) * plane, out[q]);
+      for (int64_t r = 0; r < kPatch; ++r) store(buffer[r][q], out[r]);
     }
+    for (int64_t t = 0; t < tiles; ++t, v += kLanes)
+      for (int64_t r = 0; r < kPatch; ++r) {
+        Floats d[kPatch], out[kPatch];
+        for (int64_t q = 0; q < kPatch; ++q) d[q] = load(buffer[r][kTile * t + q]);
+        input_transform(out, d);
+        for (int64_t q = 0; q < kPatch; ++q) store(v + (r * kPatch + q) * plane, out[q]);
+      }
   }
 }
 
@@ -179,13 +184,14 @@ CONVOY_INLINE void input_run(float* v, int64_t plane, const T* image, const Wino
 template <typename T>
 CONVOY_INLINE void gradient_run(float* z, int64_t plane, const T* image, const WinogradShape& s,
                                 int64_t i, int64_t j, int64_t length) {
-  const PixelRows<T, kTile> pixels(image, kTile * i, s.h, s.w, s.k);
+  Pixels<T, kTile> pixels(image, kTile * i, kTile * j, s.h, s.w, s.k);
   for (int64_t t = 0; t < length; ++t, z += kLanes) {
+    const int64_t inside = s.w - kTile * (j + t);
     Floats columns[kTile][kPatch];
 #pragma GCC unroll 4
     for (int64_t q = 0; q < kTile; ++q) {
-      Floats dy[kTile];
-      pixels.column(dy, kTile * (j + t) + q);
+      Floats dy[kTile] = {};
+      if (q < inside) pixels.next(dy);
       gradient_transform(columns[q], dy);
     }
 #pragma GCC unroll 6
@@ -199,11 +205,11 @@ CONVOY_INLINE void gradient_run(float* z, int64_t plane, const T* image, const W
 }
 
 // The tiles of a run from M [kElements][tiles][width] to y; image and the bias point to the first
-// of the channels.
-template <typename T>
-CONVOY_INLINE void output_run(T* image, const float* m, const WinogradEnd& end, int64_t plane,
-                              int64_t width, const WinogradShape& s, int64_t i, int64_t j,
-                              int64_t length) {
+// of the channels. kPlain: nothing is done to the sums.
+template <bool kPlain, typename T>
+void output_run(T* image, const float* m, const WinogradEnd& end, int64_t plane, int64_t width,
+                const WinogradShape& s, int64_t i, int64_t j, int64_t length) {
+  const int64_t rows = least(kTile, s.h - kTile * i);
   for (int64_t t = 0; t < length; ++t)
     for (int64_t k = 0; k < width; k += kLanes, m += kLanes) {
       Floats columns[kPatch][kTile];
@@ -213,24 +219,23 @@ CONVOY_INLINE void output_run(T* image, const float* m, const WinogradEnd& end, 
         for (int64_t r = 0; r < kPatch; ++r) elements[r] = load(m + (r * kPatch + q) * plane);
         output_transform(columns[q], elements);
       }
-      const Floats bias = end.bias ? load(end.bias + k) : Floats{};
+      const Floats bias = !kPlain && end.bias ? load(end.bias + k) : Floats{};
       T* y = image + (kTile * i * s.w + kTile * (j + t)) * s.k + k;
-      const int64_t inside = s.w - kTile * (j + t);
+      const int64_t inside = least(kTile, s.w - kTile * (j + t));
 #pragma GCC unroll 4
-      for (int64_t r = 0; r < kTile; ++r) {
-        if (kTile * i + r >= s.h) break;
+      for (int64_t r = 0; r < kTile; ++r, y += s.w * s.k) {
+        if (r >= rows) break;
         Floats elements[kPatch], out[kTile];
         for (int64_t q = 0; q < kPatch; ++q) elements[q] = columns[q][r];
         output_transform(out, elements);
 #pragma GCC unroll 4
         for (int64_t q = 0; q < kTile; ++q) {
           if (q >= inside) break;
-          T* to = y + (r * s.w + q) * s.k;
+          T* to = y + q * s.k;
           Floats value = out[q];
-          if (end.bias) value += bias;
-          if (end.residual) value += load(to);
-          if (end.relu)
-            value = value < 0.0f ? Floats{} : value;  // NaN stays NaN, so that it is seen
+          if (!kPlain && end.bias) value += bias;
+          if (!kPlain && end.residual) value += load(to);
+          if (!kPlain && end.relu) value = value < 0.0f ? Floats{} : value;  // NaN stays NaN
           store(to, value);
         }
       }
@@ -250,14 +255,14 @@ void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c
     for (int64_t lane = 0; lane < kLanes; ++lane, u += kWidth * kLanes) {
       Floats weights[kWidth];
       for (int64_t i = 0; i < kWidth; ++i) weights[i] = load(u + i * kLanes);
-#pragma GCC unroll 16
+#pragma GCC unroll 28
       for (int64_t row = 0; row < kRows; ++row) {
         const Floats value = splat(v[row * kLanes + lane]);
 #pragma GCC unroll 2
         for (int64_t i = 0; i < kWidth; ++i) sums[row][i] = fma(value, weights[i], sums[row][i]);
       }
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 28
   for (int64_t row = 0; row < kRows; ++row)
 #pragma GCC unroll 2
     for (int64_t i = 0; i < kWidth; ++i) {
@@ -324,8 +329,9 @@ void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
   for (int64_t k = 0; k < s.k; k += kPanel) {
     const int64_t width = least(kPanel, s.k - k);
     WinogradEnd panel_end = at_end;
+    const bool plain = !at_end.bias && !at_end.residual && !at_end.relu;
+    const auto put_run = plain ? output_run<true, T> : output_run<false, T>;
     if (at_end.bias) panel_end.bias += k;
-    const auto* multiply_rows = width == kPanel ? kMultiply<2> : kMultiply<1>;
     for (int64_t e = 0; e < kElements; ++e) {
       prefetch(x + next * s.c, (after - next) * s.c, k / kPanel * kElements + e,
                kElements * panels);
@@ -333,17 +339,24 @@ void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
            p < here + (next - here) * (e + 1) / kElements; ++p)
         prefetch(y + p * s.k + k, width, 0, 1);
       for (int64_t c = 0; c < s.c; c += kSum)
-        for (int64_t t = 0; t < count; t += rows)
-          multiply_rows[least(rows, count - t) - 1](
-              m + e * m_plane + t * width, v + e * v_plane + c * count + t * kLanes, count * kLanes,
-              u + (k * kElements + e * width) * s.c + c * width, least(kSum, s.c - c), c == 0);
+        for (int64_t t = 0, step; t < count; t += step) {
+          const int64_t left = count - t;
+          const bool twice = width < kPanel && left >= 2 * kMaxRows;
+          step = twice ? 2 * kMaxRows : least(rows, left);
+          const auto multiply_rows = twice             ? multiply<2 * kMaxRows, 1>
+                                     : width == kPanel ? kMultiply<2>[step - 1]
+                                                       : kMultiply<1>[step - 1];
+          multiply_rows(m + e * m_plane + t * width, v + e * v_plane + c * count + t * kLanes,
+                        count * kLanes, u + (k * kElements + e * width) * s.c + c * width,
+                        least(kSum, s.c - c), c == 0);
+        }
     }
     for_runs(
         tiles, first, count,
         [&](int64_t t, int64_t length, int64_t n, int64_t i, int64_t j)
             __attribute__((always_inline)) {
-              output_run(y + n * s.h * s.w * s.k + k, m + t * width, panel_end, m_plane, width, s,
-                         i, j, length);
+              put_run(y + n * s.h * s.w * s.k + k, m + t * width, panel_end, m_plane, width, s, i,
+                      j, length);
             });
   }
 }
@@ -363,12 +376,14 @@ void forward(T* y, const T* x, const float* u, const WinogradEnd& end, const Win
   }
 }
 
-// du [kLanes / 2][kWidth * kLanes] (+)= sum over `count` tiles of V (kLanes / 2 channels) times Z
-// (kWidth vectors, z_block floats apart).
+// du [kRows][kWidth * kLanes] (+)= sum over `count` tiles of V (kRows channels) times Z (kWidth
+// vectors, z_block floats apart).
+template <int64_t kWidth>
+constexpr int64_t kGradientRows = kLanes / kWidth;
 template <int64_t kWidth>
 void multiply_add(float* du, const float* v, const float* z, int64_t z_block, int64_t count,
                   bool first) {
-  constexpr int64_t kRows = kLanes / 2;
+  constexpr int64_t kRows = kGradientRows<kWidth>;
 #pragma GCC unroll 16
   for (int64_t row = 0; row < kRows; ++row) __builtin_prefetch(du + row * kWidth * kLanes, 1);
   Floats sums[kRows][kWidth] = {};
@@ -442,7 +457,8 @@ void add_block(float* du, const T* x, const T* dy, const WinogradShape& s, const
       const auto add_products = width == kPanel ? multiply_add<2> : multiply_add<1>;
       float* to = du + (k * kElements + e * width) * s.c;
       const float* right = z + e * z_plane + (k - task.k_begin) * count;
-      for (int64_t c = task.c_begin; c < task.c_end; c += kLanes / 2) {
+      const int64_t step = width == kPanel ? kGradientRows<2> : kGradientRows<1>;
+      for (int64_t c = task.c_begin; c < task.c_end; c += step) {
         const int64_t from = c - task.c_begin;
         add_products(to + c * width,
                      v + e * v_plane + from / kLanes * kLanes * count + from % kLanes, right,
