@@ -70,8 +70,9 @@ CONVOY_INLINE Floats load(const Bfloat16* p) {
   Halves half;
   __builtin_memcpy(&half, p, sizeof half);
 #if defined(__AVX512F__)  // GCC's conversion takes five instructions
-  return reinterpret_cast<Floats>(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(half)), 16));
+  // With a mask, as GCC 12 warns of an uninitialised value in the one without.
+  const __m512i words = _mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(half));
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(words) << 16);
 #else
   return reinterpret_cast<Floats>(__builtin_convertvector(half, Words) << 16);
 #endif
