@@ -8,9 +8,9 @@ namespace convoy::ops::CONVOY_ISA {
 namespace {
 
 constexpr int64_t kChannels = kWeightGradientChannels;  // of one panel
-// Pixels packed at once and, of dy, channels: a panel of x stays in the first-level cache while all
-// of dy's, in the second, are multiplied with it. Measured: half of either is up to 10 % slower.
-constexpr int64_t kPixels = 784, kGroup = 512;
+// Pixels packed at once and, of dy, channels: two panels of x stay in the first-level cache while
+// all of dy's, in the second, are multiplied with them.
+constexpr int64_t kPixels = 392, kGroup = 512;
 // A panel: per pair of pixels the values of both, channel by channel. The gap keeps the panels that
 // are filled together out of the same set of the cache.
 constexpr int64_t kPair = 2 * kChannels;
@@ -62,28 +62,38 @@ CONVOY_INLINE void pack_x(Bfloat16* panel, const Bfloat16* x, const int32_t* off
   }
 }
 
-// sum [kChannels rows of dy's channels, kChannels of x's] += or = a panel of dy times one of x.
+// sum [kRows of dy's channels, kWidth * kChannels of x's] += or = a part of a panel of dy times
+// kWidth panels of x.
+template <int64_t kWidth>
+constexpr int64_t kRows = kChannels / kWidth;
+template <int64_t kWidth>
 void multiply(float* sum, int64_t row, const Bfloat16* x, const Bfloat16* dy, int64_t pairs,
               bool first) {
-  __m512 sums[kChannels] = {};
+  __m512 sums[kRows<kWidth>][kWidth] = {};
   for (int64_t i = 0; i < pairs; ++i, x += kPair, dy += kPair) {
-    const auto xs = reinterpret_cast<__m512bh>(_mm512_load_si512(x));
+    __m512bh xs[kWidth];
+    for (int64_t j = 0; j < kWidth; ++j)
+      xs[j] = reinterpret_cast<__m512bh>(_mm512_load_si512(x + j * kPanel));
 #pragma GCC unroll 16
-    for (int64_t k = 0; k < kChannels; ++k) {
+    for (int64_t k = 0; k < kRows<kWidth>; ++k) {
       int both;
       __builtin_memcpy(&both, dy + 2 * k, sizeof both);
-      sums[k] = _mm512_dpbf16_ps(sums[k], xs, reinterpret_cast<__m512bh>(_mm512_set1_epi32(both)));
+      const auto dys = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+#pragma GCC unroll 2
+      for (int64_t j = 0; j < kWidth; ++j) sums[k][j] = _mm512_dpbf16_ps(sums[k][j], xs[j], dys);
     }
   }
 #pragma GCC unroll 16
-  for (int64_t k = 0; k < kChannels; ++k) {
-    float* out = sum + k * row;
-    _mm512_storeu_ps(out, first ? sums[k] : _mm512_add_ps(_mm512_loadu_ps(out), sums[k]));
-  }
+  for (int64_t k = 0; k < kRows<kWidth>; ++k)
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kWidth; ++j) {
+      float* out = sum + k * row + j * kChannels;
+      _mm512_storeu_ps(out, first ? sums[k][j] : _mm512_add_ps(_mm512_loadu_ps(out), sums[k][j]));
+    }
 }
 
 size_t scratch_bytes(const WeightGradientShape& s, int threads) {
-  const int64_t panels = least(s.k, kGroup) / kChannels + threads;
+  const int64_t panels = least(s.k, kGroup) / kChannels + 2 * threads;
   return static_cast<size_t>(panels * kPanel) * sizeof(Bfloat16);
 }
 
@@ -91,7 +101,8 @@ void add(float* sum, const Bfloat16* x, const Bfloat16* dy, const WeightGradient
          bool first, void* scratch, int threads) {
   auto* dy_panels = static_cast<Bfloat16*>(scratch);
   Bfloat16* x_panels = dy_panels + least(s.k, kGroup) / kChannels * kPanel;
-  const int64_t blocks = s.c / kChannels, tasks = s.window * blocks;
+  // A task: two panels of x, or the last one alone.
+  const int64_t blocks = (s.c + 2 * kChannels - 1) / (2 * kChannels), tasks = s.window * blocks;
   for (int64_t group = 0; group < s.k; group += kGroup)
     for (int64_t pixel = 0; pixel < s.pixels; pixel += kPixels) {
       const int64_t channels = least(kGroup, s.k - group), count = least(kPixels, s.pixels - pixel);
@@ -101,13 +112,19 @@ void add(float* sum, const Bfloat16* x, const Bfloat16* dy, const WeightGradient
         pack_dy(dy_panels, dy + pixel * s.k + group, s.k, channels, pair, count);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
       for (int64_t slot = 0; slot < threads; ++slot) {
-        Bfloat16* panel = x_panels + slot * kPanel;
+        Bfloat16* panels = x_panels + slot * 2 * kPanel;
         for (int64_t t = tasks * slot / threads; t < tasks * (slot + 1) / threads; ++t) {
-          const int64_t position = t / blocks, c = t % blocks * kChannels;
-          pack_x(panel, x + c, s.offsets + position * s.image_pixels, s, pixel, count);
-          for (int64_t k = 0; k < channels; k += kChannels)
-            multiply(sum + ((group + k) * s.window + position) * s.c + c, s.window * s.c, panel,
-                     dy_panels + k / kChannels * kPanel, pairs, first && pixel == 0);
+          const int64_t position = t / blocks, c = t % blocks * 2 * kChannels;
+          const bool two = c + kChannels < s.c;
+          const int32_t* offsets = s.offsets + position * s.image_pixels;
+          pack_x(panels, x + c, offsets, s, pixel, count);
+          if (two) pack_x(panels + kPanel, x + c + kChannels, offsets, s, pixel, count);
+          const auto add_products = two ? multiply<2> : multiply<1>;
+          const int64_t rows = two ? kRows<2> : kRows<1>;
+          for (int64_t k = 0; k < channels; k += rows)
+            add_products(sum + ((group + k) * s.window + position) * s.c + c, s.window * s.c,
+                         panels, dy_panels + k / kChannels * kPanel + k % kChannels * 2, pairs,
+                         first && pixel == 0);
         }
       }
     }

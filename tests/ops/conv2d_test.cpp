@@ -30,6 +30,7 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 528, .kernel = 1, .stride = 2}, {1, 16, 5, 5}),
       convolution({.out_channels = 64, .kernel = 3, .stride = 2, .padding = 1}, {5, 32, 25, 27}),
       convolution({.out_channels = 64, .kernel = 3, .padding = 1}, {3, 48, 5, 7}),
+      convolution({.out_channels = 80, .kernel = 1}, {2, 48, 9, 7}),
       convolution({.out_channels = 257, .kernel = 3, .padding = 1}, {1, 256, 3, 3}),
       // With a bias, as in VGG, AlexNet and GoogLeNet.
       convolution({.out_channels = 24, .kernel = 5, .padding = 2, .bias = true}, {2, 16, 7, 9}),
