@@ -16,7 +16,6 @@
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
-#include "trainer/base/file.h"
 #include "trainer/commands/commands.h"
 #include "trainer/evaluation/classifier.h"
 #include "trainer/evaluation/predictions.h"
@@ -106,25 +105,6 @@ Input find_files(const PredictOptions& o) {
     for (const std::string& line : lines_of(std::cin)) add(line);
   }
   return input;
-}
-
-std::vector<std::string> class_names(const PredictOptions& o, const Classifier& classifier) {
-  if (o.classes_file.empty()) return classifier.trained().facts().class_names;
-  constexpr size_t kMostBytes = size_t{16} << 20;
-  std::vector<std::string> names;
-  std::string text = read_text(o.classes_file, kMostBytes);
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    names.push_back(text.substr(begin, end - begin));
-    if (names.back().ends_with('\r')) names.back().pop_back();
-    begin = end + 1;
-  }
-  const int64_t classes = classifier.network().classes;
-  if (names.size() != static_cast<size_t>(classes))
-    fail(ExitCode::kBadData,
-         "--classes-file {}: has {} lines; the network has {} classes, one line each",
-         printable(o.classes_file), names.size(), classes);
-  return names;
 }
 
 std::string line_of(const std::string& file, const Prediction& p,
@@ -222,7 +202,9 @@ int predict_files(const PredictOptions& o) {
   if (o.weights == "average" && !classifier.has_average())
     fail(ExitCode::kUsage, "--weights average: {} has none (optimizer.ema_decay was 0)",
          printable(classifier.trained().folder));
-  const std::vector<std::string> names = class_names(o, classifier);
+  const std::vector<std::string> names =
+      o.classes_file.empty() ? classifier.trained().facts().class_names
+                             : read_class_names(o.classes_file, classifier.network().classes);
   for (const std::string& line : input.bad) log::error("{}", line);
   Lines lines;
   const auto start = Clock::now();

@@ -4,6 +4,7 @@
 
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "trainer/base/file.h"
 #include "trainer/weights/model_state.h"
 
 namespace convoy::trainer {
@@ -82,6 +83,23 @@ Classifier::Classifier(comm::Communicator& communicator, Trained trained,
   trained_.state.model = {};
   trained_.state.optimizer = {};
   trained_.state.ema = {};
+}
+
+std::vector<std::string> read_class_names(const std::string& path, int64_t classes) {
+  constexpr size_t kMostBytes = size_t{16} << 20;
+  const std::string text = read_text(path, kMostBytes);
+  std::vector<std::string> names;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    names.push_back(text.substr(begin, end - begin));
+    if (names.back().ends_with('\r')) names.back().pop_back();
+    begin = end + 1;
+  }
+  if (names.size() != static_cast<size_t>(classes))
+    fail(ExitCode::kBadData,
+         "--classes-file {}: has {} lines; the network has {} classes, one line each",
+         printable(path), names.size(), classes);
+  return names;
 }
 
 int classifying_lanes(const Job& job, const std::string& device, int cpus) {

@@ -74,6 +74,10 @@ class Classifier {
   std::unique_ptr<Engine> engine_;
 };
 
+// --classes-file: names by label, one a line. Throws Error (kBadData) where there is not one for
+// each class.
+std::vector<std::string> read_class_names(const std::string& path, int64_t classes);
+
 // Lanes for classifying on the CPUs of this process; see lanes_for().
 int classifying_lanes(const Job& job, const std::string& device, int cpus);
 
