@@ -120,7 +120,8 @@ std::string line_of(const std::string& file, const Prediction& p,
 }
 
 // Files of one batch size through the network, their lines as they come.
-void classify(const PredictOptions& o, const ImageNetwork& network, const data::Dataset& files,
+void classify(const PredictOptions& o, const comm::Communicator& communicator,
+              const ImageNetwork& network, const data::Dataset& files,
               const std::vector<std::string>& names, int data_threads, Lines& lines) {
   using Kind = data::Looks::Kind;
   const data::Looks looks{.kind = o.ten_crop ? Kind::kTenCrops : Kind::kCentre,
@@ -150,6 +151,7 @@ void classify(const PredictOptions& o, const ImageNetwork& network, const data::
     return text;
   };
 
+  expect_memory(communicator, network, files, config, config.slices.size(), "lower --batch");
   config.pin = [&](void* memory, size_t bytes) { return network.engine.pin(memory, bytes); };
   data::EvalLoader loader(files, config);
   const int64_t rows = int64_t{batch} * looks.count();
@@ -211,8 +213,8 @@ int predict_files(const PredictOptions& o) {
   if (!input.files.empty()) {
     const auto files = data::make_file_list(input.files);
     try {
-      classify(o, classifier.network(), *files, names, o.data_threads >= 0 ? o.data_threads : cpus,
-               lines);
+      classify(o, *communicator, classifier.network(), *files, names,
+               o.data_threads >= 0 ? o.data_threads : cpus, lines);
     } catch (const OutputClosed&) {
       return 0;
     }

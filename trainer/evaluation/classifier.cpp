@@ -5,6 +5,7 @@
 #include "ops/core/error.h"
 #include "ops/core/log.h"
 #include "trainer/base/file.h"
+#include "trainer/job/limits.h"
 #include "trainer/weights/model_state.h"
 
 namespace convoy::trainer {
@@ -83,6 +84,24 @@ Classifier::Classifier(comm::Communicator& communicator, Trained trained,
   trained_.state.model = {};
   trained_.state.optimizer = {};
   trained_.state.ema = {};
+}
+
+void expect_memory(const comm::Communicator& communicator, const ImageNetwork& network,
+                   const data::Dataset& dataset, const data::EvalLoaderConfig& config,
+                   uint64_t slices, std::string_view remedy) {
+  const auto ranks = static_cast<uint64_t>(communicator.size());
+  const auto busy = std::min(slices, static_cast<uint64_t>(communicator.local_size()));
+  const int64_t rows = int64_t{config.batch} * config.looks.count();
+  const data::ImageShape& image = config.shape;
+  const uint64_t bytes =
+      network.engine.evaluation_bytes((slices + ranks - 1) / ranks,
+                                      {rows, image.channels, image.height, image.width}) +
+      data::EvalLoader::ring_bytes(dataset, config);
+  const std::string warning =
+      expect_memory(fmt::format("{}: {} image(s) of {} x {} at once", printable(network.name), rows,
+                                image.height, image.width),
+                    bytes, static_cast<int>(busy), memory_limit(), remedy);
+  if (communicator.local_rank() == 0 && !warning.empty()) log::warning("{}", warning);
 }
 
 std::vector<std::string> read_class_names(const std::string& path, int64_t classes) {

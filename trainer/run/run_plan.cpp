@@ -143,13 +143,11 @@ void warn_of_too_little_memory(const comm::Communicator& communicator, const ops
       ops::planned_arena(graph, config.batch_per_worker, config.type, true,
                          ops::make_device("cpu", config.threads_per_worker)->slice_bytes())
           .bytes;
-  const MemoryLimit limit = memory_limit();
-  const uint64_t bytes = lanes * arena + (2 + lanes) * floats * sizeof(float);
-  const std::string warning = memory_warning(bytes, communicator.local_size(), limit);
-  // What is only a little too large may be swapped out, or shrink.
-  constexpr uint64_t kHopeless = 4;
-  if (bytes / kHopeless > limit.bytes)
-    fail(ExitCode::kBadJob, "network \"{}\": {}", printable(graph.name), warning);
+  const std::string warning =
+      expect_memory(fmt::format("network \"{}\"", printable(graph.name)),
+                    lanes * arena + (2 + lanes) * floats * sizeof(float), communicator.local_size(),
+                    memory_limit(),
+                    "lower batch_per_worker, start fewer ranks here or run fewer workers at once");
   if (communicator.local_rank() == 0 && !warning.empty()) log::warning("{}", warning);
 }
 
