@@ -415,9 +415,6 @@ void read_network(Job& job) {
   const ops::Graph graph = load_graph(job.model.name);
   job.model.graph = to_text(graph);
   job.model.name = graph.name.empty() ? "network" : graph.name;
-  if (const size_t bytes = to_text(job).size(); bytes > kMaxFileBytes)
-    fail(ExitCode::kBadJob, "network \"{}\": its job would have {} bytes; a job has at most {}",
-         printable(job.model.name), bytes, kMaxFileBytes);
 }
 
 // A job without the checks of its values: what a text says.
@@ -443,6 +440,10 @@ Job load_job(const std::string& path, const std::vector<std::string>& sets,
   Job job = parse_job(text, path, sets, device);
   // A network that is there already may have any name.
   if (job.model.graph.empty() && job.model.name.ends_with(".txtpb")) read_network(job);
+  // A run writes it and reads it again.
+  if (const size_t bytes = to_text(job).size(); bytes > kMaxFileBytes)
+    fail(ExitCode::kBadJob, "{}: has {} bytes as a run writes it; a job has at most {}",
+         printable(path), bytes, kMaxFileBytes);
   return job;
 }
 

@@ -599,6 +599,11 @@ TEST(LoadJob, FilesThatCannotBeRead) {
   EXPECT_NE(message(dir.path()), "");
   dir.write("big", kMinimal + std::string(1 << 20, '#'));
   expect_contains(message(dir.path("big")), "more than 1048576 bytes");
+  // Written out it has twice as many quotes.
+  dir.write("grows",
+            "data { path: 'd' } model { name: 'g' graph: '#" + std::string(600'000, '"') + "' }");
+  expect_contains(message(dir.path("grows")),
+                  "bytes as a run writes it; a job has at most 1048576");
   dir.write("fits", std::string(kMinimal) + std::string(1000000, '#'));
   EXPECT_EQ(message(dir.path("fits")), "");
 }
