@@ -196,7 +196,7 @@ TEST_F(BadInput, DatasetSmallerThanAStep) {
 
 TEST_F(BadInput, MissingDataFolder) {
   const std::string data = folder_.path("nowhere");
-  expect_refusal(train(kIdxJob, data), ExitCode::kBadData, {data, "--data"});
+  expect_refusal(train(kIdxJob, data), ExitCode::kIo, {data, "--data"});
 }
 
 TEST_F(BadInput, FolderWithoutADataset) {
@@ -210,7 +210,7 @@ TEST_F(BadInput, FolderWithoutADataset) {
 
 TEST_F(BadInput, MissingJobFile) {
   const std::string job = folder_.path("missing.txtpb");
-  expect_refusal({"train", "--job", job, "--out", out()}, ExitCode::kBadJob, {job, "--job"});
+  expect_refusal({"train", "--job", job, "--out", out()}, ExitCode::kIo, {job, "--job"});
 }
 
 TEST_F(BadInput, UnknownKey) {
@@ -358,14 +358,14 @@ TEST_F(BadInput, NeverResumeWhereCheckpointsAre) {
 
 TEST_F(BadInput, ResumeFromNothing) {
   const std::string from = folder_.path("nothing");
-  expect_refusal(train_idx({"--resume", from}), ExitCode::kBadData, {from, "--resume"});
+  expect_refusal(train_idx({"--resume", from}), ExitCode::kIo, {from, "--resume"});
 }
 
 // ---- Evaluation ----
 
 TEST_F(BadInput, EvaluationOfNothing) {
   const std::string from = folder_.path("nothing");
-  expect_refusal({"eval", "--checkpoint", from, "--json"}, ExitCode::kBadData, {from});
+  expect_refusal({"eval", "--checkpoint", from, "--json"}, ExitCode::kIo, {from});
 }
 
 TEST_F(BadInput, EvaluationOfADamagedCheckpoint) {

@@ -457,7 +457,7 @@ TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
                      "large", {"--set", "model.name=" + network, "--set", "data.train.size=10"})),
                  ExitCode::kBadJob, {"network \"mine\" is made for 1 x 12 x 12", "1 x 10 x 10"});
   expect_refused(convoy(runs_->train("none", {"--set", "model.name=" + path("none.txtpb")})),
-                 ExitCode::kBadJob, {"none.txtpb"});
+                 ExitCode::kIo, {"none.txtpb"});
 
   const auto refused_own = [&](const std::string& nodes, const Arguments& words) {
     const std::string own = runs_->folder().write(

@@ -287,6 +287,8 @@ ops::Graph load_graph(const std::string& path) {
   std::string text;
   try {
     text = read_text(path, kMaxGraphBytes);
+  } catch (const ReadError&) {
+    throw;
   } catch (const Error& e) {
     fail(ExitCode::kBadJob, "{}", e.what());
   }

@@ -433,9 +433,11 @@ Job load_job(const std::string& path, const std::vector<std::string>& sets,
   std::string text;
   try {
     text = read_text(path, kMaxFileBytes);
-  } catch (const Error& error) {
-    fail(ExitCode::kBadJob, "{}; give the job file with --job (trainer/recipes/ has examples)",
+  } catch (const ReadError& error) {
+    fail(error.code(), "{}; give the job file with --job (trainer/recipes/ has examples)",
          error.what());
+  } catch (const Error& error) {
+    fail(ExitCode::kBadJob, "{}", error.what());
   }
   Job job = parse_job(text, path, sets, device);
   // A network that is there already may have any name.

@@ -27,6 +27,7 @@ struct Errors {
 };
 
 Errors errors_of(const std::string& run) {
+  expect_folder(run);
   const std::string path = (std::filesystem::path(run) / "metrics.jsonl").string();
   std::error_code error;
   if (!std::filesystem::exists(path, error))

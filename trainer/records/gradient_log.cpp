@@ -81,6 +81,7 @@ void GradientLog::write(const GradientRecord& record) {
 }
 
 std::vector<GradientRecord> read_gradients(const std::string& run) {
+  expect_folder(run);
   const std::string path = path_of(run);
   std::error_code error;
   if (!std::filesystem::exists(path, error))

@@ -216,6 +216,7 @@ TEST_F(RunPlots, WhatIsMissingIsNamed) {
     return "";
   };
   const std::vector<PlottedRun> nothing = {{dir_.path("none"), "x"}};
+  std::filesystem::create_directories(dir_.path("none"));
   EXPECT_NE(message([&] { plot_errors(nothing, {}); }).find("none/metrics.jsonl"),
             std::string::npos);
   EXPECT_NE(message([&] { plot_gradients(nothing, {}); }).find("--log-gradients"),
