@@ -40,6 +40,13 @@ void open_data(comm::Communicator& communicator, Job& job, RunPlan& plan) {
                                  {"validation set digest", plan.val->digest()}});
 }
 
+// Before every image is read for the mean, which may take an hour: the network takes these images
+// and gives these classes. Throws Error (kBadJob).
+void expect_network_fits(Job job, const data::Dataset& train) {
+  job.data.classes = static_cast<uint32_t>(train.classes().size());
+  graph_of(job, data::output_shape(train_transform(job), train));
+}
+
 // Who computes what on this rank.
 void share_out(comm::Communicator& communicator, comm::Watchdog& watchdog,
                const TrainOptions& options, int cpus, const Job& job, RunPlan& plan) {
@@ -77,6 +84,7 @@ RunPlan make_plan(comm::Communicator& communicator, comm::Watchdog& watchdog,
                   const TrainOptions& options, const Resume& resume, Job& job) {
   RunPlan plan;
   open_data(communicator, job, plan);
+  expect_network_fits(job, *plan.train);
   const int cpus = stay_near_gpu(communicator, options.device);
   choose_workers(communicator, cpus, resume, job);
   share_out(communicator, watchdog, options, cpus, job, plan);
