@@ -115,10 +115,8 @@ class CoefficientCodec final : public ImageCodec, private BlockSource {
 
   [[noreturn]] void broken(Damage damage) const {
     throw BadContent(
-        fmt::format(
-            "{}: {} file of coefficients (convoy pack --coefficients): pack it again, or set "
-            "data.bad_sample: SUBSTITUTE",
-            printable(name_), damage == Damage::kTruncated ? "cut off" : "damaged"),
+        fmt::format("{}: {} file of coefficients (convoy pack --coefficients): pack it again",
+                    printable(name_), damage == Damage::kTruncated ? "cut off" : "damaged"),
         damage);
   }
 

@@ -102,16 +102,16 @@ struct Recognised {
   bool certain = true;
 };
 // Every format whose files lie in the folder, in the order in which kAuto tries them. Throws Error
-// (kBadData) where the folder is missing.
+// (kIo) where the folder is missing.
 std::vector<Recognised> recognise(const std::string& path);
 // "idx, cifar, image_folder": those that lie in folders.
 std::string format_names();
 // Of such a name; nullopt where there is none.
 std::optional<Format> format_of(std::string_view name);
 
-// Throws Error: kBadData when the folder is missing, empty, or wrong in any way that can be seen
-// without decoding, kIo when it is there but cannot be read, kBadJob when its format does not have
-// the order.
+// Throws Error: kBadData when the folder is empty or wrong in any way that can be seen without
+// decoding, kIo when it is missing or cannot be read, kBadJob when its format does not have the
+// order.
 std::unique_ptr<Dataset> open_dataset(const DatasetSpec& spec, Split split);
 
 }  // namespace convoy::data

@@ -127,9 +127,8 @@ void require_directory(const std::string& path) {
   if (path.empty())
     fail(ExitCode::kBadData, "no dataset folder given: set data.path or --data DIR");
   if (::stat(path.c_str(), &status) != 0)
-    fail(errno == EACCES ? ExitCode::kIo : ExitCode::kBadData,
-         "dataset folder {}: {}; a job takes it from --data or data.path", printable(path),
-         errno_text());
+    fail(ExitCode::kIo, "dataset folder {}: {}; a job takes it from --data or data.path",
+         printable(path), errno_text());
   if (!S_ISDIR(status.st_mode))
     fail(ExitCode::kBadData, "dataset folder {}: not a folder", printable(path));
 }

@@ -46,7 +46,7 @@ void read_at(int fd, const std::string& path, uint64_t at, void* out, size_t byt
 bool is_directory(const std::string& path);     // false also where it cannot be looked at
 bool is_regular_file(const std::string& path);  // likewise
 
-// Throws Error (kBadData) where `path` is missing or no folder.
+// Throws Error: kIo where `path` is missing, kBadData where it is no folder.
 void require_directory(const std::string& path);
 
 // The text of a cache file; empty where there is none or its last line is not the digest of the

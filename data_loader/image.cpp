@@ -25,8 +25,7 @@ ImageCodec& ImageDecoder::open(std::span<const uint8_t> bytes, const std::string
   if (start.starts_with("\xff\xd8\xff")) {
     if (const std::string why = unsupported(jpeg_facts(bytes)); !why.empty())
       throw BadContent(fmt::format("{}: a JPEG with {} is not read: store it anew as baseline or "
-                                   "progressive JPEG with Huffman coding and 8 bits, remove it, or "
-                                   "set data.bad_sample: SUBSTITUTE",
+                                   "progressive JPEG with Huffman coding and 8 bits, or remove it",
                                    printable(name), why),
                        Damage::kUnsupported);
     if (!jpeg_) jpeg_ = make_jpeg_codec(reading_);

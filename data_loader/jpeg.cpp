@@ -139,8 +139,7 @@ class LibjpegCodec final : public ImageCodec {
   [[noreturn]] void throw_broken() {
     jpeg_abort_decompress(&jpeg_);
     throw BadContent(fmt::format("{}: damaged or unsupported JPEG ({}): replace or remove the "
-                                 "file, or set data.bad_sample: "
-                                 "SUBSTITUTE",
+                                 "file",
                                  printable(name_), text_),
                      errors_.msg_code == JWRN_JPEG_EOF ? Damage::kTruncated : Damage::kDamaged);
   }

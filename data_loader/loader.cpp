@@ -173,7 +173,7 @@ class Loader::Impl {
     try {
       batch.labels[at] = maker_.make(out, point.sample, geometry, scratch);
     } catch (const BadContent& bad) {
-      if (config_.bad_sample == BadSample::kFail) throw;
+      if (config_.bad_sample == BadSample::kFail) throw with_remedy(bad);
       const Substitute s = substitute(out, point, position, geometry, scratch, bad.what());
       batch.labels[at] = s.label;
       batch.substitutes[at] = s.sample;
@@ -228,6 +228,11 @@ class Loader::Impl {
   const std::unique_ptr<ReadAhead> read_ahead_;
   BatchRing ring_;  // last: its threads use all of the above
 };
+
+BadContent with_remedy(const BadContent& bad) {
+  return BadContent(fmt::format("{}; or set data.bad_sample: SUBSTITUTE", bad.what()),
+                    bad.damage());
+}
 
 Loader::Loader(const Dataset& dataset, const LoaderConfig& config)
     : impl_(std::make_unique<Impl>(dataset, config)) {}

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "data_loader/dataset.h"
+#include "data_loader/image.h"
 #include "data_loader/sample_times.h"
 #include "data_loader/sampler.h"
 #include "data_loader/transforms.h"
@@ -24,6 +25,9 @@ enum class BadSample {
   kSubstitute,  // another sample, chosen by (seed, epoch, sample) alone; for bad content, not for
                 // I/O
 };
+
+// What kFail throws: the error of the decoder, and the setting that goes on without it.
+BadContent with_remedy(const BadContent& bad);
 
 constexpr uint64_t kNoSubstitute = ~uint64_t{0};
 

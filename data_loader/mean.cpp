@@ -87,7 +87,7 @@ class Summation {
             scratch);
         sums.add(image);
       } catch (const BadContent& bad) {
-        failed(i, std::current_exception(), bad.what());
+        failed(i, std::make_exception_ptr(with_remedy(bad)), bad.what());
       } catch (...) {
         failed(i, std::current_exception(), nullptr);
       }

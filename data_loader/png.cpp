@@ -87,11 +87,9 @@ class PngCodec final : public ImageCodec {
 
   [[noreturn]] void throw_broken() {
     close();
-    throw BadContent(
-        fmt::format("{}: damaged or unsupported PNG ({}): replace or remove the file, or set "
-                    "data.bad_sample: SUBSTITUTE",
-                    printable(name_), printable(text_)),
-        truncated_ ? Damage::kTruncated : Damage::kDamaged);
+    throw BadContent(fmt::format("{}: damaged or unsupported PNG ({}): replace or remove the file",
+                                 printable(name_), printable(text_)),
+                     truncated_ ? Damage::kTruncated : Damage::kDamaged);
   }
 
   [[noreturn]] static void on_error(png_structp png, png_const_charp text) {

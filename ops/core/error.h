@@ -14,7 +14,7 @@ enum class ExitCode : int {
   kUsage = 64,        // the command line makes no sense
   kBadData = 65,      // a dataset or a file of weights is wrong
   kFault = 70,        // a fault of ours, or corruption
-  kIo = 74,           // the operating system refused to read or write
+  kIo = 74,           // the operating system refused to read or write: not there, no room, ...
   kRecoverable = 75,  // saved, or the last checkpoint stands: run the same command again
   kBadJob = 78,       // the job file is wrong
 };

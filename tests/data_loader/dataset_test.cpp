@@ -290,7 +290,7 @@ TEST(ImageFolder, DigestIsOfNamesSizesAndLabels) {
 TEST(ImageFolder, WrongFoldersAreNamed) {
   const TempFolder root;
   const std::string missing = root.path("nowhere");
-  expect_error(spec_of(missing), Split::kTrain, ExitCode::kBadData, {missing, "No such file"});
+  expect_error(spec_of(missing), Split::kTrain, ExitCode::kIo, {missing, "No such file"});
   expect_error(spec_of(""), Split::kTrain, ExitCode::kBadData, {"--data"});
   expect_error(spec_of(root.path()), Split::kTrain, ExitCode::kBadData, {root.path(), "empty"});
   expect_error(spec_of(root.path(), Format::kIdx), Split::kTrain, ExitCode::kBadData,

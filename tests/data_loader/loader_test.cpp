@@ -374,6 +374,8 @@ TEST(Loader, ABadSampleFailsItsBatchAndIsNamed) {
   while (!broken.contains(dataset->name(sampler.at(position).sample))) ++position;
   EXPECT_EQ(messages.begin()->rfind(dataset->name(sampler.at(position).sample), 0), 0u)
       << *messages.begin();
+  EXPECT_TRUE(messages.begin()->ends_with("; or set data.bad_sample: SUBSTITUTE"))
+      << *messages.begin();
 }
 
 TEST(Loader, SubstitutesDependOnTheJobAlone) {

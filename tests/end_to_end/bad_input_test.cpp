@@ -139,6 +139,26 @@ TEST_F(BadInput, TheFirstOfManyValidationImages) {
                  {file});
 }
 
+// A network that does not fit is refused before the images are read for their mean.
+TEST_F(BadInput, ANetworkOfAnotherSizeOrOtherClasses) {
+  const std::string data = make_images();
+  const std::string file = data + "/train/class_0/image_0.jpg";
+  fs::resize_file(file, fs::file_size(file) / 2);
+  const std::string job = R"(data { train { size: 24 } eval { resize: 28 } }
+    model { name: "mine.txtpb" } workers: 1 batch_per_worker: 2 epochs: 1)";
+  const auto refused = [&](int size, int classes, const std::string& words) {
+    const std::string network = folder_.write(
+        "mine.txtpb",
+        fmt::format("input_channels: 3 input_height: {0} input_width: {0} node {{ name: 'fc' "
+                    "input: 'input' linear {{ out_features: {1} }} }}",
+                    size, classes));
+    expect_refusal(train(job, data, {"--set", "model.name=" + network}), ExitCode::kBadJob,
+                   {words});
+  };
+  refused(20, 3, "is made for 3 x 20 x 20 (channels x height x width), the images are 3 x 24 x 24");
+  refused(24, 4, "gives 4 classes, the data have 3");
+}
+
 TEST_F(BadInput, EmptyClassFolder) {
   const std::string data = make_images();
   fs::create_directory(data + "/train/class_9");
@@ -196,7 +216,7 @@ TEST_F(BadInput, DatasetSmallerThanAStep) {
 
 TEST_F(BadInput, MissingDataFolder) {
   const std::string data = folder_.path("nowhere");
-  expect_refusal(train(kIdxJob, data), ExitCode::kBadData, {data, "--data"});
+  expect_refusal(train(kIdxJob, data), ExitCode::kIo, {data, "--data"});
 }
 
 TEST_F(BadInput, FolderWithoutADataset) {
@@ -210,7 +230,7 @@ TEST_F(BadInput, FolderWithoutADataset) {
 
 TEST_F(BadInput, MissingJobFile) {
   const std::string job = folder_.path("missing.txtpb");
-  expect_refusal({"train", "--job", job, "--out", out()}, ExitCode::kBadJob, {job, "--job"});
+  expect_refusal({"train", "--job", job, "--out", out()}, ExitCode::kIo, {job, "--job"});
 }
 
 TEST_F(BadInput, UnknownKey) {
@@ -358,14 +378,14 @@ TEST_F(BadInput, NeverResumeWhereCheckpointsAre) {
 
 TEST_F(BadInput, ResumeFromNothing) {
   const std::string from = folder_.path("nothing");
-  expect_refusal(train_idx({"--resume", from}), ExitCode::kBadData, {from, "--resume"});
+  expect_refusal(train_idx({"--resume", from}), ExitCode::kIo, {from, "--resume"});
 }
 
 // ---- Evaluation ----
 
 TEST_F(BadInput, EvaluationOfNothing) {
   const std::string from = folder_.path("nothing");
-  expect_refusal({"eval", "--checkpoint", from, "--json"}, ExitCode::kBadData, {from});
+  expect_refusal({"eval", "--checkpoint", from, "--json"}, ExitCode::kIo, {from});
 }
 
 TEST_F(BadInput, EvaluationOfADamagedCheckpoint) {

@@ -216,7 +216,7 @@ TEST_F(EvaluationCommand, NonsenseIsRefused) {
 }
 
 TEST_F(EvaluationCommand, WhatCannotBeIsRefused) {
-  expect_refusal({"--ensemble", path("nothing")}, ExitCode::kBadData, {path("nothing")});
+  expect_refusal({"--ensemble", path("nothing")}, ExitCode::kIo, {path("nothing")});
   expect_refusal({"--predictions", path("no/where.jsonl")}, ExitCode::kIo,
                  {path("no/where.jsonl")});
   fs::copy(data() + "/val", path("broken"), fs::copy_options::recursive);
@@ -226,6 +226,14 @@ TEST_F(EvaluationCommand, WhatCannotBeIsRefused) {
     Arguments arguments = {"--data", path("broken")};
     arguments.insert(arguments.end(), looks.begin(), looks.end());
     expect_refusal(arguments, ExitCode::kBadData, {file});
+  }
+  // Neither command has a job whose setting would be a remedy.
+  for (const Outcome& outcome :
+       {runs_->run({"eval", "--checkpoint", run_a(), "--data", path("broken")}), predict({file})}) {
+    EXPECT_EQ(outcome.exit_code, 65) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, file + ": damaged or unsupported JPEG"), 1) << outcome.err;
+    EXPECT_EQ(lines_with(outcome.err, "replace or remove the file"), 1) << outcome.err;
+    EXPECT_EQ(lines_with(outcome.err, "bad_sample"), 0) << outcome.err;
   }
 }
 

@@ -119,12 +119,55 @@ TEST_F(Limits, AKillForMemoryEndsTheJobAndTheRunGoesOn) {
   EXPECT_EQ(outcome.exit_code, 0) << outcome.all();
 }
 
+// What cannot fit by far is refused before it is begun, by whoever looks at images.
+TEST_F(Limits, HopelessSizesOfImagesAreRefused) {
+  const SmallGroup group(uint64_t{64} << 20);
+  if (group.path().empty()) GTEST_SKIP() << "no control group can be made here (needs root)";
+  const Outcome trained =
+      run_with("-c 0", kAlone, {"--set", "stop_after_steps=1", "--set", "evaluation.batch=8"});
+  ASSERT_EQ(trained.exit_code, 0) << trained.all();
+  const std::string image = folder_.write("a.png", encode_png(make_image(32, 32, 3, 1)));
+  Arguments predict = {"predict", "--checkpoint", out("a"), "--batch", "8000"};
+  predict.insert(predict.end(), 8000, image);
+  const std::pair<Arguments, std::string> cases[] = {
+      {{"eval", "--checkpoint", out("a"), "--scales", "32,2048"},
+       "1 image(s) of 2048 x 2048 at once: "},
+      {predict, "8000 image(s) of 32 x 32 at once: "},
+      {{"train", "--job", folder_.path("job.txtpb"), "--out", out("b"), "--set",
+        "evaluation.batch=8000"},
+       "8000 image(s) of 32 x 32 at once: "}};
+  for (const auto& [arguments, words] : cases) {
+    const Outcome outcome =
+        run_by(fmt::format("echo $$ >{}/cgroup.procs\nexec \"$@\"", group.path()), arguments);
+    EXPECT_EQ(outcome.exit_code, 78) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, words), 1) << outcome.all();
+    EXPECT_EQ(lines_with(outcome.err, "the control group (cgroup) allows 64.0 MiB"), 1)
+        << outcome.all();
+  }
+}
+
+TEST(ExpectMemory, RefusesMoreThanFourTimesWhatThereIs) {
+  const trainer::MemoryLimit limit{.bytes = uint64_t{1} << 30, .what = "this machine has"};
+  EXPECT_EQ(trainer::expect_memory("net", limit.bytes, 1, limit, "rest"), "");
+  const std::string warning = trainer::expect_memory("net", 4 * limit.bytes, 1, limit, "rest");
+  EXPECT_TRUE(warning.starts_with("net: 1 rank(s) here want 4096.0 MiB")) << warning;
+  try {
+    trainer::expect_memory("net", 5 * limit.bytes, 1, limit, "rest");
+    ADD_FAILURE() << "taken";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::kBadJob);
+    EXPECT_TRUE(std::string(e.what()).starts_with("net: 1 rank(s) here want 5120.0 MiB"))
+        << e.what();
+  }
+}
+
 TEST(MemoryWarning, ComparesAllRanksOfAHostWithTheLimit) {
   const trainer::MemoryLimit limit{.bytes = uint64_t{1} << 30, .what = "this machine has"};
-  EXPECT_EQ(trainer::memory_warning(uint64_t{1} << 29, 2, limit), "");
-  const std::string warning = trainer::memory_warning((uint64_t{1} << 29) + 1, 2, limit);
+  EXPECT_EQ(trainer::memory_warning(uint64_t{1} << 29, 2, limit, "rest"), "");
+  const std::string warning = trainer::memory_warning((uint64_t{1} << 29) + 1, 2, limit, "rest");
   EXPECT_NE(warning.find("1024.0 MiB"), std::string::npos) << warning;
   EXPECT_NE(warning.find("this machine has"), std::string::npos) << warning;
+  EXPECT_TRUE(warning.ends_with("; rest")) << warning;
 }
 
 TEST(MemoryLimit, IsNoMoreThanTheMachineHas) {

@@ -216,6 +216,12 @@ void rename_path(const std::string& from, const std::string& to) {
          errno_text());
 }
 
+void expect_folder(const std::string& path) {
+  if (is_folder(path)) return;
+  if (errno == ENOTDIR) fail(ExitCode::kBadData, "{}: is no folder", printable(path));
+  fail(ExitCode::kIo, "{}: no such folder: {}", printable(path), errno_text());
+}
+
 void make_folder(const std::string& path, std::string_view remedy) {
   if (is_folder(path)) return;
   std::string name = path;

@@ -81,6 +81,9 @@ void sync_folder(const std::string& path);
 // rename(2).
 void rename_path(const std::string& from, const std::string& to);
 
+// Throws Error where there is no such folder: kIo for nothing at all, kBadData for something else.
+void expect_folder(const std::string& path);
+
 // Makes a folder and those above it that are missing; each is on the disk when this returns.
 // remedy: of the error that says it cannot be made.
 void make_folder(const std::string& path, std::string_view remedy = "choose another --out");

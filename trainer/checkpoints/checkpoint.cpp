@@ -547,8 +547,7 @@ std::vector<std::string> list_checkpoints(const std::string& out_dir) {
 std::vector<std::string> checkpoints_at(const std::string& path) {
   std::error_code error;
   if (fs::exists(fs::path(path) / kManifest, error)) return {path};
-  if (!fs::is_directory(path, error))
-    fail(ExitCode::kBadData, "{}: no such folder", printable(path));
+  expect_folder(path);
   std::vector<std::string> folders = list_checkpoints(path);
   if (folders.empty())
     fail(ExitCode::kBadData, "{}: neither a checkpoint (no {}) nor a run with checkpoints",

@@ -16,6 +16,7 @@
 #include "trainer/checkpoints/checkpoint.h"
 #include "trainer/commands/commands.h"
 #include "trainer/engine/setup.h"
+#include "trainer/evaluation/classifier.h"
 #include "trainer/job/graph_text.h"
 #include "trainer/weights/model_state.h"
 #include "trainer/weights/weight_mapping.h"
@@ -34,7 +35,7 @@ constexpr size_t kMostSaid = 100;  // problems of one file
 constexpr size_t kMostTensors = 20'000;
 
 struct ImportOptions {
-  std::string model, weights, out, input, mean, std;
+  std::string model, weights, out, input, mean, std, classes_file;
   int64_t classes = 0;
   std::vector<std::string> sets;
   bool dry_run = false, json = false;
@@ -116,6 +117,7 @@ struct Import {
   ops::Graph graph;  // as it is trained
   TensorList file;
   WeightMapping mapping;
+  std::vector<std::string> class_names;  // empty: not known
 };
 
 // The network with its usual number of classes, or the one of the options; from a file, as that
@@ -137,7 +139,8 @@ Import read_import(const ImportOptions& o) {
     fail(ExitCode::kUsage, "--input {}: the network of {} is made for {}x{}x{}; leave out --input",
          printable(o.input), printable(o.model), usual.image.c, usual.image.h, usual.image.w);
   refuse_pickle(o.weights);
-  Import import{.job = {}, .graph = {}, .file = read_safetensors(o.weights), .mapping = {}};
+  Import import;
+  import.file = read_safetensors(o.weights);
   int64_t classes = o.classes;
   if (classes == 0 && !own) classes = classes_in(import.file, usual);
   if (classes == 0) classes = usual_classes;
@@ -153,6 +156,8 @@ Import read_import(const ImportOptions& o) {
                                        .width = static_cast<int>(image.w),
                                        .channels = static_cast<int>(image.c)});
   import.mapping = map_weights(import.file, import.graph);
+  if (!o.classes_file.empty() && import.mapping.misfits.empty())
+    import.class_names = read_class_names(o.classes_file, import.job.data.classes);
   return import;
 }
 
@@ -326,6 +331,7 @@ int run_import(const ImportOptions& o) {
   state.facts.job = to_text(import.job);
   state.facts.job_digest = identity_digest(import.job, "");
   state.facts.imported_from = fs::path(o.weights).filename().string();
+  state.facts.class_names = import.class_names;
   state.model = model_tensors(layout, weights.parameters, weights.running,
                               static_cast<uint64_t>(import.mapping.batches_tracked));
   const std::string digest = write_folder(o.out, state);
@@ -362,6 +368,9 @@ int import_command(const Arguments& arguments) {
       "weights", po::value(&o.weights)->required(), "a safetensors file: a state of torchvision")(
       "out", po::value(&o.out)->required(), "a new folder for the checkpoint")(
       "classes", po::value(&o.classes)->default_value(0), "0: as many as the file has")(
+      "classes-file", po::value(&o.classes_file),
+      "names of the classes, one a line, in the order of the file's outputs: eval matches a "
+      "dataset's by them, predict prints them; default: not known")(
       "input", po::value(&o.input),
       "channels x height x width, e.g. 3x224x224; default: the model's")(
       "mean", po::value(&o.mean),

@@ -16,7 +16,6 @@
 #include "ops/core/clock.h"
 #include "ops/core/error.h"
 #include "ops/core/log.h"
-#include "trainer/base/file.h"
 #include "trainer/commands/commands.h"
 #include "trainer/evaluation/classifier.h"
 #include "trainer/evaluation/predictions.h"
@@ -108,25 +107,6 @@ Input find_files(const PredictOptions& o) {
   return input;
 }
 
-std::vector<std::string> class_names(const PredictOptions& o, const Classifier& classifier) {
-  if (o.classes_file.empty()) return classifier.trained().facts().class_names;
-  constexpr size_t kMostBytes = size_t{16} << 20;
-  std::vector<std::string> names;
-  std::string text = read_text(o.classes_file, kMostBytes);
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    names.push_back(text.substr(begin, end - begin));
-    if (names.back().ends_with('\r')) names.back().pop_back();
-    begin = end + 1;
-  }
-  const int64_t classes = classifier.network().classes;
-  if (names.size() != static_cast<size_t>(classes))
-    fail(ExitCode::kBadData,
-         "--classes-file {}: has {} lines; the network has {} classes, one line each",
-         printable(o.classes_file), names.size(), classes);
-  return names;
-}
-
 std::string line_of(const std::string& file, const Prediction& p,
                     const std::vector<std::string>& names, bool json) {
   if (json)
@@ -140,7 +120,8 @@ std::string line_of(const std::string& file, const Prediction& p,
 }
 
 // Files of one batch size through the network, their lines as they come.
-void classify(const PredictOptions& o, const ImageNetwork& network, const data::Dataset& files,
+void classify(const PredictOptions& o, const comm::Communicator& communicator,
+              const ImageNetwork& network, const data::Dataset& files,
               const std::vector<std::string>& names, int data_threads, Lines& lines) {
   using Kind = data::Looks::Kind;
   const data::Looks looks{.kind = o.ten_crop ? Kind::kTenCrops : Kind::kCentre,
@@ -170,6 +151,7 @@ void classify(const PredictOptions& o, const ImageNetwork& network, const data::
     return text;
   };
 
+  expect_memory(communicator, network, files, config, config.slices.size(), "lower --batch");
   config.pin = [&](void* memory, size_t bytes) { return network.engine.pin(memory, bytes); };
   data::EvalLoader loader(files, config);
   const int64_t rows = int64_t{batch} * looks.count();
@@ -222,15 +204,17 @@ int predict_files(const PredictOptions& o) {
   if (o.weights == "average" && !classifier.has_average())
     fail(ExitCode::kUsage, "--weights average: {} has none (optimizer.ema_decay was 0)",
          printable(classifier.trained().folder));
-  const std::vector<std::string> names = class_names(o, classifier);
+  const std::vector<std::string> names =
+      o.classes_file.empty() ? classifier.trained().facts().class_names
+                             : read_class_names(o.classes_file, classifier.network().classes);
   for (const std::string& line : input.bad) log::error("{}", line);
   Lines lines;
   const auto start = Clock::now();
   if (!input.files.empty()) {
     const auto files = data::make_file_list(input.files);
     try {
-      classify(o, classifier.network(), *files, names, o.data_threads >= 0 ? o.data_threads : cpus,
-               lines);
+      classify(o, *communicator, classifier.network(), *files, names,
+               o.data_threads >= 0 ? o.data_threads : cpus, lines);
     } catch (const OutputClosed&) {
       return 0;
     }

@@ -209,9 +209,7 @@ int report_command(const Arguments& arguments) {
   check(*values, runs, figure);
   if (!figure.kind.empty()) return draw(runs, figure);
   const std::string run = runs[0];
-  std::error_code error;
-  if (!std::filesystem::is_directory(run, error))
-    fail(ExitCode::kBadData, "{}: no such folder", printable(run));
+  expect_folder(run);
   const LivesText text = read_lives(run);
   if (text.lives.empty())
     fail(ExitCode::kBadData, "{}: has no lives.jsonl: no run, or one of an older Convoy",

@@ -120,7 +120,7 @@ void Engine::decide() {
       ops::decide(device, ops::freeze(graph_, frozen), training_config());
   }
   if (config_.evaluation)
-    ops::decide(device, evaluation_graph(*config_.evaluation),
+    ops::decide(device, evaluation_graph(config_.evaluation->shape),
                 evaluation_config(*config_.evaluation));
 }
 
@@ -161,10 +161,9 @@ ops::NetworkConfig Engine::evaluation_config(const ops::ImageInput& input) const
           .record = config_.record};
 }
 
-ops::Graph Engine::evaluation_graph(const ops::ImageInput& input) const {
-  const Shape& image = input.shape;
-  const bool own_size = image.h == graph_.image.h && image.w == graph_.image.w;
-  return own_size ? graph_ : ops::fully_convolutional(graph_, image.h, image.w);
+ops::Graph Engine::evaluation_graph(const Shape& input) const {
+  const bool own_size = input.h == graph_.image.h && input.w == graph_.image.w;
+  return own_size ? graph_ : ops::fully_convolutional(graph_, input.h, input.w);
 }
 
 std::unique_ptr<ops::Optimizer> Engine::make_optimizer() {
@@ -715,7 +714,7 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
   const float* flat = weights == Weights::kAverage ? optimizer_->ema().data() : parameters_->data();
   std::vector<ops::LossResult> results(slices);
   if (slices == 0) return results;
-  const ops::Graph graph = evaluation_graph(input);
+  const ops::Graph graph = evaluation_graph(input.shape);
   run_lanes(source, [&](int lane) {
     Lane& state = *lane_state_[static_cast<size_t>(lane)];
     if (!(state.evaluation_shape == input.shape)) state.evaluation.reset();
@@ -748,6 +747,17 @@ std::vector<ops::LossResult> Engine::evaluate(uint64_t slices, const ops::ImageI
     }
   });
   return results;
+}
+
+uint64_t Engine::evaluation_bytes(uint64_t slices, const Shape& input) const {
+  if (config_.device != "cpu") return 0;
+  const uint64_t arena = ops::planned_arena(evaluation_graph(input), input.n, config_.type, false,
+                                            lane_state_[0]->device->slice_bytes())
+                             .bytes;
+  // ImageInput's mean and inv_std
+  const auto numbers = static_cast<uint64_t>(2 * input.c * input.h * input.w);
+  return (arena + numbers * sizeof(float)) *
+         std::min(slices, static_cast<uint64_t>(lanes_.count()));
 }
 
 ops::NetworkTimes Engine::times() const {

@@ -188,6 +188,9 @@ class Engine {
                                         Weights weights, const Source& source,
                                         const Logits& logits = {});
 
+  // Host memory that evaluate() takes for slices of this shape, their images and weights apart.
+  uint64_t evaluation_bytes(uint64_t slices, const Shape& input) const;
+
   // False where a weight or a running statistic is infinite or not a number.
   bool state_is_finite();
 
@@ -216,7 +219,7 @@ class Engine {
   std::vector<size_t> bucket_ends() const;
   ops::NetworkConfig training_config() const;
   ops::NetworkConfig evaluation_config(const ops::ImageInput& input) const;
-  ops::Graph evaluation_graph(const ops::ImageInput& input) const;
+  ops::Graph evaluation_graph(const Shape& input) const;
   std::unique_ptr<ops::Optimizer> make_optimizer();
   void say_compute() const {
     if (config_.hooks.compute) config_.hooks.compute();

@@ -4,6 +4,8 @@
 
 #include "ops/core/error.h"
 #include "ops/core/log.h"
+#include "trainer/base/file.h"
+#include "trainer/job/limits.h"
 #include "trainer/weights/model_state.h"
 
 namespace convoy::trainer {
@@ -82,6 +84,41 @@ Classifier::Classifier(comm::Communicator& communicator, Trained trained,
   trained_.state.model = {};
   trained_.state.optimizer = {};
   trained_.state.ema = {};
+}
+
+void expect_memory(const comm::Communicator& communicator, const ImageNetwork& network,
+                   const data::Dataset& dataset, const data::EvalLoaderConfig& config,
+                   uint64_t slices, std::string_view remedy) {
+  const auto ranks = static_cast<uint64_t>(communicator.size());
+  const auto busy = std::min(slices, static_cast<uint64_t>(communicator.local_size()));
+  const int64_t rows = int64_t{config.batch} * config.looks.count();
+  const data::ImageShape& image = config.shape;
+  const uint64_t bytes =
+      network.engine.evaluation_bytes((slices + ranks - 1) / ranks,
+                                      {rows, image.channels, image.height, image.width}) +
+      data::EvalLoader::ring_bytes(dataset, config);
+  const std::string warning =
+      expect_memory(fmt::format("{}: {} image(s) of {} x {} at once", printable(network.name), rows,
+                                image.height, image.width),
+                    bytes, static_cast<int>(busy), memory_limit(), remedy);
+  if (communicator.local_rank() == 0 && !warning.empty()) log::warning("{}", warning);
+}
+
+std::vector<std::string> read_class_names(const std::string& path, int64_t classes) {
+  constexpr size_t kMostBytes = size_t{16} << 20;
+  const std::string text = read_text(path, kMostBytes);
+  std::vector<std::string> names;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size());
+    names.push_back(text.substr(begin, end - begin));
+    if (names.back().ends_with('\r')) names.back().pop_back();
+    begin = end + 1;
+  }
+  if (names.size() != static_cast<size_t>(classes))
+    fail(ExitCode::kBadData,
+         "--classes-file {}: has {} lines; the network has {} classes, one line each",
+         printable(path), names.size(), classes);
+  return names;
 }
 
 int classifying_lanes(const Job& job, const std::string& device, int cpus) {

@@ -4,10 +4,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "data_loader/dataset.h"
+#include "data_loader/eval_loader.h"
 #include "data_loader/transforms.h"
 #include "trainer/checkpoints/checkpoint.h"
 #include "trainer/engine/engine.h"
@@ -73,6 +75,17 @@ class Classifier {
   int64_t classes_ = 0;
   std::unique_ptr<Engine> engine_;
 };
+
+// Before they are loaded and computed: warns on one rank of each host where so many slices, dealt
+// out over the ranks, do not fit into its memory, and throws Error (kBadJob) where that is
+// hopeless.
+void expect_memory(const comm::Communicator& communicator, const ImageNetwork& network,
+                   const data::Dataset& dataset, const data::EvalLoaderConfig& config,
+                   uint64_t slices, std::string_view remedy);
+
+// --classes-file: names by label, one a line. Throws Error (kBadData) where there is not one for
+// each class.
+std::vector<std::string> read_class_names(const std::string& path, int64_t classes);
 
 // Lanes for classifying on the CPUs of this process; see lanes_for().
 int classifying_lanes(const Job& job, const std::string& device, int cpus);

@@ -60,6 +60,11 @@ Evaluation::Evaluation(comm::Communicator& communicator, comm::Watchdog& watchdo
            printable(first.name), first.classes, printable(network.name), network.classes);
     total_ += dataset_.size() * rounds(network).size();
   }
+  if (!config_.scales.empty()) return;
+  for (const ImageNetwork& network : networks_) {
+    const data::Looks looks = rounds(network).front();
+    expect_memory(network, looks, {one_group(network, looks)});
+  }
 }
 
 int Evaluation::looks() const {
@@ -113,15 +118,20 @@ void Evaluation::measure(Pass& pass) const {
   for (const std::string& text : communicator_.all_gather(to_text(mine))) append(text, pass.shapes);
 }
 
+Evaluation::Group Evaluation::one_group(const ImageNetwork& network, const data::Looks& looks) {
+  const auto most = static_cast<int>(network.job.evaluation.batch);
+  return {.shape = network.look, .batch = std::max(1, most / looks.count()), .images = {}};
+}
+
 std::vector<Evaluation::Group> Evaluation::groups(const ImageNetwork& network,
                                                   const data::Looks& looks, Pass& pass) const {
-  const auto most = static_cast<int>(network.job.evaluation.batch);
   if (looks.kind != data::Looks::Kind::kWhole) {
-    Group all{.shape = network.look, .batch = std::max(1, most / looks.count()), .images = {}};
+    Group all = one_group(network, looks);
     all.images.resize(pass.end - pass.first);
     std::iota(all.images.begin(), all.images.end(), pass.first);
     return {std::move(all)};
   }
+  const auto most = static_cast<int>(network.job.evaluation.batch);
   if (pass.shapes.empty()) measure(pass);
   std::map<std::pair<int, int>, Group> by_shape;
   for (uint64_t i = pass.first; i < pass.end; ++i) {
@@ -145,6 +155,34 @@ std::vector<Evaluation::Group> Evaluation::groups(const ImageNetwork& network,
   return out;
 }
 
+data::EvalLoaderConfig Evaluation::loader_config(const ImageNetwork& network,
+                                                 const data::Looks& looks,
+                                                 const Group& group) const {
+  data::EvalLoaderConfig config = eval_loader_config(network.job);
+  config.looks = looks;
+  config.shape = group.shape;
+  config.batch = group.batch;
+  config.images = group.images;
+  config.lanes = network.engine.lanes();
+  config.threads = config_.data_threads;
+  config.class_of_label = config_.class_of_label;
+  return config;
+}
+
+void Evaluation::expect_memory(const ImageNetwork& network, const data::Looks& looks,
+                               const std::vector<Group>& groups) const {
+  const auto pixels = [](const Group& g) {
+    return int64_t{g.batch} * g.shape.height * g.shape.width;
+  };
+  const Group& most = *std::ranges::max_element(groups, {}, pixels);
+  const uint64_t images = most.images.empty() ? dataset_.size() : most.images.size();
+  trainer::expect_memory(communicator_, network, dataset_, loader_config(network, looks, most),
+                         data::EvalLoader::slices(images, most.batch),
+                         config_.scales.empty()
+                             ? "lower evaluation.batch in the job, or start fewer ranks here"
+                             : "choose smaller --scales, or start fewer ranks here");
+}
+
 std::vector<ops::LossResult> Evaluation::compute(const ImageNetwork& network,
                                                  const data::Looks& looks, const Group& group,
                                                  Engine::Weights weights, Pass* pass) {
@@ -158,15 +196,8 @@ std::vector<ops::LossResult> Evaluation::compute(const ImageNetwork& network,
     if ((before + k) % ranks == static_cast<uint64_t>(communicator_.rank())) mine.push_back(k);
   if (mine.empty()) return {};
 
-  data::EvalLoaderConfig config = eval_loader_config(network.job);
-  config.looks = looks;
-  config.shape = group.shape;
-  config.batch = group.batch;
-  config.images = group.images;
+  data::EvalLoaderConfig config = loader_config(network, looks, group);
   config.slices = mine;
-  config.lanes = network.engine.lanes();
-  config.threads = config_.data_threads;
-  config.class_of_label = config_.class_of_label;
   config.pin = [&](void* memory, size_t bytes) { return network.engine.pin(memory, bytes); };
   data::EvalLoader loader(dataset_, std::move(config));
   const int64_t rows = int64_t{group.batch} * looks.count();
@@ -211,9 +242,9 @@ Accuracy Evaluation::run(Engine::Weights weights, uint64_t step,
   const auto batch = uint64_t{networks_.front().job.evaluation.batch};
   if (is_plain() && !each) {
     const ImageNetwork& network = networks_.front();
-    const Group all{network.look, static_cast<int>(batch), {}};
+    const data::Looks looks = rounds(network).front();
     return sum_of_slices(communicator_,
-                         compute(network, rounds(network).front(), all, weights, nullptr));
+                         compute(network, looks, one_group(network, looks), weights, nullptr));
   }
   const auto classes = static_cast<uint64_t>(networks_.front().classes);
   const uint64_t pass_images = std::max(uint64_t{1}, kPassNumbers / classes / batch) * batch;
@@ -221,6 +252,10 @@ Accuracy Evaluation::run(Engine::Weights weights, uint64_t step,
   std::vector<ops::LossResult> slices;
   for (uint64_t first = 0; first < dataset_.size(); first += pass_images) {
     Pass pass(first, std::min(first + pass_images, dataset_.size()), static_cast<int64_t>(classes));
+    if (!config_.scales.empty())  // the hopeless ones, before hours go into the others
+      for (const ImageNetwork& network : networks_)
+        for (const data::Looks& looks : rounds(network))
+          expect_memory(network, looks, groups(network, looks, pass));
     for (const ImageNetwork& network : networks_)
       for (const data::Looks& looks : rounds(network)) {
         for (const Group& group : groups(network, looks, pass)) {

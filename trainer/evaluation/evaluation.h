@@ -37,7 +37,9 @@ struct EvaluationConfig {
 class Evaluation {
  public:
   // All but `networks` and `config` must outlive it, and what the networks borrow. Throws Error:
-  // kBadData where the set is empty or the networks have different numbers of classes.
+  // kBadData where the set is empty or the networks have different numbers of classes, kBadJob
+  // where their looks cannot fit into memory (of scales, which depend on the images, run() says
+  // it).
   Evaluation(comm::Communicator& communicator, comm::Watchdog& watchdog,
              std::vector<ImageNetwork> networks, const data::Dataset& dataset,
              const EvaluationConfig& config);
@@ -47,7 +49,7 @@ class Evaluation {
   // the centre, as in training, gives its losses and counts alone: with the same bits, but no
   // probabilities are kept and scores that are not finite are no error. The watchdog hears of each
   // slice; the step is what its lines say. Throws Error: kBadJob where a network cannot be made
-  // dense.
+  // dense, or has no memory for it.
   Accuracy run(Engine::Weights weights, uint64_t step,
                const std::function<void(const Prediction&)>& each = {});
 
@@ -68,6 +70,14 @@ class Evaluation {
   std::vector<Group> groups(const ImageNetwork& network, const data::Looks& looks,
                             Pass& pass) const;
   void measure(Pass& pass) const;
+  // Of the looks that have one shape.
+  static Group one_group(const ImageNetwork& network, const data::Looks& looks);
+  // All but the slices.
+  data::EvalLoaderConfig loader_config(const ImageNetwork& network, const data::Looks& looks,
+                                       const Group& group) const;
+  // The largest of the groups.
+  void expect_memory(const ImageNetwork& network, const data::Looks& looks,
+                     const std::vector<Group>& groups) const;
   // Of this rank's slices. `pass`: where probabilities are added to; nullptr: nowhere.
   std::vector<ops::LossResult> compute(const ImageNetwork& network, const data::Looks& looks,
                                        const Group& group, Engine::Weights weights, Pass* pass);

@@ -19,7 +19,6 @@ namespace convoy::trainer {
 namespace {
 
 constexpr const char* kImageName = "input";
-constexpr size_t kMaxBytes = size_t{4} << 20;  // a thousand layers have 200 kB
 
 // Of a convolution or a linear layer: how it starts, where that is not the usual.
 void write_start(auto& to, const auto& spec) {
@@ -287,11 +286,21 @@ ops::Graph parse_graph(std::string_view text, const std::string& source) {
 ops::Graph load_graph(const std::string& path) {
   std::string text;
   try {
-    text = read_text(path, kMaxBytes);
+    text = read_text(path, kMaxGraphBytes);
+  } catch (const ReadError&) {
+    throw;
   } catch (const Error& e) {
     fail(ExitCode::kBadJob, "{}", e.what());
   }
   ops::Graph graph = parse_graph(text, path);
+  const std::string written = to_text(graph);
+  const size_t bytes =
+      written.size() + static_cast<size_t>(std::ranges::count_if(written, [](char c) {
+        return c == '\n' || c == '"' || c == '\'' || c == '\\';
+      }));
+  if (bytes > kMaxGraphBytes)
+    fail(ExitCode::kBadJob, "{}: has {} bytes as a job holds it; a network has at most {}",
+         printable(path), bytes, kMaxGraphBytes);
   try {
     ops::infer_shapes(graph, 1);
   } catch (const Error& e) {

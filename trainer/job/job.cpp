@@ -415,9 +415,6 @@ void read_network(Job& job) {
   const ops::Graph graph = load_graph(job.model.name);
   job.model.graph = to_text(graph);
   job.model.name = graph.name.empty() ? "network" : graph.name;
-  if (const size_t bytes = to_text(job).size(); bytes > kMaxFileBytes)
-    fail(ExitCode::kBadJob, "network \"{}\": its job would have {} bytes; a job has at most {}",
-         printable(job.model.name), bytes, kMaxFileBytes);
 }
 
 // A job without the checks of its values: what a text says.
@@ -436,13 +433,19 @@ Job load_job(const std::string& path, const std::vector<std::string>& sets,
   std::string text;
   try {
     text = read_text(path, kMaxFileBytes);
-  } catch (const Error& error) {
-    fail(ExitCode::kBadJob, "{}; give the job file with --job (trainer/recipes/ has examples)",
+  } catch (const ReadError& error) {
+    fail(error.code(), "{}; give the job file with --job (trainer/recipes/ has examples)",
          error.what());
+  } catch (const Error& error) {
+    fail(ExitCode::kBadJob, "{}", error.what());
   }
   Job job = parse_job(text, path, sets, device);
   // A network that is there already may have any name.
   if (job.model.graph.empty() && job.model.name.ends_with(".txtpb")) read_network(job);
+  // A run writes it and reads it again.
+  if (const size_t bytes = to_text(job).size(); bytes > kMaxFileBytes)
+    fail(ExitCode::kBadJob, "{}: has {} bytes as a run writes it; a job has at most {}",
+         printable(path), bytes, kMaxFileBytes);
   return job;
 }
 

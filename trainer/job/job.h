@@ -198,8 +198,8 @@ struct Job {
 // as a comma list that replaces the file's. `device` is "cpu" or "cuda". `--data DIR` is the set
 // "data.path=DIR".
 // Throws one Error (kBadJob) whose message has a line for every mistake found, each with
-// file:line:column or `--set key`; a missing or unreadable file is kBadJob as well. Where
-// model.name is a file *.txtpb, the network in it becomes model.graph.
+// file:line:column or `--set key`; kIo where the file cannot be read. Where model.name is a file
+// *.txtpb, the network in it becomes model.graph.
 Job load_job(const std::string& path, const std::vector<std::string>& sets,
              std::string_view device);
 

@@ -153,14 +153,23 @@ int cpu_share(int cpus, int local_ranks) {
   return std::clamp(static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)) / local_ranks, 1, cpus);
 }
 
-std::string memory_warning(uint64_t bytes, int ranks, const MemoryLimit& limit) {
+std::string memory_warning(uint64_t bytes, int ranks, const MemoryLimit& limit,
+                           std::string_view remedy) {
   const uint64_t all = bytes * static_cast<uint64_t>(ranks);
   if (all <= limit.bytes) return "";
-  return fmt::format(
-      "{} rank(s) here want {} each, {} in all, but {} {}: expect to be killed; lower "
-      "batch_per_worker, start fewer ranks here or run fewer workers at once",
-      ranks, mebibytes(static_cast<double>(bytes)), mebibytes(static_cast<double>(all)), limit.what,
-      mebibytes(static_cast<double>(limit.bytes)));
+  return fmt::format("{} rank(s) here want {} each, {} in all, but {} {}: expect to be killed; {}",
+                     ranks, mebibytes(static_cast<double>(bytes)),
+                     mebibytes(static_cast<double>(all)), limit.what,
+                     mebibytes(static_cast<double>(limit.bytes)), remedy);
+}
+
+std::string expect_memory(const std::string& who, uint64_t bytes, int ranks,
+                          const MemoryLimit& limit, std::string_view remedy) {
+  const std::string warning = memory_warning(bytes, ranks, limit, remedy);
+  // What is only a little too large may be swapped out, or shrink.
+  constexpr uint64_t kHopeless = 4;
+  if (bytes / kHopeless > limit.bytes) fail(ExitCode::kBadJob, "{}: {}", who, warning);
+  return warning.empty() ? "" : fmt::format("{}: {}", who, warning);
 }
 
 Error as_error(const std::exception& exception) {

@@ -5,6 +5,7 @@
 #include <exception>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "ops/core/error.h"
 
@@ -32,8 +33,14 @@ int usable_cpus();
 // which counts where nobody bound the host's ranks apart.
 int cpu_share(int cpus, int local_ranks);
 
-// "" where `bytes` on each of the `ranks` of this host fit; else one line with the numbers.
-std::string memory_warning(uint64_t bytes, int ranks, const MemoryLimit& limit);
+// "" where `bytes` on each of the `ranks` of this host fit; else one line with the numbers and the
+// remedy.
+std::string memory_warning(uint64_t bytes, int ranks, const MemoryLimit& limit,
+                           std::string_view remedy);
+// Throws Error (kBadJob) where that is hopeless, more than four times what there is; else the
+// warning, "" where they fit. `who`: wants them.
+std::string expect_memory(const std::string& who, uint64_t bytes, int ranks,
+                          const MemoryLimit& limit, std::string_view remedy);
 
 // What stopped the program as an Error: one of ours as it is; memory or threads that the system
 // refused with the numbers (kIo); anything else as a fault.

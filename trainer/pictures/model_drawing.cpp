@@ -127,7 +127,7 @@ class SvgWriter {
   }
 
   void head(double width, double height) {
-    const ModelTotals t = total(facts_);
+    const ModelTotals all = total(facts_), auxiliary = auxiliary_total(graph_);
     const std::string name = graph_.name.empty() ? "network" : graph_.name;
     out_ += fmt::format(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
@@ -160,8 +160,12 @@ class SvgWriter {
     text(kMargin, 60, "u",
          svg::fitted(
              fmt::format("input {} \xC3\x97 {} \xC3\x97 {}  \xC2\xB7  {} parameters  \xC2\xB7  {} "
-                         "multiply-adds",
-                         image.c, image.h, image.w, grouped(t.parameters), compact(t.macs)),
+                         "multiply-adds{}",
+                         image.c, image.h, image.w, grouped(all.parameters - auxiliary.parameters),
+                         compact(all.macs - auxiliary.macs),
+                         graph_.auxiliary.empty() ? ""
+                                                  : fmt::format("  \xC2\xB7  auxiliary: {} more",
+                                                                grouped(auxiliary.parameters))),
              12, width - 2 * kMargin));
   }
 

@@ -27,6 +27,8 @@ constexpr double kLabelRoom =
     16;  // more where lines go to another lane: below the shapes beside them
 constexpr double kTitleSize = 12, kFrameSide = 16, kFrameTop = 40, kFrameBottom = 14;
 constexpr double kFoldedWidth = 330;
+constexpr double kNoteMargins = 20;             // beside a folded box's note
+constexpr const char* kMore = " \xE2\x80\xA6";  // ...
 
 using Kind = PictureItem::Kind;
 
@@ -693,31 +695,46 @@ class Painter {
 
   PictureItem item_of(const Tree& tree, const std::string& frame) {
     if (tree.leaf()) return box(tree.boxes[0], frame);
-    if (fold_ && is_block(tree)) return folded(tree, frame);
+    if (fold_ && is_block(tree)) return folded(tree, frame, folded_width());
     return group(tree, frame, false);
   }
 
-  PictureItem folded(const Tree& tree, const std::string& frame) {
+  double folded_width() const { return std::max(box_width_, kFoldedWidth); }
+  PictureItem folded(const Tree& tree, const std::string& frame, double width) {
     PictureItem item{.kind = Kind::kFolded, .name = tree.name};
     item.label = short_name(tree.name, frame);
-    int shown = 0;
+    std::vector<std::string> layers;
     for (const int b : tree.boxes) {
       const PictureItem part = box(b, tree.name);
       item.nodes.insert(item.nodes.end(), part.nodes.begin(), part.nodes.end());
       item.parameters += part.parameters;
       item.shape = part.shape;
       if (part.box_class != BoxClass::kConv && part.box_class != BoxClass::kLinear) continue;
-      if (++shown <= 4) item.note += (shown == 1 ? "" : " \xC2\xB7 ") + part.label;
-      if (shown == 5) item.note += " \xE2\x80\xA6";
+      layers.push_back(part.label);
     }
+    item.note = note_of(layers, width - kNoteMargins);
     for (const int b : tree.boxes) {
       const PictureItem part = box(b, "");
       item.chips.push_back({"", part.box_class});
     }
     item.height = kFoldedHeight;
-    item.width = std::max(box_width_, kFoldedWidth);
+    item.width = width;
     item.axis = item.width / 2;
     return item;
+  }
+
+  // The first layers, as many whole ones as fit into `width`, at most four.
+  static std::string note_of(const std::vector<std::string>& layers, double width) {
+    constexpr size_t kMost = 4;
+    std::string note;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const std::string next = note + (i == 0 ? "" : " \xC2\xB7 ") + layers[i];
+      const bool last = i + 1 == layers.size();
+      const double wanted = svg::text_width(last ? next : next + kMore, kNoteSize);
+      if (i == kMost || (i > 0 && wanted > width)) return note + kMore;
+      note = next;
+    }
+    return note;
   }
 
   // What a folded block does, whatever its names and the number of channels that come in: alike
@@ -783,7 +800,8 @@ class Painter {
     } else {
       for (const Tree& child : tree.children) {
         const bool as_one = !is_root && !tree.column && !child.leaf();
-        item.children.push_back(as_one ? folded(child, tree.name) : item_of(child, tree.name));
+        item.children.push_back(as_one ? folded(child, tree.name, folded_width())
+                                       : item_of(child, tree.name));
       }
       for (const auto& [from, to] : tree.edges) item.edges.push_back({from, to});
     }
@@ -807,8 +825,7 @@ class Painter {
     else
       Layered(item).run(margins);
     if (!is_root) {
-      PictureItem closed = folded(tree, frame);
-      closed.width = item.width;
+      PictureItem closed = folded(tree, frame, item.width);
       closed.axis = item.axis;
       item.closed.push_back(std::move(closed));
     }

@@ -9,9 +9,11 @@
 #include <set>
 
 #include "ops/core/error.h"
+#include "ops/core/log.h"
 #include "trainer/base/file.h"
 #include "trainer/pictures/chart.h"
 #include "trainer/records/gradient_log.h"
+#include "trainer/records/metrics.h"
 
 namespace convoy::trainer {
 namespace {
@@ -19,7 +21,6 @@ namespace {
 using nlohmann::json;
 using Points = std::vector<std::pair<double, double>>;
 
-constexpr size_t kMaxBytes = size_t{1} << 31;
 constexpr size_t kMostPoints = 150;  // of a training curve
 
 struct Errors {
@@ -27,19 +28,15 @@ struct Errors {
 };
 
 Errors errors_of(const std::string& run) {
+  expect_folder(run);
   const std::string path = (std::filesystem::path(run) / "metrics.jsonl").string();
   std::error_code error;
   if (!std::filesystem::exists(path, error))
     fail(ExitCode::kBadData, "{}: no such file; is {} the folder of a run?", printable(path),
          printable(run));
-  const std::string text = read_text(path, kMaxBytes);
   Errors out;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const json line = json::parse(text.begin() + static_cast<int64_t>(begin),
-                                  text.begin() + static_cast<int64_t>(end), nullptr, false);
-    begin = end + 1;
-    if (!line.is_object() || !line.contains("step") || !line["step"].is_number()) continue;
+  for_each_line(path, [&](const json& line) {
+    if (!line.contains("step") || !line["step"].is_number()) return;
     const double step = line["step"];
     const auto add = [&](const char* key, Points& points) {
       if (line.contains(key) && line[key].is_number())
@@ -47,9 +44,13 @@ Errors errors_of(const std::string& run) {
     };
     add("train_top1", out.training);
     add("top1", out.test);
-  }
-  if (out.training.empty() && out.test.empty())
-    fail(ExitCode::kBadData, "{}: holds neither training steps nor evaluations", printable(path));
+  });
+  if (!out.test.empty()) return out;
+  if (out.training.size() < 2)
+    fail(ExitCode::kBadData,
+         "{}: holds no evaluation and {} line(s) of training, which make no curve: nothing to draw",
+         printable(path), out.training.size());
+  log::warning("{}: holds no evaluation: training error alone is drawn", printable(path));
   return out;
 }
 

@@ -16,8 +16,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxBytes = size_t{1} << 31;
-
 std::string path_of(const std::string& out_dir) {
   return (std::filesystem::path(out_dir) / "gradients.jsonl").string();
 }
@@ -81,23 +79,13 @@ void GradientLog::write(const GradientRecord& record) {
 }
 
 std::vector<GradientRecord> read_gradients(const std::string& run) {
+  expect_folder(run);
   const std::string path = path_of(run);
   std::error_code error;
   if (!std::filesystem::exists(path, error))
     fail(ExitCode::kBadData, "{}: no such file; train with --log-gradients N", printable(path));
-  const std::string text = read_text(path, kMaxBytes);
   std::vector<GradientRecord> records;
-  for (size_t begin = 0; begin < text.size();) {
-    const size_t end = std::min(text.find('\n', begin), text.size());
-    const json line = json::parse(text.begin() + static_cast<int64_t>(begin),
-                                  text.begin() + static_cast<int64_t>(end), nullptr, false);
-    begin = end + 1;
-    if (!line.is_object()) continue;
-    try {
-      records.push_back(record_of(line));
-    } catch (const json::exception&) {  // a line of something else
-    }
-  }
+  for_each_line(path, [&](const json& line) { records.push_back(record_of(line)); });
   if (records.empty()) fail(ExitCode::kBadData, "{}: holds no record", printable(path));
   return records;
 }

@@ -45,8 +45,8 @@ class GradientLog {
 
 std::string to_json(const GradientRecord& record);
 
-// Of OUT/gradients.jsonl, in its order; lines that cannot be read are left out. Throws Error
-// (kBadData) where there is no such file or no record in it.
+// Of OUT/gradients.jsonl, in its order. Throws Error: kBadData where there is no such file, no
+// record in it or a line that is none (for_each_line), kIo where there is no such folder.
 std::vector<GradientRecord> read_gradients(const std::string& run);
 
 }  // namespace convoy::trainer

@@ -73,6 +73,29 @@ std::string to_json(const MetricsLine& line) {
   return object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }
 
+void for_each_line(const std::string& path,
+                   const std::function<void(const nlohmann::json& line)>& visit) {
+  constexpr size_t kMostSaid = 60;
+  const std::string text = read_text(path, kMaxMetricsBytes);
+  for (size_t begin = 0, number = 1; begin < text.size(); ++number) {
+    const size_t end = text.find('\n', begin);
+    if (end == std::string::npos) break;  // torn
+    const std::string_view line(text.data() + begin, end - begin);
+    const auto refuse = [&](const std::string& why) {
+      fail(ExitCode::kBadData, "{}: line {}: {}: {}", printable(path), number, why,
+           printable(line, kMostSaid));
+    };
+    const auto object = nlohmann::json::parse(line, nullptr, false);
+    if (!object.is_object()) refuse("is no JSON object");
+    try {
+      visit(object);
+    } catch (const nlohmann::json::exception& error) {
+      refuse(printable(error.what()));
+    }
+    begin = end + 1;
+  }
+}
+
 void keep_lines_until(const std::string& path, uint64_t step) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return;

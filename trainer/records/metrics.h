@@ -3,8 +3,10 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 
@@ -67,6 +69,12 @@ std::string to_line(const std::string& what, uint64_t done, uint64_t total, doub
 // "step 120/938 | epoch 0.13/1 | loss 1.234 | top-1 56.7 % | 890 images/s | data wait 1 % | ETA
 // 0:52"
 std::string to_line(const ProgressState& state);
+
+// Calls visit(object) for each line of a file of JSON objects; half a line at its end, which a run
+// was writing when it was killed, is passed over. Throws Error: kBadData naming file and line where
+// one is no object or visit throws json::exception, kIo.
+void for_each_line(const std::string& path,
+                   const std::function<void(const nlohmann::json& line)>& visit);
 
 // Drops the lines of a file of JSON objects that say nothing of the first `step` steps, or are no
 // such objects: a life that died had gone further than its last checkpoint. Nothing where there is

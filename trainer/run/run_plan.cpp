@@ -40,6 +40,13 @@ void open_data(comm::Communicator& communicator, Job& job, RunPlan& plan) {
                                  {"validation set digest", plan.val->digest()}});
 }
 
+// Before every image is read for the mean, which may take an hour: the network takes these images
+// and gives these classes. Throws Error (kBadJob).
+void expect_network_fits(Job job, const data::Dataset& train) {
+  job.data.classes = static_cast<uint32_t>(train.classes().size());
+  graph_of(job, data::output_shape(train_transform(job), train));
+}
+
 // Who computes what on this rank.
 void share_out(comm::Communicator& communicator, comm::Watchdog& watchdog,
                const TrainOptions& options, int cpus, const Job& job, RunPlan& plan) {
@@ -77,6 +84,7 @@ RunPlan make_plan(comm::Communicator& communicator, comm::Watchdog& watchdog,
                   const TrainOptions& options, const Resume& resume, Job& job) {
   RunPlan plan;
   open_data(communicator, job, plan);
+  expect_network_fits(job, *plan.train);
   const int cpus = stay_near_gpu(communicator, options.device);
   choose_workers(communicator, cpus, resume, job);
   share_out(communicator, watchdog, options, cpus, job, plan);
@@ -143,13 +151,11 @@ void warn_of_too_little_memory(const comm::Communicator& communicator, const ops
       ops::planned_arena(graph, config.batch_per_worker, config.type, true,
                          ops::make_device("cpu", config.threads_per_worker)->slice_bytes())
           .bytes;
-  const MemoryLimit limit = memory_limit();
-  const uint64_t bytes = lanes * arena + (2 + lanes) * floats * sizeof(float);
-  const std::string warning = memory_warning(bytes, communicator.local_size(), limit);
-  // What is only a little too large may be swapped out, or shrink.
-  constexpr uint64_t kHopeless = 4;
-  if (bytes / kHopeless > limit.bytes)
-    fail(ExitCode::kBadJob, "network \"{}\": {}", printable(graph.name), warning);
+  const std::string warning =
+      expect_memory(fmt::format("network \"{}\"", printable(graph.name)),
+                    lanes * arena + (2 + lanes) * floats * sizeof(float), communicator.local_size(),
+                    memory_limit(),
+                    "lower batch_per_worker, start fewer ranks here or run fewer workers at once");
   if (communicator.local_rank() == 0 && !warning.empty()) log::warning("{}", warning);
 }
 

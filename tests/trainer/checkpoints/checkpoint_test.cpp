@@ -398,10 +398,13 @@ TEST(Checkpoint, WhatIsNoCheckpointSaysSo) {
     EXPECT_EQ(error.code(), ExitCode::kBadData);
     EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
   }
-  for (const auto& [path, expected] : {std::pair{out.path("none"), "none: no such folder"},
-                                       {out.path(), "nor a run with checkpoints"}}) {
+  const std::tuple<std::string, ExitCode, const char*> newest[] = {
+      {out.path("none"), ExitCode::kIo, "none: no such folder: No such file or directory"},
+      {out.write("file", ""), ExitCode::kBadData, "file: is no folder"},
+      {out.path(), ExitCode::kBadData, "nor a run with checkpoints"}};
+  for (const auto& [path, code, expected] : newest) {
     const Error error = error_of([&, dir = path] { load_newest(dir); });
-    EXPECT_EQ(error.code(), ExitCode::kBadData);
+    EXPECT_EQ(error.code(), code);
     EXPECT_NE(std::string(error.what()).find(expected), std::string::npos) << error.what();
   }
   EXPECT_EQ(newest_in(out.path()), std::nullopt);

@@ -585,20 +585,26 @@ TEST(JobMistakes, TheLongestHostileTextsAreAnsweredAtOnce) {
 
 TEST(LoadJob, FilesThatCannotBeRead) {
   const TempFolder dir;
-  const auto message = [&](const std::string& path) -> std::string {
+  const auto message = [&](const std::string& path,
+                           ExitCode code = ExitCode::kBadJob) -> std::string {
     try {
       load_job(path, {}, "cpu");
       return "";
     } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ExitCode::kBadJob);
+      EXPECT_EQ(error.code(), code);
       return error.what();
     }
   };
-  expect_contains(message(dir.path("none.txtpb")), "none.txtpb: cannot open");
-  expect_contains(message(dir.path("none.txtpb")), "--job");
-  EXPECT_NE(message(dir.path()), "");
+  expect_contains(message(dir.path("none.txtpb"), ExitCode::kIo), "none.txtpb: cannot open");
+  expect_contains(message(dir.path("none.txtpb"), ExitCode::kIo), "--job");
+  EXPECT_NE(message(dir.path(), ExitCode::kIo), "");
   dir.write("big", kMinimal + std::string(1 << 20, '#'));
   expect_contains(message(dir.path("big")), "more than 1048576 bytes");
+  // Written out it has twice as many quotes.
+  dir.write("grows",
+            "data { path: 'd' } model { name: 'g' graph: '#" + std::string(600'000, '"') + "' }");
+  expect_contains(message(dir.path("grows")),
+                  "bytes as a run writes it; a job has at most 1048576");
   dir.write("fits", std::string(kMinimal) + std::string(1000000, '#'));
   EXPECT_EQ(message(dir.path("fits")), "");
 }

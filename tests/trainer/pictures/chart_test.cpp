@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "ops/core/error.h"
+#include "ops/core/log.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/xml_check.h"
 #include "trainer/pictures/run_plots.h"
@@ -151,6 +152,19 @@ TEST_F(RunPlots, ErrorsInPanels) {
   EXPECT_EQ(lines_of(parse_xml(plot_errors(runs(), {})), "bold").size(), 2u);
 }
 
+TEST_F(RunPlots, ErrorsOfTrainingAloneAreDrawnAndSaid) {
+  static std::string said;
+  said.clear();
+  log::set_sink([](log::Level, const std::string& line) { said += line; });
+  dir_.write("a/metrics.jsonl",
+             "{\"step\":1,\"train_top1\":0.5}\n{\"step\":2,\"train_top1\":0.6}\n");
+  const XmlElement svg = parse_xml(plot_errors({{dir_.path("a"), "net a"}}, {}));
+  EXPECT_EQ(lines_of(svg, "thin").size(), 1u);
+  EXPECT_TRUE(says(svg, "net a"));
+  log::set_sink(nullptr);
+  EXPECT_NE(said.find("holds no evaluation: training error alone is drawn"), std::string::npos);
+}
+
 TEST_F(RunPlots, GradientsOfTheFirstAndTheChosenStep) {
   const XmlElement last = parse_xml(plot_gradients(runs(), {}));
   EXPECT_TRUE(says(last, "step 1"));
@@ -216,10 +230,21 @@ TEST_F(RunPlots, WhatIsMissingIsNamed) {
     return "";
   };
   const std::vector<PlottedRun> nothing = {{dir_.path("none"), "x"}};
+  std::filesystem::create_directories(dir_.path("none"));
   EXPECT_NE(message([&] { plot_errors(nothing, {}); }).find("none/metrics.jsonl"),
             std::string::npos);
   EXPECT_NE(message([&] { plot_gradients(nothing, {}); }).find("--log-gradients"),
             std::string::npos);
+  dir_.write("none/metrics.jsonl",
+             "{\"step\":1,\"train_top1\":0.5}\n{\"step\":1,\"event\":\"end\"}\n");
+  EXPECT_NE(message([&] {
+              plot_errors(nothing, {});
+            }).find("holds no evaluation and 1 line(s) of training"),
+            std::string::npos);
+  dir_.write("none/metrics.jsonl", "{\"step\":1,\"train_top1\":0.5}\nrubbish\n");
+  EXPECT_NE(
+      message([&] { plot_errors(nothing, {}); }).find("metrics.jsonl: line 2: is no JSON object"),
+      std::string::npos);
   std::filesystem::create_directories(dir_.path("bare"));
   GradientLog(dir_.path("bare"), 0).write(record(1, 1, false));
   EXPECT_NE(message([&] {

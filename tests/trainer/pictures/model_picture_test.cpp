@@ -6,6 +6,7 @@
 
 #include <ctime>
 #include <set>
+#include <sstream>
 
 #include "ops/core/error.h"
 #include "tests/support/xml_check.h"
@@ -186,6 +187,24 @@ ops::Graph branches() {
   graph.add("fc", ops::Linear{.out_features = 10},
             {graph.add("pool", ops::GlobalAvgPool{}, {all})});
   return graph;
+}
+
+// The note of a folded block says whole layers and is cut once; the head counts as `model list` and
+// torchvision do.
+TEST(ModelPicture, AFoldedGoogLeNetIsCutOnceAndCountedWithoutAuxiliaryClassifiers) {
+  const std::string svg = Drawn(make_model("googlenet", {}), Fold::kYes).svg();
+  size_t notes = 0;
+  std::istringstream in(svg);
+  for (std::string line; std::getline(in, line);) {
+    const size_t cut = line.find("\xE2\x80\xA6");
+    if (cut == std::string::npos) continue;
+    EXPECT_EQ(line.substr(cut), "\xE2\x80\xA6</text>") << line;
+    ++notes;
+  }
+  EXPECT_GE(notes, 9u);
+  EXPECT_NE(svg.find("6,624,904 parameters  \xC2\xB7  1.5 G multiply-adds  \xC2\xB7  auxiliary: "
+                     "6,379,984 more"),
+            std::string::npos);
 }
 
 TEST(ModelPicture, BranchesStandSideBySide) {

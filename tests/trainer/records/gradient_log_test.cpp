@@ -115,8 +115,33 @@ TEST(GradientLog, ARunWithoutOneIsNamed) {
     EXPECT_EQ(e.code(), ExitCode::kBadData);
     EXPECT_NE(std::string(e.what()).find("--log-gradients"), std::string::npos) << e.what();
   }
-  dir.write("gradients.jsonl", "{}\nnonsense\n");
+  dir.write("gradients.jsonl", "");
   EXPECT_THROW(read_gradients(dir.path()), Error);
+}
+
+TEST(GradientLog, ALineThatIsNoneIsNamed) {
+  const TempFolder dir;
+  const std::string good = to_json(record(1)) + "\n";
+  const std::pair<const char*, const char*> bad[] = {
+      {"nonsense\n", "gradients.jsonl: line 2: is no JSON object: nonsense"},
+      {"[1]\n", "gradients.jsonl: line 2: is no JSON object: [1]"},
+      {"\n", "gradients.jsonl: line 2: is no JSON object"},
+      {"{\"step\":3}\n", "key 'epoch' not found"},
+      {"{\"step\":\"x\",\"epoch\":1}\n", "type must be number"}};
+  for (const auto& [line, words] : bad) {
+    dir.write("gradients.jsonl", good + line + good);
+    try {
+      read_gradients(dir.path());
+      ADD_FAILURE() << line;
+    } catch (const Error& e) {
+      EXPECT_EQ(e.code(), ExitCode::kBadData);
+      EXPECT_NE(std::string(e.what()).find(words), std::string::npos) << e.what();
+      EXPECT_NE(std::string(e.what()).find("gradients.jsonl: line 2: "), std::string::npos);
+    }
+  }
+  // What a kill left at the end is no mistake.
+  dir.write("gradients.jsonl", good + good.substr(0, 40));
+  EXPECT_EQ(read_gradients(dir.path()).size(), 1u);
 }
 
 }  // namespace
