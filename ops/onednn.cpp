@@ -340,7 +340,7 @@ WeightedKernel make_convolution_backward_data(const ConvolutionShape& s) {
 // packs its result into OIHW is saved; with fewer channels the convolution is faster.
 bool is_large_product(const ConvolutionShape& s) {
   return s.kernel_h == 1 && s.kernel_w == 1 && s.stride == 1 && s.padding == 0 && s.groups == 1 &&
-         !s.bias && s.x.c * s.y.c >= kProductWeights;
+         !s.bias && s.x.c * s.y.c >= int64_t{1} << 18;
 }
 
 WeightedKernel make_product_backward_weights(const ConvolutionShape& s) {

@@ -70,9 +70,7 @@ struct ConvolutionShape {
 WeightedKernel make_convolution_forward(const ConvolutionShape& shape);
 // Arguments: dx, w, dy.
 WeightedKernel make_convolution_backward_data(const ConvolutionShape& shape);
-// Arguments: dw [, dbias], x, dy; dw and dbias in fp32. A matrix product in 1x1 layers of stride 1
-// without bias that have at least kProductWeights.
-constexpr int64_t kProductWeights = int64_t{1} << 18;
+// Arguments: dw [, dbias], x, dy; dw and dbias in fp32.
 WeightedKernel make_convolution_backward_weights(const ConvolutionShape& shape);
 // OIHW (or GOIHW) in fp32, as parameters are kept.
 dnnl::memory::desc parameter_layout(const ConvolutionShape& shape);

@@ -41,58 +41,100 @@ CONVOY_INLINE void for_rows(int64_t n, int64_t rows, int threads, Body body) {
   for (int64_t i = 0; i < n * rows; ++i) body(i, i / rows, i % rows);
 }
 
+// body(geometry): of the usual windows with constants, so that nothing is divided and loops can be
+// unrolled.
+template <typename Body>
+CONVOY_INLINE void with_constants(PoolGeometry g, Body body) {
+  if (g.kernel == 3 && g.stride == 2) {
+    g.kernel = 3;
+    g.stride = 2;
+    body(g);
+  } else if (g.kernel == 3 && g.stride == 1) {
+    g.kernel = 3;
+    g.stride = 1;
+    body(g);
+  } else if (g.kernel == 2 && g.stride == 2) {
+    g.kernel = 2;
+    g.stride = 2;
+    body(g);
+  } else {
+    body(g);
+  }
+}
+
+// Row p of the outputs of an image; y and place: of that row.
 template <typename T>
-void max_forward(T* y, uint8_t* place, const T* x, const PoolGeometry& g, int threads) {
-  for_rows(g.n, g.p, threads, [=, &g](int64_t out_row, int64_t image, int64_t p) {
-    const Span rows = pixels_of(p, g, g.h);
-    for (int64_t q = 0; q < g.q; ++q) {
-      const Span columns = pixels_of(q, g, g.w);
-      const int64_t out = (out_row * g.q + q) * g.c;
-      const auto first = static_cast<int32_t>((rows.begin - (p * g.stride - g.padding)) * g.kernel +
-                                              (columns.begin - (q * g.stride - g.padding)));
-      for_channels(
-          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
-            Floats best = splat(-__builtin_inff());
-            Ints where = first - Ints{};  // also where nothing is above minus infinity
-            for (int64_t i = rows.begin; i < rows.end; ++i)
-              for (int64_t j = columns.begin; j < columns.end; ++j) {
-                const Floats v = access.get(x + ((image * g.h + i) * g.w + j) * g.c + k);
-                // NaN wins, so that it is seen.
-                const Ints wins = (v > best) | (v != v);  // NOLINT(misc-redundant-expression)
-                const int32_t here = static_cast<int32_t>(
-                    (i - (p * g.stride - g.padding)) * g.kernel + (j - (q * g.stride - g.padding)));
-                best = wins ? v : best;
-                where = wins ? here - Ints{} : where;
-              }
-            access.put(y + out + k, best);
-            if (place) access.put_bytes(place + out + k, where);
-          });
-    }
+CONVOY_INLINE void max_forward_row(T* y, uint8_t* place, const T* x, int64_t p,
+                                   const PoolGeometry& g) {
+  const Span rows = pixels_of(p, g, g.h);
+  for (int64_t q = 0; q < g.q; ++q) {
+    const Span columns = pixels_of(q, g, g.w);
+    const int64_t top = p * g.stride - g.padding, left = q * g.stride - g.padding;
+    const auto first = static_cast<int32_t>((rows.begin - top) * g.kernel + (columns.begin - left));
+    for_channels(
+        g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+          Floats best = splat(-__builtin_inff());
+          Ints where = first - Ints{};  // also where nothing is above minus infinity
+          for (int64_t i = rows.begin; i < rows.end; ++i)
+            for (int64_t j = columns.begin; j < columns.end; ++j) {
+              const Floats v = access.get(x + (i * g.w + j) * g.c + k);
+              // NaN wins, so that it is seen.
+              const Ints wins = (v > best) | (v != v);  // NOLINT(misc-redundant-expression)
+              const auto here = static_cast<int32_t>((i - top) * g.kernel + (j - left));
+              best = wins ? v : best;
+              where = wins ? here - Ints{} : where;
+            }
+          access.put(y + q * g.c + k, best);
+          if (place) access.put_bytes(place + q * g.c + k, where);
+        });
+  }
+}
+
+template <typename T>
+void max_forward(T* y, uint8_t* place, const T* x, const PoolGeometry& geometry, int threads) {
+  for_rows(geometry.n, geometry.p, threads, [=, &geometry](int64_t row, int64_t image, int64_t p) {
+    with_constants(
+        geometry, [&](const PoolGeometry& g) __attribute__((always_inline)) {
+          const int64_t at = row * g.q * g.c;
+          max_forward_row(y + at, place ? place + at : nullptr, x + image * g.h * g.w * g.c, p, g);
+        });
   });
 }
 
-// Gathers: each pixel asks the windows that cover it, so every element is written once.
+// Row i of the pixels of an image: each asks the windows that cover it, so every element is written
+// once.
 template <typename T>
-void max_backward(T* dx, const T* dy, const uint8_t* place, const PoolGeometry& g, int threads) {
-  for_rows(g.n, g.h, threads, [=, &g](int64_t in_row, int64_t image, int64_t i) {
-    const Span rows = outputs_of(i, g, g.p);
-    for (int64_t j = 0; j < g.w; ++j) {
-      const Span columns = outputs_of(j, g, g.q);
-      for_channels(
-          g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
-            Floats sum = {};
-            for (int64_t p = rows.begin; p < rows.end; ++p)
-              for (int64_t q = columns.begin; q < columns.end; ++q) {
-                const int64_t out = ((image * g.p + p) * g.q + q) * g.c + k;
-                const float here = static_cast<float>((i - (p * g.stride - g.padding)) * g.kernel +
-                                                      (j - (q * g.stride - g.padding)));
-                const Ints won = access.get(place + out) == here;
-                const Floats v = access.get(dy + out);
-                sum += won ? v : Floats{};
-              }
-            access.put(dx + (in_row * g.w + j) * g.c + k, sum);
-          });
-    }
+CONVOY_INLINE void max_backward_row(T* dx, const T* dy, const uint8_t* place, int64_t i,
+                                    const PoolGeometry& g) {
+  const Span rows = outputs_of(i, g, g.p);
+  for (int64_t j = 0; j < g.w; ++j) {
+    const Span columns = outputs_of(j, g, g.q);
+    for_channels(
+        g.c, [&](int64_t k, auto access) __attribute__((always_inline)) {
+          Floats sum = {};
+          for (int64_t p = rows.begin; p < rows.end; ++p)
+            for (int64_t q = columns.begin; q < columns.end; ++q) {
+              const int64_t out = (p * g.q + q) * g.c + k;
+              const auto here = static_cast<float>((i - (p * g.stride - g.padding)) * g.kernel +
+                                                   (j - (q * g.stride - g.padding)));
+              const Ints won = access.get(place + out) == here;
+              const Floats v = access.get(dy + out);
+              sum += won ? v : Floats{};
+            }
+          access.put(dx + j * g.c + k, sum);
+        });
+  }
+}
+
+template <typename T>
+void max_backward(T* dx, const T* dy, const uint8_t* place, const PoolGeometry& geometry,
+                  int threads) {
+  for_rows(geometry.n, geometry.h, threads, [=, &geometry](int64_t row, int64_t image, int64_t i) {
+    with_constants(
+        geometry, [&](const PoolGeometry& g) __attribute__((always_inline)) {
+          const int64_t at = image * g.p * g.q * g.c;
+          max_backward_row(dx + row * g.w * g.c, dy + at, place + at, i, g);
+        });
   });
 }
 

@@ -30,13 +30,11 @@ bool weight_gradient_wins(const Conv2d& s, const OpConfig& c) {
                         c.type == DType::kBfloat16 && s.groups == 1 && !s.bias &&
                         x.c % kWeightGradientChannels == 0 && y.c % kWeightGradientChannels == 0 &&
                         x.h * x.w * x.c <= std::numeric_limits<int32_t>::max();
-  // Measured on a Zen 5 beside oneDNN 2.6.3: packing costs as much as some ten channels. oneDNN is
-  // slow at strides (1.2 to 1.6 times our time), at small images with a window (1.1) and in 1x1
-  // layers of few weights (1.02 to 1.17); its matrix product, for those of many, is as fast
-  // (onednn.cpp).
+  // Measured on a Zen 5 beside oneDNN 2.6.3, whose time is 1.2 to 1.6 times ours at strides, 1.1
+  // times at small images with a window, 1 to 1.15 times in 1x1 layers. Packing costs as much as
+  // some ten channels.
   const bool small_image = s.kernel > 1 && y.h * y.w <= 64;
-  const bool few_weights = s.kernel == 1 && x.c * y.c < onednn::kProductWeights;
-  return computes && y.c >= 64 && (s.stride > 1 || small_image || few_weights);
+  return computes && y.c >= 64 && (s.stride > 1 || s.kernel == 1 || small_image);
 }
 
 WeightGradientCpu::WeightGradientCpu(int threads, const Conv2d& s, const OpConfig& c)

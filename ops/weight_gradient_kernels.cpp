@@ -16,7 +16,7 @@ constexpr int64_t kPixels = 392, kGroup = 512;
 constexpr int64_t kPair = 2 * kChannels;
 constexpr int64_t kPanel = kPixels / 2 * kPair + 32;
 
-alignas(32) const Bfloat16 kZeros[kChannels] = {};
+alignas(64) const Bfloat16 kZeros[2 * kChannels] = {};
 
 CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
@@ -33,17 +33,37 @@ CONVOY_INLINE void interleave(Bfloat16* pair, const Bfloat16* a, const Bfloat16*
                               8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   __builtin_memcpy(pair, &both, sizeof both);
 }
+// Twice as many, to two panels: whole lines of memory.
+CONVOY_INLINE void interleave_two(Bfloat16* pair, const Bfloat16* a, const Bfloat16* b) {
+  typedef uint16_t Row __attribute__((vector_size(4 * kChannels)));
+  Row first, second;
+  __builtin_memcpy(&first, a, sizeof first);
+  __builtin_memcpy(&second, b, sizeof second);
+  const auto low =
+      __builtin_shufflevector(first, second, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+                              8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47);
+  const auto high = __builtin_shufflevector(first, second, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52,
+                                            21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59,
+                                            28, 60, 29, 61, 30, 62, 31, 63);
+  __builtin_memcpy(pair, &low, sizeof low);
+  __builtin_memcpy(pair + kPanel, &high, sizeof high);
+}
 
 // Panels of `count` pixels of dy, `channels` of its k; two rows at a time.
 CONVOY_INLINE void pack_dy(Bfloat16* panels, const Bfloat16* dy, int64_t k, int64_t channels,
                            int64_t pair, int64_t count) {
   const Bfloat16 *a = dy + 2 * pair * k, *b = a + k;
   const bool alone = 2 * pair + 1 == count;
-  for (int64_t i = 0; i < channels; i += kChannels)
-    interleave(panels + i / kChannels * kPanel + pair * kPair, a + i, alone ? kZeros : b + i);
+  int64_t i = 0;
+  Bfloat16* to = panels + pair * kPair;
+  for (; i + 2 * kChannels <= channels; i += 2 * kChannels, to += 2 * kPanel)
+    interleave_two(to, a + i, alone ? kZeros : b + i);
+  if (i < channels) interleave(to, a + i, alone ? kZeros : b + i);
 }
 
-// A panel of the pixels of x that lie under a position of the window, from pixel `first` of y.
+// One or two panels of the pixels of x that lie under a position of the window, from pixel `first`
+// of y.
+template <int64_t kWidth>
 CONVOY_INLINE void pack_x(Bfloat16* panel, const Bfloat16* x, const int32_t* offsets,
                           const WeightGradientShape& s, int64_t first, int64_t count) {
   const Bfloat16* image = x + first / s.image_pixels * s.image_x;
@@ -58,7 +78,11 @@ CONVOY_INLINE void pack_x(Bfloat16* panel, const Bfloat16* x, const int32_t* off
   };
   for (int64_t i = 0; i < count; i += 2, panel += kPair) {
     const Bfloat16* a = next();
-    interleave(panel, a, i + 1 < count ? next() : kZeros);
+    const Bfloat16* b = i + 1 < count ? next() : kZeros;
+    if (kWidth == 2)
+      interleave_two(panel, a, b);
+    else
+      interleave(panel, a, b);
   }
 }
 
@@ -117,8 +141,10 @@ void add(float* sum, const Bfloat16* x, const Bfloat16* dy, const WeightGradient
           const int64_t position = t / blocks, c = t % blocks * 2 * kChannels;
           const bool two = c + kChannels < s.c;
           const int32_t* offsets = s.offsets + position * s.image_pixels;
-          pack_x(panels, x + c, offsets, s, pixel, count);
-          if (two) pack_x(panels + kPanel, x + c + kChannels, offsets, s, pixel, count);
+          if (two)
+            pack_x<2>(panels, x + c, offsets, s, pixel, count);
+          else
+            pack_x<1>(panels, x + c, offsets, s, pixel, count);
           const auto add_products = two ? multiply<2> : multiply<1>;
           const int64_t rows = two ? kRows<2> : kRows<1>;
           for (int64_t k = 0; k < channels; k += rows)
