@@ -35,6 +35,28 @@ CONVOY_INLINE void sum_rows(float* sums, int64_t c, int64_t begin, int64_t end, 
         });
 }
 
+// body(row, channel, access, constants(channel, access)) for a block of rows; the constants stay in
+// registers where the row is 1, 2 or 4 vectors long.
+template <int kVectors, typename Constants, typename Body>
+CONVOY_INLINE void for_rows_in_registers(int64_t begin, int64_t end, Constants constants,
+                                         Body body) {
+  decltype(constants(0, Whole{})) held[kVectors];
+  for (int v = 0; v < kVectors; ++v) held[v] = constants(v * kLanes, Whole{});
+  for (int64_t row = begin; row < end; ++row)
+    for (int v = 0; v < kVectors; ++v) body(row, v * kLanes, Whole{}, held[v]);
+}
+
+template <typename Constants, typename Body>
+CONVOY_INLINE void for_rows(int64_t c, int64_t begin, int64_t end, Constants constants, Body body) {
+  if (c == kLanes) return for_rows_in_registers<1>(begin, end, constants, body);
+  if (c == 2 * kLanes) return for_rows_in_registers<2>(begin, end, constants, body);
+  if (c == 4 * kLanes) return for_rows_in_registers<4>(begin, end, constants, body);
+  for (int64_t row = begin; row < end; ++row)
+    for_channels(
+        c, [&](int64_t k, auto access)
+               __attribute__((always_inline)) { body(row, k, access, constants(k, access)); });
+}
+
 CONVOY_INLINE int64_t block_count(int64_t rows) {
   return (rows + kBatchNormRowBlock - 1) / kBatchNormRowBlock;
 }
@@ -71,18 +93,25 @@ template <typename T, bool kRelu, bool kMask, bool kResidual>
 void normalise_as(T* y, uint16_t* mask, const T* x, const T* residual, const float* mean,
                   const float* scale, const float* beta, int64_t rows, int64_t c, int threads) {
   const int64_t words = (c + 15) / 16;
+  struct Affine {
+    Floats mean, scale, beta;
+  };
+  const auto constants = [=](int64_t k, auto access) __attribute__((always_inline)) {
+    return Affine{access.get(mean + k), access.get(scale + k), access.get(beta + k)};
+  };
   for_blocks(rows, threads, [=](int64_t, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for_channels(
-          c, [=](int64_t k, auto access) __attribute__((always_inline)) {
-            const int64_t i = row * c + k;
-            Floats v = (access.get(x + i) - access.get(mean + k)) * access.get(scale + k) +
-                       access.get(beta + k);
-            if constexpr (kResidual) v += access.get(residual + i);
-            if constexpr (kMask) put_positive(mask + row * words, k, v);
-            if constexpr (kRelu) v = v < 0.0f ? Floats{} : v;  // NaN stays NaN, so that it is seen
-            access.put(y + i, v);
-          });
+    for_rows(
+        c, begin, end, constants,
+        [=](int64_t row, int64_t k, auto access, const Affine& affine)
+            __attribute__((always_inline)) {
+              const int64_t i = row * c + k;
+              Floats v = (access.get(x + i) - affine.mean) * affine.scale + affine.beta;
+              if constexpr (kResidual) v += access.get(residual + i);
+              if constexpr (kMask) put_positive(mask + row * words, k, v);
+              if constexpr (kRelu)
+                v = v < 0.0f ? Floats{} : v;  // NaN stays NaN, so that it is seen
+              access.put(y + i, v);
+            });
   });
 }
 
@@ -153,17 +182,23 @@ void backward_apply_as(T* dx, const T* g_in, const uint16_t* mask, const T* x, c
                        const float* a, const float* b, const float* k0, int64_t rows, int64_t c,
                        int threads) {
   const int64_t words = (c + 15) / 16;
+  struct Factors {
+    Floats mean, a, b, k;
+  };
+  const auto constants = [=](int64_t k, auto access) __attribute__((always_inline)) {
+    return Factors{access.get(mean + k), access.get(a + k), access.get(b + k), access.get(k0 + k)};
+  };
   for_blocks(rows, threads, [=](int64_t, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for_channels(
-          c, [=](int64_t k, auto access) __attribute__((always_inline)) {
-            const int64_t i = row * c + k;
-            Floats g = access.get(g_in + i);
-            if constexpr (kMask) g = keep_lanes(g, mask + row * words, k);
-            access.put(dx + i, g * access.get(a + k) +
-                                   (access.get(x + i) - access.get(mean + k)) * access.get(b + k) +
-                                   access.get(k0 + k));
-          });
+    for_rows(
+        c, begin, end, constants,
+        [=](int64_t row, int64_t k, auto access, const Factors& factors)
+            __attribute__((always_inline)) {
+              const int64_t i = row * c + k;
+              Floats g = access.get(g_in + i);
+              if constexpr (kMask) g = keep_lanes(g, mask + row * words, k);
+              access.put(dx + i, g * factors.a + (access.get(x + i) - factors.mean) * factors.b +
+                                     factors.k);
+            });
   });
 }
 

@@ -34,7 +34,7 @@ bool weight_gradient_wins(const Conv2d& s, const OpConfig& c) {
   // times at small images with a window, 1 to 1.15 times in 1x1 layers. Packing costs as much as
   // some ten channels.
   const bool small_image = s.kernel > 1 && y.h * y.w <= 64;
-  return computes && y.c >= 64 && (s.stride > 1 || s.kernel == 1 || small_image);
+  return computes && y.c >= 32 && (s.stride > 1 || s.kernel == 1 || small_image);
 }
 
 WeightGradientCpu::WeightGradientCpu(int threads, const Conv2d& s, const OpConfig& c)
