@@ -12,9 +12,12 @@ namespace {
 
 using Kind = Call::Kind;
 
+// As they are packed for 3x3 convolutions by Winograd's kernels, 36 floats for 9 weights.
 int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
   int64_t floats = 0;
   for (const ParameterSpec& p : parameters(spec, x)) floats += p.is_weight ? p.elements() : 0;
+  const auto* conv = std::get_if<Conv2d>(&spec);
+  if (conv && conv->kernel == 3 && conv->stride == 1 && conv->groups == 1) floats *= 4;
   return floats * static_cast<int64_t>(sizeof(float));
 }
 
@@ -27,7 +30,8 @@ int64_t nearest_divisor(int64_t batch, int64_t wanted) {
 }
 
 // All nodes of one resolution take slices of one size, so that they share segments: as many samples
-// as fit slice_bytes, or more where weights are large, since every slice adds to their gradients.
+// as fit slice_bytes, or more where weights are large, since every slice reads them and adds to
+// their gradients.
 std::vector<int64_t> choose_slices(const Graph& graph, const std::vector<Shape>& shapes,
                                    int64_t batch, DType type, int64_t slice_bytes) {
   struct Resolution {

@@ -84,6 +84,18 @@ TEST(PassPlan, SlicesFillTheCacheAndDivideTheBatch) {
   EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true, kSliceBytes).slice.back(), 32);
 }
 
+// Winograd's kernels read 36 floats for nine weights: 4 x 144 KiB here, a sample has 196 KiB.
+TEST(PassPlan, SlicesGrowWithPackedWeights) {
+  const auto slice = [](const Conv2d& conv) {
+    Graph g{.name = "one", .image = {.n = 1, .c = 64, .h = 28, .w = 28}, .nodes = {}};
+    g.add("conv", conv, {kImage});
+    return plan_passes(g, 8, DType::kFloat32, true, 200704).slice[0];
+  };
+  EXPECT_EQ(slice({.out_channels = 64, .kernel = 3, .padding = 1}), 2);
+  EXPECT_EQ(slice({.out_channels = 64, .kernel = 1}), 1);
+  EXPECT_EQ(slice({.out_channels = 64, .kernel = 3, .padding = 1, .groups = 2}), 1);
+}
+
 TEST(PassPlan, WithoutBatchStatisticsASliceGoesThroughTheWholeResolution) {
   const Graph g = two_blocks(64);
   const PassPlan plan = plan_passes(g, 32, DType::kFloat32, false, kSliceBytes);
