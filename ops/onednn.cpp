@@ -160,10 +160,12 @@ bool is_blocked(const memory::desc& m, std::initializer_list<std::pair<int, int6
       blocks.inner_nblks != static_cast<int>(inner.size()) || blocks.strides[0] != k_stride ||
       blocks.strides[1] != c_stride)
     return false;
-  return std::equal(inner.begin(), inner.end(), blocks.inner_idxs,
-                    [&, i = 0](const std::pair<int, int64_t>& block, dnnl_dim_t index) mutable {
-                      return block.first == index && block.second == blocks.inner_blks[i++];
-                    });
+  int i = 0;
+  for (const auto& [dimension, size] : inner) {
+    if (blocks.inner_idxs[i] != dimension || blocks.inner_blks[i] != size) return false;
+    ++i;
+  }
+  return true;
 }
 
 template <typename T>
@@ -336,8 +338,9 @@ WeightedKernel make_convolution_backward_data(const ConvolutionShape& s) {
 
 // A 1 x 1 convolution's dw [K, C] is the product dy^T [K, N H W] x [N H W, C], and a matrix product
 // writes it as parameters are kept. Worth it where weights are large: measured on 2.6.3,
-// ResNet-50's last two stages, bf16, the product is 5 to 20 % faster than the convolution and what
-// packs its result into OIHW is saved; with fewer channels the convolution is faster.
+// ResNet-50's last two stages, bf16 (where there is no kernel of our own, weight_gradient_cpu.h),
+// the product is 5 to 20 % faster than the convolution and what packs its result into OIHW is
+// saved; with fewer channels the convolution is faster.
 bool is_large_product(const ConvolutionShape& s) {
   return s.kernel_h == 1 && s.kernel_w == 1 && s.stride == 1 && s.padding == 0 && s.groups == 1 &&
          !s.bias && s.x.c * s.y.c >= int64_t{1} << 18;

@@ -6,18 +6,20 @@
 #include <utility>
 
 #include "ops/freezing.h"
+#include "ops/winograd_cpu.h"
 
 namespace convoy::ops {
 namespace {
 
 using Kind = Call::Kind;
 
-// As they are packed for 3x3 convolutions by Winograd's kernels, 36 floats for 9 weights.
+// As packed: of a 3x3 convolution that Winograd's kernels can compute, 36 floats for 9 weights,
+// also where another processor does without, so that slices do not depend on the processor.
 int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
   int64_t floats = 0;
   for (const ParameterSpec& p : parameters(spec, x)) floats += p.is_weight ? p.elements() : 0;
   const auto* conv = std::get_if<Conv2d>(&spec);
-  if (conv && conv->kernel == 3 && conv->stride == 1 && conv->groups == 1) floats *= 4;
+  if (conv && winograd_computes(*conv, x[0].c)) floats *= kWinogradElements / 9;
   return floats * static_cast<int64_t>(sizeof(float));
 }
 

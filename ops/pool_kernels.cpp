@@ -44,22 +44,17 @@ CONVOY_INLINE void for_rows(int64_t n, int64_t rows, int threads, Body body) {
 // body(geometry): of the usual windows with constants, so that nothing is divided and loops can be
 // unrolled.
 template <typename Body>
-CONVOY_INLINE void with_constants(PoolGeometry g, Body body) {
-  if (g.kernel == 3 && g.stride == 2) {
-    g.kernel = 3;
-    g.stride = 2;
-    body(g);
-  } else if (g.kernel == 3 && g.stride == 1) {
-    g.kernel = 3;
-    g.stride = 1;
-    body(g);
-  } else if (g.kernel == 2 && g.stride == 2) {
-    g.kernel = 2;
-    g.stride = 2;
-    body(g);
-  } else {
-    body(g);
-  }
+CONVOY_INLINE void with_constants(const PoolGeometry& g, Body body) {
+  const auto run = [&](int64_t kernel, int64_t stride) __attribute__((always_inline)) {
+    PoolGeometry known = g;
+    known.kernel = kernel;
+    known.stride = stride;
+    body(known);
+  };
+  if (g.kernel == 3 && g.stride == 2) return run(3, 2);
+  if (g.kernel == 3 && g.stride == 1) return run(3, 1);
+  if (g.kernel == 2 && g.stride == 2) return run(2, 2);
+  run(g.kernel, g.stride);
 }
 
 // Row p of the outputs of an image; y and place: of that row.

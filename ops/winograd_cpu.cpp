@@ -5,7 +5,6 @@
 #include "ops/core/isa.h"
 #include "ops/folded_weights.h"
 #include "ops/onednn.h"
-#include "ops/winograd_kernels.h"
 
 namespace convoy::ops {
 namespace {
@@ -108,14 +107,12 @@ bool winograd_wins(const Conv2d& s, const OpConfig& c) {
   const bool in_bf16 =
       c.type == DType::kBfloat16 && cpu_supports_bf16() && !onednn::multiplies_by_amx();
   const bool computes = cpu_isa() >= Isa::kAvx2 && (c.type == DType::kFloat32 || in_bf16) &&
-                        c.y_type == c.type && s.kernel == 3 && s.stride == 1 && s.padding == 1 &&
-                        s.groups == 1 && x.c % kWinogradChannels == 0 &&
-                        s.out_channels % kWinogradChannels == 0;
+                        c.y_type == c.type && winograd_computes(s, x.c);
   // Products per pair of channels and image: a direct convolution leaves out the padding, a tile
-  // takes 36 even where it hangs over the edge. In bf16 oneDNN's products are twice as fast as
-  // ours, which are fp32's. Measured on a Zen 5: 4 times fewer (56x56) take a third of the time in
-  // fp32, 0.6 of it in bf16; 2.5 times fewer (7x7) half of it and 0.8; 1.8 times fewer (6x6) 0.6
-  // and 1.2.
+  // takes 36 even where it hangs over the edge. With AVX512_BF16 oneDNN's products are twice as
+  // fast as ours, which are fp32's. Measured on a Zen 5: 4 times fewer (56x56) take a third of the
+  // time in fp32, 0.6 of it in bf16; 2.5 times fewer (7x7) half of it and 0.8; 1.8 times fewer
+  // (6x6) 0.6 and 1.2.
   const int64_t direct = (3 * x.h - 2) * (3 * x.w - 2);
   const int64_t winograd = kWinogradElements * ((x.h + 3) / 4) * ((x.w + 3) / 4);
   return computes && 10 * direct >= (in_bf16 ? 23 : 17) * winograd;

@@ -286,7 +286,7 @@ constexpr Multiply kMultiply[] = {
 template <typename T>
 CONVOY_INLINE void prefetch(const T* p, int64_t n, int64_t part, int64_t parts) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t lines = n / kLine;
+  const int64_t lines = ceil_div(n, kLine);
   for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; ++i)
     __builtin_prefetch(p + i * kLine, 0, 2);
 }

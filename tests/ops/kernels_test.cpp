@@ -162,7 +162,7 @@ void compare_tables(const std::string& what, Body body) {
   }
 }
 
-constexpr int kChannels[] = {1, 3, 15, 16, 17, 24, 32, 33, 64, 100, 272};
+constexpr int kChannels[] = {1, 3, 8, 15, 16, 17, 24, 32, 33, 64, 100, 272};
 
 template <typename T>
 void compare_batch_norm() {
@@ -252,35 +252,48 @@ void compare_elementwise() {
 
 template <typename T>
 void compare_pool() {
-  for (const int64_t c : kChannels) {
-    const PoolGeometry g = {
-        .n = 2, .c = c, .h = 7, .w = 6, .p = 4, .q = 3, .kernel = 3, .stride = 2, .padding = 1};
+  // The usual windows, which the kernels know as constants, and another one.
+  const auto compare = [](int64_t c, int64_t kernel, int64_t stride, int64_t padding) {
+    PoolGeometry g = {.n = 2, .c = c, .h = 7, .w = 6};
+    g.kernel = kernel;
+    g.stride = stride;
+    g.padding = padding;
+    g.p = (g.h + 2 * padding - kernel) / stride + 1;
+    g.q = (g.w + 2 * padding - kernel) / stride + 1;
     const auto n = static_cast<size_t>(g.n * g.h * g.w * c);
     const auto m = static_cast<size_t>(g.n * g.p * g.q * c);
-    compare_tables<T>(fmt::format("pool, {} channels", c), [&](const Tables<T>& t, Draw draw,
-                                                               Outputs& out) {
-      const auto x = random_vector<T>(draw, 0, n), dy = random_vector<T>(draw, 1, m);
-      std::vector<T> y(m), dx(n);
-      std::vector<uint8_t> place(m);
-      t.pool->max_forward(y.data(), nullptr, x.data(), g, 1);
-      out.add(y);
-      t.pool->max_forward(y.data(), place.data(), x.data(), g, 1);
-      out.add(y);
-      out.add(place);
-      t.pool->max_backward(dx.data(), dy.data(), place.data(), g, 1);
-      out.add(dx);
-      for (const bool include_pad : {false, true}) {
-        t.pool->avg_forward(y.data(), x.data(), g, include_pad, 1);
-        out.add(y);
-        t.pool->avg_backward(dx.data(), dy.data(), g, include_pad, 1);
-        out.add(dx);
-      }
-      const float per_row[] = {0.5f, 1 / 3.0f, 1 / 3.0f, 0.5f}, per_column[] = {0.5f, 0.5f, 0.5f};
-      t.pool->adaptive_forward(y.data(), x.data(), per_row, per_column, g, 1);
-      out.add(y);
-      t.pool->adaptive_backward(dx.data(), dy.data(), per_row, per_column, g, 1);
-      out.add(dx);
-    });
+    compare_tables<T>(
+        fmt::format("pool {}/{}, {} channels", kernel, stride, c),
+        [&](const Tables<T>& t, Draw draw, Outputs& out) {
+          const auto x = random_vector<T>(draw, 0, n), dy = random_vector<T>(draw, 1, m);
+          std::vector<T> y(m), dx(n);
+          std::vector<uint8_t> place(m);
+          t.pool->max_forward(y.data(), nullptr, x.data(), g, 1);
+          out.add(y);
+          t.pool->max_forward(y.data(), place.data(), x.data(), g, 1);
+          out.add(y);
+          out.add(place);
+          t.pool->max_backward(dx.data(), dy.data(), place.data(), g, 1);
+          out.add(dx);
+          for (const bool include_pad : {false, true}) {
+            t.pool->avg_forward(y.data(), x.data(), g, include_pad, 1);
+            out.add(y);
+            t.pool->avg_backward(dx.data(), dy.data(), g, include_pad, 1);
+            out.add(dx);
+          }
+          const std::vector<float> per_row(static_cast<size_t>(g.p), 1 / 3.0f);
+          const std::vector<float> per_column(static_cast<size_t>(g.q), 0.5f);
+          t.pool->adaptive_forward(y.data(), x.data(), per_row.data(), per_column.data(), g, 1);
+          out.add(y);
+          t.pool->adaptive_backward(dx.data(), dy.data(), per_row.data(), per_column.data(), g, 1);
+          out.add(dx);
+        });
+  };
+  for (const int64_t c : kChannels) {
+    compare(c, 3, 2, 1);
+    compare(c, 3, 1, 1);
+    compare(c, 2, 2, 0);
+    compare(c, 3, 3, 1);
   }
 }
 

@@ -458,7 +458,7 @@ TEST_P(NetworkTest, BackwardTellsOfTheStopsThatItPasses) {
 
 // Lanes pack their weights once for all of them, each a part.
 TEST(Network, SharedWeightsAreTheOthersAndPackedInParts) {
-  // In fp32 the first convolution takes Winograd's kernels, the second oneDNN's.
+  // The first convolution takes Winograd's kernels, without AMX also in bf16, the second oneDNN's.
   Graph graph{.name = "two", .image = {.n = 1, .c = 16, .h = 8, .w = 8}, .nodes = {}};
   int x = graph.add("conv_a", Conv2d{.out_channels = 16, .padding = 1}, {kImage});
   x = graph.add("bn", BatchNorm{}, {x});

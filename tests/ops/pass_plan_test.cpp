@@ -84,16 +84,19 @@ TEST(PassPlan, SlicesFillTheCacheAndDivideTheBatch) {
   EXPECT_EQ(plan_passes(g, 32, DType::kFloat32, true, kSliceBytes).slice.back(), 32);
 }
 
-// Winograd's kernels read 36 floats for nine weights: 4 x 144 KiB here, a sample has 196 KiB.
+// Winograd's kernels read 36 floats for nine weights: of 128 to 128 channels 2304 KiB, not 576.
 TEST(PassPlan, SlicesGrowWithPackedWeights) {
-  const auto slice = [](const Conv2d& conv) {
-    Graph g{.name = "one", .image = {.n = 1, .c = 64, .h = 28, .w = 28}, .nodes = {}};
+  const auto slice = [](const Conv2d& conv, int64_t size) {
+    Graph g{.name = "one", .image = {.n = 1, .c = 128, .h = size, .w = size}, .nodes = {}};
     g.add("conv", conv, {kImage});
-    return plan_passes(g, 8, DType::kFloat32, true, 200704).slice[0];
+    return plan_passes(g, 8, DType::kFloat32, true, 28 * 28 * 128 * 4).slice[0];  // 392 KiB
   };
-  EXPECT_EQ(slice({.out_channels = 64, .kernel = 3, .padding = 1}), 2);
-  EXPECT_EQ(slice({.out_channels = 64, .kernel = 1}), 1);
-  EXPECT_EQ(slice({.out_channels = 64, .kernel = 3, .padding = 1, .groups = 2}), 1);
+  const Conv2d same = {.out_channels = 128, .kernel = 3, .padding = 1};
+  EXPECT_EQ(slice(same, 28), 4);  // 2304 / 392
+  EXPECT_EQ(slice({.out_channels = 128, .kernel = 3, .padding = 1, .groups = 2}, 28), 1);
+  EXPECT_EQ(slice({.out_channels = 128, .kernel = 3, .stride = 2, .padding = 1}, 56), 1);
+  EXPECT_EQ(slice({.out_channels = 128, .kernel = 3}, 30), 1);
+  EXPECT_EQ(slice({.out_channels = 128, .kernel = 1}, 28), 1);
 }
 
 TEST(PassPlan, WithoutBatchStatisticsASliceGoesThroughTheWholeResolution) {

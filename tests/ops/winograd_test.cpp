@@ -9,6 +9,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "ops/onednn.h"
+#include "ops/winograd_cpu.h"
 #include "tests/support/op_tester.h"
 
 namespace convoy::ops {
@@ -53,8 +55,8 @@ const WinogradShape kShapes[] = {
     {.n = 1, .h = 5, .w = 9, .c = 32, .k = 48},   {.n = 3, .h = 1, .w = 1, .c = 16, .k = 32},
     {.n = 1, .h = 1, .w = 6, .c = 48, .k = 16},   {.n = 1, .h = 23, .w = 2, .c = 16, .k = 80},
     {.n = 3, .h = 14, .w = 11, .c = 16, .k = 96}, {.n = 1, .h = 3, .w = 4, .c = 144, .k = 16},
-    {.n = 2, .h = 21, .w = 30, .c = 16, .k = 16}, {.n = 1, .h = 4, .w = 6, .c = 1024, .k = 16},
-    {.n = 1, .h = 3, .w = 3, .c = 272, .k = 288},
+    {.n = 2, .h = 21, .w = 30, .c = 16, .k = 16}, {.n = 1, .h = 8, .w = 6, .c = 2048, .k = 16},
+    {.n = 1, .h = 3, .w = 3, .c = 272, .k = 288}, {.n = 2, .h = 34, .w = 33, .c = 32, .k = 48},
 };
 
 std::string describe(const WinogradShape& s) {
@@ -195,6 +197,37 @@ TYPED_TEST(Winograd, EqualsReference) {
   }
 }
 
+bool wins(const Conv2d& spec, const Shape& x, DType type) {
+  const OpConfig config = {
+      .x = {x}, .y = output_shape(spec, {x}), .batch = x.n, .type = type, .y_type = type};
+  return winograd_wins(spec, config);
+}
+
+TEST(WinogradConv2d, IsTakenWhereItWins) {
+  if (tables<float>().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
+  const Conv2d spec = {.out_channels = 64, .kernel = 3, .padding = 1};
+  const bool bf16 = cpu_supports_bf16() && !onednn::multiplies_by_amx();
+  for (const int64_t size : {56, 32, 28, 14, 8, 7}) {
+    EXPECT_TRUE(wins(spec, {2, 64, size, size}, DType::kFloat32)) << size;
+    EXPECT_EQ(wins(spec, {2, 64, size, size}, DType::kBfloat16), bf16) << size;
+  }
+  // Tiles that hang over the edge.
+  EXPECT_TRUE(wins(spec, {2, 64, 6, 6}, DType::kFloat32));
+  EXPECT_FALSE(wins(spec, {2, 64, 6, 6}, DType::kBfloat16));
+  for (const int64_t size : {5, 3, 2, 1})
+    EXPECT_FALSE(wins(spec, {2, 64, size, size}, DType::kFloat32)) << size;
+  // What the kernels do not compute.
+  const Shape x = {2, 64, 28, 28};
+  EXPECT_FALSE(
+      wins({.out_channels = 64, .kernel = 3, .stride = 2, .padding = 1}, x, DType::kFloat32));
+  EXPECT_FALSE(wins({.out_channels = 64, .kernel = 3}, x, DType::kFloat32));
+  EXPECT_FALSE(
+      wins({.out_channels = 64, .kernel = 3, .padding = 1, .groups = 2}, x, DType::kFloat32));
+  EXPECT_FALSE(wins({.out_channels = 64, .kernel = 5, .padding = 1}, x, DType::kFloat32));
+  EXPECT_FALSE(wins({.out_channels = 60, .kernel = 3, .padding = 1}, x, DType::kFloat32));
+  EXPECT_FALSE(wins(spec, {2, 3, 28, 28}, DType::kFloat32));
+}
+
 TYPED_TEST(Winograd, BitsDependOnTheShapeAlone) {
   using T = TypeParam;
   if (tables<T>().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
@@ -208,6 +241,10 @@ TYPED_TEST(Winograd, BitsDependOnTheShapeAlone) {
             << table.isa << ", " << threads << " threads";
     // The batch decides in which order images are summed, but only that.
     const Results one_by_one = run(*tables<T>()[0].kernels, s, data, 1, 1);
+    for (const auto& table : tables<T>())
+      for (const int threads : {3, 9})
+        EXPECT_TRUE(run(*table.kernels, s, data, threads, 1) == one_by_one)
+            << table.isa << ", " << threads << " threads, one image at a time";
     EXPECT_TRUE(one_by_one.y == expected.y);
     EXPECT_TRUE(one_by_one.dx == expected.dx);
   }

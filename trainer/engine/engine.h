@@ -205,8 +205,9 @@ class Engine {
   // construction: what the reduction did not hide behind backward, and what other ranks were late.
   double exposed_seconds() const { return exposed_seconds_; }
   double redundancy() const { return reducer_->redundancy(); }
-  // Bytes of arenas, flat buffers and the reducer's memory; oneDNN's packed weights are not
-  // counted.
+  // Bytes of arenas, flat buffers and the reducer's memory. Not counted on a CPU: packed weights,
+  // for both directions, of 3x3 convolutions four times as large as the parameters, and once more
+  // the sums of their gradients.
   size_t memory_bytes() const;
   const ops::Graph& fused_graph() const { return fused_; }
 
