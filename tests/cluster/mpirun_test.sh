@@ -19,7 +19,7 @@ start_training() {
 expect "exit code of success" $? 0
 expect "ranks that ran" "$(grep -c '^convoy ' out)" 2
 "$mpirun_sh" -n 2 -- train --job nowhere.txtpb --out none >out 2>&1
-expect "exit code of a missing job file" $? 78
+expect "exit code of a missing job file" $? 74
 "$mpirun_sh" -n 2 >out 2>&1
 expect "exit code of no command" $? 64
 CONVOY=$work/nothing "$mpirun_sh" -n 1 -- --version >out 2>&1

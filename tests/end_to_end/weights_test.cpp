@@ -132,7 +132,9 @@ TEST_F(Weights, OutAndInAgainTheyHaveTheSameBitsAndTheSameAccuracy) {
   const auto newest = json(runs_->verified(trained))["checkpoint"].get<std::string>();
   EXPECT_EQ(exported(), read_file(newest + "/model.safetensors"));
 
-  const Outcome outcome = convoy(import(path("w.safetensors"), path("imported")));
+  // With the batch of the run's evaluation: it says in which order losses are summed.
+  const Outcome outcome =
+      convoy(import(path("w.safetensors"), path("imported"), {"--set", "evaluation.batch=8"}));
   ASSERT_EQ(outcome.exit_code, 0) << outcome.all();
   const json before = evaluated(trained), after = evaluated(path("imported"));
   EXPECT_EQ(after["step"], 0);
@@ -447,7 +449,8 @@ TEST_F(Weights, ANetworkAsTextTrainsAndTravelsWithItsWeights) {
   EXPECT_EQ(exported_own["model"], "mine");
 
   runs_->folder().write("mine.txtpb", text.out);
-  Arguments command = import(path("w.safetensors"), path("own_import"));
+  Arguments command =
+      import(path("w.safetensors"), path("own_import"), {"--set", "evaluation.batch=8"});
   command[2] = network;
   const Outcome imported = convoy(command);
   ASSERT_EQ(imported.exit_code, 0) << imported.all();

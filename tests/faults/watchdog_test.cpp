@@ -165,8 +165,10 @@ TEST_F(Watchdog, R4AFifoInPlaceOfAnImageIsRefused) {
   Running running(folder_, arguments, 2);
   ASSERT_TRUE(running.wait_until([&] { return step() >= 1; })) << running.finish().all();
   const std::string file = folder_.path("train/class_1/image_3.jpg");
-  ASSERT_EQ(std::remove(file.c_str()), 0);
-  ASSERT_EQ(::mkfifo(file.c_str(), 0666), 0);
+  // In its place at once: a rank that finds no file ends otherwise.
+  const std::string fifo = folder_.path("fifo");
+  ASSERT_EQ(::mkfifo(fifo.c_str(), 0666), 0);
+  ASSERT_EQ(std::rename(fifo.c_str(), file.c_str()), 0);
   const Outcome outcome = running.finish();
   EXPECT_TRUE(outcome.in_time);
   EXPECT_EQ(outcome.exit_code, 65) << outcome.all();
