@@ -143,15 +143,16 @@ CONVOY_INLINE void store_part(T* p, Floats v, int64_t count) {
 CONVOY_INLINE void transpose(Floats (&rows)[kLanes]) {
 #if defined(__AVX512F__)
   // Squares of `step` rows and columns change places across the diagonal, those of 1, 2, 4, 8.
+  constexpr int32_t kRows = kLanes;
 #pragma GCC unroll 4
-  for (int32_t step = 1; step < kLanes; step *= 2) {
+  for (int32_t step = 1; step < kRows; step *= 2) {
     Ints first, second;  // lanes of two rows: where a lane of the new ones comes from
-    for (int32_t i = 0; i < kLanes; ++i) {
-      first[i] = (i & step) != 0 ? kLanes + i - step : i;
-      second[i] = (i & step) != 0 ? kLanes + i : i + step;
+    for (int32_t i = 0; i < kRows; ++i) {
+      first[i] = (i & step) != 0 ? kRows + i - step : i;
+      second[i] = (i & step) != 0 ? kRows + i : i + step;
     }
 #pragma GCC unroll 16
-    for (int32_t i = 0; i < kLanes; ++i) {
+    for (int32_t i = 0; i < kRows; ++i) {
       if ((i & step) != 0) continue;
       const auto a = reinterpret_cast<__m512>(rows[i]),
                  b = reinterpret_cast<__m512>(rows[i + step]);

@@ -117,7 +117,7 @@ void multiply(float* sum, int64_t row, const Bfloat16* x, const Bfloat16* dy, in
 }
 
 size_t scratch_bytes(const WeightGradientShape& s, int threads) {
-  const int64_t panels = least(s.k, kGroup) / kChannels + 2 * threads;
+  const int64_t panels = least(s.k, kGroup) / kChannels + int64_t{2} * threads;
   return static_cast<size_t>(panels * kPanel) * sizeof(Bfloat16);
 }
 

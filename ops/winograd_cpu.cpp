@@ -53,7 +53,7 @@ class WinogradOpCpu final : public Op {
              .residual = spec_.batch_norm->residual,
              .relu = spec_.batch_norm->relu};
     kernels_.forward(static_cast<T*>(m.y), static_cast<const T*>(m.x[0]),
-                     packed_->forward_weights_.as<float>(), end, shape_,
+                     packed_->forward_weights_.template as<float>(), end, shape_,
                      static_cast<float*>(m.scratch), threads_);
   }
 
@@ -61,8 +61,9 @@ class WinogradOpCpu final : public Op {
     const auto* dy = static_cast<const T*>(m.dy[0]);
     if (wants_gradients_) add_gradient(m, dy);
     if (wants_dx_)
-      kernels_.forward(static_cast<T*>(m.dx[0]), dy, packed_->backward_weights_.as<float>(), {},
-                       turned_, static_cast<float*>(m.scratch), threads_);
+      kernels_.forward(static_cast<T*>(m.dx[0]), dy,
+                       packed_->backward_weights_.template as<float>(), {}, turned_,
+                       static_cast<float*>(m.scratch), threads_);
   }
 
   size_t scratch_bytes() const override {

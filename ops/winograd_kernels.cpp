@@ -159,9 +159,9 @@ CONVOY_INLINE void input_run(float* v, int64_t plane, const T* image, const Wino
     const int64_t tiles = least(kTiles, end - j), columns = kTile * tiles + 2;
     const int64_t left = kTile * j - 1, first = left < 0 ? 0 : left;
     const int64_t last = least(left + columns, s.w);
-    for (int64_t r = 0; r < kPatch; ++r) {
-      if (left < 0) store(buffer[r][0], Floats{});
-      for (int64_t q = last - left; q < columns; ++q) store(buffer[r][q], Floats{});
+    for (auto& row : buffer) {
+      if (left < 0) store(row[0], Floats{});
+      for (int64_t q = last - left; q < columns; ++q) store(row[q], Floats{});
     }
     Pixels<T, kPatch> pixels(image, kTile * i - 1, first, s.h, s.w, s.c);
     for (int64_t q = first - left; q < last - left; ++q) {
