@@ -326,11 +326,11 @@ void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
   const int64_t here = pixel_of(tiles, s, first), next = pixel_of(tiles, s, end);
   const int64_t after = pixel_of(tiles, s, least(end + count, tiles.count));
   const int64_t rows = ceil_div(count, ceil_div(count, kMaxRows)), panels = ceil_div(s.k, kPanel);
+  const bool plain = !at_end.bias && !at_end.residual && !at_end.relu;
+  const auto put_run = plain ? output_run<true, T> : output_run<false, T>;
   for (int64_t k = 0; k < s.k; k += kPanel) {
     const int64_t width = least(kPanel, s.k - k);
     WinogradEnd panel_end = at_end;
-    const bool plain = !at_end.bias && !at_end.residual && !at_end.relu;
-    const auto put_run = plain ? output_run<true, T> : output_run<false, T>;
     if (at_end.bias) panel_end.bias += k;
     for (int64_t e = 0; e < kElements; ++e) {
       prefetch(x + next * s.c, (after - next) * s.c, k / kPanel * kElements + e,

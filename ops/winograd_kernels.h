@@ -8,8 +8,8 @@
 // Pixels are fp32 or bf16, everything between is fp32; with pixels in bf16 weights are rounded to
 // it, as a direct convolution's are. The transforms interpolate at 0, +-3/4, +-3/2 and infinity: of
 // the points whose powers are exact they lose least, half of what 0, +-1, +-2 lose (on the choice:
-// Barabasz et al. 2018, arXiv:1803.10986). In fp32, y is within 1.3e-6 of the truth (L2) with any
-// number of channels.
+// Barabasz et al. 2018, arXiv:1803.10986). In fp32, y was measured within 1.3e-6 of the truth (L2)
+// with 16 to 4096 channels.
 //
 // Channels are multiples of kWinogradChannels. Every sum runs in an order that depends on the shape
 // alone, so threads and blocks change no bit, and forward gives an image the same bits in any
