@@ -5,9 +5,6 @@
 namespace convoy::ops::CONVOY_ISA {
 namespace {
 
-CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 CONVOY_INLINE int64_t most(int64_t a, int64_t b) {
   return a > b ? a : b;
 }

@@ -38,6 +38,10 @@ typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
+CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
 CONVOY_INLINE Floats splat(float value) {
   return value - Floats{};
 }

@@ -18,10 +18,6 @@ constexpr int64_t kPanel = kPixels / 2 * kPair + 32;
 
 alignas(64) const Bfloat16 kZeros[2 * kChannels] = {};
 
-CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-
 // kChannels of two pixels next to each other.
 CONVOY_INLINE void interleave(Bfloat16* pair, const Bfloat16* a, const Bfloat16* b) {
   typedef uint16_t Row __attribute__((vector_size(2 * kChannels)));

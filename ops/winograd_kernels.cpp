@@ -23,9 +23,6 @@ constexpr int64_t kGap = 16;
 constexpr int64_t kElements = kWinogradElements;
 constexpr int64_t kTile = 4, kPatch = 6;  // pixels a side of a tile of y, of what it reads of x
 
-CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
 CONVOY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
