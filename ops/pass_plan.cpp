@@ -19,7 +19,7 @@ int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
   int64_t floats = 0;
   for (const ParameterSpec& p : parameters(spec, x)) floats += p.is_weight ? p.elements() : 0;
   const auto* conv = std::get_if<Conv2d>(&spec);
-  if (conv && winograd_computes(*conv, x[0].c)) floats *= kWinogradElements / 9;
+  if (conv && winograd_computes(*conv, x[0].c)) floats *= 4;
   return floats * static_cast<int64_t>(sizeof(float));
 }
 

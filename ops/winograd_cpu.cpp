@@ -13,8 +13,11 @@ namespace {
 template <typename T>
 class WinogradOpCpu final : public Op {
  public:
-  WinogradOpCpu(int threads, const Conv2d& spec, const OpConfig& config)
-      : kernels_(winograd_kernels<T>()),
+  // `kernels`: of forward and of dx; `gradient`: of dw.
+  WinogradOpCpu(int threads, const Conv2d& spec, const OpConfig& config,
+                const WinogradKernels<T>& kernels, const WinogradKernels<T>& gradient)
+      : kernels_(kernels),
+        gradient_kernels_(gradient),
         threads_(threads),
         name_(config.name),
         spec_(spec),
@@ -23,12 +26,13 @@ class WinogradOpCpu final : public Op {
         wants_dx_(config.training && config.wants_dx[0]),
         shape_({config.x[0].n, config.x[0].h, config.x[0].w, config.x[0].c, config.y.c}),
         turned_({shape_.n, shape_.h, shape_.w, shape_.k, shape_.c}) {
-    if (wants_gradients_ && config.batch > shape_.n) gradient_sum_ = AlignedBuffer(weight_bytes());
+    if (wants_gradients_ && config.batch > shape_.n)
+      gradient_sum_ = AlignedBuffer(bytes_of(gradient_kernels_));
   }
 
   // Memory is taken by the first call: a lane that uses another's weights takes none.
   void prepare(const NodeMemory& m) override {
-    if (forward_weights_.size() == 0) forward_weights_ = AlignedBuffer(weight_bytes());
+    if (forward_weights_.size() == 0) forward_weights_ = AlignedBuffer(bytes_of(kernels_));
     const float* w = m.parameters[0];
     if (spec_.batch_norm) {
       folded_ = fold_batch_norm(name_, spec_, m, 9 * shape_.c);
@@ -37,7 +41,7 @@ class WinogradOpCpu final : public Op {
     kernels_.pack(forward_weights_.as<float>(), w, shape_.c, shape_.k, threads_);
     folded_.weights = {};
     if (!wants_dx_) return;
-    if (backward_weights_.size() == 0) backward_weights_ = AlignedBuffer(weight_bytes());
+    if (backward_weights_.size() == 0) backward_weights_ = AlignedBuffer(bytes_of(kernels_));
     kernels_.pack_backward(backward_weights_.as<float>(), m.parameters[0], shape_.k, shape_.c,
                            threads_);
   }
@@ -70,8 +74,8 @@ class WinogradOpCpu final : public Op {
     int64_t floats = kernels_.forward_scratch(shape_, threads_);
     if (wants_dx_) floats = std::max(floats, kernels_.forward_scratch(turned_, threads_));
     if (wants_gradients_)
-      floats =
-          std::max(floats, gradient_scratch_floats() + kernels_.gradient_scratch(shape_, threads_));
+      floats = std::max(
+          floats, gradient_scratch_floats() + gradient_kernels_.gradient_scratch(shape_, threads_));
     return static_cast<size_t>(floats) * sizeof(float);
   }
 
@@ -80,15 +84,24 @@ class WinogradOpCpu final : public Op {
     // Scratch: the gradient of U where it need not last till the next slice, then the kernel's own.
     auto* scratch = static_cast<float*>(m.scratch);
     float* du = gradient_sum_.size() > 0 ? gradient_sum_.as<float>() : scratch;
-    kernels_.add_gradient(du, bias_ ? m.gradients[1] : nullptr, static_cast<const T*>(m.x[0]), dy,
-                          shape_, m.slice.first, scratch + gradient_scratch_floats(), threads_);
-    if (m.slice.last) kernels_.unpack_gradient(m.gradients[0], du, shape_.c, shape_.k, threads_);
+    gradient_kernels_.add_gradient(du, bias_ ? m.gradients[1] : nullptr,
+                                   static_cast<const T*>(m.x[0]), dy, shape_, m.slice.first,
+                                   scratch + gradient_scratch_floats(), threads_);
+    if (m.slice.last)
+      gradient_kernels_.unpack_gradient(m.gradients[0], du, shape_.c, shape_.k, threads_);
   }
-  int64_t weight_floats() const { return kWinogradElements * shape_.c * shape_.k; }
-  size_t weight_bytes() const { return static_cast<size_t>(weight_floats()) * sizeof(float); }
-  int64_t gradient_scratch_floats() const { return gradient_sum_.size() > 0 ? 0 : weight_floats(); }
+  // Floats of U.
+  int64_t floats_of(const WinogradKernels<T>& kernels) const {
+    return kernels.weight_floats(shape_.c, shape_.k);
+  }
+  size_t bytes_of(const WinogradKernels<T>& kernels) const {
+    return static_cast<size_t>(floats_of(kernels)) * sizeof(float);
+  }
+  int64_t gradient_scratch_floats() const {
+    return gradient_sum_.size() > 0 ? 0 : floats_of(gradient_kernels_);
+  }
 
-  const WinogradKernels<T>& kernels_;
+  const WinogradKernels<T>&kernels_, &gradient_kernels_;
   int threads_;
   std::string name_;
   Conv2d spec_;
@@ -100,6 +113,31 @@ class WinogradOpCpu final : public Op {
   AlignedBuffer gradient_sum_;          // of U, over several slices
 };
 
+// Products per pair of channels and image: a tile takes them all even where it hangs over the edge.
+int64_t products(const Shape& x, int64_t tile_h, int64_t tile_w) {
+  return (tile_h + 2) * (tile_w + 2) * ((x.h + tile_h - 1) / tile_h) *
+         ((x.w + tile_w - 1) / tile_w);
+}
+
+// True where larger tiles need an eighth fewer products than 4x4 ones, which their transforms and
+// weights cost: measured on a Zen 5, 56x56 (a quarter fewer) takes 0.9 of the time, 32x32 (0.12)
+// 1.1.
+bool larger_wins(const Shape& x, int64_t tile_h, int64_t tile_w) {
+  return 8 * products(x, tile_h, tile_w) <= 7 * products(x, 4, 4);
+}
+
+// Of forward and dx. An image of one tile has no use for the large weights of 7x7: with 512
+// channels they would take more time to pack and to read than they save.
+const WinogradKernels<Bfloat16>& bf16_kernels(const Shape& x) {
+  if (larger_wins(x, 7, 7) && (x.h > 7 || x.w > 7)) return winograd_7x7_bf16();
+  return larger_wins(x, 7, 4) ? winograd_7x4_bf16() : winograd_4x4_bf16();
+}
+
+// dw stays fp32, and 7x7 tiles are not as accurate as that.
+const WinogradKernels<Bfloat16>& bf16_gradient_kernels(const Shape& x) {
+  return larger_wins(x, 7, 4) ? winograd_7x4_bf16() : winograd_4x4_bf16();
+}
+
 }  // namespace
 
 bool winograd_wins(const Conv2d& s, const OpConfig& c) {
@@ -109,20 +147,22 @@ bool winograd_wins(const Conv2d& s, const OpConfig& c) {
       c.type == DType::kBfloat16 && cpu_supports_bf16() && !onednn::multiplies_by_amx();
   const bool computes = cpu_isa() >= Isa::kAvx2 && (c.type == DType::kFloat32 || in_bf16) &&
                         c.y_type == c.type && winograd_computes(s, x.c);
-  // Products per pair of channels and image: a direct convolution leaves out the padding, a tile
-  // takes 36 even where it hangs over the edge. With AVX512_BF16 oneDNN's products are twice as
+  // A direct convolution leaves out the padding. With AVX512_BF16 oneDNN's products are twice as
   // fast as ours, which are fp32's. Measured on a Zen 5: 4 times fewer (56x56) take a third of the
   // time in fp32, 0.6 of it in bf16; 2.5 times fewer (7x7) half of it and 0.8; 1.8 times fewer
   // (6x6) 0.6 and 1.2.
   const int64_t direct = (3 * x.h - 2) * (3 * x.w - 2);
-  const int64_t winograd = kWinogradElements * ((x.h + 3) / 4) * ((x.w + 3) / 4);
+  const int64_t winograd = products(x, 4, 4);
   return computes && 10 * direct >= (in_bf16 ? 23 : 17) * winograd;
 }
 
 std::unique_ptr<Op> make_winograd_op(int threads, const Conv2d& spec, const OpConfig& config) {
-  if (config.type == DType::kBfloat16)
-    return std::make_unique<WinogradOpCpu<Bfloat16>>(threads, spec, config);
-  return std::make_unique<WinogradOpCpu<float>>(threads, spec, config);
+  if (config.type == DType::kFloat32)
+    return std::make_unique<WinogradOpCpu<float>>(threads, spec, config, winograd_4x4_fp32(),
+                                                  winograd_4x4_fp32());
+  return std::make_unique<WinogradOpCpu<Bfloat16>>(threads, spec, config,
+                                                   bf16_kernels(config.x[0]),
+                                                   bf16_gradient_kernels(config.x[0]));
 }
 
 }  // namespace convoy::ops

@@ -15,81 +15,198 @@ constexpr int64_t kMaxRows = 14;
 constexpr int64_t kMaxRows = 6;
 #endif
 // U, M and dU are cut into panels of kPanel output channels (the last may be narrower):
-// U [panel][kElements][c][width].
+// U [panel][kElements] planes of [c][width].
 constexpr int64_t kPanel = 2 * kLanes;
-// Between planes, so that the elements of a tile do not fall into the same set of the cache.
-constexpr int64_t kGap = 16;
-
-constexpr int64_t kElements = kWinogradElements;
-constexpr int64_t kTile = 4, kPatch = 6;  // pixels a side of a tile of y, of what it reads of x
+// Between planes, so that the elements of a tile, or of the weights of some channels, do not fall
+// into the same sets of the cache.
+constexpr int64_t kGap = 16, kWeightsGap = 64;
 
 CONVOY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-// ---- The transforms in one dimension, for the points 0, a, -a, b, -b and infinity. All factors
-// but G's divisors, 1 / (a^2 b^2), 1 / (2 a^2 (a^2 - b^2)) and 1 / (2 b^2 (b^2 - a^2)), are exact.
-
-constexpr float kA = 0.75f, kB = 1.5f, kA2 = kA * kA, kB2 = kB * kB;
-constexpr float kG0 = 64.0f / 81.0f, kGa = -128.0f / 243.0f, kGb = 32.0f / 243.0f;
-
 CONVOY_INLINE Floats axpy(float a, Floats x, Floats y) {
   return fma(splat(a), x, y);
 }
 
-// B^T d.
-CONVOY_INLINE void input_transform(Floats (&v)[kPatch], const Floats (&d)[kPatch]) {
-  const Floats even_a = axpy(-kB2, d[2], d[4]), odd_a = axpy(-kB2, d[1], d[3]);
-  const Floats even_b = axpy(-kA2, d[2], d[4]), odd_b = axpy(-kA2, d[1], d[3]);
-  v[0] = axpy(kA2 * kB2, d[0], axpy(-(kA2 + kB2), d[2], d[4]));
-  v[1] = axpy(kA, odd_a, even_a);
-  v[2] = axpy(-kA, odd_a, even_a);
-  v[3] = axpy(kB, odd_b, even_b);
-  v[4] = axpy(-kB, odd_b, even_b);
-  v[5] = axpy(kA2 * kB2, d[1], axpy(-(kA2 + kB2), d[3], d[5]));
+// ---- The transforms in one dimension. F(kTile, 3) interpolates at 0 (if kZero), at pairs p and
+// -p, and at infinity; vectors have the elements in this order.
+
+struct Four {
+  static constexpr int64_t kTile = 4, kPairs = 2;
+  static constexpr bool kZero = true;
+  static constexpr double kPoints[] = {0.75, 1.5};
+};
+struct Seven {
+  static constexpr int64_t kTile = 7, kPairs = 4;
+  static constexpr bool kZero = false;
+  static constexpr double kPoints[] = {0.25, 0.625, 1.125, 2.0};
+};
+
+// All are exact but the scales.
+template <typename Points>
+struct Constants {
+  static constexpr int64_t kPairs = Points::kPairs, kTile = Points::kTile;
+  // Coefficients of x^2k in the product of (x^2 - q^2) over the pairs q: over all, and over all but
+  // the i-th.
+  float all[kPairs + 1] = {}, others[kPairs][kPairs] = {};
+  float powers[kPairs][kTile] = {};  // p^r
+  // Of the rows of G: for 0, for p; for -p the same where there is a 0, else with the other sign.
+  float zero_scale = 0, scales[kPairs] = {};
+
+  constexpr Constants() {
+    double at_zero = 1;
+    for (int64_t i = 0; i < kPairs; ++i) {
+      const double p = Points::kPoints[i];
+      double power = 1, at_p = Points::kZero ? 2 * p * p : 2 * p;
+      for (int64_t r = 0; r < kTile; ++r, power *= p) powers[i][r] = static_cast<float>(power);
+      for (int64_t j = 0; j < kPairs; ++j)
+        if (j != i) at_p *= p * p - square(j);
+      scales[i] = static_cast<float>(1 / at_p);
+      at_zero *= -p * p;
+      multiply_out(others[i], i);
+    }
+    zero_scale = static_cast<float>(1 / at_zero);
+    multiply_out(all, kPairs);
+  }
+
+ private:
+  static constexpr double square(int64_t i) { return Points::kPoints[i] * Points::kPoints[i]; }
+  template <int64_t kCount>
+  static constexpr void multiply_out(float (&coefficients)[kCount], int64_t but) {
+    double product[kCount + 1] = {1};
+    for (int64_t j = 0; j < kPairs; ++j) {
+      if (j == but) continue;
+      for (int64_t k = kCount; k >= 0; --k)
+        product[k] = (k > 0 ? product[k - 1] : 0) - square(j) * product[k];
+    }
+    for (int64_t k = 0; k < kCount; ++k) coefficients[k] = static_cast<float>(product[k]);
+  }
+};
+
+template <typename Points>
+struct Transform {
+  static constexpr int64_t kTile = Points::kTile, kPatch = kTile + 2, kPairs = Points::kPairs;
+  static constexpr bool kZero = Points::kZero;
+  static constexpr int64_t kFirst = kZero ? 1 : 0;  // element of the first p; of -p: one more
+  static_assert(kPatch == kFirst + 2 * kPairs + 1);
+  static constexpr Constants<Points> kOf{};
+
+  // B^T d.
+  CONVOY_INLINE_MEMBER static void of_input(Floats (&v)[kPatch], const Floats (&d)[kPatch]) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPairs; ++i) {
+      Floats low = d[kFirst + 2 * kPairs - 2], high = d[kFirst + 2 * kPairs - 1];
+#pragma GCC unroll 4
+      for (int64_t k = kPairs - 2; k >= 0; --k) {
+        low = axpy(kOf.others[i][k], d[kFirst + 2 * k], low);
+        high = axpy(kOf.others[i][k], d[kFirst + 2 * k + 1], high);
+      }
+      put_pair(v, i, high, low);
+    }
+    const auto whole = [&](int64_t first) __attribute__((always_inline)) {
+      Floats sum = d[first + 2 * kPairs];
+#pragma GCC unroll 4
+      for (int64_t k = kPairs - 1; k >= 0; --k) sum = axpy(kOf.all[k], d[first + 2 * k], sum);
+      return sum;
+    };
+    if (kZero) v[0] = whole(0);
+    v[kPatch - 1] = whole(kFirst);
+  }
+
+  // A^T m.
+  CONVOY_INLINE_MEMBER static void of_output(Floats (&y)[kTile], const Floats (&m)[kPatch]) {
+    Floats even[kPairs], odd[kPairs];
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPairs; ++i) {
+      even[i] = m[kFirst + 2 * i] + m[kFirst + 2 * i + 1];
+      odd[i] = m[kFirst + 2 * i] - m[kFirst + 2 * i + 1];
+    }
+    sum_powers(y, even, odd);
+    if (kZero) y[0] += m[0];
+    y[kTile - 1] += m[kPatch - 1];
+  }
+
+  // A dy.
+  CONVOY_INLINE_MEMBER static void of_gradient(Floats (&z)[kPatch], const Floats (&dy)[kTile]) {
+    constexpr int64_t kEven = (kTile - 1) / 2 * 2, kOdd = kTile / 2 * 2 - 1;  // the last ones
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPairs; ++i) {
+      Floats even = dy[kEven], odd = dy[kOdd];
+#pragma GCC unroll 4
+      for (int64_t r = kEven - 2; r >= 0; r -= 2) even = axpy(kOf.powers[i][2], even, dy[r]);
+#pragma GCC unroll 4
+      for (int64_t r = kOdd - 2; r >= 0; r -= 2) odd = axpy(kOf.powers[i][2], odd, dy[r]);
+      put_pair(z, i, even, odd);
+    }
+    if (kZero) z[0] = dy[0];
+    z[kPatch - 1] = dy[kTile - 1];
+  }
+
+  // G g.
+  CONVOY_INLINE_MEMBER static void of_weights(Floats (&u)[kPatch], const Floats (&g)[3]) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPairs; ++i) {
+      put_pair(u, i, axpy(kOf.powers[i][2], g[2], g[0]), g[1]);
+      u[kFirst + 2 * i] *= kOf.scales[i];
+      u[kFirst + 2 * i + 1] *= kZero ? kOf.scales[i] : -kOf.scales[i];
+    }
+    if (kZero) u[0] = kOf.zero_scale * g[0];
+    u[kPatch - 1] = g[2];
+  }
+
+  // G^T du.
+  CONVOY_INLINE_MEMBER static void of_weight_gradient(Floats (&g)[3], const Floats (&du)[kPatch]) {
+    Floats even[kPairs], odd[kPairs];
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kPairs; ++i) {
+      const Floats sum = kOf.scales[i] * (du[kFirst + 2 * i] + du[kFirst + 2 * i + 1]);
+      const Floats difference = kOf.scales[i] * (du[kFirst + 2 * i] - du[kFirst + 2 * i + 1]);
+      even[i] = kZero ? sum : difference;
+      odd[i] = kZero ? difference : sum;
+    }
+    sum_powers(g, even, odd);
+    if (kZero) g[0] = axpy(kOf.zero_scale, du[0], g[0]);
+    g[2] += du[kPatch - 1];
+  }
+
+ private:
+  // The elements of p and -p of a polynomial with these even and odd parts (the odd one over p).
+  CONVOY_INLINE_MEMBER static void put_pair(Floats (&v)[kPatch], int64_t i, Floats even,
+                                            Floats odd) {
+    v[kFirst + 2 * i] = axpy(kOf.powers[i][1], odd, even);
+    v[kFirst + 2 * i + 1] = axpy(-kOf.powers[i][1], odd, even);
+  }
+  // out[r]: p^r times the even or the odd part, whichever r is, summed over the pairs.
+  template <int64_t kCount>
+  CONVOY_INLINE_MEMBER static void sum_powers(Floats (&out)[kCount], const Floats (&even)[kPairs],
+                                              const Floats (&odd)[kPairs]) {
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kCount; ++r) {
+      const Floats* part = r % 2 == 0 ? even : odd;
+      out[r] = r == 0 ? part[0] : kOf.powers[0][r] * part[0];
+#pragma GCC unroll 4
+      for (int64_t i = 1; i < kPairs; ++i)
+        out[r] = r == 0 ? out[r] + part[i] : axpy(kOf.powers[i][r], part[i], out[r]);
+    }
+  }
+};
+
+// Floats of a plane of U, with the gap behind it.
+CONVOY_INLINE int64_t weights_plane(int64_t c, int64_t width) {
+  return c * width + kWeightsGap;
+}
+// U of the panel that begins with output channel k.
+CONVOY_INLINE int64_t panel_at(int64_t elements, int64_t c, int64_t k) {
+  return elements * (c * k + k / kPanel * kWeightsGap);
 }
 
-// A^T m.
-CONVOY_INLINE void output_transform(Floats (&y)[kTile], const Floats (&m)[kPatch]) {
-  const Floats even_a = m[1] + m[2], odd_a = m[1] - m[2];
-  const Floats even_b = m[3] + m[4], odd_b = m[3] - m[4];
-  y[0] = m[0] + even_a + even_b;
-  y[1] = axpy(kA, odd_a, kB * odd_b);
-  y[2] = axpy(kA2, even_a, kB2 * even_b);
-  y[3] = axpy(kA2 * kA, odd_a, axpy(kB2 * kB, odd_b, m[5]));
-}
-
-// A dy.
-CONVOY_INLINE void gradient_transform(Floats (&z)[kPatch], const Floats (&dy)[kTile]) {
-  const Floats even_a = axpy(kA2, dy[2], dy[0]), odd_a = axpy(kA2, dy[3], dy[1]);
-  const Floats even_b = axpy(kB2, dy[2], dy[0]), odd_b = axpy(kB2, dy[3], dy[1]);
-  z[0] = dy[0];
-  z[1] = axpy(kA, odd_a, even_a);
-  z[2] = axpy(-kA, odd_a, even_a);
-  z[3] = axpy(kB, odd_b, even_b);
-  z[4] = axpy(-kB, odd_b, even_b);
-  z[5] = dy[3];
-}
-
-// G g.
-CONVOY_INLINE void weight_transform(Floats (&u)[kPatch], const Floats (&g)[3]) {
-  const Floats even_a = axpy(kA2, g[2], g[0]), even_b = axpy(kB2, g[2], g[0]);
-  u[0] = kG0 * g[0];
-  u[1] = kGa * axpy(kA, g[1], even_a);
-  u[2] = kGa * axpy(-kA, g[1], even_a);
-  u[3] = kGb * axpy(kB, g[1], even_b);
-  u[4] = kGb * axpy(-kB, g[1], even_b);
-  u[5] = g[2];
-}
-
-// G^T du.
-CONVOY_INLINE void weight_gradient_transform(Floats (&g)[3], const Floats (&du)[kPatch]) {
-  const Floats even_a = kGa * (du[1] + du[2]), odd_a = kGa * (du[1] - du[2]);
-  const Floats even_b = kGb * (du[3] + du[4]), odd_b = kGb * (du[3] - du[4]);
-  g[0] = axpy(kG0, du[0], even_a + even_b);
-  g[1] = axpy(kA, odd_a, kB * odd_b);
-  g[2] = axpy(kA2, even_a, axpy(kB2, even_b, du[5]));
-}
+template <typename Down, typename Across>
+struct TileOf {
+  using Rows = Transform<Down>;
+  using Columns = Transform<Across>;
+  static constexpr int64_t kElements = Rows::kPatch * Columns::kPatch;
+};
 
 // ---- Tiles and pixels.
 
@@ -97,8 +214,10 @@ CONVOY_INLINE void weight_gradient_transform(Floats (&g)[3], const Floats (&du)[
 struct Tiles {
   int64_t rows, columns, count;
 };
+template <typename Tile>
 CONVOY_INLINE Tiles tiles_of(const WinogradShape& s) {
-  const int64_t rows = ceil_div(s.h, kTile), columns = ceil_div(s.w, kTile);
+  const int64_t rows = ceil_div(s.h, Tile::Rows::kTile);
+  const int64_t columns = ceil_div(s.w, Tile::Columns::kTile);
   return {rows, columns, s.n * rows * columns};
 }
 
@@ -115,9 +234,11 @@ CONVOY_INLINE void for_runs(const Tiles& tiles, int64_t first, int64_t count, Bo
 }
 
 // The first pixel of a tile, counted over all images; of one behind the last: the end.
+template <typename Tile>
 CONVOY_INLINE int64_t pixel_of(const Tiles& tiles, const WinogradShape& s, int64_t tile) {
   const int64_t row = tile / tiles.columns, j = tile % tiles.columns;
-  return (row / tiles.rows * s.h + row % tiles.rows * kTile) * s.w + kTile * j;
+  return (row / tiles.rows * s.h + row % tiles.rows * Tile::Rows::kTile) * s.w +
+         Tile::Columns::kTile * j;
 }
 
 template <typename T>
@@ -147,11 +268,14 @@ struct Pixels {
 
 // V for a run of tiles: planes of [channels / kLanes][tiles][kLanes]. `image` points to the first
 // of kLanes channels, v to their elements of the run's first tile.
-template <typename T>
+template <typename Tile, typename T>
 CONVOY_INLINE void input_run(float* v, int64_t plane, const T* image, const WinogradShape& s,
                              int64_t i, int64_t j, int64_t length) {
-  constexpr int64_t kTiles = 8;                                  // in one go
-  alignas(64) float buffer[kPatch][kTile * kTiles + 2][kLanes];  // columns, transformed downwards
+  using Rows = typename Tile::Rows;
+  using Columns = typename Tile::Columns;
+  constexpr int64_t kTile = Columns::kTile, kTiles = 32 / kTile;  // in one go
+  // Columns, transformed downwards.
+  alignas(64) float buffer[Rows::kPatch][kTile * kTiles + 2][kLanes];
   for (int64_t end = j + length; j < end; j += kTiles) {
     const int64_t tiles = least(kTiles, end - j), columns = kTile * tiles + 2;
     const int64_t left = kTile * j - 1, first = left < 0 ? 0 : left;
@@ -160,72 +284,88 @@ CONVOY_INLINE void input_run(float* v, int64_t plane, const T* image, const Wino
       if (left < 0) store(row[0], Floats{});
       for (int64_t q = last - left; q < columns; ++q) store(row[q], Floats{});
     }
-    Pixels<T, kPatch> pixels(image, kTile * i - 1, first, s.h, s.w, s.c);
+    Pixels<T, Rows::kPatch> pixels(image, Rows::kTile * i - 1, first, s.h, s.w, s.c);
     for (int64_t q = first - left; q < last - left; ++q) {
-      Floats d[kPatch], out[kPatch];
+      Floats d[Rows::kPatch], out[Rows::kPatch];
       pixels.next(d);
-      input_transform(out, d);
-      for (int64_t r = 0; r < kPatch; ++r) store(buffer[r][q], out[r]);
+      Rows::of_input(out, d);
+#pragma GCC unroll 9
+      for (int64_t r = 0; r < Rows::kPatch; ++r) store(buffer[r][q], out[r]);
     }
     for (int64_t t = 0; t < tiles; ++t, v += kLanes)
-      for (int64_t r = 0; r < kPatch; ++r) {
-        Floats d[kPatch], out[kPatch];
-        for (int64_t q = 0; q < kPatch; ++q) d[q] = load(buffer[r][kTile * t + q]);
-        input_transform(out, d);
-        for (int64_t q = 0; q < kPatch; ++q) store(v + (r * kPatch + q) * plane, out[q]);
+      for (int64_t r = 0; r < Rows::kPatch; ++r) {
+        Floats d[Columns::kPatch], out[Columns::kPatch];
+#pragma GCC unroll 9
+        for (int64_t q = 0; q < Columns::kPatch; ++q) d[q] = load(buffer[r][kTile * t + q]);
+        Columns::of_input(out, d);
+#pragma GCC unroll 9
+        for (int64_t q = 0; q < Columns::kPatch; ++q)
+          store(v + (r * Columns::kPatch + q) * plane, out[q]);
       }
   }
 }
 
 // Z = A dy A^T likewise.
-template <typename T>
+template <typename Tile, typename T>
 CONVOY_INLINE void gradient_run(float* z, int64_t plane, const T* image, const WinogradShape& s,
                                 int64_t i, int64_t j, int64_t length) {
-  Pixels<T, kTile> pixels(image, kTile * i, kTile * j, s.h, s.w, s.k);
+  using Rows = typename Tile::Rows;
+  using Columns = typename Tile::Columns;
+  constexpr int64_t kTile = Columns::kTile;
+  Pixels<T, Rows::kTile> pixels(image, Rows::kTile * i, kTile * j, s.h, s.w, s.k);
   for (int64_t t = 0; t < length; ++t, z += kLanes) {
     const int64_t inside = s.w - kTile * (j + t);
-    Floats columns[kTile][kPatch];
-#pragma GCC unroll 4
+    Floats columns[kTile][Rows::kPatch];
+#pragma GCC unroll 7
     for (int64_t q = 0; q < kTile; ++q) {
-      Floats dy[kTile] = {};
+      Floats dy[Rows::kTile] = {};
       if (q < inside) pixels.next(dy);
-      gradient_transform(columns[q], dy);
+      Rows::of_gradient(columns[q], dy);
     }
-#pragma GCC unroll 6
-    for (int64_t r = 0; r < kPatch; ++r) {
-      Floats dy[kTile], out[kPatch];
+#pragma GCC unroll 9
+    for (int64_t r = 0; r < Rows::kPatch; ++r) {
+      Floats dy[kTile], out[Columns::kPatch];
+#pragma GCC unroll 7
       for (int64_t q = 0; q < kTile; ++q) dy[q] = columns[q][r];
-      gradient_transform(out, dy);
-      for (int64_t q = 0; q < kPatch; ++q) store(z + (r * kPatch + q) * plane, out[q]);
+      Columns::of_gradient(out, dy);
+#pragma GCC unroll 9
+      for (int64_t q = 0; q < Columns::kPatch; ++q)
+        store(z + (r * Columns::kPatch + q) * plane, out[q]);
     }
   }
 }
 
 // The tiles of a run from M [kElements][tiles][width] to y; image and the bias point to the first
 // of the channels. kPlain: nothing is done to the sums.
-template <bool kPlain, typename T>
+template <typename Tile, bool kPlain, typename T>
 void output_run(T* image, const float* m, const WinogradEnd& end, int64_t plane, int64_t width,
                 const WinogradShape& s, int64_t i, int64_t j, int64_t length) {
-  const int64_t rows = least(kTile, s.h - kTile * i);
+  using Rows = typename Tile::Rows;
+  using Columns = typename Tile::Columns;
+  constexpr int64_t kTile = Columns::kTile;
+  const int64_t rows = least(Rows::kTile, s.h - Rows::kTile * i);
   for (int64_t t = 0; t < length; ++t)
     for (int64_t k = 0; k < width; k += kLanes, m += kLanes) {
-      Floats columns[kPatch][kTile];
-#pragma GCC unroll 6
-      for (int64_t q = 0; q < kPatch; ++q) {
-        Floats elements[kPatch];
-        for (int64_t r = 0; r < kPatch; ++r) elements[r] = load(m + (r * kPatch + q) * plane);
-        output_transform(columns[q], elements);
+      Floats columns[Columns::kPatch][Rows::kTile];
+#pragma GCC unroll 9
+      for (int64_t q = 0; q < Columns::kPatch; ++q) {
+        Floats elements[Rows::kPatch];
+#pragma GCC unroll 9
+        for (int64_t r = 0; r < Rows::kPatch; ++r)
+          elements[r] = load(m + (r * Columns::kPatch + q) * plane);
+        Rows::of_output(columns[q], elements);
       }
       const Floats bias = !kPlain && end.bias ? load(end.bias + k) : Floats{};
-      T* y = image + (kTile * i * s.w + kTile * (j + t)) * s.k + k;
+      T* y = image + (Rows::kTile * i * s.w + kTile * (j + t)) * s.k + k;
       const int64_t inside = least(kTile, s.w - kTile * (j + t));
-#pragma GCC unroll 4
-      for (int64_t r = 0; r < kTile; ++r, y += s.w * s.k) {
+#pragma GCC unroll 7
+      for (int64_t r = 0; r < Rows::kTile; ++r, y += s.w * s.k) {
         if (r >= rows) break;
-        Floats elements[kPatch], out[kTile];
-        for (int64_t q = 0; q < kPatch; ++q) elements[q] = columns[q][r];
-        output_transform(out, elements);
-#pragma GCC unroll 4
+        Floats elements[Columns::kPatch], out[kTile];
+#pragma GCC unroll 9
+        for (int64_t q = 0; q < Columns::kPatch; ++q) elements[q] = columns[q][r];
+        Columns::of_output(out, elements);
+#pragma GCC unroll 7
         for (int64_t q = 0; q < kTile; ++q) {
           if (q >= inside) break;
           T* to = y + q * s.k;
@@ -241,15 +381,18 @@ void output_run(T* image, const float* m, const WinogradEnd& end, int64_t plane,
 
 // Channels that are summed in one go: sums of these parts round less than one long sum.
 constexpr int64_t kSum = 128;
+constexpr int64_t kLine = 16;  // floats of a cache line
 
 // m [kRows][kWidth * kLanes] += (or = if `first`) the products of kRows tiles of one plane of V
 // with one of U, summed over c channels in their order. block: floats from one kLanes of channels
-// to the next in v.
+// to the next in v. ahead: a line for each channel, to be fetched for a later call.
 template <int64_t kRows, int64_t kWidth>
-void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c, bool first) {
+void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c, bool first,
+              const float* ahead) {
   Floats sums[kRows][kWidth] = {};
   for (int64_t k = 0; k < c; k += kLanes, v += block)
-    for (int64_t lane = 0; lane < kLanes; ++lane, u += kWidth * kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane, u += kWidth * kLanes, ahead += kLine) {
+      __builtin_prefetch(ahead, 0, 2);
       Floats weights[kWidth];
       for (int64_t i = 0; i < kWidth; ++i) weights[i] = load(u + i * kLanes);
 #pragma GCC unroll 28
@@ -268,7 +411,7 @@ void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c
     }
 }
 
-using Multiply = void (*)(float*, const float*, int64_t, const float*, int64_t, bool);
+using Multiply = void (*)(float*, const float*, int64_t, const float*, int64_t, bool, const float*);
 template <int64_t kWidth>
 constexpr Multiply kMultiply[] = {
     multiply<1, kWidth>,  multiply<2, kWidth>,  multiply<3, kWidth>,  multiply<4, kWidth>,
@@ -282,61 +425,73 @@ constexpr Multiply kMultiply[] = {
 // Asks for share `part` of `parts` of what the next stage will read.
 template <typename T>
 CONVOY_INLINE void prefetch(const T* p, int64_t n, int64_t part, int64_t parts) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t lines = ceil_div(n, kLine);
+  constexpr int64_t kPixels = 64 / sizeof(T);
+  const int64_t lines = ceil_div(n, kPixels);
   for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; ++i)
-    __builtin_prefetch(p + i * kLine, 0, 2);
+    __builtin_prefetch(p + i * kPixels, 0, 2);
 }
 
-// Tiles of a block. Few enough that V and M stay in the second-level cache, or nearly so, while
-// there are not many channels; enough that U, which does not where there are, comes from the
-// third-level cache seldom.
-constexpr int64_t kForwardBlock = 56 / kMaxRows * kMaxRows;
+// Tiles of a block, at most: few enough that V and M stay in the second-level cache, or nearly so.
+// U comes from the third-level cache for every block; measured on a Zen 5, that costs less than
+// larger blocks do, as multiply() asks for it ahead.
+constexpr int64_t kForwardBlock = 28;
 
-// Smaller where a thread would have nothing to do.
+// Blocks of one size, of whole rows of tiles if they can be, as tiles in a row share pixels.
+template <typename Tile>
 int64_t forward_block(const WinogradShape& s, int threads) {
-  const int64_t share = ceil_div(tiles_of(s).count, threads);
-  return least(kForwardBlock, ceil_div(share, kMaxRows) * kMaxRows);
+  const Tiles tiles = tiles_of<Tile>(s);
+  const int64_t share = ceil_div(tiles.count, threads);
+  const int64_t block = ceil_div(share, ceil_div(share, kForwardBlock));
+  const int64_t whole = ceil_div(block, tiles.columns) * tiles.columns;
+  return whole <= kForwardBlock ? whole : block;
 }
 
+template <typename Tile>
 int64_t forward_scratch(const WinogradShape& s, int threads) {
-  const int64_t block = forward_block(s, threads);
-  return kElements * (block * s.c + kGap + block * kPanel + kGap) * threads;
+  const int64_t block = forward_block<Tile>(s, threads);
+  return Tile::kElements * (block * s.c + kGap + block * kPanel + kGap) * threads;
 }
 
 // y of the tiles [first, end); v and m: kElements planes each.
-template <typename T>
+template <typename Tile, typename T>
 void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
                    const WinogradShape& s, int64_t first, int64_t end, float* v, int64_t v_plane,
                    float* m, int64_t m_plane) {
-  const Tiles tiles = tiles_of(s);
+  constexpr int64_t kElements = Tile::kElements;
+  const Tiles tiles = tiles_of<Tile>(s);
   const int64_t count = end - first;
   for_runs(
       tiles, first, count,
       [&](int64_t t, int64_t length, int64_t n, int64_t i, int64_t j)
           __attribute__((always_inline)) {
             for (int64_t c = 0; c < s.c; c += kLanes)
-              input_run(v + c * count + t * kLanes, v_plane, x + n * s.h * s.w * s.c + c, s, i, j,
-                        length);
+              input_run<Tile>(v + c * count + t * kLanes, v_plane, x + n * s.h * s.w * s.c + c, s,
+                              i, j, length);
           });
   // While they are multiplied, the pixels of the next block and those of y come near.
-  const int64_t here = pixel_of(tiles, s, first), next = pixel_of(tiles, s, end);
-  const int64_t after = pixel_of(tiles, s, least(end + count, tiles.count));
+  const int64_t here = pixel_of<Tile>(tiles, s, first), next = pixel_of<Tile>(tiles, s, end);
+  const int64_t after = pixel_of<Tile>(tiles, s, least(end + count, tiles.count));
   const int64_t rows = ceil_div(count, ceil_div(count, kMaxRows)), panels = ceil_div(s.k, kPanel);
   const bool plain = !at_end.bias && !at_end.residual && !at_end.relu;
-  const auto put_run = plain ? output_run<true, T> : output_run<false, T>;
+  const auto put_run = plain ? output_run<Tile, true, T> : output_run<Tile, false, T>;
   for (int64_t k = 0; k < s.k; k += kPanel) {
     const int64_t width = least(kPanel, s.k - k);
     WinogradEnd panel_end = at_end;
     if (at_end.bias) panel_end.bias += k;
-    for (int64_t e = 0; e < kElements; ++e) {
+    const float* plane = u + panel_at(kElements, s.c, k);
+    for (int64_t e = 0; e < kElements; ++e, plane += weights_plane(s.c, width)) {
       prefetch(x + next * s.c, (after - next) * s.c, k / kPanel * kElements + e,
                kElements * panels);
       for (int64_t p = here + (next - here) * e / kElements;
            p < here + (next - here) * (e + 1) / kElements; ++p)
         prefetch(y + p * s.k + k, width, 0, 1);
-      for (int64_t c = 0; c < s.c; c += kSum)
-        for (int64_t t = 0, step; t < count; t += step) {
+      for (int64_t c = 0; c < s.c; c += kSum) {
+        const int64_t channels = least(kSum, s.c - c);
+        const float* weights = plane + c * width;
+        // The part of the next plane that comes near: one line for each channel and call.
+        const float* ahead = weights + weights_plane(s.c, width);
+        const float* ahead_end = ahead + channels * width;
+        for (int64_t t = 0, step; t < count; t += step, ahead += channels * kLine) {
           const int64_t left = count - t;
           const bool twice = width < kPanel && left >= 2 * kMaxRows;
           step = twice ? 2 * kMaxRows : least(rows, left);
@@ -344,9 +499,10 @@ void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
                                      : width == kPanel ? kMultiply<2>[step - 1]
                                                        : kMultiply<1>[step - 1];
           multiply_rows(m + e * m_plane + t * width, v + e * v_plane + c * count + t * kLanes,
-                        count * kLanes, u + (k * kElements + e * width) * s.c + c * width,
-                        least(kSum, s.c - c), c == 0);
+                        count * kLanes, weights, channels, c == 0,
+                        ahead < ahead_end ? ahead : weights);
         }
+      }
     }
     for_runs(
         tiles, first, count,
@@ -358,18 +514,19 @@ void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
   }
 }
 
-template <typename T>
+template <typename Tile, typename T>
 void forward(T* y, const T* x, const float* u, const WinogradEnd& end, const WinogradShape& s,
              float* scratch, int threads) {
-  const int64_t tiles = tiles_of(s).count;
-  const int64_t block = forward_block(s, threads), blocks = ceil_div(tiles, block);
+  constexpr int64_t kElements = Tile::kElements;
+  const int64_t tiles = tiles_of<Tile>(s).count;
+  const int64_t block = forward_block<Tile>(s, threads), blocks = ceil_div(tiles, block);
   const int64_t v_plane = block * s.c + kGap, m_plane = block * kPanel + kGap;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t slot = 0; slot < threads; ++slot) {
     float* v = scratch + slot * kElements * (v_plane + m_plane);
     for (int64_t b = blocks * slot / threads; b < blocks * (slot + 1) / threads; ++b)
-      forward_tiles(y, x, u, end, s, b * block, least((b + 1) * block, tiles), v, v_plane,
-                    v + kElements * v_plane, m_plane);
+      forward_tiles<Tile>(y, x, u, end, s, b * block, least((b + 1) * block, tiles), v, v_plane,
+                          v + kElements * v_plane, m_plane);
   }
 }
 
@@ -409,13 +566,15 @@ void multiply_add(float* du, const float* v, const float* z, int64_t z_block, in
 constexpr int64_t kGradientBlock = 64, kGradientChannels = 256;
 static_assert(kGradientChannels % kPanel == 0);
 
+template <typename Tile>
 CONVOY_INLINE int64_t gradient_planes(const WinogradShape& s) {
   const int64_t channels = least(kGradientChannels, s.c) + least(kGradientChannels, s.k);
-  return kElements * (kGradientBlock * channels + 2 * kGap);
+  return Tile::kElements * (kGradientBlock * channels + 2 * kGap);
 }
 
+template <typename Tile>
 int64_t gradient_scratch(const WinogradShape& s, int threads) {
-  return gradient_planes(s) * threads;
+  return gradient_planes<Tile>(s) * threads;
 }
 
 // What one thread adds to dU in one go.
@@ -424,10 +583,11 @@ struct GradientTask {
 };
 
 // The task's part of V and Z for a block of tiles, and their products into dU.
-template <typename T>
+template <typename Tile, typename T>
 void add_block(float* du, const T* x, const T* dy, const WinogradShape& s, const GradientTask& task,
                int64_t first, bool fresh, float* v) {
-  const Tiles tiles = tiles_of(s);
+  constexpr int64_t kElements = Tile::kElements;
+  const Tiles tiles = tiles_of<Tile>(s);
   const int64_t end = least(first + kGradientBlock, tiles.count), count = end - first;
   const int64_t v_plane = count * (task.c_end - task.c_begin) + kGap;
   const int64_t z_plane = count * (task.k_end - task.k_begin) + kGap;
@@ -437,22 +597,22 @@ void add_block(float* du, const T* x, const T* dy, const WinogradShape& s, const
       [&](int64_t t, int64_t length, int64_t n, int64_t i, int64_t j)
           __attribute__((always_inline)) {
             for (int64_t c = task.c_begin; c < task.c_end; c += kLanes)
-              input_run(v + (c - task.c_begin) * count + t * kLanes, v_plane,
-                        x + n * s.h * s.w * s.c + c, s, i, j, length);
+              input_run<Tile>(v + (c - task.c_begin) * count + t * kLanes, v_plane,
+                              x + n * s.h * s.w * s.c + c, s, i, j, length);
             for (int64_t k = task.k_begin; k < task.k_end; k += kLanes)
-              gradient_run(z + (k - task.k_begin) * count + t * kLanes, z_plane,
-                           dy + n * s.h * s.w * s.k + k, s, i, j, length);
+              gradient_run<Tile>(z + (k - task.k_begin) * count + t * kLanes, z_plane,
+                                 dy + n * s.h * s.w * s.k + k, s, i, j, length);
           });
   // Meanwhile the pixels of the next block come near.
-  const int64_t next = pixel_of(tiles, s, end);
-  const int64_t pixels = pixel_of(tiles, s, least(end + kGradientBlock, tiles.count)) - next;
+  const int64_t next = pixel_of<Tile>(tiles, s, end);
+  const int64_t pixels = pixel_of<Tile>(tiles, s, least(end + kGradientBlock, tiles.count)) - next;
   for (int64_t e = task.e_begin; e < task.e_end; ++e) {
     prefetch(x + next * s.c, pixels * s.c, e, kElements);
     prefetch(dy + next * s.k, pixels * s.k, e, kElements);
     for (int64_t k = task.k_begin; k < task.k_end; k += kPanel) {
       const int64_t width = least(kPanel, s.k - k);
       const auto add_products = width == kPanel ? multiply_add<2> : multiply_add<1>;
-      float* to = du + (k * kElements + e * width) * s.c;
+      float* to = du + panel_at(kElements, s.c, k) + e * weights_plane(s.c, width);
       const float* right = z + e * z_plane + (k - task.k_begin) * count;
       const int64_t step = width == kPanel ? kGradientRows<2> : kGradientRows<1>;
       for (int64_t c = task.c_begin; c < task.c_end; c += step) {
@@ -480,15 +640,17 @@ void add_bias_gradient(float* db, const T* dy, const WinogradShape& s, bool firs
   }
 }
 
-template <typename T>
+template <typename Tile, typename T>
 void add_gradient(float* du, float* db, const T* x, const T* dy, const WinogradShape& s, bool first,
                   float* scratch, int threads) {
   if (db) add_bias_gradient(db, dy, s, first, threads);
-  const int64_t tiles = tiles_of(s).count;
+  constexpr int64_t kElements = Tile::kElements;
+  const int64_t tiles = tiles_of<Tile>(s).count;
   const int64_t c_ranges = ceil_div(s.c, kGradientChannels);
   const int64_t ranges = c_ranges * ceil_div(s.k, kGradientChannels);
   // With more threads, each multiplies some of the elements.
-  const int64_t parts = least(ceil_div(threads, ranges), kPatch), tasks = ranges * parts;
+  const int64_t parts = least(ceil_div(threads, ranges), Tile::Rows::kPatch),
+                tasks = ranges * parts;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t slot = 0; slot < threads; ++slot)
     for (int64_t index = tasks * slot / threads; index < tasks * (slot + 1) / threads; ++index) {
@@ -502,8 +664,8 @@ void add_gradient(float* du, float* db, const T* x, const T* dy, const WinogradS
                                  kElements * part / parts,
                                  kElements * (part + 1) / parts};
       for (int64_t tile = 0; tile < tiles; tile += kGradientBlock)
-        add_block(du, x, dy, s, task, tile, first && tile == 0,
-                  scratch + slot * gradient_planes(s));
+        add_block<Tile>(du, x, dy, s, task, tile, first && tile == 0,
+                        scratch + slot * gradient_planes<Tile>(s));
     }
 }
 
@@ -518,18 +680,25 @@ CONVOY_INLINE Floats rounded(Floats w) {
 }
 
 // The elements of G g G^T, g [9][kLanes], kLanes output channels each, `plane` floats apart.
+template <typename Tile>
 CONVOY_INLINE void pack_vector(float* u, int64_t plane, const float* g) {
-  Floats columns[3][kPatch];
+  using Rows = typename Tile::Rows;
+  using Columns = typename Tile::Columns;
+  Floats columns[3][Rows::kPatch];
+#pragma GCC unroll 3
   for (int64_t q = 0; q < 3; ++q) {
     const Floats column[3] = {load(g + q * kLanes), load(g + (3 + q) * kLanes),
                               load(g + (6 + q) * kLanes)};
-    weight_transform(columns[q], column);
+    Rows::of_weights(columns[q], column);
   }
-  for (int64_t r = 0; r < kPatch; ++r) {
+#pragma GCC unroll 9
+  for (int64_t r = 0; r < Rows::kPatch; ++r) {
     const Floats row[3] = {columns[0][r], columns[1][r], columns[2][r]};
-    Floats out[kPatch];
-    weight_transform(out, row);
-    for (int64_t q = 0; q < kPatch; ++q) store(u + (r * kPatch + q) * plane, out[q]);
+    Floats out[Columns::kPatch];
+    Columns::of_weights(out, row);
+#pragma GCC unroll 9
+    for (int64_t q = 0; q < Columns::kPatch; ++q)
+      store(u + (r * Columns::kPatch + q) * plane, out[q]);
   }
 }
 
@@ -545,19 +714,21 @@ CONVOY_INLINE void store_past_cache(float* p, Floats v) {
 // U of kLanes input channels from `a` on and kLanes output channels from `b` on; g [kLanes * 9]
 // [kLanes]. Element by element, as U lies: stored channel by channel, its lines would fall into few
 // sets of the cache.
+template <typename Tile>
 CONVOY_INLINE void pack_block(float* u, const float* g, int64_t a, int64_t b, int64_t c,
                               int64_t k) {
-  alignas(64) float elements[kElements][kLanes][kLanes];
+  constexpr int64_t kElements = Tile::kElements;
+  alignas(64) float elements[kElements][kLanes * kLanes + kGap];
   for (int64_t i = 0; i < kLanes; ++i)
-    pack_vector(elements[0][i], kLanes * kLanes, g + i * 9 * kLanes);
+    pack_vector<Tile>(elements[0] + i * kLanes, kLanes * kLanes + kGap, g + i * 9 * kLanes);
   constexpr int64_t kCached = 500000;  // floats: of a second-level cache
   const int64_t panel = b / kPanel * kPanel, width = least(kPanel, k - panel);
-  float* to = u + panel * kElements * c + a * width + b % kPanel;
-  for (int64_t e = 0; e < kElements; ++e)
+  float* to = u + panel_at(kElements, c, panel) + a * width + b % kPanel;
+  for (int64_t e = 0; e < kElements; ++e, to += weights_plane(c, width))
     for (int64_t i = 0; i < kLanes; ++i) {
-      const Floats element = load(elements[e][i]);
-      float* p = to + (e * c + i) * width;
-      if (kElements * c * k > kCached)
+      const Floats element = load(elements[e] + i * kLanes);
+      float* p = to + i * width;
+      if (panel_at(kElements, c, k) > kCached)
         store_past_cache(p, element);
       else
         store(p, element);
@@ -565,7 +736,7 @@ CONVOY_INLINE void pack_block(float* u, const float* g, int64_t a, int64_t b, in
   _mm_sfence();
 }
 
-template <typename T>
+template <typename Tile, typename T>
 void pack(float* u, const float* w, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes)
@@ -578,11 +749,11 @@ void pack(float* u, const float* w, int64_t c, int64_t k, int threads) {
         transpose(rows);
         for (int64_t lane = 0; lane < kLanes; ++lane) store(g[i + lane], rows[lane]);
       }
-      pack_block(u, g[0], a, b, c, k);
+      pack_block<Tile>(u, g[0], a, b, c, k);
     }
 }
 
-template <typename T>
+template <typename Tile, typename T>
 void pack_backward(float* u, const float* w, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes)
@@ -600,35 +771,49 @@ void pack_backward(float* u, const float* w, int64_t c, int64_t k, int threads) 
         for (int64_t lane = 0; lane < kLanes; ++lane) rows[0][lane] = filters[lane * 9 + 8];
         store(g[i * 9], rounded<T>(rows[0]));
       }
-      pack_block(u, g[0], a, b, c, k);
+      pack_block<Tile>(u, g[0], a, b, c, k);
     }
 }
 
 // dw = G^T dU G.
+template <typename Tile>
 CONVOY_INLINE void unpack_vector(float* g, const float* du, int64_t plane) {
-  Floats columns[kPatch][3];
-  for (int64_t q = 0; q < kPatch; ++q) {
-    Floats elements[kPatch];
-    for (int64_t r = 0; r < kPatch; ++r) elements[r] = load(du + (r * kPatch + q) * plane);
-    weight_gradient_transform(columns[q], elements);
+  using Rows = typename Tile::Rows;
+  using Columns = typename Tile::Columns;
+  Floats columns[Columns::kPatch][3];
+#pragma GCC unroll 9
+  for (int64_t q = 0; q < Columns::kPatch; ++q) {
+    Floats elements[Rows::kPatch];
+#pragma GCC unroll 9
+    for (int64_t r = 0; r < Rows::kPatch; ++r)
+      elements[r] = load(du + (r * Columns::kPatch + q) * plane);
+    Rows::of_weight_gradient(columns[q], elements);
   }
+#pragma GCC unroll 3
   for (int64_t r = 0; r < 3; ++r) {
-    Floats elements[kPatch], out[3];
-    for (int64_t q = 0; q < kPatch; ++q) elements[q] = columns[q][r];
-    weight_gradient_transform(out, elements);
+    Floats elements[Columns::kPatch], out[3];
+#pragma GCC unroll 9
+    for (int64_t q = 0; q < Columns::kPatch; ++q) elements[q] = columns[q][r];
+    Columns::of_weight_gradient(out, elements);
     for (int64_t q = 0; q < 3; ++q) store(g + (3 * r + q) * kLanes, out[q]);
   }
 }
 
+template <typename Tile>
 void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < k; b += kLanes) {
     const int64_t panel = b / kPanel * kPanel, width = least(kPanel, k - panel);
     for (int64_t a = 0; a < c; a += kLanes) {
       alignas(64) float g[kLanes * 9][kLanes];
-      for (int64_t i = 0; i < kLanes; ++i)
-        unpack_vector(g[i * 9], du + panel * kElements * c + (a + i) * width + b % kPanel,
-                      c * width);
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const float* from = du + panel_at(Tile::kElements, c, panel) + (a + i) * width + b % kPanel;
+        // The next kLanes channels come near.
+        const float* ahead = from + kLanes * width;
+        for (int64_t e = 0; e < Tile::kElements; ++e, ahead += weights_plane(c, width))
+          __builtin_prefetch(ahead, 0, 2);
+        unpack_vector<Tile>(g[i * 9], from, weights_plane(c, width));
+      }
       for (int64_t i = 0; i < kLanes * 9; i += kLanes) {
         Floats rows[kLanes];
         for (int64_t lane = 0; lane < kLanes; ++lane) rows[lane] = load(g[i + lane]);
@@ -642,15 +827,27 @@ void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k, int threa
 
 }  // namespace
 
-template <typename T>
-constexpr WinogradKernels<T> kTable = {forward_scratch,  gradient_scratch, pack<T>,
-                                       pack_backward<T>, forward<T>,       add_gradient<T>,
-                                       unpack_gradient};
-const WinogradKernels<float> winograd_kernels_fp32 = kTable<float>;
-const WinogradKernels<Bfloat16> winograd_kernels_bf16 = kTable<Bfloat16>;
+template <typename Tile>
+int64_t weight_floats(int64_t c, int64_t k) {
+  return Tile::kElements * (c * k + ceil_div(k, kPanel) * kWeightsGap);
+}
+
+template <typename Tile, typename T>
+constexpr WinogradKernels<T> kTable = {
+    weight_floats<Tile>,    forward_scratch<Tile>, gradient_scratch<Tile>, pack<Tile, T>,
+    pack_backward<Tile, T>, forward<Tile, T>,      add_gradient<Tile, T>,  unpack_gradient<Tile>};
+using Tile4x4 = TileOf<Four, Four>;
+using Tile7x4 = TileOf<Seven, Four>;
+using Tile7x7 = TileOf<Seven, Seven>;
+const WinogradKernels<float> winograd_4x4_fp32 = kTable<Tile4x4, float>;
+const WinogradKernels<Bfloat16> winograd_4x4_bf16 = kTable<Tile4x4, Bfloat16>;
+const WinogradKernels<Bfloat16> winograd_7x4_bf16 = kTable<Tile7x4, Bfloat16>;
+const WinogradKernels<Bfloat16> winograd_7x7_bf16 = kTable<Tile7x7, Bfloat16>;
 #else
-const WinogradKernels<float> winograd_kernels_fp32 = {};
-const WinogradKernels<Bfloat16> winograd_kernels_bf16 = {};
+const WinogradKernels<float> winograd_4x4_fp32 = {};
+const WinogradKernels<Bfloat16> winograd_4x4_bf16 = {};
+const WinogradKernels<Bfloat16> winograd_7x4_bf16 = {};
+const WinogradKernels<Bfloat16> winograd_7x7_bf16 = {};
 #endif
 
 }  // namespace convoy::ops::CONVOY_ISA

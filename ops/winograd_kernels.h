@@ -24,7 +24,6 @@
 namespace convoy::ops {
 
 constexpr int64_t kWinogradChannels = 16;
-constexpr int64_t kWinogradElements = 36;  // of a tile and a pair of channels, in U
 
 // x [n,h,w,c], y [n,h,w,k].
 struct WinogradShape {
@@ -40,17 +39,19 @@ struct WinogradEnd {
 
 template <typename T>
 struct WinogradKernels {
+  // Floats of U and of its gradient, for c channels of x and k of y.
+  int64_t (*weight_floats)(int64_t c, int64_t k);
   // Floats of scratch memory of forward and of add_gradient.
   int64_t (*forward_scratch)(const WinogradShape& s, int threads);
   int64_t (*gradient_scratch)(const WinogradShape& s, int threads);
-  // u [kWinogradElements * c * k], aligned to 64 bytes, from w [k,c,3,3], for forward;
+  // u [weight_floats(c, k)], aligned to 64 bytes, from w [k,c,3,3], for forward;
   void (*pack)(float* u, const float* w, int64_t c, int64_t k, int threads);
   // from w [c,k,3,3], for the gradient of x: forward with it takes dy [n,h,w,c] to dx [n,h,w,k].
   void (*pack_backward)(float* u, const float* w, int64_t c, int64_t k, int threads);
   // y is written whole. scratch: forward_scratch floats, aligned to 64 bytes.
   void (*forward)(T* y, const T* x, const float* u, const WinogradEnd& end, const WinogradShape& s,
                   float* scratch, int threads);
-  // du [kWinogradElements * c * k] += what these images add to the gradient of U, or = if `first`;
+  // du [weight_floats(c, k)] += what these images add to the gradient of U, or = if `first`;
   // likewise db [k], the gradient of the bias, which may be null. scratch: gradient_scratch floats,
   // aligned to 64 bytes.
   void (*add_gradient)(float* du, float* db, const T* x, const T* dy, const WinogradShape& s,
@@ -60,18 +61,9 @@ struct WinogradKernels {
 };
 
 // Null functions where there is no fused multiply-add (the baseline).
-CONVOY_KERNELS(WinogradKernels<float>, winograd_kernels_fp32)
-CONVOY_KERNELS(WinogradKernels<Bfloat16>, winograd_kernels_bf16)
-
-template <typename T>
-const WinogradKernels<T>& winograd_kernels();
-template <>
-inline const WinogradKernels<float>& winograd_kernels() {
-  return winograd_kernels_fp32();
-}
-template <>
-inline const WinogradKernels<Bfloat16>& winograd_kernels() {
-  return winograd_kernels_bf16();
-}
+CONVOY_KERNELS(WinogradKernels<float>, winograd_4x4_fp32)
+CONVOY_KERNELS(WinogradKernels<Bfloat16>, winograd_4x4_bf16)
+CONVOY_KERNELS(WinogradKernels<Bfloat16>, winograd_7x4_bf16)
+CONVOY_KERNELS(WinogradKernels<Bfloat16>, winograd_7x7_bf16)
 
 }  // namespace convoy::ops
