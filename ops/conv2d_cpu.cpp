@@ -4,6 +4,7 @@
 
 #include "ops/conv2d.h"
 #include "ops/cpu_device.h"
+#include "ops/few_channels_cpu.h"
 #include "ops/folded_weights.h"
 #include "ops/onednn.h"
 #include "ops/weighted_op_cpu.h"
@@ -67,6 +68,7 @@ onednn::ConvolutionShape as_one_image(onednn::ConvolutionShape s) {
 }  // namespace
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& c) {
+  if (few_channels_wins(s, c)) return make_few_channels_op(device.threads(), s, c);
   if (winograd_wins(s, c)) return make_winograd_op(device.threads(), s, c);
   const onednn::ConvolutionShape shape = {.name = c.name,
                                           .x = c.x[0],

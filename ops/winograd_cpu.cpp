@@ -27,12 +27,12 @@ class WinogradOpCpu final : public Op {
         shape_({config.x[0].n, config.x[0].h, config.x[0].w, config.x[0].c, config.y.c}),
         turned_({shape_.n, shape_.h, shape_.w, shape_.k, shape_.c}) {
     if (wants_gradients_ && config.batch > shape_.n)
-      gradient_sum_ = AlignedBuffer(bytes_of(gradient_kernels_));
+      gradient_sum_ = weights_of(gradient_kernels_, shape_);
   }
 
   // Memory is taken by the first call: a lane that uses another's weights takes none.
   void prepare(const NodeMemory& m) override {
-    if (forward_weights_.size() == 0) forward_weights_ = AlignedBuffer(bytes_of(kernels_));
+    if (forward_weights_.size() == 0) forward_weights_ = weights_of(kernels_, shape_);
     const float* w = m.parameters[0];
     if (spec_.batch_norm) {
       folded_ = fold_batch_norm(name_, spec_, m, 9 * shape_.c);
@@ -41,7 +41,7 @@ class WinogradOpCpu final : public Op {
     kernels_.pack(forward_weights_.as<float>(), w, shape_.c, shape_.k, threads_);
     folded_.weights = {};
     if (!wants_dx_) return;
-    if (backward_weights_.size() == 0) backward_weights_ = AlignedBuffer(bytes_of(kernels_));
+    if (backward_weights_.size() == 0) backward_weights_ = weights_of(kernels_, turned_);
     kernels_.pack_backward(backward_weights_.as<float>(), m.parameters[0], shape_.k, shape_.c,
                            threads_);
   }
@@ -90,15 +90,11 @@ class WinogradOpCpu final : public Op {
     if (m.slice.last)
       gradient_kernels_.unpack_gradient(m.gradients[0], du, shape_.c, shape_.k, threads_);
   }
-  // Floats of U.
-  int64_t floats_of(const WinogradKernels<T>& kernels) const {
-    return kernels.weight_floats(shape_.c, shape_.k);
-  }
-  size_t bytes_of(const WinogradKernels<T>& kernels) const {
-    return static_cast<size_t>(floats_of(kernels)) * sizeof(float);
+  static AlignedBuffer weights_of(const WinogradKernels<T>& kernels, const WinogradShape& s) {
+    return AlignedBuffer(static_cast<size_t>(kernels.weight_floats(s.c, s.k)) * sizeof(float));
   }
   int64_t gradient_scratch_floats() const {
-    return gradient_sum_.size() > 0 ? 0 : floats_of(gradient_kernels_);
+    return gradient_sum_.size() > 0 ? 0 : gradient_kernels_.weight_floats(shape_.c, shape_.k);
   }
 
   const WinogradKernels<T>&kernels_, &gradient_kernels_;
@@ -129,13 +125,13 @@ bool larger_wins(const Shape& x, int64_t tile_h, int64_t tile_w) {
 // Of forward and dx. An image of one tile has no use for the large weights of 7x7: with 512
 // channels they would take more time to pack and to read than they save.
 const WinogradKernels<Bfloat16>& bf16_kernels(const Shape& x) {
-  if (larger_wins(x, 7, 7) && (x.h > 7 || x.w > 7)) return winograd_7x7_bf16();
-  return larger_wins(x, 7, 4) ? winograd_7x4_bf16() : winograd_4x4_bf16();
+  if (larger_wins(x, 7, 7) && (x.h > 7 || x.w > 7)) return winograd_kernels_7x7_bf16();
+  return larger_wins(x, 7, 4) ? winograd_kernels_7x4_bf16() : winograd_kernels_4x4_bf16();
 }
 
 // dw stays fp32, and 7x7 tiles are not as accurate as that.
 const WinogradKernels<Bfloat16>& bf16_gradient_kernels(const Shape& x) {
-  return larger_wins(x, 7, 4) ? winograd_7x4_bf16() : winograd_4x4_bf16();
+  return larger_wins(x, 7, 4) ? winograd_kernels_7x4_bf16() : winograd_kernels_4x4_bf16();
 }
 
 }  // namespace
@@ -158,10 +154,9 @@ bool winograd_wins(const Conv2d& s, const OpConfig& c) {
 
 std::unique_ptr<Op> make_winograd_op(int threads, const Conv2d& spec, const OpConfig& config) {
   if (config.type == DType::kFloat32)
-    return std::make_unique<WinogradOpCpu<float>>(threads, spec, config, winograd_4x4_fp32(),
-                                                  winograd_4x4_fp32());
-  return std::make_unique<WinogradOpCpu<Bfloat16>>(threads, spec, config,
-                                                   bf16_kernels(config.x[0]),
+    return std::make_unique<WinogradOpCpu<float>>(
+        threads, spec, config, winograd_kernels_4x4_fp32(), winograd_kernels_4x4_fp32());
+  return std::make_unique<WinogradOpCpu<Bfloat16>>(threads, spec, config, bf16_kernels(config.x[0]),
                                                    bf16_gradient_kernels(config.x[0]));
 }
 

@@ -825,29 +825,38 @@ void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k, int threa
   }
 }
 
-}  // namespace
-
 template <typename Tile>
 int64_t weight_floats(int64_t c, int64_t k) {
   return Tile::kElements * (c * k + ceil_div(k, kPanel) * kWeightsGap);
 }
 
 template <typename Tile, typename T>
-constexpr WinogradKernels<T> kTable = {
-    weight_floats<Tile>,    forward_scratch<Tile>, gradient_scratch<Tile>, pack<Tile, T>,
-    pack_backward<Tile, T>, forward<Tile, T>,      add_gradient<Tile, T>,  unpack_gradient<Tile>};
-using Tile4x4 = TileOf<Four, Four>;
-using Tile7x4 = TileOf<Seven, Four>;
-using Tile7x7 = TileOf<Seven, Seven>;
-const WinogradKernels<float> winograd_4x4_fp32 = kTable<Tile4x4, float>;
-const WinogradKernels<Bfloat16> winograd_4x4_bf16 = kTable<Tile4x4, Bfloat16>;
-const WinogradKernels<Bfloat16> winograd_7x4_bf16 = kTable<Tile7x4, Bfloat16>;
-const WinogradKernels<Bfloat16> winograd_7x7_bf16 = kTable<Tile7x7, Bfloat16>;
+constexpr WinogradKernels<T> kForwardTable = {.weight_floats = weight_floats<Tile>,
+                                              .forward_scratch = forward_scratch<Tile>,
+                                              .pack = pack<Tile, T>,
+                                              .pack_backward = pack_backward<Tile, T>,
+                                              .forward = forward<Tile, T>};
+template <typename Tile, typename T>
+constexpr WinogradKernels<T> table() {
+  WinogradKernels<T> all = kForwardTable<Tile, T>;
+  all.gradient_scratch = gradient_scratch<Tile>;
+  all.add_gradient = add_gradient<Tile, T>;
+  all.unpack_gradient = unpack_gradient<Tile>;
+  return all;
+}
+
+}  // namespace
+
+const WinogradKernels<float> winograd_kernels_4x4_fp32 = table<TileOf<Four, Four>, float>();
+const WinogradKernels<Bfloat16> winograd_kernels_4x4_bf16 = table<TileOf<Four, Four>, Bfloat16>();
+const WinogradKernels<Bfloat16> winograd_kernels_7x4_bf16 = table<TileOf<Seven, Four>, Bfloat16>();
+const WinogradKernels<Bfloat16> winograd_kernels_7x7_bf16 =
+    kForwardTable<TileOf<Seven, Seven>, Bfloat16>;
 #else
-const WinogradKernels<float> winograd_4x4_fp32 = {};
-const WinogradKernels<Bfloat16> winograd_4x4_bf16 = {};
-const WinogradKernels<Bfloat16> winograd_7x4_bf16 = {};
-const WinogradKernels<Bfloat16> winograd_7x7_bf16 = {};
+const WinogradKernels<float> winograd_kernels_4x4_fp32 = {};
+const WinogradKernels<Bfloat16> winograd_kernels_4x4_bf16 = {};
+const WinogradKernels<Bfloat16> winograd_kernels_7x4_bf16 = {};
+const WinogradKernels<Bfloat16> winograd_kernels_7x7_bf16 = {};
 #endif
 
 }  // namespace convoy::ops::CONVOY_ISA

@@ -20,6 +20,7 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 16, .kernel = 3, .padding = 1}, {2, 1, 28, 28}),
       convolution({.out_channels = 64, .kernel = 3, .padding = 1}, {2, 64, 8, 7}),
       convolution({.out_channels = 48, .kernel = 3, .padding = 1}, {3, 32, 7, 7}),
+      convolution({.out_channels = 48, .kernel = 3, .padding = 1, .bias = true}, {2, 32, 14, 13}),
       convolution({.out_channels = 32, .kernel = 3, .stride = 2, .padding = 1}, {2, 16, 9, 8}),
       convolution({.out_channels = 64, .kernel = 1}, {2, 256, 5, 6}),
       convolution({.out_channels = 256, .kernel = 1}, {2, 64, 6, 5}),

@@ -21,32 +21,47 @@ struct Table {
   const char* isa;
   const WinogradKernels<T>* kernels;
 };
-// Those that this processor can run; the baseline has none.
+// The tables of one tile that this processor can run; the baseline has none.
 template <typename T>
-std::vector<Table<T>> tables();
+struct Tile {
+  const char* name;
+  std::vector<Table<T>> tables;
+};
+template <typename T>
+std::vector<Tile<T>> tiles();
 #if defined(__x86_64__)
-template <>
-std::vector<Table<float>> tables() {
-  std::vector<Table<float>> all;
-  if (cpu_isa() >= Isa::kAvx2) all.push_back({"avx2", &isa_avx2::winograd_kernels_fp32});
-  if (cpu_isa() >= Isa::kAvx512) all.push_back({"avx512", &isa_avx512::winograd_kernels_fp32});
+#define CONVOY_TILE(name, T, table)                                                             \
+  Tile<T> {                                                                                     \
+    name, of_this_processor<T>({&isa_avx2::table, &isa_avx512::table, &isa_avx512_bf16::table}) \
+  }
+template <typename T>
+std::vector<Table<T>> of_this_processor(const std::vector<const WinogradKernels<T>*>& kernels) {
+  std::vector<Table<T>> all;
+  if (cpu_isa() >= Isa::kAvx2) all.push_back({"avx2", kernels[0]});
+  if (cpu_isa() >= Isa::kAvx512) all.push_back({"avx512", kernels[1]});
+  if (cpu_isa() >= Isa::kAvx512Bf16) all.push_back({"avx512_bf16", kernels[2]});
   return all;
 }
 template <>
-std::vector<Table<Bfloat16>> tables() {
-  std::vector<Table<Bfloat16>> all;
-  if (cpu_isa() >= Isa::kAvx2) all.push_back({"avx2", &isa_avx2::winograd_kernels_bf16});
-  if (cpu_isa() >= Isa::kAvx512) all.push_back({"avx512", &isa_avx512::winograd_kernels_bf16});
-  if (cpu_isa() >= Isa::kAvx512Bf16)
-    all.push_back({"avx512_bf16", &isa_avx512_bf16::winograd_kernels_bf16});
-  return all;
+std::vector<Tile<float>> tiles() {
+  return {CONVOY_TILE("4x4", float, winograd_kernels_4x4_fp32)};
+}
+template <>
+std::vector<Tile<Bfloat16>> tiles() {
+  return {CONVOY_TILE("4x4", Bfloat16, winograd_kernels_4x4_bf16),
+          CONVOY_TILE("7x4", Bfloat16, winograd_kernels_7x4_bf16),
+          CONVOY_TILE("7x7", Bfloat16, winograd_kernels_7x7_bf16)};
 }
 #else
 template <typename T>
-std::vector<Table<T>> tables() {
+std::vector<Tile<T>> tiles() {
   return {};
 }
 #endif
+template <typename T>
+bool none() {
+  return tiles<T>().empty() || tiles<T>()[0].tables.empty();
+}
 
 // One more panel than fits, narrow last panels, blocks that end within a row, odd sizes, images
 // smaller than a tile, long sums, more channels than a gradient takes at once.
@@ -139,8 +154,8 @@ class Guarded {
 template <typename T>
 Results run(const WinogradKernels<T>& kernels, const WinogradShape& s, const Data<T>& data,
             int threads, int64_t step) {
-  const int64_t elements = kWinogradElements * s.c * s.k;
-  const Guarded<float> u(elements), u_backward(elements), du(elements);
+  const Guarded<float> u(kernels.weight_floats(s.c, s.k)), du(kernels.weight_floats(s.c, s.k));
+  const Guarded<float> u_backward(kernels.weight_floats(s.k, s.c));
   kernels.pack(u.data(), data.w.data(), s.c, s.k, threads);
   kernels.pack_backward(u_backward.data(), data.w.data(), s.k, s.c, threads);
   const int64_t pixels = s.h * s.w;
@@ -159,10 +174,12 @@ Results run(const WinogradKernels<T>& kernels, const WinogradShape& s, const Dat
     const Guarded<float> backward(kernels.forward_scratch(turned, threads));
     kernels.forward(dx.data() + n * pixels * s.c, part_dy, u_backward.data(), {}, turned,
                     backward.data(), threads);
+    if (!kernels.add_gradient) continue;
     const Guarded<float> gradient(kernels.gradient_scratch(part, threads));
     kernels.add_gradient(du.data(), db.data(), part_x, part_dy, part, n == 0, gradient.data(),
                          threads);
   }
+  if (!kernels.add_gradient) return {y.values(), dx.values(), {}, {}};
   kernels.unpack_gradient(dw.data(), du.data(), s.c, s.k, threads);
   return {y.values(), dx.values(), dw.values(), db.values()};
 }
@@ -174,7 +191,7 @@ TYPED_TEST_SUITE(Winograd, Types);
 
 TYPED_TEST(Winograd, EqualsReference) {
   using T = TypeParam;
-  if (tables<T>().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
+  if (none<T>()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
   for (const WinogradShape& s : kShapes) {
     const Data<T> data(s);
     const Conv2d spec = {.out_channels = s.k, .kernel = 3, .padding = 1, .bias = true};
@@ -185,15 +202,18 @@ TYPED_TEST(Winograd, EqualsReference) {
     reference::forward(spec, node);
     node.dy = reference::Array(node.y.shape, {data.dy.begin(), data.dy.end()});
     reference::backward(spec, node);
-    for (const auto& table : tables<T>())
-      for (const int64_t step : {s.n, int64_t{1}}) {
-        SCOPED_TRACE(fmt::format("{} {}, {} images at a time", table.isa, describe(s), step));
-        const Results out = run(*table.kernels, s, data, 1, step);
-        expect_close("y", out.y, node.y.v, kType<T>);
-        expect_close("dx", out.dx, node.dx[0].v, kType<T>);
-        expect_close("dw", out.dw, node.gradients[0], DType::kFloat32);
-        expect_close("db", out.db, node.gradients[1], DType::kFloat32);
-      }
+    for (const Tile<T>& tile : tiles<T>())
+      for (const auto& table : tile.tables)
+        for (const int64_t step : {s.n, int64_t{1}}) {
+          SCOPED_TRACE(fmt::format("{} {} {}, {} images at a time", tile.name, table.isa,
+                                   describe(s), step));
+          const Results out = run(*table.kernels, s, data, 1, step);
+          expect_close("y", out.y, node.y.v, kType<T>);
+          expect_close("dx", out.dx, node.dx[0].v, kType<T>);
+          if (!table.kernels->add_gradient) continue;
+          expect_close("dw", out.dw, node.gradients[0], DType::kFloat32);
+          expect_close("db", out.db, node.gradients[1], DType::kFloat32);
+        }
   }
 }
 
@@ -204,7 +224,7 @@ bool wins(const Conv2d& spec, const Shape& x, DType type) {
 }
 
 TEST(WinogradConv2d, IsTakenWhereItWins) {
-  if (tables<float>().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
+  if (none<float>()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
   const Conv2d spec = {.out_channels = 64, .kernel = 3, .padding = 1};
   const bool bf16 = cpu_supports_bf16() && !onednn::multiplies_by_amx();
   for (const int64_t size : {56, 32, 28, 14, 8, 7}) {
@@ -230,24 +250,25 @@ TEST(WinogradConv2d, IsTakenWhereItWins) {
 
 TYPED_TEST(Winograd, BitsDependOnTheShapeAlone) {
   using T = TypeParam;
-  if (tables<T>().empty()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
-  for (const WinogradShape& s : kShapes) {
-    SCOPED_TRACE(describe(s));
-    const Data<T> data(s);
-    const Results expected = run(*tables<T>()[0].kernels, s, data, 1, s.n);
-    for (const auto& table : tables<T>())
-      for (const int threads : {1, 2, 3, 4, 9})
-        EXPECT_TRUE(run(*table.kernels, s, data, threads, s.n) == expected)
-            << table.isa << ", " << threads << " threads";
-    // The batch decides in which order images are summed, but only that.
-    const Results one_by_one = run(*tables<T>()[0].kernels, s, data, 1, 1);
-    for (const auto& table : tables<T>())
-      for (const int threads : {3, 9})
-        EXPECT_TRUE(run(*table.kernels, s, data, threads, 1) == one_by_one)
-            << table.isa << ", " << threads << " threads, one image at a time";
-    EXPECT_TRUE(one_by_one.y == expected.y);
-    EXPECT_TRUE(one_by_one.dx == expected.dx);
-  }
+  if (none<T>()) GTEST_SKIP() << "SKIPPED: no fused multiply-add";
+  for (const WinogradShape& s : kShapes)
+    for (const auto& [name, tables] : tiles<T>()) {
+      SCOPED_TRACE(fmt::format("{} {}", name, describe(s)));
+      const Data<T> data(s);
+      const Results expected = run(*tables[0].kernels, s, data, 1, s.n);
+      for (const auto& table : tables)
+        for (const int threads : {1, 2, 3, 4, 9})
+          EXPECT_TRUE(run(*table.kernels, s, data, threads, s.n) == expected)
+              << table.isa << ", " << threads << " threads";
+      // The batch decides in which order images are summed, but only that.
+      const Results one_by_one = run(*tables[0].kernels, s, data, 1, 1);
+      for (const auto& table : tables)
+        for (const int threads : {3, 9})
+          EXPECT_TRUE(run(*table.kernels, s, data, threads, 1) == one_by_one)
+              << table.isa << ", " << threads << " threads, one image at a time";
+      EXPECT_TRUE(one_by_one.y == expected.y);
+      EXPECT_TRUE(one_by_one.dx == expected.dx);
+    }
 }
 
 }  // namespace
