@@ -54,6 +54,19 @@ CONVOY_INLINE void with_constants(const PoolGeometry& g, Body body) {
   run(g.kernel, g.stride);
 }
 
+// v where the byte is `here`, else zero.
+template <typename Access>
+CONVOY_INLINE Floats keep_at(Floats v, const uint8_t* place, int32_t here, Access access) {
+  return access.get(place) == static_cast<float>(here) ? v : Floats{};
+}
+#if defined(__AVX512BW__)  // bytes as they are
+CONVOY_INLINE Floats keep_at(Floats v, const uint8_t* place, int32_t here, Whole) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(place));
+  const __mmask16 at = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(here)));
+  return reinterpret_cast<Floats>(_mm512_maskz_mov_ps(at, reinterpret_cast<__m512>(v)));
+}
+#endif
+
 // Row p of the outputs of an image; y and place: of that row.
 template <typename T>
 CONVOY_INLINE void max_forward_row(T* y, uint8_t* place, const T* x, int64_t p,
@@ -107,11 +120,9 @@ CONVOY_INLINE void max_backward_row(T* dx, const T* dy, const uint8_t* place, in
           for (int64_t p = rows.begin; p < rows.end; ++p)
             for (int64_t q = columns.begin; q < columns.end; ++q) {
               const int64_t out = (p * g.q + q) * g.c + k;
-              const auto here = static_cast<float>((i - (p * g.stride - g.padding)) * g.kernel +
-                                                   (j - (q * g.stride - g.padding)));
-              const Ints won = access.get(place + out) == here;
-              const Floats v = access.get(dy + out);
-              sum += won ? v : Floats{};
+              const auto here = static_cast<int32_t>((i - (p * g.stride - g.padding)) * g.kernel +
+                                                     (j - (q * g.stride - g.padding)));
+              sum += keep_at(access.get(dy + out), place + out, here, access);
             }
           access.put(dx + j * g.c + k, sum);
         });

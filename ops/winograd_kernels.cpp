@@ -122,9 +122,10 @@ struct Transform {
       even[i] = m[kFirst + 2 * i] + m[kFirst + 2 * i + 1];
       odd[i] = m[kFirst + 2 * i] - m[kFirst + 2 * i + 1];
     }
-    sum_powers(y, even, odd);
-    if (kZero) y[0] += m[0];
-    y[kTile - 1] += m[kPatch - 1];
+    y[0] = kZero ? m[0] + even[0] : even[0];
+#pragma GCC unroll 4
+    for (int64_t i = 1; i < kPairs; ++i) y[0] += even[i];
+    sum_powers(y, even, odd, m[kPatch - 1]);
   }
 
   // A dy.
@@ -165,9 +166,11 @@ struct Transform {
       even[i] = kZero ? sum : difference;
       odd[i] = kZero ? difference : sum;
     }
-    sum_powers(g, even, odd);
+    g[0] = even[0];
+#pragma GCC unroll 4
+    for (int64_t i = 1; i < kPairs; ++i) g[0] += even[i];
     if (kZero) g[0] = axpy(kOf.zero_scale, du[0], g[0]);
-    g[2] += du[kPatch - 1];
+    sum_powers(g, even, odd, du[kPatch - 1]);
   }
 
  private:
@@ -177,17 +180,19 @@ struct Transform {
     v[kFirst + 2 * i] = axpy(kOf.powers[i][1], odd, even);
     v[kFirst + 2 * i + 1] = axpy(-kOf.powers[i][1], odd, even);
   }
-  // out[r]: p^r times the even or the odd part, whichever r is, summed over the pairs.
+  // out[r] from r = 1 on: p^r times the even or the odd part, whichever r is, summed over the
+  // pairs; the last has infinity's element, too.
   template <int64_t kCount>
   CONVOY_INLINE_MEMBER static void sum_powers(Floats (&out)[kCount], const Floats (&even)[kPairs],
-                                              const Floats (&odd)[kPairs]) {
+                                              const Floats (&odd)[kPairs], Floats at_infinity) {
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < kCount; ++r) {
+    for (int64_t r = 1; r < kCount; ++r) {
       const Floats* part = r % 2 == 0 ? even : odd;
-      out[r] = r == 0 ? part[0] : kOf.powers[0][r] * part[0];
+      constexpr int64_t kLast = kPairs - 1;
+      out[r] = r == kCount - 1 ? axpy(kOf.powers[kLast][r], part[kLast], at_infinity)
+                               : kOf.powers[kLast][r] * part[kLast];
 #pragma GCC unroll 4
-      for (int64_t i = 1; i < kPairs; ++i)
-        out[r] = r == 0 ? out[r] + part[i] : axpy(kOf.powers[i][r], part[i], out[r]);
+      for (int64_t i = kLast - 1; i >= 0; --i) out[r] = axpy(kOf.powers[i][r], part[i], out[r]);
     }
   }
 };
