@@ -684,9 +684,18 @@ CONVOY_INLINE Floats rounded(Floats w) {
   return load(values);
 }
 
+// Stores that go to memory: for what leaves the cache before it is read.
+CONVOY_INLINE void store_past_cache(float* p, Floats v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+#else
+  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+#endif
+}
+
 // The elements of G g G^T, g [9][kLanes], kLanes output channels each, `plane` floats apart.
-template <typename Tile>
-CONVOY_INLINE void pack_vector(float* u, int64_t plane, const float* g) {
+template <typename Tile, bool kPastCache>
+void pack_vector(float* u, int64_t plane, const float* g) {
   using Rows = typename Tile::Rows;
   using Columns = typename Tile::Columns;
   Floats columns[3][Rows::kPatch];
@@ -702,42 +711,28 @@ CONVOY_INLINE void pack_vector(float* u, int64_t plane, const float* g) {
     Floats out[Columns::kPatch];
     Columns::of_weights(out, row);
 #pragma GCC unroll 9
-    for (int64_t q = 0; q < Columns::kPatch; ++q)
-      store(u + (r * Columns::kPatch + q) * plane, out[q]);
+    for (int64_t q = 0; q < Columns::kPatch; ++q) {
+      float* const to = u + (r * Columns::kPatch + q) * plane;
+      if (kPastCache)
+        store_past_cache(to, out[q]);
+      else
+        store(to, out[q]);
+    }
   }
 }
 
-// Stores that go to memory: for what leaves the cache before it is read.
-CONVOY_INLINE void store_past_cache(float* p, Floats v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
-#else
-  _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
-#endif
-}
-
 // U of kLanes input channels from `a` on and kLanes output channels from `b` on; g [kLanes * 9]
-// [kLanes]. Element by element, as U lies: stored channel by channel, its lines would fall into few
-// sets of the cache.
+// [kLanes].
 template <typename Tile>
 CONVOY_INLINE void pack_block(float* u, const float* g, int64_t a, int64_t b, int64_t c,
                               int64_t k) {
-  constexpr int64_t kElements = Tile::kElements;
-  alignas(64) float elements[kElements][kLanes * kLanes + kGap];
-  for (int64_t i = 0; i < kLanes; ++i)
-    pack_vector<Tile>(elements[0] + i * kLanes, kLanes * kLanes + kGap, g + i * 9 * kLanes);
   constexpr int64_t kCached = 500000;  // floats: of a second-level cache
+  const auto pack_one = panel_at(Tile::kElements, c, k) > kCached ? pack_vector<Tile, true>
+                                                                  : pack_vector<Tile, false>;
   const int64_t panel = b / kPanel * kPanel, width = least(kPanel, k - panel);
-  float* to = u + panel_at(kElements, c, panel) + a * width + b % kPanel;
-  for (int64_t e = 0; e < kElements; ++e, to += weights_plane(c, width))
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const Floats element = load(elements[e] + i * kLanes);
-      float* p = to + i * width;
-      if (panel_at(kElements, c, k) > kCached)
-        store_past_cache(p, element);
-      else
-        store(p, element);
-    }
+  float* to = u + panel_at(Tile::kElements, c, panel) + a * width + b % kPanel;
+  for (int64_t i = 0; i < kLanes; ++i)
+    pack_one(to + i * width, weights_plane(c, width), g + i * 9 * kLanes);
   _mm_sfence();
 }
 
