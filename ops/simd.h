@@ -176,6 +176,29 @@ CONVOY_INLINE void transpose(Floats (&rows)[kLanes]) {
 #endif
 }
 
+// Memory that comes near while something else is computed: a line for each turn of a loop.
+struct Ahead {
+  static constexpr int64_t kLine = 64;  // bytes
+  const char *at, *end;
+
+  template <typename T>
+  CONVOY_INLINE_MEMBER Ahead(const T* begin, const T* end_in)
+      : at(reinterpret_cast<const char*>(begin)), end(reinterpret_cast<const char*>(end_in)) {}
+
+  // Where the lines of the next `turns` begin; `near`, of which a fetch costs nothing, once all
+  // have come.
+  CONVOY_INLINE_MEMBER const char* take(int64_t turns, const void* near) {
+    if (at >= end) return static_cast<const char*>(near);
+    const char* from = at;
+    at += turns * kLine;
+    return from;
+  }
+};
+CONVOY_INLINE void fetch(const char*& line) {
+  __builtin_prefetch(line, 0, 2);
+  line += Ahead::kLine;
+}
+
 // A mask has a bit per element, 16 elements a word; element i of a row that starts at `words` is
 // bit i % 16 of word i / 16. Lanes of a vector that starts at element `i`, a multiple of kLanes:
 // which are greater than zero, written into the mask;

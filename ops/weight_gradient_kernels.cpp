@@ -82,35 +82,16 @@ CONVOY_INLINE void pack_x(Bfloat16* panel, const Bfloat16* x, const int32_t* off
   }
 }
 
-// What the next pixels will be read from comes near while these are multiplied: packing waits for
-// memory otherwise, in 1x1 layers of few channels for a third of the time.
-struct Ahead {
-  const Bfloat16 *at, *end;
-  // The next lines; `near`, which costs nothing, where all are done.
-  CONVOY_INLINE_MEMBER const Bfloat16* take(int64_t lines, const Bfloat16* near) {
-    if (at >= end) return near;
-    const Bfloat16* from = at;
-    at += lines * kLine;
-    return from;
-  }
-  static constexpr int64_t kLine = 32;
-};
-CONVOY_INLINE Ahead share_of(const Bfloat16* p, int64_t begin, int64_t end, int64_t slot,
-                             int64_t threads) {
-  return {p + begin + (end - begin) * slot / threads,
-          p + begin + (end - begin) * (slot + 1) / threads};
-}
-
 // sum [kRows of dy's channels, kWidth * kChannels of x's] += or = a part of a panel of dy times
 // kWidth panels of x. ahead: a line for each pair of pixels, to be fetched.
 template <int64_t kWidth>
 constexpr int64_t kRows = kChannels / kWidth;
 template <int64_t kWidth>
 void multiply(float* sum, int64_t row, const Bfloat16* x, const Bfloat16* dy, int64_t pairs,
-              bool first, const Bfloat16* ahead) {
+              bool first, const char* ahead) {
   __m512 sums[kRows<kWidth>][kWidth] = {};
-  for (int64_t i = 0; i < pairs; ++i, x += kPair, dy += kPair, ahead += Ahead::kLine) {
-    __builtin_prefetch(ahead, 0, 2);
+  for (int64_t i = 0; i < pairs; ++i, x += kPair, dy += kPair) {
+    fetch(ahead);
     __m512bh xs[kWidth];
     for (int64_t j = 0; j < kWidth; ++j)
       xs[j] = reinterpret_cast<__m512bh>(_mm512_load_si512(x + j * kPanel));
@@ -157,9 +138,14 @@ void add(float* sum, const Bfloat16* x, const Bfloat16* dy, const WeightGradient
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
       for (int64_t slot = 0; slot < threads; ++slot) {
         Bfloat16* panels = x_panels + slot * 2 * kPanel;
-        Ahead ahead_dy = share_of(dy, next * s.k, after * s.k, slot, threads);
-        Ahead ahead_x =
-            share_of(x, x_size * next / s.pixels, x_size * after / s.pixels, slot, threads);
+        // What the next pixels are read from comes near meanwhile, for each thread a share: packing
+        // waits for memory otherwise, in 1x1 layers of few channels for a third of the time.
+        const auto share = [&](const Bfloat16* p, int64_t begin, int64_t size)
+            __attribute__((always_inline)) {
+          return Ahead(p + begin + size * slot / threads, p + begin + size * (slot + 1) / threads);
+        };
+        Ahead ahead_dy = share(dy, next * s.k, (after - next) * s.k);
+        Ahead ahead_x = share(x, x_size * next / s.pixels, x_size * (after - next) / s.pixels);
         for (int64_t t = tasks * slot / threads; t < tasks * (slot + 1) / threads; ++t) {
           const int64_t position = t / blocks, c = t % blocks * 2 * kChannels;
           const bool two = c + kChannels < s.c;
@@ -171,7 +157,7 @@ void add(float* sum, const Bfloat16* x, const Bfloat16* dy, const WeightGradient
           const auto add_products = two ? multiply<2> : multiply<1>;
           const int64_t rows = two ? kRows<2> : kRows<1>;
           for (int64_t k = 0; k < channels; k += rows) {
-            const Bfloat16* ahead =
+            const char* ahead =
                 (ahead_dy.at < ahead_dy.end ? ahead_dy : ahead_x).take(pairs, panels);
             add_products(sum + ((group + k) * s.window + position) * s.c + c, s.window * s.c,
                          panels, dy_panels + k / kChannels * kPanel + k % kChannels * 2, pairs,

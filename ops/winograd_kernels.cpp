@@ -386,18 +386,17 @@ void output_run(T* image, const float* m, const WinogradEnd& end, int64_t plane,
 
 // Channels that are summed in one go: sums of these parts round less than one long sum.
 constexpr int64_t kSum = 128;
-constexpr int64_t kLine = 16;  // floats of a cache line
 
 // m [kRows][kWidth * kLanes] += (or = if `first`) the products of kRows tiles of one plane of V
 // with one of U, summed over c channels in their order. block: floats from one kLanes of channels
 // to the next in v. ahead: a line for each channel, to be fetched for a later call.
 template <int64_t kRows, int64_t kWidth>
 void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c, bool first,
-              const float* ahead) {
+              const char* ahead) {
   Floats sums[kRows][kWidth] = {};
   for (int64_t k = 0; k < c; k += kLanes, v += block)
-    for (int64_t lane = 0; lane < kLanes; ++lane, u += kWidth * kLanes, ahead += kLine) {
-      __builtin_prefetch(ahead, 0, 2);
+    for (int64_t lane = 0; lane < kLanes; ++lane, u += kWidth * kLanes) {
+      fetch(ahead);
       Floats weights[kWidth];
       for (int64_t i = 0; i < kWidth; ++i) weights[i] = load(u + i * kLanes);
 #pragma GCC unroll 28
@@ -416,7 +415,7 @@ void multiply(float* m, const float* v, int64_t block, const float* u, int64_t c
     }
 }
 
-using Multiply = void (*)(float*, const float*, int64_t, const float*, int64_t, bool, const float*);
+using Multiply = void (*)(float*, const float*, int64_t, const float*, int64_t, bool, const char*);
 template <int64_t kWidth>
 constexpr Multiply kMultiply[] = {
     multiply<1, kWidth>,  multiply<2, kWidth>,  multiply<3, kWidth>,  multiply<4, kWidth>,
@@ -493,10 +492,10 @@ void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
       for (int64_t c = 0; c < s.c; c += kSum) {
         const int64_t channels = least(kSum, s.c - c);
         const float* weights = plane + c * width;
-        // The part of the next plane that comes near: one line for each channel and call.
-        const float* ahead = weights + weights_plane(s.c, width);
-        const float* ahead_end = ahead + channels * width;
-        for (int64_t t = 0, step; t < count; t += step, ahead += channels * kLine) {
+        // Meanwhile the same channels of the next plane come near.
+        const float* following = weights + weights_plane(s.c, width);
+        Ahead ahead(following, following + channels * width);
+        for (int64_t t = 0, step; t < count; t += step) {
           const int64_t left = count - t;
           const bool twice = width < kPanel && left >= 2 * kMaxRows;
           step = twice ? 2 * kMaxRows : least(rows, left);
@@ -504,8 +503,7 @@ void forward_tiles(T* y, const T* x, const float* u, const WinogradEnd& at_end,
                                      : width == kPanel ? kMultiply<2>[step - 1]
                                                        : kMultiply<1>[step - 1];
           multiply_rows(m + e * m_plane + t * width, v + e * v_plane + c * count + t * kLanes,
-                        count * kLanes, weights, channels, c == 0,
-                        ahead < ahead_end ? ahead : weights);
+                        count * kLanes, weights, channels, c == 0, ahead.take(channels, weights));
         }
       }
     }
@@ -541,12 +539,14 @@ template <int64_t kWidth>
 constexpr int64_t kGradientRows = kLanes / kWidth;
 template <int64_t kWidth>
 void multiply_add(float* du, const float* v, const float* z, int64_t z_block, int64_t count,
-                  bool first) {
+                  bool first, const char* ahead) {
   constexpr int64_t kRows = kGradientRows<kWidth>;
+  // The next call's part of du comes near.
 #pragma GCC unroll 16
-  for (int64_t row = 0; row < kRows; ++row) __builtin_prefetch(du + row * kWidth * kLanes, 1);
+  for (int64_t i = 0; i < kLanes; ++i) __builtin_prefetch(du + (kLanes + i) * kLanes, 1);
   Floats sums[kRows][kWidth] = {};
   for (int64_t t = 0; t < count; ++t, v += kLanes, z += kLanes) {
+    fetch(ahead);
     Floats right[kWidth];
     for (int64_t i = 0; i < kWidth; ++i) right[i] = load(z + i * z_block);
 #pragma GCC unroll 16
@@ -611,9 +611,9 @@ void add_block(float* du, const T* x, const T* dy, const WinogradShape& s, const
   // Meanwhile the pixels of the next block come near.
   const int64_t next = pixel_of<Tile>(tiles, s, end);
   const int64_t pixels = pixel_of<Tile>(tiles, s, least(end + kGradientBlock, tiles.count)) - next;
-  for (int64_t e = task.e_begin; e < task.e_end; ++e) {
-    prefetch(x + next * s.c, pixels * s.c, e, kElements);
-    prefetch(dy + next * s.k, pixels * s.k, e, kElements);
+  Ahead ahead_x(x + next * s.c, x + (next + pixels) * s.c);
+  Ahead ahead_dy(dy + next * s.k, dy + (next + pixels) * s.k);
+  for (int64_t e = task.e_begin; e < task.e_end; ++e)
     for (int64_t k = task.k_begin; k < task.k_end; k += kPanel) {
       const int64_t width = least(kPanel, s.k - k);
       const auto add_products = width == kPanel ? multiply_add<2> : multiply_add<1>;
@@ -624,10 +624,10 @@ void add_block(float* du, const T* x, const T* dy, const WinogradShape& s, const
         const int64_t from = c - task.c_begin;
         add_products(to + c * width,
                      v + e * v_plane + from / kLanes * kLanes * count + from % kLanes, right,
-                     count * kLanes, count, fresh);
+                     count * kLanes, count, fresh,
+                     (ahead_x.at < ahead_x.end ? ahead_x : ahead_dy).take(count, right));
       }
     }
-  }
 }
 
 // db [k] (+)= the sums over all pixels, row by row.
