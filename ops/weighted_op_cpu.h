@@ -6,6 +6,7 @@
 
 #include "ops/core/cache_line.h"
 #include "ops/elementwise_kernels.h"
+#include "ops/kept_pixels.h"
 #include "ops/onednn.h"
 #include "ops/op.h"
 #include "ops/weight_gradient_cpu.h"
@@ -14,12 +15,14 @@ namespace convoy::ops {
 
 class WeightedOpCpu final : public Op {
  public:
-  // `parameters`: the layout in which weights and their gradients are kept (fp32).
+  // `parameters`: the layout in which weights and their gradients are kept (fp32). `kept`: what
+  // forward reads of x.
   WeightedOpCpu(int threads, const OpConfig& config, const dnnl::memory::desc& parameters,
-                bool bias, onednn::WeightedKernel forward)
+                bool bias, onednn::WeightedKernel forward, const KeptPixels& kept = {})
       : threads_(threads),
         bias_floats_(bias ? config.y.c : 0),
         several_slices_(config.batch > config.y.n),
+        kept_(kept),
         forward_(std::move(forward.kernel)),
         forward_layout_(forward.weights),
         forward_weights_(parameters, forward_layout_, threads),
@@ -61,10 +64,12 @@ class WeightedOpCpu final : public Op {
 
   void forward(const NodeMemory& m, const StepInfo&) override {
     const void* weights = packed_->forward_weights_.data();
+    const void* x = kept_.of(m.x[0], m.scratch);
+    void* scratch = static_cast<char*>(m.scratch) + kept_.bytes();
     if (bias_floats_ > 0)
-      forward_.run({m.x[0], weights, m.parameters[1], m.y}, m.scratch);
+      forward_.run({x, weights, m.parameters[1], m.y}, scratch);
     else
-      forward_.run({m.x[0], weights, m.y}, m.scratch);
+      forward_.run({x, weights, m.y}, scratch);
   }
 
   // Weights before data: dx may be written where x was, were it ever planned so.
@@ -78,7 +83,7 @@ class WeightedOpCpu final : public Op {
   }
 
   size_t scratch_bytes() const override {
-    return std::max({forward_.scratch_bytes(), backward_data_.scratch_bytes(),
+    return std::max({kept_.bytes() + forward_.scratch_bytes(), backward_data_.scratch_bytes(),
                      gradient_scratch_floats() * sizeof(float) + backward_weights_.scratch_bytes(),
                      own_gradient_ ? own_gradient_->scratch_bytes() : 0});
   }
@@ -120,6 +125,7 @@ class WeightedOpCpu final : public Op {
   int threads_;
   int64_t bias_floats_;  // 0: no bias
   bool several_slices_;
+  KeptPixels kept_;
   onednn::Kernel forward_, backward_data_, backward_weights_, gradient_reorder_;
   std::unique_ptr<WeightGradientCpu> own_gradient_;  // in place of backward_weights_
   dnnl::memory::desc forward_layout_;
