@@ -1,5 +1,5 @@
-// Convolution: Winograd's kernels where they win, else oneDNN. Weights are packed once per step;
-// gradients come back to OIHW in fp32.
+// Convolution: kernels of our own where they win (first layers, Winograd's, bf16 weight gradients),
+// else oneDNN. Weights are packed once per step; gradients come back to OIHW in fp32.
 #include <algorithm>
 
 #include "ops/conv2d.h"

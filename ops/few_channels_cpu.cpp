@@ -1,5 +1,7 @@
 #include "ops/few_channels_cpu.h"
 
+#include <algorithm>
+
 #include "ops/few_channels_kernels.h"
 #include "ops/folded_weights.h"
 #include "ops/onednn.h"
@@ -62,7 +64,12 @@ class FewChannelsOpCpu final : public Op {
     if (m.slice.last) kernels_.unpack_gradient(m.gradients[0], sum, shape_);
   }
 
-  size_t scratch_bytes() const override { return kernels_.scratch_bytes(shape_, threads_); }
+  size_t scratch_bytes() const override {
+    const size_t forward = kernels_.forward_scratch(shape_, threads_);
+    return gradient_sum_.size() == 0
+               ? forward
+               : std::max(forward, kernels_.gradient_scratch(shape_, threads_));
+  }
 
  private:
   int64_t filter() const { return shape_.c * shape_.kernel * shape_.kernel; }
@@ -88,6 +95,8 @@ bool few_channels_wins(const Conv2d& s, const OpConfig& c) {
                         c.type == DType::kBfloat16 && c.y_type == c.type && s.groups == 1 &&
                         c.y.c % kFewChannelsOutputs == 0 && !(c.training && c.wants_dx[0]) &&
                         !(c.training && s.bias) && !(s.batch_norm && s.batch_norm->residual);
+  // Measured on a Zen 5: ResNet's 7x7 of three channels takes 0.82 of oneDNN's time forward, 0.82
+  // for the gradient; CIFAR's 3x3 0.8 and 0.95. Four channels need no padding.
   return computes && x.c <= 3;
 }
 

@@ -10,47 +10,33 @@ namespace {
 // Output channels of a block: vectors of sums side by side; the last block may be narrower.
 constexpr int64_t kVectors = 4, kBlock = kVectors * kLanes;
 
-CONVOY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-// ---- Memory. Scratch of a thread: one padded image in bf16, the same in pairs, a row of dy in
-// pairs.
+// ---- The image with zeros around, as far as windows reach.
 
 struct Padded {
-  int64_t rows, row;  // row: elements, a multiple of 32, the last ones zeros
+  int64_t rows, row;  // row: numbers, the last one of them zero
 };
 CONVOY_INLINE Padded padded(const FewChannelsShape& s) {
-  // The last pixel's window, a number more, and what a vector of pairs reads beyond it.
-  const int64_t width = ((s.y_w - 1) * s.stride + s.kernel + 2 * s.padding) * s.c;
-  return {(s.y_h - 1) * s.stride + s.kernel, (width + s.stride * s.c + 64) / 32 * 32};
-}
-CONVOY_INLINE int64_t dy_row(const FewChannelsShape& s) {  // 32-bit pairs
-  return ceil_div(s.y_w, 2) * s.k;
-}
-CONVOY_INLINE size_t thread_bytes(const FewChannelsShape& s) {
-  const Padded p = padded(s);
-  const auto floats = p.rows * p.row + dy_row(s) + 2 * kLanes;
-  return static_cast<size_t>(p.rows * p.row * 2 + floats * 4) / 64 * 64 + 64;
-}
-size_t scratch_bytes(const FewChannelsShape& s, int threads) {
-  return thread_bytes(s) * static_cast<size_t>(threads);
+  const int64_t width = (s.y_w - 1) * s.stride + s.kernel;
+  // One number more: the second of an odd pair.
+  return {(s.y_h - 1) * s.stride + s.kernel, ceil_div(width * s.c + 1, kLanes) * kLanes};
 }
 
-// The window's rows under row i of y and the ones below, of an image of x with zeros around.
 CONVOY_INLINE void pad_row(Bfloat16* to, const Bfloat16* image, int64_t i,
                            const FewChannelsShape& s) {
   const int64_t row = padded(s).row, at = i - s.padding;
-  const int64_t left = s.padding * s.c, inside = least(s.w * s.c, row - left);
-  if (at < 0 || at >= s.h) {
-    __builtin_memset(to, 0, static_cast<size_t>(row) * sizeof(Bfloat16));
-    return;
-  }
+  const int64_t left = at < 0 || at >= s.h ? row : least(s.padding * s.c, row);
+  const int64_t inside = least(s.w * s.c, row - left);
   __builtin_memset(to, 0, static_cast<size_t>(left) * sizeof(Bfloat16));
-  __builtin_memcpy(to + left, image + at * s.w * s.c,
-                   static_cast<size_t>(inside) * sizeof(Bfloat16));
+  if (inside > 0)
+    __builtin_memcpy(to + left, image + at * s.w * s.c,
+                     static_cast<size_t>(inside) * sizeof(Bfloat16));
   __builtin_memset(to + left + inside, 0,
                    static_cast<size_t>(row - left - inside) * sizeof(Bfloat16));
+}
+
+// A thread's part of the scratch memory begins on a line.
+CONVOY_INLINE int64_t whole_lines(int64_t bytes) {
+  return ceil_div(bytes, 64) * 64;
 }
 
 // ---- Forward.
@@ -73,6 +59,14 @@ void pack(void* packed, const float* w, const FewChannelsShape& s) {
             const int64_t q = (2 * pair + half) / s.c, c = (2 * pair + half) % s.c;
             put(to++, q < s.kernel ? w[((k * s.c + c) * s.kernel + r) * s.kernel + q] : 0.0f);
           }
+}
+
+// Of a thread: an image.
+CONVOY_INLINE int64_t forward_bytes(const FewChannelsShape& s) {
+  return whole_lines(padded(s).rows * padded(s).row * 2);
+}
+size_t forward_scratch(const FewChannelsShape& s, int threads) {
+  return static_cast<size_t>(forward_bytes(s) * threads);
 }
 
 struct ForwardEnd {
@@ -115,8 +109,9 @@ void forward_pixels(Bfloat16* y, const Bfloat16* x, const Bfloat16* weights, con
 
 using Forward = void (*)(Bfloat16*, const Bfloat16*, const Bfloat16*, const ForwardEnd&,
                          const FewChannelsShape&, int64_t);
-// By width, the most pixels whose sums fit the registers; one at a time where a row has fewer.
-constexpr int64_t kPixels[] = {0, 14, 12, 8, 6};
+// By width: enough sums that none waits for its last product, few enough for the registers. One
+// pixel at a time where a row has fewer.
+constexpr int64_t kSideBySide[] = {0, 14, 12, 8, 6};
 constexpr Forward kForward[] = {nullptr, forward_pixels<14, 1>, forward_pixels<12, 2>,
                                 forward_pixels<8, 3>, forward_pixels<6, 4>};
 constexpr Forward kForwardOne[] = {nullptr, forward_pixels<1, 1>, forward_pixels<1, 2>,
@@ -128,8 +123,8 @@ void forward(Bfloat16* y, const Bfloat16* x, const void* packed, const float* bi
   const int64_t rows = s.n * s.y_h;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t slot = 0; slot < threads; ++slot) {
-    auto* image = reinterpret_cast<Bfloat16*>(static_cast<char*>(scratch) +
-                                              static_cast<int64_t>(thread_bytes(s)) * slot);
+    auto* image =
+        reinterpret_cast<Bfloat16*>(static_cast<char*>(scratch) + forward_bytes(s) * slot);
     int64_t done = 0;  // rows of the padded image that are there
     for (int64_t i = rows * slot / threads; i < rows * (slot + 1) / threads; ++i) {
       const int64_t n = i / s.y_h, top = i % s.y_h * s.stride;
@@ -140,8 +135,8 @@ void forward(Bfloat16* y, const Bfloat16* x, const void* packed, const float* bi
       for (int64_t k = 0; k < s.k; k += kBlock) {
         const int64_t width = least(kBlock, s.k - k) / kLanes;
         const ForwardEnd end = {bias ? bias + k : nullptr, relu};
-        const bool many = kPixels[width] <= s.y_w;
-        const int64_t step = many ? kPixels[width] : 1;
+        const bool many = kSideBySide[width] <= s.y_w;
+        const int64_t step = many ? kSideBySide[width] : 1;
         const Forward put_pixels = (many ? kForward : kForwardOne)[width];
         for (int64_t at = 0; at < s.y_w; at += step) {
           const int64_t j = least(at, s.y_w - step);  // the last ones of a row again, if need be
@@ -156,18 +151,32 @@ void forward(Bfloat16* y, const Bfloat16* x, const void* packed, const float* bi
 
 // ---- The gradient of the weights. Sums run over pairs of pixels of y in a row.
 
-// A row of the padded image: each number beside that of the next pixel of y.
+// Of a thread: an image and a row of dy in pairs, a row of the image.
+CONVOY_INLINE int64_t dy_pairs_of(const FewChannelsShape& s) {
+  return ceil_div(s.y_w, 2) * s.k;
+}
+CONVOY_INLINE int64_t gradient_bytes(const FewChannelsShape& s) {
+  const Padded pad = padded(s);
+  return whole_lines((pad.rows * pad.row + dy_pairs_of(s)) * 4 + pad.row * 2);
+}
+size_t gradient_scratch(const FewChannelsShape& s, int threads) {
+  return static_cast<size_t>(gradient_bytes(s) * threads);
+}
+
+// A row of the padded image: each number beside that of the next pixel of y, or beside zero where
+// the row ends before.
 CONVOY_INLINE void pair_x(uint32_t* to, const Bfloat16* row, const FewChannelsShape& s) {
-  const int64_t step = s.stride * s.c, count = padded(s).row - step;
+  const int64_t count = padded(s).row, step = s.stride * s.c;
   int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
+  for (; i + step + kLanes <= count; i += kLanes) {
     Halves a, b;
     __builtin_memcpy(&a, row + i, sizeof a);
     __builtin_memcpy(&b, row + i + step, sizeof b);
     const Words both = __builtin_convertvector(a, Words) | __builtin_convertvector(b, Words) << 16;
     __builtin_memcpy(to + i, &both, sizeof both);
   }
-  for (; i < count; ++i) to[i] = row[i].bits | uint32_t{row[i + step].bits} << 16;
+  for (; i < count; ++i)
+    to[i] = row[i].bits | (i + step < count ? uint32_t{row[i + step].bits} << 16 : 0u);
 }
 
 // A row of dy: channels of two pixels side by side; behind an odd number of pixels zeros.
@@ -213,7 +222,7 @@ void gradient_numbers(float* sum, const uint32_t* x, const uint32_t* dy, const F
 }
 
 using Gradient = void (*)(float*, const uint32_t*, const uint32_t*, const FewChannelsShape&, bool);
-// By width, the most numbers whose sums fit the registers.
+// By width, as above.
 constexpr int64_t kMostNumbers[] = {0, 12, 12, 8, 6};
 template <int64_t kNumbers, int64_t kWidth>
 constexpr Gradient gradient_of() {
@@ -245,34 +254,37 @@ void add_gradient(float* sum, const Bfloat16* x, const Bfloat16* dy, const FewCh
                   bool first, void* scratch, int threads) {
   const Padded pad = padded(s);
   const int64_t numbers = s.kernel * s.c;
-  // Each thread takes some rows of the window, for which it pads and pairs by itself.
+  const int64_t at_once = kMostNumbers[least(kBlock, s.k) / kLanes];
+  const int64_t parts =
+      least(numbers, most(ceil_div(numbers, at_once), ceil_div(threads, s.kernel)));
+  const int64_t tasks = s.kernel * parts;
+  // Each thread takes some numbers of some rows of the window, for which it pads and pairs by
+  // itself.
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t slot = 0; slot < threads; ++slot) {
-    const int64_t begin = s.kernel * slot / threads, end = s.kernel * (slot + 1) / threads;
+    const int64_t begin = tasks * slot / threads, end = tasks * (slot + 1) / threads;
     if (begin == end) continue;
-    char* const own = static_cast<char*>(scratch) + static_cast<int64_t>(thread_bytes(s)) * slot;
-    auto* const pairs = reinterpret_cast<uint32_t*>(own);
+    const int64_t first_row = begin / parts, end_row = ceil_div(end, parts);
+    auto* const pairs =
+        reinterpret_cast<uint32_t*>(static_cast<char*>(scratch) + gradient_bytes(s) * slot);
     uint32_t* const dy_pairs = pairs + pad.rows * pad.row;
-    auto* const row = reinterpret_cast<Bfloat16*>(dy_pairs + dy_row(s));
+    auto* const row = reinterpret_cast<Bfloat16*>(dy_pairs + dy_pairs_of(s));
     for (int64_t i = 0, done = 0; i < s.n * s.y_h; ++i) {
       const int64_t n = i / s.y_h, top = i % s.y_h * s.stride;
       if (top == 0) done = 0;
-      for (done = done > top + begin ? done : top + begin; done < top + end; ++done) {
+      for (done = done > top + first_row ? done : top + first_row; done < top + end_row; ++done) {
         pad_row(row, x + n * s.h * s.w * s.c, done, s);
         pair_x(pairs + done * pad.row, row, s);
       }
       pair_dy(dy_pairs, dy + i * s.y_w * s.k, s);
-      for (int64_t r = begin; r < end; ++r)
-        for (int64_t k = 0; k < s.k; k += kBlock) {
-          const int64_t width = least(kBlock, s.k - k) / kLanes;
-          const int64_t parts = ceil_div(numbers, kMostNumbers[width]);
-          for (int64_t part = 0; part < parts; ++part) {
-            const int64_t from = numbers * part / parts, to = numbers * (part + 1) / parts;
-            kGradient[width][to - from](sum + (r * numbers + from) * s.k + k,
-                                        pairs + (top + r) * pad.row + from, dy_pairs + k, s,
-                                        first && i == 0);
-          }
-        }
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t r = task / parts, part = task % parts;
+        const int64_t from = numbers * part / parts, to = numbers * (part + 1) / parts;
+        for (int64_t k = 0; k < s.k; k += kBlock)
+          kGradient[least(kBlock, s.k - k) / kLanes][to - from](
+              sum + (r * numbers + from) * s.k + k, pairs + (top + r) * pad.row + from,
+              dy_pairs + k, s, first && i == 0);
+      }
     }
   }
 }
@@ -287,8 +299,8 @@ void unpack_gradient(float* dw, const float* sum, const FewChannelsShape& s) {
 
 }  // namespace
 
-const FewChannelsKernels few_channels_kernels_bf16 = {packed_bytes, scratch_bytes, pack,
-                                                      forward,      add_gradient,  unpack_gradient};
+const FewChannelsKernels few_channels_kernels_bf16 = {
+    packed_bytes, forward_scratch, gradient_scratch, pack, forward, add_gradient, unpack_gradient};
 #else
 const FewChannelsKernels few_channels_kernels_bf16 = {};
 #endif

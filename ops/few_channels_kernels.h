@@ -1,7 +1,7 @@
 // Convolutions in bf16 of images of few channels, a network's first layer, for processors whose
 // bf16 products are AVX-512's. In NHWC a row of the window, kernel * c numbers, lies in one piece:
-// sums run over pairs of these numbers, so that channels need no padding to an even number, which
-// costs oneDNN a third of its products at three channels.
+// sums run over pairs of these numbers, so that channels need no padding to an even number, for
+// which oneDNN does a third more products at three channels.
 //
 // x [n,h,w,c], y [n,y_h,y_w,k] in bf16, sums in fp32, without groups, k a multiple of
 // kFewChannelsOutputs. Every sum runs in an order that depends on the shape alone, so threads
@@ -27,7 +27,8 @@ struct FewChannelsShape {
 struct FewChannelsKernels {
   size_t (*packed_bytes)(const FewChannelsShape& s);
   // Of forward and of add_gradient.
-  size_t (*scratch_bytes)(const FewChannelsShape& s, int threads);
+  size_t (*forward_scratch)(const FewChannelsShape& s, int threads);
+  size_t (*gradient_scratch)(const FewChannelsShape& s, int threads);
   // From w [k,c,kernel,kernel]; packed: aligned to 64 bytes.
   void (*pack)(void* packed, const float* w, const FewChannelsShape& s);
   // bias [k] is added where it is not null, then ReLU. scratch: aligned to 64 bytes.

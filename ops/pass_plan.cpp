@@ -13,13 +13,14 @@ namespace {
 
 using Kind = Call::Kind;
 
-// As packed: of a 3x3 convolution that Winograd's kernels can compute, 36 floats for 9 weights,
-// also where another processor does without, so that slices do not depend on the processor.
+// As packed: of a 3x3 convolution that Winograd's kernels can compute, 36 floats for 9 weights, as
+// 4x4 tiles need, also where another processor does without or takes larger tiles, so that slices
+// do not depend on the processor.
 int64_t weight_bytes(const OpSpec& spec, const std::vector<Shape>& x) {
   int64_t floats = 0;
   for (const ParameterSpec& p : parameters(spec, x)) floats += p.is_weight ? p.elements() : 0;
   const auto* conv = std::get_if<Conv2d>(&spec);
-  if (conv && winograd_computes(*conv, x[0].c)) floats *= 4;
+  if (conv && winograd_computes(*conv, x[0].c)) floats *= 36 / 9;
   return floats * static_cast<int64_t>(sizeof(float));
 }
 

@@ -5,10 +5,6 @@
 namespace convoy::ops::CONVOY_ISA {
 namespace {
 
-CONVOY_INLINE int64_t most(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-
 // The pixels [begin, end) of one side that the window of output `o` covers inside the image.
 struct Span {
   int64_t begin, end;
@@ -59,7 +55,7 @@ template <typename Access>
 CONVOY_INLINE Floats keep_at(Floats v, const uint8_t* place, int32_t here, Access access) {
   return access.get(place) == static_cast<float>(here) ? v : Floats{};
 }
-#if defined(__AVX512BW__)  // bytes as they are
+#if defined(__AVX512BW__) && defined(__AVX512VL__)  // bytes, not converted to floats
 CONVOY_INLINE Floats keep_at(Floats v, const uint8_t* place, int32_t here, Whole) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(place));
   const __mmask16 at = _mm_cmpeq_epi8_mask(bytes, _mm_set1_epi8(static_cast<char>(here)));

@@ -42,6 +42,14 @@ CONVOY_INLINE int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
+CONVOY_INLINE int64_t most(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+
+CONVOY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 CONVOY_INLINE Floats splat(float value) {
   return value - Floats{};
 }

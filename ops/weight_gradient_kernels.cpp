@@ -123,8 +123,8 @@ void add(float* sum, const Bfloat16* x, const Bfloat16* dy, const WeightGradient
   auto* dy_panels = static_cast<Bfloat16*>(scratch);
   Bfloat16* x_panels = dy_panels + least(s.k, kGroup) / kChannels * kPanel;
   // A task: two panels of x, or the last one alone.
-  const int64_t blocks = (s.c + 2 * kChannels - 1) / (2 * kChannels), tasks = s.window * blocks;
-  // 1x1 windows at a stride leave out most of x.
+  const int64_t blocks = ceil_div(s.c, 2 * kChannels), tasks = s.window * blocks;
+  // 1x1 windows at a stride leave out most of x, a group of channels the others of dy.
   const bool whole = s.window > 1 || s.image_x == s.image_pixels * s.c;
   const int64_t x_size = whole ? s.pixels / s.image_pixels * s.image_x : 0;
   for (int64_t group = 0; group < s.k; group += kGroup)
@@ -144,7 +144,7 @@ void add(float* sum, const Bfloat16* x, const Bfloat16* dy, const WeightGradient
             __attribute__((always_inline)) {
           return Ahead(p + begin + size * slot / threads, p + begin + size * (slot + 1) / threads);
         };
-        Ahead ahead_dy = share(dy, next * s.k, (after - next) * s.k);
+        Ahead ahead_dy = share(dy, next * s.k, s.k <= kGroup ? (after - next) * s.k : 0);
         Ahead ahead_x = share(x, x_size * next / s.pixels, x_size * (after - next) / s.pixels);
         for (int64_t t = tasks * slot / threads; t < tasks * (slot + 1) / threads; ++t) {
           const int64_t position = t / blocks, c = t % blocks * 2 * kChannels;

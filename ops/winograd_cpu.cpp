@@ -27,12 +27,12 @@ class WinogradOpCpu final : public Op {
         shape_({config.x[0].n, config.x[0].h, config.x[0].w, config.x[0].c, config.y.c}),
         turned_({shape_.n, shape_.h, shape_.w, shape_.k, shape_.c}) {
     if (wants_gradients_ && config.batch > shape_.n)
-      gradient_sum_ = weights_of(gradient_kernels_, shape_);
+      gradient_sum_ = transformed_weights(gradient_kernels_, shape_);
   }
 
   // Memory is taken by the first call: a lane that uses another's weights takes none.
   void prepare(const NodeMemory& m) override {
-    if (forward_weights_.size() == 0) forward_weights_ = weights_of(kernels_, shape_);
+    if (forward_weights_.size() == 0) forward_weights_ = transformed_weights(kernels_, shape_);
     const float* w = m.parameters[0];
     if (spec_.batch_norm) {
       folded_ = fold_batch_norm(name_, spec_, m, 9 * shape_.c);
@@ -41,7 +41,7 @@ class WinogradOpCpu final : public Op {
     kernels_.pack(forward_weights_.as<float>(), w, shape_.c, shape_.k, threads_);
     folded_.weights = {};
     if (!wants_dx_) return;
-    if (backward_weights_.size() == 0) backward_weights_ = weights_of(kernels_, turned_);
+    if (backward_weights_.size() == 0) backward_weights_ = transformed_weights(kernels_, turned_);
     kernels_.pack_backward(backward_weights_.as<float>(), m.parameters[0], shape_.k, shape_.c,
                            threads_);
   }
@@ -90,14 +90,16 @@ class WinogradOpCpu final : public Op {
     if (m.slice.last)
       gradient_kernels_.unpack_gradient(m.gradients[0], du, shape_.c, shape_.k, threads_);
   }
-  static AlignedBuffer weights_of(const WinogradKernels<T>& kernels, const WinogradShape& s) {
+  static AlignedBuffer transformed_weights(const WinogradKernels<T>& kernels,
+                                           const WinogradShape& s) {
     return AlignedBuffer(static_cast<size_t>(kernels.weight_floats(s.c, s.k)) * sizeof(float));
   }
   int64_t gradient_scratch_floats() const {
     return gradient_sum_.size() > 0 ? 0 : gradient_kernels_.weight_floats(shape_.c, shape_.k);
   }
 
-  const WinogradKernels<T>&kernels_, &gradient_kernels_;
+  const WinogradKernels<T>& kernels_;
+  const WinogradKernels<T>& gradient_kernels_;
   int threads_;
   std::string name_;
   Conv2d spec_;
@@ -122,19 +124,25 @@ bool larger_wins(const Shape& x, int64_t tile_h, int64_t tile_w) {
   return 8 * products(x, tile_h, tile_w) <= 7 * products(x, 4, 4);
 }
 
-// Of forward and dx. An image of one tile has no use for the large weights of 7x7: with 512
-// channels they would take more time to pack and to read than they save.
-const WinogradKernels<Bfloat16>& bf16_kernels(const Shape& x) {
-  if (larger_wins(x, 7, 7) && (x.h > 7 || x.w > 7)) return winograd_kernels_7x7_bf16();
-  return larger_wins(x, 7, 4) ? winograd_kernels_7x4_bf16() : winograd_kernels_4x4_bf16();
-}
-
-// dw stays fp32, and 7x7 tiles are not as accurate as that.
-const WinogradKernels<Bfloat16>& bf16_gradient_kernels(const Shape& x) {
-  return larger_wins(x, 7, 4) ? winograd_kernels_7x4_bf16() : winograd_kernels_4x4_bf16();
+const WinogradKernels<Bfloat16>& bf16_kernels(WinogradTile tile) {
+  switch (tile) {
+    case WinogradTile::k7x7:
+      return winograd_kernels_7x7_bf16();
+    case WinogradTile::k7x4:
+      return winograd_kernels_7x4_bf16();
+    default:
+      return winograd_kernels_4x4_bf16();
+  }
 }
 
 }  // namespace
+
+WinogradTiles winograd_tiles(DType type, const Shape& x) {
+  if (type == DType::kFloat32 || !larger_wins(x, 7, 4)) return {};
+  const bool one_tile = x.h <= 7 && x.w <= 7;
+  return {.forward = larger_wins(x, 7, 7) && !one_tile ? WinogradTile::k7x7 : WinogradTile::k7x4,
+          .gradient = WinogradTile::k7x4};
+}
 
 bool winograd_wins(const Conv2d& s, const OpConfig& c) {
   const Shape& x = c.x[0];
@@ -144,9 +152,9 @@ bool winograd_wins(const Conv2d& s, const OpConfig& c) {
   const bool computes = cpu_isa() >= Isa::kAvx2 && (c.type == DType::kFloat32 || in_bf16) &&
                         c.y_type == c.type && winograd_computes(s, x.c);
   // A direct convolution leaves out the padding. With AVX512_BF16 oneDNN's products are twice as
-  // fast as ours, which are fp32's. Measured on a Zen 5: 4 times fewer (56x56) take a third of the
-  // time in fp32, 0.6 of it in bf16; 2.5 times fewer (7x7) half of it and 0.8; 1.8 times fewer
-  // (6x6) 0.6 and 1.2.
+  // fast as ours, which are fp32's. Measured on a Zen 5 with 4x4 tiles: 4 times fewer (56x56) take
+  // a third of the time in fp32, 0.6 of it in bf16; 2.5 times fewer (7x7) half of it and 0.8; 1.8
+  // times fewer (6x6) 0.6 and 1.2.
   const int64_t direct = (3 * x.h - 2) * (3 * x.w - 2);
   const int64_t winograd = products(x, 4, 4);
   return computes && 10 * direct >= (in_bf16 ? 23 : 17) * winograd;
@@ -156,8 +164,9 @@ std::unique_ptr<Op> make_winograd_op(int threads, const Conv2d& spec, const OpCo
   if (config.type == DType::kFloat32)
     return std::make_unique<WinogradOpCpu<float>>(
         threads, spec, config, winograd_kernels_4x4_fp32(), winograd_kernels_4x4_fp32());
-  return std::make_unique<WinogradOpCpu<Bfloat16>>(threads, spec, config, bf16_kernels(config.x[0]),
-                                                   bf16_gradient_kernels(config.x[0]));
+  const WinogradTiles tiles = winograd_tiles(config.type, config.x[0]);
+  return std::make_unique<WinogradOpCpu<Bfloat16>>(
+      threads, spec, config, bf16_kernels(tiles.forward), bf16_kernels(tiles.gradient));
 }
 
 }  // namespace convoy::ops

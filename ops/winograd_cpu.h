@@ -18,6 +18,16 @@ inline bool winograd_computes(const Conv2d& spec, int64_t in_channels) {
 // function of the shape and of the instruction set alone.
 bool winograd_wins(const Conv2d& spec, const OpConfig& config);
 
+// Rows and columns of the tiles of y: of forward and dx, and of dw.
+enum class WinogradTile { k4x4, k7x4, k7x7 };
+struct WinogradTiles {
+  WinogradTile forward = WinogradTile::k4x4, gradient = WinogradTile::k4x4;
+};
+// In fp32 4x4, the most accurate; in bf16 those that take the least time, but for dw, which stays
+// fp32, 7x4 at most. An image of one 7x7 tile has no use for its large weights: with 512 channels
+// they would take more time to pack and to read than they save.
+WinogradTiles winograd_tiles(DType type, const Shape& x);
+
 // For convolutions of which winograd_wins().
 std::unique_ptr<Op> make_winograd_op(int threads, const Conv2d& spec, const OpConfig& config);
 

@@ -21,10 +21,6 @@ constexpr int64_t kPanel = 2 * kLanes;
 // into the same sets of the cache.
 constexpr int64_t kGap = 16, kWeightsGap = 64;
 
-CONVOY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 CONVOY_INLINE Floats axpy(float a, Floats x, Floats y) {
   return fma(splat(a), x, y);
 }
@@ -59,7 +55,7 @@ struct Constants {
     for (int64_t i = 0; i < kPairs; ++i) {
       const double p = Points::kPoints[i];
       double power = 1, at_p = Points::kZero ? 2 * p * p : 2 * p;
-      for (int64_t r = 0; r < kTile; ++r, power *= p) powers[i][r] = static_cast<float>(power);
+      for (int64_t r = 0; r < kTile; ++r, power *= p) powers[i][r] = exact(power);
       for (int64_t j = 0; j < kPairs; ++j)
         if (j != i) at_p *= p * p - square(j);
       scales[i] = static_cast<float>(1 / at_p);
@@ -71,6 +67,12 @@ struct Constants {
   }
 
  private:
+  // No constant where it is not.
+  static constexpr float exact(double value) {
+    const auto rounded = static_cast<float>(value);
+    if (static_cast<double>(rounded) != value) __builtin_unreachable();
+    return rounded;
+  }
   static constexpr double square(int64_t i) { return Points::kPoints[i] * Points::kPoints[i]; }
   template <int64_t kCount>
   static constexpr void multiply_out(float (&coefficients)[kCount], int64_t but) {
@@ -80,7 +82,7 @@ struct Constants {
       for (int64_t k = kCount; k >= 0; --k)
         product[k] = (k > 0 ? product[k - 1] : 0) - square(j) * product[k];
     }
-    for (int64_t k = 0; k < kCount; ++k) coefficients[k] = static_cast<float>(product[k]);
+    for (int64_t k = 0; k < kCount; ++k) coefficients[k] = exact(product[k]);
   }
 };
 
@@ -212,6 +214,11 @@ struct TileOf {
   using Columns = Transform<Across>;
   static constexpr int64_t kElements = Rows::kPatch * Columns::kPatch;
 };
+
+template <typename Tile>
+int64_t weight_floats(int64_t c, int64_t k) {
+  return Tile::kElements * (c * k + ceil_div(k, kPanel) * kWeightsGap);
+}
 
 // ---- Tiles and pixels.
 
@@ -429,10 +436,10 @@ constexpr Multiply kMultiply[] = {
 // Asks for share `part` of `parts` of what the next stage will read.
 template <typename T>
 CONVOY_INLINE void prefetch(const T* p, int64_t n, int64_t part, int64_t parts) {
-  constexpr int64_t kPixels = 64 / sizeof(T);
-  const int64_t lines = ceil_div(n, kPixels);
+  constexpr int64_t kPerLine = Ahead::kLine / sizeof(T);
+  const int64_t lines = ceil_div(n, kPerLine);
   for (int64_t i = lines * part / parts; i < lines * (part + 1) / parts; ++i)
-    __builtin_prefetch(p + i * kPixels, 0, 2);
+    __builtin_prefetch(p + i * kPerLine, 0, 2);
 }
 
 // Tiles of a block, at most: few enough that V and M stay in the second-level cache, or nearly so.
@@ -440,14 +447,17 @@ CONVOY_INLINE void prefetch(const T* p, int64_t n, int64_t part, int64_t parts) 
 // larger blocks do, as multiply() asks for it ahead.
 constexpr int64_t kForwardBlock = 28;
 
-// Blocks of one size, of whole rows of tiles if they can be, as tiles in a row share pixels.
+// Blocks of one size, of whole rows of tiles, which share pixels, if no thread has more to do then.
 template <typename Tile>
 int64_t forward_block(const WinogradShape& s, int threads) {
   const Tiles tiles = tiles_of<Tile>(s);
   const int64_t share = ceil_div(tiles.count, threads);
   const int64_t block = ceil_div(share, ceil_div(share, kForwardBlock));
   const int64_t whole = ceil_div(block, tiles.columns) * tiles.columns;
-  return whole <= kForwardBlock ? whole : block;
+  const auto largest_share = [&](int64_t size) {  // tiles of one thread
+    return ceil_div(ceil_div(tiles.count, size), threads) * size;
+  };
+  return whole <= kForwardBlock && largest_share(whole) <= largest_share(block) ? whole : block;
 }
 
 template <typename Tile>
@@ -726,14 +736,14 @@ void pack_vector(float* u, int64_t plane, const float* g) {
 template <typename Tile>
 CONVOY_INLINE void pack_block(float* u, const float* g, int64_t a, int64_t b, int64_t c,
                               int64_t k) {
-  constexpr int64_t kCached = 500000;  // floats: of a second-level cache
-  const auto pack_one = panel_at(Tile::kElements, c, k) > kCached ? pack_vector<Tile, true>
-                                                                  : pack_vector<Tile, false>;
+  constexpr int64_t kCached = 500000;  // floats; what is larger leaves the cache before it is read
+  const bool past_cache = weight_floats<Tile>(c, k) > kCached;
+  const auto pack_one = past_cache ? pack_vector<Tile, true> : pack_vector<Tile, false>;
   const int64_t panel = b / kPanel * kPanel, width = least(kPanel, k - panel);
   float* to = u + panel_at(Tile::kElements, c, panel) + a * width + b % kPanel;
   for (int64_t i = 0; i < kLanes; ++i)
     pack_one(to + i * width, weights_plane(c, width), g + i * 9 * kLanes);
-  _mm_sfence();
+  if (past_cache) _mm_sfence();
 }
 
 template <typename Tile, typename T>
@@ -823,11 +833,6 @@ void unpack_gradient(float* dw, const float* du, int64_t c, int64_t k, int threa
       }
     }
   }
-}
-
-template <typename Tile>
-int64_t weight_floats(int64_t c, int64_t k) {
-  return Tile::kElements * (c * k + ceil_div(k, kPanel) * kWeightsGap);
 }
 
 template <typename Tile, typename T>

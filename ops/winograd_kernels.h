@@ -1,6 +1,6 @@
 // 3x3 convolution with stride 1 and padding 1 as Winograd's F(4x4, 3x3) and larger ones (Lavin and
-// Gray 2015, arXiv:1509.09308), NHWC: a 4x4 tile of y takes 36 products per pair of channels where a
-// direct convolution takes 144, one of 7x4 54 for 252, one of 7x7 81 for 441.
+// Gray 2015, arXiv:1509.09308), NHWC: a 4x4 tile of y takes 36 products per pair of channels where
+// a direct convolution takes 144, one of 7x4 54 for 252, one of 7x7 81 for 441.
 //
 //   U = G g G^T      weights, packed once per step
 //   V = B^T d B      the pixels of x around each tile, zeros outside

@@ -3,6 +3,8 @@
 
 #include <limits>
 
+#include "ops/core/isa.h"
+#include "ops/onednn.h"
 #include "tests/support/op_tester.h"
 
 namespace convoy::ops {
@@ -129,12 +131,42 @@ TEST(Conv2d, ResidualMustHaveTheShapeOfTheOutput) {
   });
 }
 
-// The first layer of a network: nobody asks for the gradient of the images.
+// First layers of networks: nobody asks for the gradient of the images. ResNet's, CIFAR's, MNIST's;
+// strides without padding and longer than the window, a padding longer than it, even windows, 16 to
+// 96 output channels, odd widths, images smaller than the window.
+std::vector<OpCase> first_layers() {
+  std::vector<OpCase> all = {
+      convolution({.out_channels = 64, .kernel = 7, .stride = 2, .padding = 3}, {2, 3, 23, 17}),
+      convolution({.out_channels = 64, .kernel = 7, .stride = 2, .padding = 3}, {2, 3, 32, 30}),
+      convolution({.out_channels = 16, .kernel = 3, .padding = 1}, {3, 3, 16, 17}),
+      convolution({.out_channels = 32, .kernel = 5}, {2, 1, 28, 28}),
+      convolution({.out_channels = 96, .kernel = 11, .stride = 4, .padding = 2}, {1, 3, 47, 51}),
+      convolution({.out_channels = 48, .kernel = 2, .stride = 3, .padding = 1}, {2, 2, 11, 13}),
+      convolution({.out_channels = 80, .kernel = 4, .padding = 3}, {1, 2, 5, 3}),
+      convolution({.out_channels = 16, .kernel = 1, .stride = 2}, {2, 3, 7, 9}),
+      convolution({.out_channels = 64, .kernel = 3, .padding = 1}, {1, 3, 1, 1}),
+      convolution({.out_channels = 16, .kernel = 2, .stride = 9, .padding = 3}, {2, 3, 2, 1}),
+  };
+  for (OpCase& c : all) c.wants_dx = {false};
+  return all;
+}
+
 TEST_P(OpTest, Conv2dWithoutInputGradientEqualsReference) {
-  OpCase c =
-      convolution({.out_channels = 64, .kernel = 7, .stride = 2, .padding = 3}, {2, 3, 23, 17});
-  c.wants_dx = {false};
-  check_op(device(), type(), c);
+  for (const OpCase& c : first_layers()) check_op(device(), type(), c);
+}
+
+TEST_P(OpTest, FrozenConv2dWithoutInputGradientEqualsReference) {
+  for (OpCase c : first_layers()) {
+    c.wants_gradients = false;
+    check_op(device(), type(), c);
+  }
+}
+
+// By our own kernels (few_channels_test.cpp); the bits of oneDNN's weight gradients do.
+TEST(Conv2d, FirstLayersDependOnNoThreads) {
+  if (cpu_isa() != Isa::kAvx512Bf16 || onednn::instruction_set() != "avx512_core_bf16")
+    GTEST_SKIP() << "SKIPPED: not a processor whose bf16 products are AVX-512's";
+  for (const OpCase& c : first_layers()) check_threads("cpu", DType::kBfloat16, c);
 }
 
 // Frozen: the gradient goes through, the weights' is not touched and x not read.

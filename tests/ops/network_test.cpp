@@ -458,11 +458,13 @@ TEST_P(NetworkTest, BackwardTellsOfTheStopsThatItPasses) {
 
 // Lanes pack their weights once for all of them, each a part.
 TEST(Network, SharedWeightsAreTheOthersAndPackedInParts) {
-  // The first convolution takes Winograd's kernels, without AMX also in bf16, the second oneDNN's.
-  Graph graph{.name = "two", .image = {.n = 1, .c = 16, .h = 8, .w = 8}, .nodes = {}};
+  // Without AMX, in bf16 the first convolution takes the kernels for first layers; the second takes
+  // Winograd's, also in fp32, the third oneDNN's.
+  Graph graph{.name = "three", .image = {.n = 1, .c = 3, .h = 8, .w = 8}, .nodes = {}};
   int x = graph.add("conv_a", Conv2d{.out_channels = 16, .padding = 1}, {kImage});
   x = graph.add("bn", BatchNorm{}, {x});
-  x = graph.add("conv_b", Conv2d{.out_channels = 24, .kernel = 1, .bias = true}, {x});
+  x = graph.add("conv_b", Conv2d{.out_channels = 16, .padding = 1}, {x});
+  x = graph.add("conv_c", Conv2d{.out_channels = 24, .kernel = 1, .bias = true}, {x});
   graph.add("fc", Linear{.out_features = 5}, {graph.add("pool", GlobalAvgPool{}, {x})});
   for (const DType type : {DType::kFloat32, DType::kBfloat16}) {
     if (type == DType::kBfloat16 && !cpu_supports_bf16()) continue;

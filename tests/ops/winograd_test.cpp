@@ -64,7 +64,8 @@ bool none() {
 }
 
 // One more panel than fits, narrow last panels, blocks that end within a row, odd sizes, images
-// smaller than a tile, long sums, more channels than a gradient takes at once.
+// smaller than a tile, long sums, more channels than a gradient takes at once; per tile one of
+// which a block has as many tiles as it may and ends within a row.
 const WinogradShape kShapes[] = {
     {.n = 2, .h = 8, .w = 8, .c = 64, .k = 64},   {.n = 3, .h = 7, .w = 7, .c = 16, .k = 16},
     {.n = 1, .h = 5, .w = 9, .c = 32, .k = 48},   {.n = 3, .h = 1, .w = 1, .c = 16, .k = 32},
@@ -72,6 +73,8 @@ const WinogradShape kShapes[] = {
     {.n = 3, .h = 14, .w = 11, .c = 16, .k = 96}, {.n = 1, .h = 3, .w = 4, .c = 144, .k = 16},
     {.n = 2, .h = 21, .w = 30, .c = 16, .k = 16}, {.n = 1, .h = 8, .w = 6, .c = 2048, .k = 16},
     {.n = 1, .h = 3, .w = 3, .c = 272, .k = 288}, {.n = 2, .h = 34, .w = 33, .c = 32, .k = 48},
+    {.n = 1, .h = 56, .w = 32, .c = 16, .k = 16}, {.n = 1, .h = 98, .w = 32, .c = 16, .k = 48},
+    {.n = 1, .h = 98, .w = 56, .c = 16, .k = 16},
 };
 
 std::string describe(const WinogradShape& s) {
@@ -246,6 +249,21 @@ TEST(WinogradConv2d, IsTakenWhereItWins) {
   EXPECT_FALSE(wins({.out_channels = 64, .kernel = 5, .padding = 1}, x, DType::kFloat32));
   EXPECT_FALSE(wins({.out_channels = 60, .kernel = 3, .padding = 1}, x, DType::kFloat32));
   EXPECT_FALSE(wins(spec, {2, 3, 28, 28}, DType::kFloat32));
+}
+
+TEST(WinogradConv2d, TakesTheLargestTilesThatPay) {
+  using enum WinogradTile;
+  const auto expect = [](DType type, int64_t h, int64_t w, WinogradTile forward,
+                         WinogradTile gradient) {
+    const WinogradTiles tiles = winograd_tiles(type, {2, 64, h, w});
+    EXPECT_TRUE(tiles.forward == forward && tiles.gradient == gradient) << h << "x" << w;
+  };
+  for (const int64_t size : {224, 56, 28, 14, 13}) expect(DType::kBfloat16, size, size, k7x7, k7x4);
+  expect(DType::kBfloat16, 7, 7, k7x4, k7x4);
+  expect(DType::kBfloat16, 7, 8, k7x4, k7x4);
+  for (const int64_t size : {32, 16, 8, 4}) expect(DType::kBfloat16, size, size, k4x4, k4x4);
+  expect(DType::kBfloat16, 8, 7, k4x4, k4x4);  // 7 is for rows
+  for (const int64_t size : {56, 14, 7}) expect(DType::kFloat32, size, size, k4x4, k4x4);
 }
 
 TYPED_TEST(Winograd, BitsDependOnTheShapeAlone) {
