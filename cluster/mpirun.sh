@@ -90,6 +90,7 @@ end_without_ranks() {
 }
 end_without_ranks &
 watcher=$!
+disown "$watcher"  # or bash tells of its end
 code=0
 wait "$mpirun" || code=$?
 while kill -0 "$mpirun" 2>/dev/null; do
