@@ -6,7 +6,8 @@
 // x [n,h,w,c], y [n,y_h,y_w,k] in bf16, sums in fp32, without groups, k a multiple of
 // kFewChannelsOutputs. Every sum runs in an order that depends on the shape alone, so threads
 // change no bit and forward gives an image the same bits in any batch. Where kernel * c is odd, an
-// infinity or NaN of x makes NaN also of the pixel of y to its left.
+// infinity or NaN of x makes NaN also of the pixel of y to its left; where y_w is, one to the right
+// of a row's last window makes NaN of dw.
 #pragma once
 
 #include <cstdint>
