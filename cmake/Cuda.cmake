@@ -66,7 +66,7 @@ add_library(convoy::gpu ALIAS convoy_gpu)
 target_link_libraries(convoy_gpu PUBLIC
   convoy_options CUDA::cudart_static CUDA::cublasLt convoy::cudnn convoy::nccl)
 
-# convoy_gpu_code(<file> ...): .cu files of the calling folder.
+# convoy_gpu_code(<file> ...): files of the calling folder that need a GPU or its stand-in.
 function(convoy_gpu_code)
   list(TRANSFORM ARGN PREPEND "${CMAKE_CURRENT_SOURCE_DIR}/")
   target_sources(convoy_gpu PRIVATE ${ARGN})

@@ -161,9 +161,9 @@ template <typename T>
 class Conv2dCuda final : public Op {
  public:
   Conv2dCuda(CudaDevice& device, const Conv2d& spec, const OpConfig& c)
-      : spec_(spec),
-        stream_(device.stream()),
-        plans_(plan_conv2d(device.cudnn(), spec, c)),
+      : device_(device),
+        spec_(spec),
+        plans_(make_plans(device, spec, c)),
         x_(c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
@@ -185,98 +185,144 @@ class Conv2dCuda final : public Op {
     y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
-    residual_ = reserve(has_residual() && !plans_.finish ? bytes(y_, sizeof(T)) : 0);
-    if (plans_.backward_weights) gradient_ = reserve(static_cast<size_t>(weights_) * sizeof(float));
-    if (plans_.backward_weights && spec_.bias)
+    if (is_trained()) gradient_ = reserve(static_cast<size_t>(weights_) * sizeof(float));
+    if (is_trained() && spec_.bias)
       bias_sums_ = reserve(static_cast<size_t>(chunks() * y_.c) * sizeof(float));
-    size_t most = 0;
-    for (const auto* plan : {&plans_.forward, &plans_.backward_data, &plans_.backward_weights})
+    // The last that gradients need: what is aside needs no more.
+    size_t most = plans_.backward_weights ? plans_.backward_weights->workspace_bytes()
+                                          : plans_.weights_product.workspace_bytes();
+    if (is_trained()) aside_bytes_ = scratch_bytes_ + most + kAlignment;
+    for (const auto* plan : {&plans_.forward, &plans_.backward_data})
       if (*plan) most = std::max(most, (*plan)->workspace_bytes());
     workspace_ = reserve(most);
+    residual_ = reserve(has_residual() && !plans_.finish ? bytes(y_, sizeof(T)) : 0);
   }
 
   void prepare(const NodeMemory& m) override {
     const bool folded = spec_.batch_norm.has_value();
     const float* weights = m.parameters[folded ? 2 : 0];
     const float* bias = spec_.bias ? m.parameters[folded ? 3 : 1] : nullptr;
+    const cudaStream_t stream = device_.stream();
     if (folded)
-      launch(&fold_kernel, blocks_for(y_.c), kThreads, stream_, scale(), this->bias(),
+      launch(&fold_kernel, blocks_for(y_.c), kThreads, stream, scale(), this->bias(),
              m.parameters[0], m.parameters[1], m.running, bias, spec_.batch_norm->epsilon, y_.c);
     else if (bias)
       check(cudaMemcpyAsync(bias_.get(), bias, static_cast<size_t>(y_.c) * sizeof(float),
-                            cudaMemcpyDeviceToDevice, stream_));
-    launch(&pack_kernel<T>, blocks_for(weights_), kThreads, stream_, static_cast<T*>(packed_.get()),
+                            cudaMemcpyDeviceToDevice, stream));
+    launch(&pack_kernel<T>, blocks_for(weights_), kThreads, stream, static_cast<T*>(packed_.get()),
            static_cast<float*>(packed32_.get()), weights, scale(), weights_, x_.c / spec_.groups,
            padded_x_.c / spec_.groups, area());
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
+    const Site site = {m.scratch, device_.stream()};
     const bool relu = spec_.batch_norm && spec_.batch_norm->relu;
-    cudnn::Arguments a = {.x = image(m, plans_.forward_in_fp32),
+    cudnn::Arguments a = {.x = image(m, plans_.forward_in_fp32, site),
                           .w = plans_.forward_in_fp32 ? packed32_.get() : packed_.get(),
-                          .workspace = at(m, workspace_)};
+                          .workspace = site.at(workspace_)};
     if (plans_.finish) {
-      auto* sums = static_cast<float*>(at(m, y_copy_));
+      auto* sums = static_cast<float*>(site.at(y_copy_));
       a.y = sums;
-      plans_.forward->run(a);
+      plans_.forward->run(a, site.stream);
       const float* bias = has_bias() ? this->bias() : nullptr;
       const T* residual = has_residual() ? static_cast<const T*>(m.x[1]) : nullptr;
       auto* y = static_cast<T*>(m.y);
       const int64_t n = y_.elements();
       if (are_wide(n, y, sums, bias, residual) && y_.c % kWide == 0)
-        launch(&finish_wide_kernel<T>, blocks_for(n / kWide), kThreads, stream_, y, sums, bias,
+        launch(&finish_wide_kernel<T>, blocks_for(n / kWide), kThreads, site.stream, y, sums, bias,
                residual, relu, n / kWide, y_.c);
       else
-        launch(&finish_kernel<T>, blocks_for(n), kThreads, stream_, y, sums, bias, residual, relu,
-               n, y_.c);
+        launch(&finish_kernel<T>, blocks_for(n), kThreads, site.stream, y, sums, bias, residual,
+               relu, n, y_.c);
       return;
     }
     if (has_bias()) a.bias = bias();
     if (has_residual()) {  // y is written over it, which nobody promises to work in one kernel
-      a.residual = at(m, residual_);
-      copy(at(m, residual_), m.x[1], y_.elements());
+      a.residual = site.at(residual_);
+      copy(site.at(residual_), m.x[1], y_.elements(), site);
     }
-    run_to(m.y, y_.elements(), m, y_copy_, [&](void* y) {
+    run_to(m.y, y_.elements(), y_copy_, site, [&](void* y) {
       a.y = y;
-      plans_.forward->run(a);
+      plans_.forward->run(a, site.stream);
     });
   }
 
-  // Weights before data: dx may be written where x was, were it ever planned so.
+  // In order, weights come before data: dx may be written where x was, were it ever planned so.
+  // Beside each other, what others wait for is enqueued first.
   void backward(const NodeMemory& m, const StepInfo&) override {
-    if (plans_.backward_weights) add_gradients(m);
-    if (!plans_.backward_data) return;
-    const void* dy = input(m.dy[0], y_.elements(), false, m, y_copy_);
-    const auto run = [&](void* dx) {
-      plans_.backward_data->run(
-          {.x = dx, .w = packed_.get(), .y = dy, .workspace = at(m, workspace_)});
-    };
-    if (!is_padded()) return run_to(m.dx[0], x_.elements(), m, x_copy_, run);
-    run(at(m, x_copy_));
-    launch(&unpad_kernel<T>, blocks_for(x_.elements()), kThreads, stream_, static_cast<T*>(m.dx[0]),
-           static_cast<const T*>(at(m, x_copy_)), x_.elements(), x_.c, padded_x_.c);
+    const Site here = {m.scratch, device_.stream()};
+    if (is_trained() && m.aside) {
+      const Site aside = {m.aside, device_.fork()};
+      backward_data(m, here);
+      add_gradients(m, aside);
+    } else {
+      if (is_trained()) add_gradients(m, here);
+      backward_data(m, here);
+    }
   }
 
-  size_t scratch_bytes() const override { return scratch_bytes_ > 0 ? scratch_bytes_ + 256 : 0; }
+  size_t scratch_bytes() const override {
+    return scratch_bytes_ > 0 ? scratch_bytes_ + kAlignment : 0;
+  }
+  size_t aside_bytes() const override { return aside_bytes_; }
 
  private:
-  void add_gradients(const NodeMemory& m) const {
-    auto* dw = static_cast<float*>(at(m, gradient_));
-    plans_.backward_weights->run(
-        {.x = image(m, plans_.weights_in_fp32),
-         .w = dw,
-         .y = input(m.dy[0], y_.elements(), plans_.weights_in_fp32, m, y_copy_),
-         .workspace = at(m, workspace_)});
-    const int64_t channels = x_.c / spec_.groups, n = y_.c * channels * area();
-    launch(&unpack_kernel, blocks_for(n), kThreads, stream_, m.gradients[0],
-           static_cast<const float*>(dw), m.slice.first, n, channels, padded_x_.c / spec_.groups,
-           area());
+  // Of parts of scratch memory, which itself begins at any multiple of a cache line.
+  static constexpr size_t kAlignment = 256;
+
+  // Where work is enqueued, and the scratch memory that it has there.
+  struct Site {
+    void* scratch;
+    cudaStream_t stream;
+
+    void* at(size_t begin) const {
+      const auto base = reinterpret_cast<uintptr_t>(scratch);
+      return static_cast<char*>(scratch) + (round_up(base, kAlignment) - base) + begin;
+    }
+  };
+
+  static Conv2dPlans make_plans(CudaDevice& device, const Conv2d& spec, const OpConfig& config) {
+    const Products products = device.products();
+    return plan_conv2d(device.cudnn(), &products, spec, config);
+  }
+
+  void backward_data(const NodeMemory& m, const Site& site) const {
+    if (!plans_.backward_data) return;
+    const void* dy = input(m.dy[0], y_.elements(), false, y_copy_, site);
+    const auto run = [&](void* dx) {
+      plans_.backward_data->run(
+          {.x = dx, .w = packed_.get(), .y = dy, .workspace = site.at(workspace_)}, site.stream);
+    };
+    if (!is_padded()) return run_to(m.dx[0], x_.elements(), x_copy_, site, run);
+    run(site.at(x_copy_));
+    launch(&unpad_kernel<T>, blocks_for(x_.elements()), kThreads, site.stream,
+           static_cast<T*>(m.dx[0]), static_cast<const T*>(site.at(x_copy_)), x_.elements(), x_.c,
+           padded_x_.c);
+  }
+
+  void add_gradients(const NodeMemory& m, const Site& site) const {
+    const void* x = image(m, plans_.weights_in_fp32, site);
+    const void* dy = input(m.dy[0], y_.elements(), plans_.weights_in_fp32, y_copy_, site);
+    void* workspace = site.at(workspace_);
+    float* gradient = m.gradients[0];
+    const bool in_place = plans_.weights_product && is_aligned(gradient);
+    auto* dw = in_place ? gradient : static_cast<float*>(site.at(gradient_));
+    if (plans_.weights_product)
+      plans_.weights_product.run(dw, dy, x, in_place && !m.slice.first, workspace, site.stream);
+    else
+      plans_.backward_weights->run({.x = x, .w = dw, .y = dy, .workspace = workspace}, site.stream);
+    if (!in_place) {
+      const int64_t channels = x_.c / spec_.groups, n = y_.c * channels * area();
+      launch(&unpack_kernel, blocks_for(n), kThreads, site.stream, gradient,
+             static_cast<const float*>(dw), m.slice.first, n, channels, padded_x_.c / spec_.groups,
+             area());
+    }
     if (spec_.bias) {
-      auto* sums = static_cast<float*>(at(m, bias_sums_));
+      auto* sums = static_cast<float*>(site.at(bias_sums_));
       const int64_t tiles = (y_.c + kThreads - 1) / kThreads;
-      launch(&bias_chunk_kernel<T>, chunks() * tiles, kThreads, stream_, sums,
+      launch(&bias_chunk_kernel<T>, chunks() * tiles, kThreads, site.stream, sums,
              static_cast<const T*>(m.dy[0]), y_.rows(), y_.c);
-      launch(&bias_sum_kernel, blocks_for(y_.c), kThreads, stream_, m.gradients[1],
+      launch(&bias_sum_kernel, blocks_for(y_.c), kThreads, site.stream, m.gradients[1],
              static_cast<const float*>(sums), m.slice.first, chunks(), y_.c);
     }
   }
@@ -284,15 +330,11 @@ class Conv2dCuda final : public Op {
   // A part of the scratch memory: where it begins.
   size_t reserve(size_t bytes) {
     const size_t begin = scratch_bytes_;
-    scratch_bytes_ += round_up(bytes, 256);
+    scratch_bytes_ += round_up(bytes, kAlignment);
     return begin;
   }
-  // Scratch begins at any multiple of a cache line; cuDNN's workspace should lie on 256 bytes.
-  static void* at(const NodeMemory& m, size_t begin) {
-    const auto base = reinterpret_cast<uintptr_t>(m.scratch);
-    return static_cast<char*>(m.scratch) + (round_up(base, 256) - base) + begin;
-  }
 
+  bool is_trained() const { return plans_.backward_weights || plans_.weights_product; }
   bool has_bias() const { return spec_.bias || spec_.batch_norm; }
   bool has_residual() const { return spec_.batch_norm && spec_.batch_norm->residual; }
   int64_t area() const { return spec_.kernel * spec_.kernel; }
@@ -300,60 +342,61 @@ class Conv2dCuda final : public Op {
   float* bias() const { return static_cast<float*>(bias_.get()); }
   double* scale() const { return static_cast<double*>(scale_.get()); }
 
-  void copy(void* to, const void* from, int64_t n) const {
+  static void copy(void* to, const void* from, int64_t n, const Site& site) {
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(n) * sizeof(T), cudaMemcpyDeviceToDevice,
-                          stream_));
+                          site.stream));
   }
   bool is_padded() const { return padded_x_.c != x_.c; }
   // x as a plan reads it.
-  const void* image(const NodeMemory& m, bool in_fp32) const {
-    if (!is_padded()) return input(m.x[0], x_.elements(), in_fp32, m, x_copy_);
-    void* out = at(m, x_copy_);
+  const void* image(const NodeMemory& m, bool in_fp32, const Site& site) const {
+    if (!is_padded()) return input(m.x[0], x_.elements(), in_fp32, x_copy_, site);
+    void* out = site.at(x_copy_);
     const auto pad = [&]<typename To>(To* to) {
       const int64_t n = padded_x_.elements() / kWide;
-      launch(&pad_kernel<To, T>, blocks_for(n), kThreads, stream_, to,
+      launch(&pad_kernel<To, T>, blocks_for(n), kThreads, site.stream, to,
              static_cast<const T*>(m.x[0]), n, x_.c, padded_x_.c / kWide);
     };
     in_fp32 ? pad(static_cast<float*>(out)) : pad(static_cast<T*>(out));
     return out;
   }
   // A tensor as a plan reads it: itself, or a copy that is fp32 or aligned.
-  const void* input(const void* p, int64_t n, bool in_fp32, const NodeMemory& m,
-                    size_t place) const {
+  static const void* input(const void* p, int64_t n, bool in_fp32, size_t place, const Site& site) {
     const auto* in = static_cast<const T*>(p);
-    auto* out = static_cast<float*>(at(m, place));
+    auto* out = static_cast<float*>(site.at(place));
     if (in_fp32 && are_wide(n, in, out))
-      launch(&convert_wide_kernel<T>, blocks_for(n / kWide), kThreads, stream_, out, in, n / kWide);
+      launch(&convert_wide_kernel<T>, blocks_for(n / kWide), kThreads, site.stream, out, in,
+             n / kWide);
     else if (in_fp32)
-      launch(&convert_kernel<T>, blocks_for(n), kThreads, stream_, out, in, n);
+      launch(&convert_kernel<T>, blocks_for(n), kThreads, site.stream, out, in, n);
     else if (is_aligned(p))
       return p;
     else
-      copy(out, p, n);
+      copy(out, p, n, site);
     return out;
   }
   // body(where it may write) fills `to`.
   template <typename Body>
-  void run_to(void* to, int64_t n, const NodeMemory& m, size_t place, Body body) const {
-    void* out = is_aligned(to) ? to : at(m, place);
+  static void run_to(void* to, int64_t n, size_t place, const Site& site, Body body) {
+    void* out = is_aligned(to) ? to : site.at(place);
     body(out);
-    if (out != to) copy(to, out, n);
+    if (out != to) copy(to, out, n, site);
   }
 
+  CudaDevice& device_;
   Conv2d spec_;
-  cudaStream_t stream_;
   Conv2dPlans plans_;
   Shape x_, y_, padded_x_;
   int64_t weights_;                 // packed, with what is padded
   DeviceBuffer packed_, packed32_;  // [K,R,S,C/G]
   DeviceBuffer bias_, scale_;       // [K]: fp32, and of a folded batch norm in double
-  size_t scratch_bytes_ = 0;
-  size_t x_copy_, y_copy_, residual_, gradient_ = 0, bias_sums_ = 0, workspace_;
+  size_t scratch_bytes_ = 0, aside_bytes_ = 0;
+  size_t x_copy_, y_copy_, gradient_ = 0, bias_sums_ = 0, workspace_, residual_;
 };
 
 }  // namespace
 
-Conv2dPlans plan_conv2d(cudnn::Library& library, const Conv2d& s, const OpConfig& c) {
+Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const Conv2d& s,
+                        const OpConfig& c) {
   using cudnn::Pass;
   const bool narrow = c.type != DType::kFloat32;
   const Shape& x = c.x[0];
@@ -393,9 +436,26 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Conv2d& s, const OpConfig
 
   if (c.wants_gradients) {
     plain.pass = Pass::kBackwardWeights;
-    plans.backward_weights = narrow ? library.find(plain) : library.plan(c.name, plain);
+    // dw [K, C] = dy^T x, as the parameter lies in memory.
+    const cublas::ProductShape shape = {
+        .m = c.y.c, .n = x.c, .k = c.y.rows(), .a_transposed = true, .in = c.type};
+    const bool is_product = products && narrow && s.kernel == 1 && s.stride == 1 &&
+                            s.padding == 0 && s.groups == 1 && x.c % kWide == 0 &&
+                            c.y.c % kWide == 0;
+    const auto product_seconds = [&] {
+      Decisions of_nobody;
+      return products->measure(shape, cublas::Product(products->handle, shape, of_nobody));
+    };
+    if (!narrow)
+      plans.backward_weights = library.plan(c.name, plain);
+    else if (!is_product)
+      plans.backward_weights = library.find(plain);
+    else if (const auto plan = library.find_beside(product_seconds, plain))
+      plans.backward_weights = *plan;
+    else
+      plans.weights_product = cublas::Product(products->handle, shape, library.decisions());
   }
-  if (c.wants_gradients && !plans.backward_weights) {
+  if (c.wants_gradients && !plans.backward_weights && !plans.weights_product) {
     log::info("\"{}\": cuDNN has no fp32 gradient for {}; it is computed in fp32", c.name,
               to_text(plain));
     plans.weights_in_fp32 = true;
@@ -414,7 +474,7 @@ std::unique_ptr<Op> make_op(CudaDevice& device, const Conv2d& spec, const OpConf
 
 cudnn::Library& CudaDevice::cudnn() {
   use();
-  if (!cudnn_) cudnn_ = std::make_unique<cudnn::Library>(stream(), decisions_);
+  if (!cudnn_) cudnn_ = std::make_unique<cudnn::Library>(decisions_);
   return *cudnn_;
 }
 

@@ -1,14 +1,28 @@
-// How convolutions run on CUDA: which of cuDNN's plans. Apart from the op, because plans can be
-// asked for without a GPU.
+// How convolutions run on CUDA: which of cuDNN's plans, or what in their place. Apart from the op,
+// because plans can be asked for without a GPU.
 #pragma once
 
+#include <functional>
+
 #include "ops/conv2d.h"
+#include "ops/cublas.h"
 #include "ops/cudnn.h"
 
 namespace convoy::ops {
 
+// What matrix products are made with, where they may take a convolution's place.
+struct Products {
+  const cublas::Handle& handle;
+  // Seconds of one, where they are measured against cuDNN's plans; null: products are preferred.
+  std::function<double(const cublas::ProductShape&, const cublas::Product&)> measure;
+};
+
 struct Conv2dPlans {
   std::shared_ptr<const cudnn::Plan> forward, backward_data, backward_weights;  // null: not needed
+  // In place of backward_weights. In 16 bit cuDNN has no engine of its own for fp32 gradients, only
+  // those that it compiles for a fused graph, most of them for an A100's tensor cores; the gradient
+  // of a 1x1 convolution is dy^T x, which cuBLASLt computes with the GPU's own.
+  cublas::Product weights_product;
   // Of x, as the plans see it. In 16 bit, tensor cores take channels in eights; zeros are put
   // behind those of the image, which change no bit of a sum.
   int64_t channels = 0;
@@ -19,7 +33,9 @@ struct Conv2dPlans {
   // y is rounded once. (False: there are none, or the plan includes them.)
   bool finish = false;
 };
-// Throws Error (kBadJob) with the node's name if there is no plan.
-Conv2dPlans plan_conv2d(cudnn::Library& library, const Conv2d& spec, const OpConfig& config);
+// products: null where there are none. Throws Error (kBadJob) with the node's name if there is no
+// plan.
+Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const Conv2d& spec,
+                        const OpConfig& config);
 
 }  // namespace convoy::ops

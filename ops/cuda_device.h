@@ -6,9 +6,11 @@
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
+#include "ops/conv2d_cuda.h"
 #include "ops/cublas.h"
 #include "ops/cudnn.h"
 #include "ops/device.h"
+#include "ops/plan_timer.h"
 
 namespace convoy::ops {
 
@@ -20,10 +22,15 @@ class CudaDevice final : public Device {
   cudaStream_t stream() const { return stream_.get(); }
   // Images come in on this one, while others are worked on.
   cudaStream_t input_stream() const { return input_stream_.get(); }
+  // For work aside (NodeMemory::aside), from here on and until join(): what it is enqueued on. It
+  // begins when what is on stream() by now is done, and so is what was aside before.
+  cudaStream_t fork();
   // Handles of the libraries, made when they are first asked for; cuDNN's with its plans.
   const cublas::Handle& cublas_handle();
   Decisions& library_decisions() { return *decisions_; }
   cudnn::Library& cudnn();
+  // What convolutions are made of; see plan_conv2d().
+  Products products();
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
   // inputs_read() waits for what was enqueued on input_stream() so far.
@@ -45,6 +52,8 @@ class CudaDevice final : public Device {
   std::shared_ptr<void> pin(void* memory, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;
   void wait() override;
+  bool works_aside() const override { return true; }
+  void join() override;
   bool shares_host_memory() const override { return false; }
   void* queue() const override { return stream(); }
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
@@ -69,9 +78,12 @@ class CudaDevice final : public Device {
 
  private:
   int index_;
-  cuda::Stream stream_, input_stream_;
+  cuda::Stream stream_, input_stream_, aside_stream_;
+  cuda::Event forked_, joined_;
+  bool aside_ = false;  // work is aside
   const std::shared_ptr<Decisions> decisions_ = std::make_shared<Decisions>();
   std::unique_ptr<cudnn::Library> cudnn_;
+  std::shared_ptr<PlanTimer> timer_;  // null: nothing is measured
   cuda::Event inputs_read_;
   cublas::Handle cublas_;  // made when it is first asked for
   // Small uploads go through here, so that the caller has its memory back at once.

@@ -4,7 +4,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <future>
+#include <limits>
 #include <optional>
+#include <thread>
 #include <type_traits>
 
 #include "ops/core/cuda_handle.h"
@@ -16,10 +19,6 @@ namespace {
 
 // A plan that wants more is not taken: two tensors of a large layer.
 constexpr int64_t kMostWorkspaceBytes = int64_t{2} << 30;
-
-// How many plans of a convolution are measured: many more are offered, each of which may take a
-// second to compile, and the library's favourites come first.
-constexpr int kMostMeasured = 8;
 
 std::string last_error() {
   char text[1024] = "";
@@ -347,6 +346,42 @@ bool compiles_at_run_time(const Descriptor& engine) {
   return std::ranges::find(notes, CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != notes.end();
 }
 
+bool contains(const std::vector<Choice>& all, const Choice& choice) {
+  return std::ranges::find(all, choice) != all.end();
+}
+
+// Those of the library's choices that are measured; they are taken from `all`. The favourites,
+// which come first, are often variants of one engine, and the fastest another's: of fp32 gradients
+// of 16-bit weights on an H200, the one for Hopper's tensor cores comes last of 16.
+std::vector<Choice> take_promising(std::vector<Choice>& all) {
+  constexpr size_t kFavourites = 4, kMost = 8;
+  std::vector<Choice> taken;
+  for (const Choice& choice : all)
+    if (taken.size() < kFavourites ||
+        (taken.size() < kMost &&
+         std::ranges::find(taken, choice.engine, &Choice::engine) == taken.end()))
+      taken.push_back(choice);
+  std::erase_if(all, [&](const Choice& choice) { return contains(taken, choice); });
+  return taken;
+}
+
+// A long sum, as of a gradient of weights, may be cut into pieces, so that more of the GPU works on
+// it. The library offers one number of pieces, if any; these are a half, a quarter, twice and four
+// times as many. What no engine takes is refused as any other choice.
+std::vector<Choice> in_other_pieces(const Choice& choice) {
+  constexpr auto kPieces = CUDNN_KNOB_TYPE_SPLIT_K_SLC;
+  Choice other = choice;
+  auto knob = std::ranges::find(other.knobs, int64_t{kPieces}, &std::pair<int64_t, int64_t>::first);
+  if (knob == other.knobs.end()) knob = other.knobs.insert(knob, {kPieces, 1});
+  const int64_t now = knob->second;
+  std::vector<Choice> all;
+  for (const int64_t pieces : {now / 4, now / 2, 2 * now, 4 * now}) {
+    knob->second = pieces;
+    if (pieces > 0) all.push_back(other);
+  }
+  return all;
+}
+
 Choice choice_of(const Descriptor& configuration, const Descriptor& engine) {
   Choice choice{.engine = engine.get<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX), .knobs = {}};
   for (const Descriptor& knob :
@@ -392,8 +427,9 @@ const std::vector<std::string>& Plan::notes() const {
   return parts_->notes;
 }
 
-void Plan::run(const Arguments& a) const {
+void Plan::run(const Arguments& a, cudaStream_t stream) const {
   if (!parts_->handle) fail(ExitCode::kFault, "cuDNN: a plan for a GPU that is not here");
+  check(cudnnSetStream(parts_->handle, stream), "taking a stream");
   static const float one = 1.0f;
   std::vector<void*> pointers;
   for (const int64_t uid : parts_->graph.uids) {
@@ -417,24 +453,33 @@ void Plan::run(const Arguments& a) const {
 // ---- The library.
 
 struct Library::Target {
-  Handle handle;
-  std::optional<Descriptor> device;  // in place of a handle
+  int gpu = 0;
+  std::vector<Handle> handles;       // of this thread, and of those that help to compile
+  std::optional<Descriptor> device;  // in place of handles
 
   // The plan of a choice, or null with the library's reason.
   std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice,
-                                   std::string& why) const;
+                                   std::string& why) const {
+    return make(c, choice, why, handle());
+  }
+  // The plan of each choice, or null. Side by side: an engine's kernels may take a second to
+  // compile.
+  std::vector<std::shared_ptr<const Plan>> make_all(const Convolution& c,
+                                                    const std::vector<Choice>& choices);
+  cudnnHandle_t handle() const { return handles.empty() ? nullptr : handles.front().get(); }
+  void add_handle();
 
  private:
-  std::shared_ptr<const Plan> try_make(const Convolution& c, const Choice& choice,
-                                       std::string& why) const;
+  std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice, std::string& why,
+                                   cudnnHandle_t with) const;
+  std::shared_ptr<const Plan> try_make(const Convolution& c, const Choice& choice, std::string& why,
+                                       cudnnHandle_t with) const;
 };
 
-Library::Library(cudaStream_t stream, std::shared_ptr<Decisions> decisions)
+Library::Library(std::shared_ptr<Decisions> decisions)
     : target_(std::make_unique<Target>()), decisions_(std::move(decisions)) {
-  cudnnHandle_t handle = nullptr;
-  check(cudnnCreate(&handle), "starting");
-  target_->handle = Handle(handle);
-  check(cudnnSetStream(handle, stream), "taking a stream");
+  cuda::check(cudaGetDevice(&target_->gpu));
+  target_->add_handle();
 }
 
 Library::Library(const std::string& device)
@@ -453,10 +498,36 @@ std::string Library::version() {
   return fmt::format("cuDNN {}.{}.{}", version / 10000, version / 100 % 100, version % 100);
 }
 
+void Library::Target::add_handle() {
+  cudnnHandle_t handle = nullptr;
+  check(cudnnCreate(&handle), "starting");
+  handles.emplace_back(handle);
+}
+
+std::vector<std::shared_ptr<const Plan>> Library::Target::make_all(
+    const Convolution& c, const std::vector<Choice>& choices) {
+  const size_t lanes =
+      std::clamp<size_t>(std::thread::hardware_concurrency(), 1, std::max<size_t>(1, choices.size()));
+  while (!device && handles.size() < lanes) add_handle();
+  std::vector<std::shared_ptr<const Plan>> plans(choices.size());
+  const auto make_share = [&](size_t lane) {
+    if (!device) cuda::check(cudaSetDevice(gpu));
+    std::string why;
+    for (size_t i = lane; i < choices.size(); i += lanes)
+      plans[i] = make(c, choices[i], why, device ? nullptr : handles[lane].get());
+  };
+  std::vector<std::future<void>> helpers;
+  for (size_t lane = 1; lane < lanes; ++lane)
+    helpers.push_back(std::async(std::launch::async, make_share, lane));
+  make_share(0);
+  for (std::future<void>& helper : helpers) helper.get();
+  return plans;
+}
+
 std::shared_ptr<const Plan> Library::Target::make(const Convolution& c, const Choice& choice,
-                                                  std::string& why) const {
+                                                  std::string& why, cudnnHandle_t with) const {
   try {
-    return try_make(c, choice, why);
+    return try_make(c, choice, why, with);
   } catch (const Error& e) {  // a knob, say, that no descriptor takes
     why = e.what();
     return nullptr;
@@ -464,9 +535,10 @@ std::shared_ptr<const Plan> Library::Target::make(const Convolution& c, const Ch
 }
 
 std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, const Choice& choice,
-                                                      std::string& why) const {
-  auto parts = std::make_unique<Plan::Parts>(Plan::Parts{
-      .handle = handle.get(), .graph = make_graph(c, handle.get()), .choice = choice, .notes = {}});
+                                                      std::string& why,
+                                                      cudnnHandle_t with) const {
+  auto parts = std::make_unique<Plan::Parts>(
+      Plan::Parts{.handle = with, .graph = make_graph(c, with), .choice = choice, .notes = {}});
   const auto refused = [&](cudnnStatus_t status) {
     if (status == CUDNN_STATUS_SUCCESS) return false;
     why = fmt::format("{}: {}", cudnnGetErrorString(status), last_error());
@@ -500,7 +572,7 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
   if (device)
     parts->plan.set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, *device);
   else
-    parts->plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, handle.get());
+    parts->plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, with);
   const cudnnStatus_t status = parts->plan.try_finalize();
   // A kernel that was compiled here cannot be loaded without its GPU; the plan is as good as made.
   const bool compiled =
@@ -519,7 +591,7 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
 }
 
 std::vector<Choice> Library::choices(const Convolution& c) const {
-  const Graph graph = make_graph(c, target_->handle.get());
+  const Graph graph = make_graph(c, target_->handle());
   std::vector<Choice> all;
   for (const auto mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_B, CUDNN_HEUR_MODE_FALLBACK}) {
     Descriptor heuristics(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
@@ -549,48 +621,82 @@ std::shared_ptr<const Plan> Library::make(const Convolution& c, const Choice& ch
   return plan;
 }
 
-std::shared_ptr<const Plan> Library::choose(const Convolution& c) const {
+std::shared_ptr<const Plan> Library::first(const Convolution& c) const {
   std::string why;
+  for (const Choice& choice : choices(c))
+    if (auto plan = target_->make(c, choice, why)) return plan;
+  return nullptr;
+}
+
+std::shared_ptr<const Plan> Library::fastest(const Convolution& c, double rival_seconds) const {
   std::shared_ptr<const Plan> best;
-  double best_seconds = 0;
-  int measured = 0;
-  for (const Choice& choice : choices(c)) {
-    const std::shared_ptr<const Plan> plan = target_->make(c, choice, why);
-    if (!plan) continue;
-    if (!measure_) return plan;
-    const double seconds = measure_(c, *plan);
-    if (!best || seconds < best_seconds) {
+  double best_seconds = rival_seconds;
+  std::vector<Choice> tried;
+  bool works = false;
+  // Whether one of these is faster than all before.
+  const auto try_all = [&](std::vector<Choice> choices) {
+    std::erase_if(choices, [&](const Choice& choice) { return contains(tried, choice); });
+    tried.insert(tried.end(), choices.begin(), choices.end());
+    bool faster = false;
+    for (const auto& plan : target_->make_all(c, choices)) {
+      if (!plan) continue;
+      works = true;
+      const double seconds = measure_(c, *plan);
+      if (!(seconds < best_seconds)) continue;
       best = plan;
       best_seconds = seconds;
+      faster = true;
     }
-    if (++measured == kMostMeasured) break;
-  }
+    return faster;
+  };
+  for (std::vector<Choice> all = choices(c); !all.empty() && !works;) try_all(take_promising(all));
+  if (c.pass == Pass::kBackwardWeights)
+    while (best && try_all(in_other_pieces(best->choice()))) continue;
   return best;
 }
 
-std::shared_ptr<const Plan> Library::find(const Convolution& c) {
+Library::Found Library::choose(const Convolution& c, const Rival* rival) const {
+  std::shared_ptr<const Plan> plan;
+  if (measure_)
+    plan = fastest(c, rival ? (*rival)() : std::numeric_limits<double>::infinity());
+  else if (!rival)
+    plan = first(c);
+  if (plan) return {plan, plan->choice()};
+  return {nullptr, {.engine = rival ? Choice::kElsewhere : Choice::kNone, .knobs = {}}};
+}
+
+const Library::Found& Library::find_or_choose(const Convolution& c, const Rival* rival) {
   const std::string name = to_text(c);
-  const auto chosen = [](const std::shared_ptr<const Plan>& plan) {
-    return plan ? plan->choice() : Choice{};
-  };
   const Choice* prescribed = decisions_->prescribed(name);
   const auto found = plans_.find(name);
-  if (found != plans_.end() && (!prescribed || *prescribed == chosen(found->second)))
+  if (found != plans_.end() && (!prescribed || *prescribed == found->second.choice))
     return found->second;
 
-  std::shared_ptr<const Plan> plan;
-  if (prescribed && prescribed->engine != Choice::kNone) {
-    std::string why;
-    plan = target_->make(c, *prescribed, why);
-    if (!plan) {
+  Found made;
+  if (prescribed) {
+    made.choice = *prescribed;
+    std::string why = "nothing else computes it any more";
+    if (made.choice.engine >= 0) made.plan = target_->make(c, made.choice, why);
+    if (!made.plan && made.choice.engine != Choice::kNone &&
+        !(made.choice.engine == Choice::kElsewhere && rival)) {
       decisions_->refuse(name, version(), why);
       prescribed = nullptr;
     }
   }
-  if (!prescribed) plan = choose(c);
-  decisions_->decide(name, chosen(plan));
-  plans_[name] = plan;
-  return plan;
+  if (!prescribed) made = choose(c, rival);
+  decisions_->decide(name, made.choice);
+  return plans_[name] = made;
+}
+
+std::shared_ptr<const Plan> Library::find(const Convolution& c) {
+  return find_or_choose(c, nullptr).plan;
+}
+
+std::optional<std::shared_ptr<const Plan>> Library::find_beside(const Rival& rival,
+                                                                const Convolution& c) {
+  const Found& found = find_or_choose(c, &rival);
+  if (found.choice.engine == Choice::kElsewhere) return std::nullopt;
+  return found.plan;
 }
 
 std::shared_ptr<const Plan> Library::plan(const std::string& node, const Convolution& c) {

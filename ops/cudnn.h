@@ -10,6 +10,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -57,8 +58,8 @@ class Plan {
   size_t workspace_bytes() const;
   // What the library says of the engine's arithmetic, as in CUDNN_NUMERICAL_NOTE_*.
   const std::vector<std::string>& notes() const;
-  // Enqueues it on the library's stream.
-  void run(const Arguments& arguments) const;
+  // Enqueues it.
+  void run(const Arguments& arguments, cudaStream_t stream) const;
 
  private:
   std::unique_ptr<Parts> parts_;
@@ -67,8 +68,7 @@ class Plan {
 class Library {
  public:
   // For the calling thread's current GPU. Decisions are the device's, shared by its libraries.
-  explicit Library(cudaStream_t stream,
-                   std::shared_ptr<Decisions> decisions = std::make_shared<Decisions>());
+  explicit Library(std::shared_ptr<Decisions> decisions = std::make_shared<Decisions>());
   // For a GPU that need not be there, described by cuDNN's device properties in JSON: plans are
   // made as they would be for it, but cannot run.
   explicit Library(const std::string& device);
@@ -81,11 +81,18 @@ class Library {
   // none was prescribed. Throws PlanRefused if a prescribed choice does not work
   // (Decisions::refuse).
   std::shared_ptr<const Plan> find(const Convolution& c);
-  // As find(); throws Error (kBadJob) with the node's name if there is none.
+  // As find(), beside something that computes the same elsewhere, in so many seconds: nothing where
+  // that is prescribed or, if nothing is, cuDNN was not measured to be faster.
+  using Rival = std::function<double()>;
+  std::optional<std::shared_ptr<const Plan>> find_beside(const Rival& rival, const Convolution& c);
+  // As find(); but where nothing is prescribed, and cuDNN was not measured to be faster than
+  // `rival`, none is decided.
+  std::shared_ptr<const Plan> find(const Convolution& c, const Rival& rival);
+  // As find(c); throws Error (kBadJob) with the node's name if there is none.
   std::shared_ptr<const Plan> plan(const std::string& node, const Convolution& c);
 
-  // Where nothing is prescribed, find() from now on takes the fastest of the first few choices that
-  // work, by this measure in seconds (of equal ones the library's favourite); null: the first.
+  // Where nothing is prescribed, find() from now on takes the fastest of a dozen choices, by this
+  // measure in seconds (of equal ones the library's favourite); null: the first that works.
   using Measure = std::function<double(const Convolution&, const Plan&)>;
   void choose_by(Measure measure) { measure_ = std::move(measure); }
 
@@ -99,12 +106,20 @@ class Library {
 
  private:
   struct Target;
-  std::shared_ptr<const Plan> choose(const Convolution& c) const;
+  // What find() and find_beside() have found.
+  struct Found {
+    std::shared_ptr<const Plan> plan;  // null: none, or elsewhere
+    Choice choice;
+  };
+  const Found& find_or_choose(const Convolution& c, const Rival* rival);
+  Found choose(const Convolution& c, const Rival* rival) const;
+  std::shared_ptr<const Plan> first(const Convolution& c) const;
+  std::shared_ptr<const Plan> fastest(const Convolution& c, double rival_seconds) const;
 
   std::unique_ptr<Target> target_;
   std::shared_ptr<Decisions> decisions_;
   Measure measure_;
-  std::map<std::string, std::shared_ptr<const Plan>> plans_;  // by to_text(Convolution)
+  std::map<std::string, Found> plans_;  // by to_text(Convolution)
 };
 
 }  // namespace convoy::cudnn

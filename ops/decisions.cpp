@@ -24,6 +24,7 @@ int64_t parse_number(std::string_view text, const std::string& whole) {
 
 std::string to_text(const Choice& choice) {
   if (choice.engine == Choice::kNone) return "none";
+  if (choice.engine == Choice::kElsewhere) return "elsewhere";
   std::string text = std::to_string(choice.engine);
   for (size_t i = 0; i < choice.knobs.size(); ++i)
     text +=
@@ -33,6 +34,7 @@ std::string to_text(const Choice& choice) {
 
 Choice parse_choice(const std::string& text) {
   if (text == "none") return {};
+  if (text == "elsewhere") return {.engine = Choice::kElsewhere, .knobs = {}};
   const size_t colon = text.find(':');
   Choice choice{.engine = parse_number(std::string_view(text).substr(0, colon), text), .knobs = {}};
   for (size_t begin = colon; begin != std::string::npos;) {

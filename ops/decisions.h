@@ -18,10 +18,11 @@ struct Choice {
   int64_t engine = kNone;
   std::vector<std::pair<int64_t, int64_t>> knobs;  // type and value
 
-  static constexpr int64_t kNone = -1;  // the library has no engine for it
+  static constexpr int64_t kNone = -1;       // the library has no engine for it
+  static constexpr int64_t kElsewhere = -2;  // something else than the library computes it
   bool operator==(const Choice&) const = default;
 };
-// "62:2=8,13=1", "0" without knobs, "none"
+// "62:2=8,13=1", "0" without knobs, "none", "elsewhere"
 std::string to_text(const Choice& choice);
 // Throws Error (kBadData) if it is not what to_text() writes.
 Choice parse_choice(const std::string& text);

@@ -61,6 +61,10 @@ class Device {
   virtual void download(void* to, const void* from, size_t bytes) = 0;
   // Until all that was called for is done.
   virtual void wait() = 0;
+  // True where ops can compute aside (NodeMemory::aside).
+  virtual bool works_aside() const { return false; }
+  // What is called for from here on comes behind all that is aside.
+  virtual void join() {}
   // True where the host reads and writes this memory as its own.
   virtual bool shares_host_memory() const = 0;
   // The CUDA stream on which everything is enqueued, for who reduces its gradients; null where the

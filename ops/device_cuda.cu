@@ -3,12 +3,10 @@
 #include <chrono>
 #include <cstring>
 
-#include "ops/conv2d_cuda.h"
 #include "ops/core/cuda_kernel.h"
 #include "ops/core/log.h"
 #include "ops/cuda_device.h"
 #include "ops/linear_cuda.h"
-#include "ops/plan_timer.h"
 
 namespace convoy::ops {
 namespace {
@@ -28,6 +26,9 @@ CudaDevice::CudaDevice(int index) : index_(index) {
   use();
   stream_ = cuda::make_stream();
   input_stream_ = cuda::make_stream();
+  aside_stream_ = cuda::make_stream();
+  forked_ = cuda::make_event();
+  joined_ = cuda::make_event();
   inputs_read_ = cuda::make_event();
   staging_ = cuda::allocate_pinned(kStagingBytes);
   step_memory_ = cuda::allocate_device(sizeof(StepInfo));
@@ -114,6 +115,30 @@ const StepInfo* CudaDevice::device_step(const StepInfo& step) {
   return static_cast<const StepInfo*>(step_memory_.get());
 }
 
+cudaStream_t CudaDevice::fork() {
+  join();
+  cuda::record(forked_, stream());
+  cuda::wait(aside_stream_.get(), forked_);
+  aside_ = true;
+  return aside_stream_.get();
+}
+
+void CudaDevice::join() {
+  if (!aside_) return;
+  cuda::record(joined_, aside_stream_.get());
+  cuda::wait(stream(), joined_);
+  aside_ = false;
+}
+
+Products CudaDevice::products() {
+  Products products{.handle = cublas_handle(), .measure = nullptr};
+  if (timer_)
+    products.measure = [timer = timer_](const auto& shape, const auto& product) {
+      return timer->measure(shape, product);
+    };
+  return products;
+}
+
 std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config) {
   use();
   return naming(config.name, [&] {
@@ -125,18 +150,21 @@ std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config)
 void CudaDevice::decide(const OpSpec& spec, const OpConfig& config) {
   use();
   naming(config.name, [&] {
-    if (const auto* conv = std::get_if<Conv2d>(&spec)) plan_conv2d(cudnn(), *conv, config);
+    if (const auto* conv = std::get_if<Conv2d>(&spec)) {
+      const Products with = products();
+      plan_conv2d(cudnn(), &with, *conv, config);
+    }
     if (const auto* linear = std::get_if<Linear>(&spec))
       plan_linear(cublas_handle(), *decisions_, *linear, config);
   });
 }
 
 void CudaDevice::tune(bool on) {
+  timer_ = on ? std::make_shared<PlanTimer>(stream()) : nullptr;
   cudnn::Library::Measure measure;
   if (on) {
     log::info("engines of each convolution are measured, once: this may take minutes");
-    measure = [timer = std::make_shared<cudnn::PlanTimer>(stream())](const auto& convolution,
-                                                                     const auto& plan) {
+    measure = [timer = timer_](const auto& convolution, const auto& plan) {
       return timer->measure(convolution, plan);
     };
   }

@@ -149,7 +149,7 @@ void decide(Device& device, const Graph& graph, const NetworkConfig& config) {
 }
 
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training) {
+                             bool training, bool aside) {
   const std::vector<Shape> shapes = infer_shapes(graph, batch);
   const size_t n = graph.nodes.size();
   const Moments when(passes, n);
@@ -249,6 +249,20 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
     }
   }
 
+  // Where the batch comes in slices, the next one would overwrite what is still read aside.
+  m.aside.assign(n, false);
+  for (size_t i = 0; i < n; ++i)
+    m.aside[i] = aside && training && wanted[i] && trained[i] && passes.slice[i] == batch &&
+                 std::holds_alternative<Conv2d>(graph.nodes[i].op);
+  for (size_t i = 0; i < n; ++i) {
+    if (!m.aside[i]) continue;
+    int next = static_cast<int>(when.begin.size()) - 1;
+    for (size_t j = 0; j < n; ++j)
+      if (m.aside[j] && when.backward[j] > when.backward[i]) next = std::min(next, when.backward[j]);
+    for (const int input : graph.nodes[i].inputs) lives_until(m.value[value_of(input)], next);
+    for (const int buffer : m.dy[i + 1]) lives_until(buffer, next);
+  }
+
   // What lives in one segment alone is overwritten by the next slice.
   m.one_slice.assign(m.buffers.size(), false);
   const auto keep_one_slice = [&](int buffer, size_t node) {
@@ -296,14 +310,16 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   }
   shapes_ = infer_shapes(graph_, config_.batch);
   passes_ = passes_of(device_, graph_, config_);
-  memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training);
+  memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
+                           config_.aside && !config_.profile && device_.works_aside());
   const size_t n = graph_.nodes.size();
 
-  size_t scratch_bytes = 0;
+  size_t scratch_bytes = 0, aside_bytes = 0;
   const std::vector<OpConfig> ops = op_configs(graph_, shapes_, passes_, config_);
   for (size_t i = 0; i < n; ++i) {
     ops_.push_back(device_.make(graph_.nodes[i].op, ops[i]));
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
+    if (memory_.aside[i]) aside_bytes = std::max(aside_bytes, ops_[i]->aside_bytes());
   }
   // One scratch buffer serves all ops, one after the other.
   const int scratch = static_cast<int>(memory_.buffers.size());
@@ -317,6 +333,10 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
       unwanted_floats = std::max(unwanted_floats, p.floats());
   const int unwanted = scratch + 1;
   memory_.buffers.push_back({unwanted_floats * sizeof(float), 0, std::numeric_limits<int>::max()});
+  memory_.one_slice.push_back(true);
+  // And for what is aside, beside those.
+  const int aside = unwanted + 1;
+  memory_.buffers.push_back({aside_bytes, 0, std::numeric_limits<int>::max()});
   memory_.one_slice.push_back(true);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
@@ -343,6 +363,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
         m.saved = static_cast<char*>(at(memory_.saved[i])) +
                   s * saved_stride(graph_.nodes[i].op, shapes_[i], passes_.slice[i]);
       m.scratch = at(scratch);
+      if (memory_.aside[i] && ops_[i]->aside_bytes() > 0) m.aside = at(aside);
       std::vector<void*> extra;
       if (config_.training) {
         for (size_t k = 0; k < x.size(); ++k)
@@ -524,6 +545,7 @@ void Network::run(const Call& call, size_t slice, const StepInfo& step) {
       return op.gather_backward(m);
     case Call::Kind::kBackward:
       if (!gathered) add_extra_dy(call.node, slice);
+      if (memory_.aside[call.node]) device_.join();
       return op.backward(m, step);
   }
 }
@@ -568,8 +590,10 @@ void Network::backward(const StepInfo& step, const std::function<void(size_t)>& 
   size_t last = 0;
   for (size_t p = 0; p < backward_.size(); ++p) {
     const Piece& piece = backward_[p];
-    run(recorded_ ? recorded_->backward[p].get() : nullptr, &step,
-        [&] { run(piece.segments, step, piece.first_time); });
+    run(recorded_ ? recorded_->backward[p].get() : nullptr, &step, [&] {
+      run(piece.segments, step, piece.first_time);
+      device_.join();
+    });
     if (piece.ready > last) ready(last = piece.ready);
   }
 }

@@ -42,6 +42,9 @@ struct NetworkConfig {
   // Hand over what is the same in every step as a whole, where the device can (Recording). Not
   // with `profile`.
   bool record = false;
+  // Gradients of convolutions' weights are computed beside what follows them (NodeMemory::aside),
+  // where the device can. Not with `profile`.
+  bool aside = true;
   // Ascending numbers of floats of the gradients: backward() tells of those alone, so that what is
   // between two of them can be one recording. Empty: of all that it can tell.
   std::vector<size_t> stops = {};
@@ -62,11 +65,15 @@ struct NetworkMemory {
   std::vector<int> saved;
   int dlogits = -1;
   std::vector<int> auxiliary_dlogits;  // per auxiliary classifier; -1: not wanted
+  // Per node: its backward() may leave work aside, behind a join with what is there. So what it
+  // reads lives until the next of these nodes goes backward.
+  std::vector<bool> aside;
 };
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training);
-// The arena of a network of this graph (not fused yet), before there is one. A pure function.
+                             bool training, bool aside = false);
+// The arena of a network of this graph (not fused yet) with nothing aside, before there is one. A
+// pure function.
 MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
                          int64_t slice_bytes);
 

@@ -89,6 +89,9 @@ struct NodeMemory {
   float* statistics = nullptr;
   void* saved = nullptr;    // saved_bytes(): from forward to backward
   void* scratch = nullptr;  // scratch_bytes(): within one call
+  // aside_bytes(): backward() may leave gradients of parameters to be computed aside, beside what
+  // follows it, until Device::join(): its inputs, dy[0] and this stay as they are. Null: it may not.
+  void* aside = nullptr;
 };
 
 // What a random operator may depend on (architecture: counter-based randomness only).
@@ -122,6 +125,7 @@ class Op {
 
   virtual size_t saved_bytes() const { return 0; }  // of one slice
   virtual size_t scratch_bytes() const { return 0; }
+  virtual size_t aside_bytes() const { return 0; }  // 0: it leaves nothing
 };
 
 }  // namespace convoy::ops

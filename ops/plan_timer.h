@@ -1,12 +1,15 @@
-// How long plans of convolutions take on this GPU: the measure by which a run that tunes chooses.
+// How long plans of convolutions, and products in their place, take on this GPU: the measure by
+// which a run that tunes chooses.
 #pragma once
 
+#include <functional>
 #include <map>
 
 #include "ops/core/cuda_handle.h"
+#include "ops/cublas.h"
 #include "ops/cudnn.h"
 
-namespace convoy::cudnn {
+namespace convoy::ops {
 
 // Has memory of its own for the largest convolution so far. For the device's thread.
 class PlanTimer {
@@ -14,10 +17,12 @@ class PlanTimer {
   explicit PlanTimer(cudaStream_t stream) : stream_(stream) {}
 
   // Seconds of one run: the median of a few, behind one that does not count. Waits.
-  double measure(const Convolution& c, const Plan& plan);
+  double measure(const cudnn::Convolution& c, const cudnn::Plan& plan);
+  double measure(const cublas::ProductShape& shape, const cublas::Product& product);
 
  private:
   enum class Tensor { kX, kW, kY, kBias, kResidual, kWorkspace };
+  double median_seconds(const std::function<void()>& run) const;
   void* memory(Tensor tensor, size_t bytes);
 
   struct Memory {
@@ -28,4 +33,4 @@ class PlanTimer {
   std::map<Tensor, Memory> memory_;
 };
 
-}  // namespace convoy::cudnn
+}  // namespace convoy::ops

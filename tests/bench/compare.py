@@ -67,7 +67,7 @@ SYSTEMS = {
     "convoy-workers": "Convoy, one rank with 2 workers side by side",
     "convoy-threads": "Convoy, one rank with one worker on all threads",
     "convoy-ranks": "Convoy, two ranks",
-    "convoy": "Convoy on one GPU (--device cuda)",
+    "convoy": "Convoy on one GPU (--device cuda), --autotune",
     "torch": "PyTorch eager",
     "torch-tuned": "PyTorch eager, malloc keeps memory in huge pages",
     "torch-compile": "torch.compile (inference: freezing), malloc as tuned; GPU: max-autotune",
@@ -127,8 +127,9 @@ class Convoy(Program):
 
 def make_system(name, case, options):
     if name == "convoy":
-        return Convoy([str(options.convoy), *convoy_bench(case, case.batch, options.device)], {},
-                      options.warmup)
+        # As PyTorch does here (cudnn.benchmark), it measures its engines first.
+        return Convoy([str(options.convoy), *convoy_bench(case, case.batch, options.device),
+                       "--autotune"], {}, options.warmup)
     if name.startswith("convoy"):
         batch, workers, threads = {
             "convoy-workers": (case.batch, PARTS, options.threads // PARTS),

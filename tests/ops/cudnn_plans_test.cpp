@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <set>
 
@@ -130,7 +131,7 @@ class CudnnPlans : public ::testing::TestWithParam<Precision> {
                          .tf32 = GetParam().tf32,
                          .training = training,
                          .wants_dx = {true}};
-      const Conv2dPlans found = plan_conv2d(*library_, layer.conv, config);
+      const Conv2dPlans found = plan_conv2d(*library_, nullptr, layer.conv, config);
       forward_in_fp32 += found.forward_in_fp32;
       weights_in_fp32 += found.weights_in_fp32;
       const bool grouped_or_odd = layer.conv.groups > 1 || layer.conv.out_channels % 8 != 0;
@@ -208,6 +209,36 @@ TEST_P(CudnnPlans, AreMadeAgainFromText) {
     expect_error(ExitCode::kBadJob, {"cuDNN 9.", refused, to_text(c)},
                  [&] { other.plan("conv1", c); });
   }
+}
+
+// Each engine has its turn, and a sum is cut into as many pieces as are fastest, where the library
+// offers 16 or none.
+TEST_P(CudnnPlans, GradientsOfWeightsAreMeasuredInOtherPieces) {
+  if (GetParam().type == DType::kFloat32) return;  // its engines are another kind
+  const bool large = GetParam().type == DType::kFloat16;
+  const Shape shape = large ? Shape{256, 64, 56, 56} : Shape{8, 64, 14, 14};
+  const cudnn::Convolution c = {.pass = cudnn::Pass::kBackwardWeights,
+                                .x = shape,
+                                .y = shape,
+                                .kernel = 3,
+                                .padding = 1,
+                                .type = GetParam().type};
+  const auto pieces = [](const Choice& choice) {
+    int64_t n = 1;
+    for (const auto& [knob, value] : choice.knobs)
+      if (knob == 17) n = value;  // CUDNN_KNOB_TYPE_SPLIT_K_SLC
+    return n;
+  };
+  std::set<int64_t> engines, measured;
+  for (const Choice& choice : library_->choices(c)) engines.insert(choice.engine);
+  EXPECT_GT(engines.size(), 1u);
+  const int64_t best = large ? 4 : 32;
+  library_->choose_by([&](const cudnn::Convolution&, const cudnn::Plan& plan) {
+    measured.insert(plan.choice().engine);
+    return std::abs(std::log2(static_cast<double>(pieces(plan.choice())) / static_cast<double>(best)));
+  });
+  EXPECT_EQ(pieces(library_->find(c)->choice()), best);
+  EXPECT_EQ(measured, engines);
 }
 
 INSTANTIATE_TEST_SUITE_P(H200, CudnnPlans,

@@ -58,7 +58,7 @@ class CudnnTest : public ::testing::Test {
       GTEST_SKIP() << "SKIPPED: cuDNN was not asked: " << e.what();
     }
   }
-  Library library() { return Library(static_cast<cudaStream_t>(device_->queue())); }
+  static Library library() { return Library(); }
 
   std::unique_ptr<ops::Device> device_;
 };
@@ -171,10 +171,81 @@ TEST_F(CudnnTest, TheFastestIsTakenWhereSomebodyMeasures) {
   EXPECT_TRUE(measured.empty());
 }
 
+// Something else takes a second.
+TEST_F(CudnnTest, WhatIsMeasuredToBeFasterElsewhereIsNotTaken) {
+  const Library::Rival rival = [] { return 1.0; };
+  const auto in_seconds = [](double seconds) {
+    return [seconds](const Convolution&, const Plan&) { return seconds; };
+  };
+  Library unmeasured = library();
+  EXPECT_FALSE(unmeasured.find_beside(rival, kForward));
+  EXPECT_EQ(unmeasured.decisions().text(), to_text(kForward) + " = elsewhere\n");
+  Library slower = library(), faster = library();
+  slower.choose_by(in_seconds(1.0));
+  EXPECT_FALSE(slower.find_beside(rival, kForward));
+  faster.choose_by(in_seconds(0.9));
+  const auto plan = faster.find_beside(rival, kForward);
+  ASSERT_TRUE(plan && *plan);
+  EXPECT_EQ(faster.find_beside(rival, kForward), plan);
+  EXPECT_EQ((*plan)->choice(), library().find(kForward)->choice());
+
+  // Whatever is prescribed is done, without a look at the clock.
+  Library told = library();
+  told.decisions().prescribe(faster.decisions().text());
+  const auto same = told.find_beside(
+      [] {
+        ADD_FAILURE() << "measured";
+        return 0.0;
+      },
+      kForward);
+  ASSERT_TRUE(same && *same);
+  EXPECT_EQ((*same)->choice(), (*plan)->choice());
+  Library other = library();
+  other.decisions().prescribe(unmeasured.decisions().text());
+  other.choose_by(in_seconds(0));
+  EXPECT_FALSE(other.find_beside(rival, kForward));
+  // That there was no engine was said where nothing else was known.
+  other.decisions().prescribe(to_text(kForward) + " = none");
+  ASSERT_TRUE(other.find_beside(rival, kForward));
+  EXPECT_EQ(*other.find_beside(rival, kForward), nullptr);
+  Library alone = library();
+  alone.decisions().prescribe(unmeasured.decisions().text());
+  expect_error(ExitCode::kBadJob, {"elsewhere", to_text(kForward), "nothing else"},
+               [&] { alone.find(kForward); });
+}
+
+// Gradients of 1x1 convolutions are products in 16 bit, or cuDNN's where these were measured to be
+// faster.
+TEST_F(CudnnTest, WeightsOf1x1ConvolutionsAreProductsUnlessThoseAreSlower) {
+  ops::Graph graph{.name = "one", .image = {.n = 1, .c = 8, .h = 4, .w = 4}, .nodes = {}};
+  graph.add("conv", ops::Conv2d{.out_channels = 16, .kernel = 1}, {ops::kImage});
+  const auto decided = [&](DType type, bool tune) {
+    const auto device = ops::make_device("cuda", 1);
+    device->tune(tune);
+    ops::decide(*device, graph, {.batch = 2, .type = type});
+    return device->decisions();
+  };
+  const std::string product = "product [16, 32 transposed] x [32, 8]";
+  for (const DType type : {DType::kFloat16, DType::kBfloat16}) {
+    const std::string plans = decided(type, false);
+    EXPECT_NE(plans.find(" = elsewhere\n"), std::string::npos) << plans;
+    EXPECT_NE(plans.find(product), std::string::npos) << plans;
+    // On the emulated GPU products take no time.
+    const std::string measured = decided(type, true);
+    if (device_->instruction_set().find("emulated") != std::string::npos) {
+      EXPECT_NE(measured.find(" = elsewhere\n"), std::string::npos) << measured;
+    }
+    EXPECT_EQ(measured.find(product) == std::string::npos,
+              measured.find(" = elsewhere\n") == std::string::npos)
+        << measured;
+  }
+  EXPECT_EQ(decided(DType::kFloat32, false).find("product"), std::string::npos);
+}
+
 // On the emulated GPU engine 0 is the fastest.
 TEST_F(CudnnTest, APlanIsTimed) {
   Library all = library();
-  PlanTimer timer(static_cast<cudaStream_t>(device_->queue()));
+  ops::PlanTimer timer(static_cast<cudaStream_t>(device_->queue()));
   for (Convolution c : {kForward, convolution(Pass::kBackwardData, DType::kFloat16),
                         convolution(Pass::kBackwardWeights, DType::kBfloat16)}) {
     const double seconds = timer.measure(c, *all.find(c));

@@ -12,11 +12,13 @@ using ops::expect_error;
 
 TEST(Choice, IsText) {
   for (const Choice& choice : {Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}},
-                               Choice{.engine = 0, .knobs = {}}, Choice{}})
+                               Choice{.engine = 0, .knobs = {}}, Choice{},
+                               Choice{.engine = Choice::kElsewhere, .knobs = {}}})
     EXPECT_EQ(parse_choice(to_text(choice)), choice);
   EXPECT_EQ(to_text(Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}}), "62:2=8,13=1");
   EXPECT_EQ(to_text(Choice{.engine = 0, .knobs = {}}), "0");
   EXPECT_EQ(to_text(Choice{}), "none");
+  EXPECT_EQ(to_text(Choice{.engine = Choice::kElsewhere, .knobs = {}}), "elsewhere");
   for (const char* text : {"", "x", "-3", "6 ", "62:", "62:2", "62:2=", "62:=8", "62:2=8,",
                            "62,2=8", "62:2=8=9", "99999999999999999999"})
     expect_error(ExitCode::kBadData, {fmt::format("\"{}\"", text), "62:2=8,13=1"},

@@ -88,9 +88,11 @@ Graph alone(Graph graph, int node) {
 // A network in training, with its flat buffers.
 class Trained {
  public:
-  // slice_bytes, record, stops: see NetworkConfig; slice_bytes 1 takes the batch sample by sample.
+  // slice_bytes, record, stops, aside: see NetworkConfig; slice_bytes 1 takes the batch sample by
+  // sample.
   Trained(const std::string& device, const Graph& graph, int64_t batch, DType type, int threads = 1,
-          int64_t slice_bytes = 0, bool record = false, const std::vector<size_t>& stops = {})
+          int64_t slice_bytes = 0, bool record = false, const std::vector<size_t>& stops = {},
+          bool aside = true)
       : device_(make_device(device, threads)),
         batch_(batch),
         net(*device_, graph,
@@ -99,6 +101,7 @@ class Trained {
              .input = {},
              .slice_bytes = slice_bytes,
              .record = record,
+             .aside = aside,
              .stops = stops}),
         parameters(*device_, net.layout().parameter_floats),
         gradients(*device_, net.layout().gradient_floats),
@@ -436,6 +439,37 @@ TEST_P(NetworkTest, StepsThatCannotBeRecordedHaveTheSameBits) {
   ::setenv("CONVOY_EMULATED_GPU_NO_GRAPHS", "1", 1);
   expect_the_bits_of_what_is_told(GetParam());
   ::unsetenv("CONVOY_EMULATED_GPU_NO_GRAPHS");
+}
+
+// And they are there when backward() tells of them.
+TEST_P(NetworkTest, GradientsThatAreComputedAsideHaveTheSameBits) {
+  for (const DType type : {DType::kFloat32, DType::kFloat16})
+    for (const int64_t slice_bytes : {0, 1, 900})
+      for (const bool record : {false, true}) {
+        if (!device()->supports(type)) continue;
+        Trained in_order(GetParam(), auxiliary_graph(), 4, type, 1, slice_bytes, record, {}, false),
+            aside(GetParam(), auxiliary_graph(), 4, type, 1, slice_bytes, record);
+        if (GetParam() == "cuda" && slice_bytes == 0)
+          EXPECT_GT(aside.net.arena_bytes(), in_order.net.arena_bytes());
+        else
+          EXPECT_GE(aside.net.arena_bytes(), in_order.net.arena_bytes());
+        for (uint64_t step = 0; step < 4; ++step) {
+          in_order.step.step = aside.step.step = step;
+          EXPECT_EQ(in_order.loss(), aside.loss());
+          in_order.backward();
+          const std::vector<float> expected = in_order.gradients_now();
+          size_t told = 0;
+          aside.net.backward(aside.step, [&](size_t ready) {
+            std::vector<float> now = aside.gradients_now();
+            now.resize(ready);
+            EXPECT_EQ(bits_of(now), bits_of({expected.begin(), expected.begin() +
+                                                                   static_cast<int64_t>(ready)}))
+                << name_of(type) << " " << slice_bytes << " " << record << " " << ready;
+            told = ready;
+          });
+          EXPECT_EQ(told, expected.size());
+        }
+      }
 }
 
 TEST_P(NetworkTest, BackwardTellsOfTheStopsThatItPasses) {

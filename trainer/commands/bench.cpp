@@ -37,7 +37,7 @@ struct StepBench {
   int workers = 1, threads = 0;
   bool inference = false, no_fold = false, no_peak = false, json = false, profile = false;
   bool autotune = false;
-  bool no_graphs = false;
+  bool no_graphs = false, no_overlap = false;
   double seconds = 5;
   int warmup = 3;
 };
@@ -181,9 +181,11 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .fold = !b.no_fold,
                       .profile = b.profile,
                       .record = !b.no_graphs,
+                      .aside = !b.no_overlap,
                       .frozen = frozen,
                       .evaluation = b.inference ? std::optional(input) : std::nullopt,
-                      .plans = {.tune = b.autotune}};
+                      .plans = {.tune = b.autotune,
+                                .cache_folder = b.autotune ? cache_folder() : ""}};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));
@@ -337,11 +339,14 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "no-fold", po::bool_switch(&b.no_fold),
       "--inference without batch norms folded into convolutions, to see what that gains")(
       "autotune", po::bool_switch(&b.autotune),
-      "on a GPU: measure a few engines of each convolution first and use the fastest, as "
-      "gpu.autotune in a job")(
+      "on a GPU: use the fastest engine of each convolution, measured first or kept from such a "
+      "start, as gpu.autotune in a job")(
       "no-graphs", po::bool_switch(&b.no_graphs),
       "on a GPU: enqueue kernel by kernel, as gpu.graphs: false in a job; what --profile does, "
-      "too")("workers", po::value(&b.workers)->default_value(1),
+      "too")(
+      "no-overlap", po::bool_switch(&b.no_overlap),
+      "on a GPU: gradients of weights one after the other with the rest, as gpu.overlap: false in a "
+      "job; what --profile does, too")("workers", po::value(&b.workers)->default_value(1),
              "workers side by side on one rank")(
       "threads", po::value(&b.threads)->default_value(0),
       "threads of one worker; 0: the rank's CPUs shared out")(

@@ -145,6 +145,7 @@ ops::NetworkConfig Engine::training_config() const {
           .label_smoothing = config_.label_smoothing,
           .profile = config_.profile,
           .record = config_.record,
+          .aside = config_.aside,
           .stops = bucket_ends()};
 }
 

@@ -52,6 +52,7 @@ struct EngineConfig {
   bool fold = true;      // see ops::NetworkConfig
   bool profile = false;  // see ops::NetworkConfig
   bool record = true;    // see ops::NetworkConfig
+  bool aside = true;     // likewise
   // Names of parameters that are frozen at first (ops/freezing.h; Engine::freeze changes it), and
   // what the optimizer's numbers are multiplied by, of those where that is not 1.
   std::set<std::string> frozen = {};

@@ -352,7 +352,8 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
                            : comm::ReductionOrder::kExact,
           .bucket_mib = job.reduction.bucket_mib,
           .seed = job.seed,
-          .record = job.gpu.graphs};
+          .record = job.gpu.graphs,
+          .aside = job.gpu.overlap};
 }
 
 int stay_near_gpu(const comm::Communicator& communicator, const std::string& device) {

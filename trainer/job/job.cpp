@@ -188,6 +188,7 @@ void fields(Job::Transfer& t, auto&& visit) {
 void fields(Job::Gpu& g, auto&& visit) {
   visit("autotune", g.autotune);
   visit("graphs", g.graphs);
+  visit("overlap", g.overlap);
 }
 
 void fields(Job& j, auto&& visit) {
@@ -320,7 +321,7 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 12> kNotIdentity = {"name",
+constexpr std::array<std::string_view, 13> kNotIdentity = {"name",
                                                            "transfer.init_from",
                                                            "data.path",
                                                            "data.follow_links",
@@ -331,7 +332,8 @@ constexpr std::array<std::string_view, 12> kNotIdentity = {"name",
                                                            "watchdog.",
                                                            "checks.",
                                                            "gpu.autotune",
-                                                           "gpu.graphs"};
+                                                           "gpu.graphs",
+                                                           "gpu.overlap"};
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.

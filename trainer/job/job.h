@@ -167,6 +167,7 @@ struct Job {
   struct Gpu {
     bool autotune = false;
     bool graphs = true;
+    bool overlap = true;
   };
 
   std::string name = "job";

@@ -38,11 +38,13 @@ struct Stream {
   uint64_t enqueued = 0;
   uint64_t polled = 0;       // up to here there is work that may block
   Graph* capture = nullptr;  // the graph that takes the work instead
+  uint64_t captured = 0;     // work that a graph has taken from here, and of that
+  uint64_t joined = 0;       // what the stream that is captured waits for
 };
 
 struct Event {
   Stream* stream = nullptr;      // null: never recorded
-  uint64_t after = 0;            // work of that stream
+  uint64_t after = 0;            // work of that stream, of what it enqueued or a graph took
   Graph* capture = nullptr;      // recorded while capturing
   std::shared_ptr<double> time;  // of events that have one: when it happened
 };
@@ -175,6 +177,7 @@ class Progress {
 void put(Stream& stream, Work work, bool polled = false) {
   if (stream.capture) {
     stream.capture->work.push_back({std::move(work), polled});
+    ++stream.captured;
     return;
   }
   stream.queue.push_back(std::move(work));
@@ -468,7 +471,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   // No two at the same time.
   if (time) put(of(stream), once([time] { *time = clock_ms += 1e-3; }));
   of(event) = {.stream = &of(stream),
-               .after = of(stream).enqueued,
+               .after = of(stream).capture ? of(stream).captured : of(stream).enqueued,
                .capture = of(stream).capture,
                .time = time};
   return take_error();
@@ -481,6 +484,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     Stream& joining = of(stream);
     if (!joining.capture) now.capture->joined.push_back(&joining);
     joining.capture = now.capture;
+    if (&joining == now.capture->origin) now.stream->joined = now.after;
     return take_error();
   }
   // What waits for work that may block may block itself, but only that goes on by itself.
@@ -522,7 +526,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* out) {
   const std::lock_guard lock(mutex);
   Graph* graph = std::exchange(of(stream).capture, nullptr);
   if (!graph || graph->origin != &of(stream)) return cudaErrorIllegalState;
-  for (Stream* joined : graph->joined) joined->capture = nullptr;
+  bool all_joined = true;
+  for (Stream* joined : graph->joined) {
+    joined->capture = nullptr;
+    all_joined = all_joined && joined->joined == joined->captured;
+  }
+  if (!all_joined) {
+    delete graph;
+    return cudaErrorStreamCaptureUnjoined;
+  }
   *out = reinterpret_cast<cudaGraph_t>(graph);
   return take_error();
 }

@@ -721,7 +721,8 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "checks.recompute_every_steps=3",
                                             "checks.max_roll_backs=1",
                                             "gpu.autotune=true",
-                                            "gpu.graphs=false"};
+                                            "gpu.graphs=false",
+                                            "gpu.overlap=false"};
   const std::vector<std::string> inside = {"data.format=idx",
                                            "data.classes=3",
                                            "data.train.crop=center",
