@@ -32,28 +32,65 @@ __global__ void fold_kernel(double* scale, float* bias, const float* gamma, cons
   });
 }
 
-// w [K,R,S,padded] (and the same values in fp32, if wanted) from OIHW, zero behind its channels; n
-// elements. Moves 6 bytes per weight in 16 bit.
-template <typename T>
-__global__ void pack_kernel(T* w, float* w32, const float* oihw, const double* scale, int64_t n,
-                            int64_t channels, int64_t padded, int64_t area) {
-  for_each(n, [=](int64_t i) {
-    const int64_t c = i % padded, rs = i / padded % area, k = i / (padded * area);
-    float v = c < channels ? oihw[(k * channels + c) * area + rs] : 0.0f;
-    if (scale) v = static_cast<float>(static_cast<double>(v) * scale[k]);
-    store(w + i, v);
-    if (w32) w32[i] = load(w + i);
-  });
+// Channels of one filter that a block of pack_kernel or unpack_kernel turns round in shared memory, so
+// that it reads and writes memory in its order.
+constexpr int kTile = 2304;  // elements: 256 channels of 3x3
+
+int64_t tile_channels(int64_t channels, int64_t area) {
+  return std::clamp<int64_t>(kTile / area, 1, channels);
+}
+int64_t tiles(int64_t channels, int64_t area) {
+  const int64_t tile = tile_channels(channels, area);
+  return (channels + tile - 1) / tile;
 }
 
-// The gradient in OIHW, n elements, from [K,R,S,padded]; that of later slices is added.
-__global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t n, int64_t channels,
-                              int64_t padded, int64_t area) {
-  for_each(n, [=](int64_t i) {
-    const int64_t rs = i % area, c = i / area % channels, k = i / (area * channels);
-    const float v = dw[(k * area + rs) * padded + c];
-    oihw[i] = first ? v : oihw[i] + v;
-  });
+// w [K,R,S,padded] (and the same values in fp32, if wanted) from OIHW, zero behind its channels.
+// width: tile_channels(). Moves 6 bytes per weight in 16 bit.
+template <typename T>
+__global__ void pack_kernel(T* w, float* w32, const float* oihw, const double* scale,
+                            int64_t channels, int64_t padded, int area, int width) {
+  __shared__ float tile[kTile];
+  const int64_t blocks = (padded + width - 1) / width;  // of a filter
+  const int64_t k = blockIdx.x / blocks, begin = blockIdx.x % blocks * width;
+  const auto written = static_cast<int>(padded - begin < width ? padded - begin : width);
+  const int64_t left = channels - begin;
+  const auto read = static_cast<int>(left < 0 ? 0 : left < written ? left : written);
+  const float* in = oihw + (k * channels + begin) * area;
+  const bool fits = width * area <= kTile;  // not so: one channel of a huge filter
+  if (fits)
+    for (int i = static_cast<int>(threadIdx.x); i < read * area; i += kThreads) tile[i] = in[i];
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < written * area; i += kThreads) {
+    const int rs = i / written, c = i - rs * written;
+    float v = 0.0f;
+    if (c < read) v = fits ? tile[c * area + rs] : in[c * area + rs];
+    if (scale) v = static_cast<float>(static_cast<double>(v) * scale[k]);
+    const int64_t at = (k * area + rs) * padded + begin + c;
+    store(w + at, v);
+    if (w32) w32[at] = load(w + at);
+  }
+}
+
+// The gradient in OIHW from [K,R,S,padded]; that of later slices is added. width: tile_channels().
+__global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t channels,
+                              int64_t padded, int area, int width) {
+  __shared__ float tile[kTile];
+  const int64_t blocks = (channels + width - 1) / width;  // of a filter
+  const int64_t k = blockIdx.x / blocks, begin = blockIdx.x % blocks * width;
+  const auto own = static_cast<int>(channels - begin < width ? channels - begin : width);
+  const float* in = dw + k * area * padded + begin;
+  const bool fits = width * area <= kTile;
+  if (fits)
+    for (int i = static_cast<int>(threadIdx.x); i < own * area; i += kThreads) {
+      const int rs = i / own, c = i - rs * own;
+      tile[c * area + rs] = in[rs * padded + c];
+    }
+  __syncthreads();
+  float* out = oihw + (k * channels + begin) * area;
+  for (int i = static_cast<int>(threadIdx.x); i < own * area; i += kThreads) {
+    const float v = fits ? tile[i] : in[i % area * padded + i / area];
+    out[i] = first ? v : out[i] + v;
+  }
 }
 
 // Rows of `channels` elements become rows of `vectors` vectors of eight, zero behind them; n
@@ -209,9 +246,11 @@ class Conv2dCuda final : public Op {
     else if (bias)
       check(cudaMemcpyAsync(bias_.get(), bias, static_cast<size_t>(y_.c) * sizeof(float),
                             cudaMemcpyDeviceToDevice, stream));
-    launch(&pack_kernel<T>, blocks_for(weights_), kThreads, stream, static_cast<T*>(packed_.get()),
-           static_cast<float*>(packed32_.get()), weights, scale(), weights_, x_.c / spec_.groups,
-           padded_x_.c / spec_.groups, area());
+    const int64_t channels = x_.c / spec_.groups, padded = padded_x_.c / spec_.groups;
+    launch(&pack_kernel<T>, y_.c * tiles(padded, area()), kThreads, stream,
+           static_cast<T*>(packed_.get()), static_cast<float*>(packed32_.get()), weights, scale(),
+           channels, padded, static_cast<int>(area()),
+           static_cast<int>(tile_channels(padded, area())));
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
@@ -312,15 +351,15 @@ class Conv2dCuda final : public Op {
     else
       plans_.backward_weights->run({.x = x, .w = dw, .y = dy, .workspace = workspace}, site.stream);
     if (!in_place) {
-      const int64_t channels = x_.c / spec_.groups, n = y_.c * channels * area();
-      launch(&unpack_kernel, blocks_for(n), kThreads, site.stream, gradient,
-             static_cast<const float*>(dw), m.slice.first, n, channels, padded_x_.c / spec_.groups,
-             area());
+      const int64_t channels = x_.c / spec_.groups;
+      launch(&unpack_kernel, y_.c * tiles(channels, area()), kThreads, site.stream, gradient,
+             static_cast<const float*>(dw), m.slice.first, channels, padded_x_.c / spec_.groups,
+             static_cast<int>(area()), static_cast<int>(tile_channels(channels, area())));
     }
     if (spec_.bias) {
       auto* sums = static_cast<float*>(site.at(bias_sums_));
-      const int64_t tiles = (y_.c + kThreads - 1) / kThreads;
-      launch(&bias_chunk_kernel<T>, chunks() * tiles, kThreads, site.stream, sums,
+      const int64_t wide = (y_.c + kThreads - 1) / kThreads;
+      launch(&bias_chunk_kernel<T>, chunks() * wide, kThreads, site.stream, sums,
              static_cast<const T*>(m.dy[0]), y_.rows(), y_.c);
       launch(&bias_sum_kernel, blocks_for(y_.c), kThreads, site.stream, m.gradients[1],
              static_cast<const float*>(sums), m.slice.first, chunks(), y_.c);

@@ -55,6 +55,10 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 33, .kernel = 2, .stride = 2}, {3, 24, 5, 5}),
       convolution({.out_channels = 100, .kernel = 3, .padding = 1}, {1, 33, 4, 4}),
       convolution({.out_channels = 10, .kernel = 1}, {4, 100, 1, 1}),
+      // More channels of a filter, and a larger one, than a block of a GPU turns round at once.
+      convolution({.out_channels = 8, .kernel = 3, .padding = 1}, {1, 272, 3, 2}),
+      convolution({.out_channels = 8, .kernel = 1}, {2, 2312, 2, 1}),
+      convolution({.out_channels = 3, .kernel = 49, .padding = 1}, {1, 2, 48, 47}),
       // One pixel, windows mostly in the padding, a window as large as the image.
       convolution({.out_channels = 16, .kernel = 1}, {1, 16, 1, 1}),
       convolution({.out_channels = 24, .kernel = 3, .padding = 1}, {1, 16, 1, 1}),
