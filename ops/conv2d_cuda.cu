@@ -56,14 +56,14 @@ __global__ void pack_kernel(T* w, float* w32, const float* oihw, const double* s
   const int64_t left = channels - begin;
   const auto read = static_cast<int>(left < 0 ? 0 : left < written ? left : written);
   const float* in = oihw + (k * channels + begin) * area;
-  const bool fits = width * area <= kTile;  // not so: one channel of a huge filter
+  const bool fits = width * area <= kTile;  // else it is one channel of a huge filter
   if (fits)
     for (int i = static_cast<int>(threadIdx.x); i < read * area; i += kThreads) tile[i] = in[i];
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < written * area; i += kThreads) {
     const int rs = i / written, c = i - rs * written;
     float v = 0.0f;
-    if (c < read) v = fits ? tile[c * area + rs] : in[c * area + rs];
+    if (c < read) v = fits ? tile[c * area + rs] : in[rs];
     if (scale) v = static_cast<float>(static_cast<double>(v) * scale[k]);
     const int64_t at = (k * area + rs) * padded + begin + c;
     store(w + at, v);
@@ -88,7 +88,7 @@ __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t 
   __syncthreads();
   float* out = oihw + (k * channels + begin) * area;
   for (int i = static_cast<int>(threadIdx.x); i < own * area; i += kThreads) {
-    const float v = fits ? tile[i] : in[i % area * padded + i / area];
+    const float v = fits ? tile[i] : in[i * padded];
     out[i] = first ? v : out[i] + v;
   }
 }
