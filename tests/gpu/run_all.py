@@ -11,6 +11,7 @@ row with its reason. Exit code: 0 nothing failed, 1 something did, 64 usage.
 import argparse
 import array
 import contextlib
+import csv
 import dataclasses
 import datetime
 import glob
@@ -22,6 +23,7 @@ import re
 import shlex
 import shutil
 import signal
+import statistics
 import struct
 import subprocess
 import sys
@@ -525,6 +527,54 @@ def bench(run):
             table.append(answer | {"case": text})
 
 
+# A step may take this much longer than its kernels one after the other.
+MOST_STEP = 1.05
+
+
+def kernels_of(csv_text):
+    """(name, seconds) of each kernel that ncu has timed, in order. One line a metric or one a kernel."""
+    lines = csv_text.splitlines()
+    begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
+    found = []
+    for row in csv.DictReader(line for line in lines[begin:] if line.startswith('"')):
+        nanoseconds = row.get("Metric Value") or row.get("gpu__time_duration.sum") or ""
+        if row["Kernel Name"] and nanoseconds:
+            found.append((row["Kernel Name"], float(nanoseconds.replace(",", "")) / 1e9))
+    return found
+
+
+def kernels(run):
+    """Every kernel of a step, which is made of those that all steps have, and the step beside their sum."""
+    if not run.needs_gpu():
+        return
+    model, precision, batch, *_ = BENCH[0].split("/")
+    bench_step = [run.convoy, "bench", "step", "--device", "cuda", "--model", model, "--precision",
+                  precision, "--batch", batch, "--no-peak", "--autotune", "--json"]
+    answer, reason = run.json([*bench_step, "--seconds", "2", "--warmup", "5"], limit=150)
+    if answer is None:
+        run.gave_up("", "a step", reason)
+        return
+    result = run.command(["ncu", "--clock-control", "none", "--cache-control", "none", "--csv",
+                          "--target-processes", "all", "--print-units", "base", "--metrics", "gpu__time_duration.sum", *bench_step,
+                          "--no-graphs", "--seconds", "0", "--warmup", "0"], limit=150)
+    timed = {}
+    for name, seconds in kernels_of(result.out):
+        timed.setdefault(name, []).append(seconds)
+    steps = len(timed.get("row_loss_kernel", []))
+    if not steps:
+        run.gave_up("", "ncu", result.reason())
+        return
+    rows = [{"name": name, "count": len(each) // steps,
+             "seconds": statistics.mean(each) * (len(each) // steps)}
+            for name, each in timed.items() if len(each) >= steps]
+    rows.sort(key=lambda row: -row["seconds"])
+    step, total = answer["step_seconds"]["median"], sum(row["seconds"] for row in rows)
+    run.tables["kernels"] = {"case": f"{model}/{precision}/{batch}", "step_seconds": step, "rows": rows}
+    run.judge("", "a step and its kernels", step <= MOST_STEP * total,
+              f"{1e3 * step:.2f} ms, {sum(row['count'] for row in rows)} kernels {1e3 * total:.2f} ms, "
+              f"at most {MOST_STEP} x")
+
+
 def peers(run):
     if not run.needs_gpu():
         return
@@ -581,6 +631,7 @@ PARTS = {
     laws: ("one digest from 1 x 4, 2 x 2, 4 x 1 ranks x workers, and stopped and resumed", 8),
     cpu_gpu: ("CPU and GPU agree over 20 steps in fp32", 3),
     bench: ("convoy bench step, with a profile", 9),
+    kernels: ("each kernel of a ResNet-50 step (ncu), and the step beside their sum", 5),
     reduce: ("convoy bench allreduce", 2),
     peers: ("PyTorch beside it (tests/bench/compare.py)", 20),
 }
@@ -641,6 +692,14 @@ def profile_table(profile):
     return turns.table(["kind", "pass", "ms", "step %", "TFLOP/s", "GB/s", "of limit"], cells)
 
 
+def kernels_table(kernels):
+    total = sum(row["seconds"] for row in kernels["rows"])
+    return turns.table(
+        ["kernel", "per step", "ms", "share %"],
+        [[r["name"][:80], str(r["count"]), f"{1e3 * r['seconds']:.3f}", f"{100 * r['seconds'] / total:.1f}"]
+         for r in kernels["rows"][:30]])
+
+
 def reduce_table(rows):
     return turns.table(
         ["ranks", "way", "bytes", "us", "algbw GB/s", "busbw GB/s", "wrong"],
@@ -665,6 +724,9 @@ def text_of(report):
         text += f"Profile of {tables['profile']['case']}:\n\n{profile_table(tables['profile'])}\n"
     if tables.get("bench"):
         text += bench_table(tables["bench"]) + "\n"
+    if tables.get("kernels"):
+        text += (f"Kernels of {tables['kernels']['case']}, each by itself:\n\n"
+                 f"{kernels_table(tables['kernels'])}\n")
     if tables.get("reduce"):
         text += reduce_table(tables["reduce"]) + "\n"
     if tables.get("peers", {}).get("rows"):

@@ -72,6 +72,20 @@ esac
 FAKE
 printf '#!/bin/sh\necho "Made-up GPU, 580.1, 100, 1980, 3201, 90, 700, 143771, 30"\n' >bin/nvidia-smi
 printf '#!/bin/sh\nshift 6\nexec "$@"\n' >bin/compute-sanitizer
+# The made-up profiler has timed a kernel of the start, and three steps of two kernels.
+cat >bin/ncu <<'FAKE'
+#!/bin/bash
+echo "==PROF== Connected"
+echo '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
+echo '"0","7","start_kernel","gpu__time_duration.sum","ns","1,000"'
+for step in 1 2 3; do
+  echo "\"$step\",\"7\",\"row_loss_kernel\",\"gpu__time_duration.sum\",\"ns\",\"$((step * 1000000))\""
+  for each in 1 2; do
+    echo "\"$step\",\"7\",\"conv\",\"gpu__time_duration.sum\",\"ns\",\"${FAKE_NS:-14,500,000}\""
+  done
+done
+echo "{}"
+FAKE
 cat >bin/torch <<FAKE
 #!/bin/bash
 case "\$*" in
@@ -113,7 +127,9 @@ run() {
 run 64 environment nonsense
 check "an unknown part is named" contains printed 'part "nonsense": there are environment, unit'
 
-run 0 unit sanitizer laws cpu_gpu bench reduce peers
+run 0 unit sanitizer laws cpu_gpu bench kernels reduce peers
+expect "kernels of a step" "$(fields '[(k["name"], k["count"], round(k["seconds"], 6)) for k in r["tables"]["kernels"]["rows"]]')" \
+  "[('conv', 2, 0.029), ('row_loss_kernel', 1, 0.002)]"
 expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU', '580.1')"
 expect "tests of ops_test_gpu" "$(fields '[x["name"] for x in r["rows"] if x["group"] == "ops_test_gpu"]')" \
   "['Relu.Passes', 'Devices/OpTest.BatchNormPasses/cuda_fp16', 'Devices/OpTest.ConvPasses/cuda_fp16']"
@@ -145,6 +161,9 @@ FAKE_LAW=broken run 1 laws
 expect "broken law" "$(fields 'n["2 ranks x 2 workers"]["status"], r["failed"]')" "('failed', 6)"
 FAKE_LOSS=2.51 run 1 cpu_gpu
 expect "far from the CPU" "$(fields 'n["loss of the first step"]["status"]')" failed
+FAKE_NS=13000000 run 1 kernels
+expect "a step of more than its kernels" "$(fields 'n["a step and its kernels"]["detail"]')" \
+  "30.00 ms, 3 kernels 28.00 ms, at most 1.05 x"
 FAKE_BENCH=resnet152 run 1 bench
 expect "cannot run" "$(fields 'n["resnet152/fp16/128"]["detail"]')" "exit code 70: no memory left"
 
