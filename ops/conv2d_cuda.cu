@@ -226,12 +226,13 @@ class Conv2dCuda final : public Op {
     if (is_trained() && spec_.bias)
       bias_sums_ = reserve(static_cast<size_t>(chunks() * y_.c) * sizeof(float));
     // The last that gradients need: what is aside needs no more.
-    size_t most = plans_.backward_weights ? plans_.backward_weights->workspace_bytes()
-                                          : plans_.weights_product.workspace_bytes();
-    if (is_trained()) aside_bytes_ = scratch_bytes_ + most + kAlignment;
-    for (const auto* plan : {&plans_.forward, &plans_.backward_data})
-      if (*plan) most = std::max(most, (*plan)->workspace_bytes());
-    workspace_ = reserve(most);
+    const auto workspace = [](const auto& plan, const cublas::Product& product) {
+      return plan ? plan->workspace_bytes() : product.workspace_bytes();
+    };
+    const size_t weights = workspace(plans_.backward_weights, plans_.weights_product);
+    if (is_trained()) aside_bytes_ = scratch_bytes_ + weights + kAlignment;
+    workspace_ = reserve(std::max({weights, workspace(plans_.forward, plans_.forward_product),
+                                   workspace(plans_.backward_data, plans_.data_product)}));
     residual_ = reserve(has_residual() && !plans_.finish ? bytes(y_, sizeof(T)) : 0);
   }
 
@@ -282,7 +283,10 @@ class Conv2dCuda final : public Op {
     }
     run_to(m.y, y_.elements(), y_copy_, site, [&](void* y) {
       a.y = y;
-      plans_.forward->run(a, site.stream);
+      if (plans_.forward_product)
+        plans_.forward_product.run(y, a.x, a.w, false, a.workspace, site.stream);
+      else
+        plans_.forward->run(a, site.stream);
     });
   }
 
@@ -326,11 +330,15 @@ class Conv2dCuda final : public Op {
   }
 
   void backward_data(const NodeMemory& m, const Site& site) const {
-    if (!plans_.backward_data) return;
+    if (!plans_.backward_data && !plans_.data_product) return;
     const void* dy = input(m.dy[0], y_.elements(), false, y_copy_, site);
+    void* workspace = site.at(workspace_);
     const auto run = [&](void* dx) {
-      plans_.backward_data->run(
-          {.x = dx, .w = packed_.get(), .y = dy, .workspace = site.at(workspace_)}, site.stream);
+      if (plans_.data_product)
+        plans_.data_product.run(dx, dy, packed_.get(), false, workspace, site.stream);
+      else
+        plans_.backward_data->run(
+            {.x = dx, .w = packed_.get(), .y = dy, .workspace = workspace}, site.stream);
     };
     if (!is_padded()) return run_to(m.dx[0], x_.elements(), x_copy_, site, run);
     run(site.at(x_copy_));
@@ -457,12 +465,42 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
     return convolution;
   };
 
+  const int64_t rows = c.y.rows();
+  const bool may_be_product = products && narrow && s.kernel == 1 && s.stride == 1 &&
+                              s.padding == 0 && s.groups == 1 && x.c % kWide == 0 &&
+                              c.y.c % kWide == 0;
+  // cuDNN's plan, or null: `product` is made. In 16 bit there may be none for weights.
+  const auto plan_beside = [&](const cudnn::Convolution& convolution, cublas::ProductShape shape,
+                               bool preferred, cublas::Product& product) {
+    const bool needs_plan = !narrow || convolution.pass != Pass::kBackwardWeights;
+    if (may_be_product) {
+      shape.in = c.type;
+      if (convolution.pass != Pass::kBackwardWeights) shape.out = c.type;
+      const cudnn::Library::Rival rival = {
+          .seconds =
+              [&] {
+                Decisions of_nobody;
+                return products->measure(shape,
+                                         cublas::Product(products->handle, shape, of_nobody));
+              },
+          .preferred = preferred};
+      const auto plan = library.find_beside(rival, convolution);
+      if (!plan) {
+        product = cublas::Product(products->handle, shape, library.decisions());
+        return std::shared_ptr<const cudnn::Plan>();
+      }
+      if (*plan || !needs_plan) return *plan;
+    }
+    return needs_plan ? library.plan(c.name, convolution) : library.find(convolution);
+  };
+
   cudnn::Convolution fused = plain;
   fused.bias = s.bias || s.batch_norm;
   fused.residual = s.batch_norm && s.batch_norm->residual;
   fused.relu = s.batch_norm && s.batch_norm->relu;
   if (!fused.bias) {
-    plans.forward = library.plan(c.name, plain);
+    plans.forward = plan_beside(plain, {.m = rows, .n = c.y.c, .k = x.c, .b_transposed = true},
+                                false, plans.forward_product);
   } else if (!narrow) {
     plans.finish = true;
     plans.forward = library.plan(c.name, plain);
@@ -475,24 +513,10 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
 
   if (c.wants_gradients) {
     plain.pass = Pass::kBackwardWeights;
-    // dw [K, C] = dy^T x, as the parameter lies in memory.
-    const cublas::ProductShape shape = {
-        .m = c.y.c, .n = x.c, .k = c.y.rows(), .a_transposed = true, .in = c.type};
-    const bool is_product = products && narrow && s.kernel == 1 && s.stride == 1 &&
-                            s.padding == 0 && s.groups == 1 && x.c % kWide == 0 &&
-                            c.y.c % kWide == 0;
-    const auto product_seconds = [&] {
-      Decisions of_nobody;
-      return products->measure(shape, cublas::Product(products->handle, shape, of_nobody));
-    };
-    if (!narrow)
-      plans.backward_weights = library.plan(c.name, plain);
-    else if (!is_product)
-      plans.backward_weights = library.find(plain);
-    else if (const auto plan = library.find_beside(product_seconds, plain))
-      plans.backward_weights = *plan;
-    else
-      plans.weights_product = cublas::Product(products->handle, shape, library.decisions());
+    // dw [K, C], as the parameter lies in memory.
+    plans.backward_weights = plan_beside(
+        plain, {.m = c.y.c, .n = x.c, .k = rows, .a_transposed = true}, true,
+        plans.weights_product);
   }
   if (c.wants_gradients && !plans.backward_weights && !plans.weights_product) {
     log::info("\"{}\": cuDNN has no fp32 gradient for {}; it is computed in fp32", c.name,
@@ -501,7 +525,9 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
     plans.backward_weights = library.plan(c.name, in_fp32(plain));
   }
   plain.pass = Pass::kBackwardData;
-  if (c.wants_dx[0]) plans.backward_data = library.plan(c.name, plain);
+  if (c.wants_dx[0])
+    plans.backward_data =
+        plan_beside(plain, {.m = rows, .n = x.c, .k = c.y.c}, false, plans.data_product);
   return plans;
 }
 

@@ -13,16 +13,17 @@ namespace convoy::ops {
 // What matrix products are made with, where they may take a convolution's place.
 struct Products {
   const cublas::Handle& handle;
-  // Seconds of one, where they are measured against cuDNN's plans; null: products are preferred.
+  // Seconds of one, where they are measured against cuDNN's plans.
   std::function<double(const cublas::ProductShape&, const cublas::Product&)> measure;
 };
 
 struct Conv2dPlans {
   std::shared_ptr<const cudnn::Plan> forward, backward_data, backward_weights;  // null: not needed
-  // In place of backward_weights. In 16 bit cuDNN has no engine of its own for fp32 gradients, only
-  // those that it compiles for a fused graph, most of them for an A100's tensor cores; the gradient
-  // of a 1x1 convolution is dy^T x, which cuBLASLt computes with the GPU's own.
-  cublas::Product weights_product;
+  // In their places: in 16 bit a 1x1 convolution is x w^T, its gradients dy w and dy^T x. cuDNN's
+  // plans are preferred unless products are measured to be faster, but for fp32 gradients of weights:
+  // those cuDNN computes only by engines that it compiles for a fused graph, most of them for an
+  // A100's tensor cores.
+  cublas::Product forward_product, data_product, weights_product;
   // Of x, as the plans see it. In 16 bit, tensor cores take channels in eights; zeros are put
   // behind those of the image, which change no bit of a sum.
   int64_t channels = 0;

@@ -658,8 +658,8 @@ std::shared_ptr<const Plan> Library::fastest(const Convolution& c, double rival_
 Library::Found Library::choose(const Convolution& c, const Rival* rival) const {
   std::shared_ptr<const Plan> plan;
   if (measure_)
-    plan = fastest(c, rival ? (*rival)() : std::numeric_limits<double>::infinity());
-  else if (!rival)
+    plan = fastest(c, rival ? rival->seconds() : std::numeric_limits<double>::infinity());
+  else if (!rival || !rival->preferred)
     plan = first(c);
   if (plan) return {plan, plan->choice()};
   return {nullptr, {.engine = rival ? Choice::kElsewhere : Choice::kNone, .knobs = {}}};

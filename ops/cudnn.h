@@ -81,9 +81,12 @@ class Library {
   // none was prescribed. Throws PlanRefused if a prescribed choice does not work
   // (Decisions::refuse).
   std::shared_ptr<const Plan> find(const Convolution& c);
-  // As find(), beside something that computes the same elsewhere, in so many seconds: nothing where
-  // that is prescribed or, if nothing is, cuDNN was not measured to be faster.
-  using Rival = std::function<double()>;
+  // Something else that computes the same.
+  struct Rival {
+    std::function<double()> seconds;
+    bool preferred = false;  // where nothing is measured
+  };
+  // As find(), but nothing where the rival is prescribed or, if nothing is, taken.
   std::optional<std::shared_ptr<const Plan>> find_beside(const Rival& rival, const Convolution& c);
   // As find(); but where nothing is prescribed, and cuDNN was not measured to be faster than
   // `rival`, none is decided.

@@ -71,6 +71,16 @@ TEST_P(OpTest, Conv2dEqualsReference) {
   for (const OpCase& c : cases()) check_op(device(), type(), c);
 }
 
+// Those of 1x1 that are measured may be matrix products; on the emulated GPU they are.
+TEST_P(OpTest, MeasuredConv2dEqualsReference) {
+  if (GetParam().device == "cpu") return;  // it measures nothing
+  const auto tuned = make_device("cuda", 1);
+  tuned->tune(true);
+  for (const OpCase& c : cases())
+    if (std::get<Conv2d>(c.spec).kernel == 1) check_op(*tuned, type(), c);
+  EXPECT_NE(tuned->decisions(), "");
+}
+
 TEST_P(OpTest, Conv2dInferenceEqualsReference) {
   for (OpCase c : cases()) {
     c.training = false;

@@ -173,13 +173,17 @@ TEST_F(CudnnTest, TheFastestIsTakenWhereSomebodyMeasures) {
 
 // Something else takes a second.
 TEST_F(CudnnTest, WhatIsMeasuredToBeFasterElsewhereIsNotTaken) {
-  const Library::Rival rival = [] { return 1.0; };
+  const Library::Rival rival = {.seconds = [] { return 1.0; }, .preferred = true};
   const auto in_seconds = [](double seconds) {
     return [seconds](const Convolution&, const Plan&) { return seconds; };
   };
   Library unmeasured = library();
   EXPECT_FALSE(unmeasured.find_beside(rival, kForward));
   EXPECT_EQ(unmeasured.decisions().text(), to_text(kForward) + " = elsewhere\n");
+  Library favoured = library();
+  const auto favourite = favoured.find_beside({.seconds = rival.seconds}, kForward);
+  ASSERT_TRUE(favourite && *favourite);
+  EXPECT_EQ((*favourite)->choice(), library().find(kForward)->choice());
   Library slower = library(), faster = library();
   slower.choose_by(in_seconds(1.0));
   EXPECT_FALSE(slower.find_beside(rival, kForward));
@@ -192,12 +196,11 @@ TEST_F(CudnnTest, WhatIsMeasuredToBeFasterElsewhereIsNotTaken) {
   // Whatever is prescribed is done, without a look at the clock.
   Library told = library();
   told.decisions().prescribe(faster.decisions().text());
-  const auto same = told.find_beside(
-      [] {
-        ADD_FAILURE() << "measured";
-        return 0.0;
-      },
-      kForward);
+  const Library::Rival unseen = {.seconds = [] {
+    ADD_FAILURE() << "measured";
+    return 0.0;
+  }};
+  const auto same = told.find_beside(unseen, kForward);
   ASSERT_TRUE(same && *same);
   EXPECT_EQ((*same)->choice(), (*plan)->choice());
   Library other = library();
@@ -214,32 +217,38 @@ TEST_F(CudnnTest, WhatIsMeasuredToBeFasterElsewhereIsNotTaken) {
                [&] { alone.find(kForward); });
 }
 
-// Gradients of 1x1 convolutions are products in 16 bit, or cuDNN's where these were measured to be
-// faster.
-TEST_F(CudnnTest, WeightsOf1x1ConvolutionsAreProductsUnlessThoseAreSlower) {
-  ops::Graph graph{.name = "one", .image = {.n = 1, .c = 8, .h = 4, .w = 4}, .nodes = {}};
-  graph.add("conv", ops::Conv2d{.out_channels = 16, .kernel = 1}, {ops::kImage});
+// 1x1 convolutions in 16 bit: gradients of weights are products, the rest where these were measured
+// to be faster.
+TEST_F(CudnnTest, ConvolutionsOf1x1MayBeProducts) {
+  ops::Graph graph{.name = "two", .image = {.n = 1, .c = 8, .h = 4, .w = 4}, .nodes = {}};
+  const int first = graph.add("first", ops::Conv2d{.out_channels = 24, .kernel = 3, .padding = 1},
+                              {ops::kImage});
+  graph.add("conv", ops::Conv2d{.out_channels = 16, .kernel = 1}, {first});
   const auto decided = [&](DType type, bool tune) {
     const auto device = ops::make_device("cuda", 1);
     device->tune(tune);
     ops::decide(*device, graph, {.batch = 2, .type = type});
     return device->decisions();
   };
-  const std::string product = "product [16, 32 transposed] x [32, 8]";
+  const auto elsewhere = [](const std::string& plans) {
+    std::vector<std::string> passes;
+    for (const auto& [name, choice] : parse_choices(plans))
+      if (choice.engine == Choice::kElsewhere) passes.push_back(name.substr(0, name.find(" x ")));
+    return passes;
+  };
   for (const DType type : {DType::kFloat16, DType::kBfloat16}) {
-    const std::string plans = decided(type, false);
-    EXPECT_NE(plans.find(" = elsewhere\n"), std::string::npos) << plans;
-    EXPECT_NE(plans.find(product), std::string::npos) << plans;
+    const std::string plans = decided(type, false), measured = decided(type, true);
+    EXPECT_EQ(elsewhere(plans), std::vector<std::string>{"backward weights"});
+    EXPECT_NE(plans.find("product [16, 32 transposed] x [32, 24]"), std::string::npos) << plans;
     // On the emulated GPU products take no time.
-    const std::string measured = decided(type, true);
-    if (device_->instruction_set().find("emulated") != std::string::npos) {
-      EXPECT_NE(measured.find(" = elsewhere\n"), std::string::npos) << measured;
-    }
-    EXPECT_EQ(measured.find(product) == std::string::npos,
-              measured.find(" = elsewhere\n") == std::string::npos)
-        << measured;
+    if (device_->instruction_set().find("emulated") == std::string::npos) continue;
+    EXPECT_EQ(elsewhere(measured),
+              (std::vector<std::string>{"backward data", "backward weights", "forward"}));
+    for (const char* product :
+         {"product [32, 24] x [24, 16 transposed]", "product [32, 16] x [16, 24]"})
+      EXPECT_NE(measured.find(product), std::string::npos) << measured;
   }
-  EXPECT_EQ(decided(DType::kFloat32, false).find("product"), std::string::npos);
+  EXPECT_EQ(decided(DType::kFloat32, true).find("product"), std::string::npos);
 }
 
 // On the emulated GPU engine 0 is the fastest.
