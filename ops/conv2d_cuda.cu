@@ -32,8 +32,8 @@ __global__ void fold_kernel(double* scale, float* bias, const float* gamma, cons
   });
 }
 
-// Channels of one filter that a block of pack_kernel or unpack_kernel turns round in shared memory, so
-// that it reads and writes memory in its order.
+// Channels of one filter that a block of pack_kernel or unpack_kernel turns round in shared memory,
+// so that it reads and writes memory in its order.
 constexpr int kTile = 2304;  // elements: 256 channels of 3x3
 
 int64_t tile_channels(int64_t channels, int64_t area) {
@@ -337,8 +337,8 @@ class Conv2dCuda final : public Op {
       if (plans_.data_product)
         plans_.data_product.run(dx, dy, packed_.get(), false, workspace, site.stream);
       else
-        plans_.backward_data->run(
-            {.x = dx, .w = packed_.get(), .y = dy, .workspace = workspace}, site.stream);
+        plans_.backward_data->run({.x = dx, .w = packed_.get(), .y = dy, .workspace = workspace},
+                                  site.stream);
     };
     if (!is_padded()) return run_to(m.dx[0], x_.elements(), x_copy_, site, run);
     run(site.at(x_copy_));
@@ -352,7 +352,7 @@ class Conv2dCuda final : public Op {
     const void* dy = input(m.dy[0], y_.elements(), plans_.weights_in_fp32, y_copy_, site);
     void* workspace = site.at(workspace_);
     float* gradient = m.gradients[0];
-    const bool in_place = plans_.weights_product && is_aligned(gradient);
+    const bool in_place = plans_.weights_product && !is_padded() && is_aligned(gradient);
     auto* dw = in_place ? gradient : static_cast<float*>(site.at(gradient_));
     if (plans_.weights_product)
       plans_.weights_product.run(dw, dy, x, in_place && !m.slice.first, workspace, site.stream);
@@ -465,33 +465,34 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
     return convolution;
   };
 
+  // A function of what names the decision alone.
   const int64_t rows = c.y.rows();
   const bool may_be_product = products && narrow && s.kernel == 1 && s.stride == 1 &&
-                              s.padding == 0 && s.groups == 1 && x.c % kWide == 0 &&
-                              c.y.c % kWide == 0;
-  // cuDNN's plan, or null: `product` is made. In 16 bit there may be none for weights.
+                              s.padding == 0 && s.groups == 1 && c.y.c % kWide == 0;
+  // cuDNN's plan, or null: `product` is made, or in 16 bit there is none for weights.
   const auto plan_beside = [&](const cudnn::Convolution& convolution, cublas::ProductShape shape,
                                bool preferred, cublas::Product& product) {
-    const bool needs_plan = !narrow || convolution.pass != Pass::kBackwardWeights;
-    if (may_be_product) {
-      shape.in = c.type;
-      if (convolution.pass != Pass::kBackwardWeights) shape.out = c.type;
+    shape.in = c.type;
+    shape.aligned = true;
+    Decisions of_nobody;
+    const auto candidate = may_be_product
+                               ? cublas::Product::make_if_any(products->handle, shape, of_nobody)
+                               : cublas::Product();
+    std::shared_ptr<const cudnn::Plan> plan;
+    if (candidate) {
       const cudnn::Library::Rival rival = {
-          .seconds =
-              [&] {
-                Decisions of_nobody;
-                return products->measure(shape,
-                                         cublas::Product(products->handle, shape, of_nobody));
-              },
-          .preferred = preferred};
-      const auto plan = library.find_beside(rival, convolution);
-      if (!plan) {
+          .seconds = [&] { return products->measure(shape, candidate); }, .preferred = preferred};
+      const auto found = library.find_beside(rival, convolution);
+      if (!found) {
         product = cublas::Product(products->handle, shape, library.decisions());
-        return std::shared_ptr<const cudnn::Plan>();
+        return plan;
       }
-      if (*plan || !needs_plan) return *plan;
+      plan = *found;
+    } else {
+      plan = library.find(convolution);
     }
-    return needs_plan ? library.plan(c.name, convolution) : library.find(convolution);
+    const bool may_lack = narrow && convolution.pass == Pass::kBackwardWeights;
+    return plan || may_lack ? plan : library.plan(c.name, convolution);
   };
 
   cudnn::Convolution fused = plain;
@@ -499,8 +500,9 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
   fused.residual = s.batch_norm && s.batch_norm->residual;
   fused.relu = s.batch_norm && s.batch_norm->relu;
   if (!fused.bias) {
-    plans.forward = plan_beside(plain, {.m = rows, .n = c.y.c, .k = x.c, .b_transposed = true},
-                                false, plans.forward_product);
+    plans.forward = plan_beside(
+        plain, {.m = rows, .n = c.y.c, .k = plans.channels, .b_transposed = true, .out = c.type},
+        false, plans.forward_product);
   } else if (!narrow) {
     plans.finish = true;
     plans.forward = library.plan(c.name, plain);
@@ -514,9 +516,9 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
   if (c.wants_gradients) {
     plain.pass = Pass::kBackwardWeights;
     // dw [K, C], as the parameter lies in memory.
-    plans.backward_weights = plan_beside(
-        plain, {.m = c.y.c, .n = x.c, .k = rows, .a_transposed = true}, true,
-        plans.weights_product);
+    plans.backward_weights =
+        plan_beside(plain, {.m = c.y.c, .n = plans.channels, .k = rows, .a_transposed = true}, true,
+                    plans.weights_product);
   }
   if (c.wants_gradients && !plans.backward_weights && !plans.weights_product) {
     log::info("\"{}\": cuDNN has no fp32 gradient for {}; it is computed in fp32", c.name,
@@ -527,7 +529,8 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
   plain.pass = Pass::kBackwardData;
   if (c.wants_dx[0])
     plans.backward_data =
-        plan_beside(plain, {.m = rows, .n = x.c, .k = c.y.c}, false, plans.data_product);
+        plan_beside(plain, {.m = rows, .n = plans.channels, .k = c.y.c, .out = c.type}, false,
+                    plans.data_product);
   return plans;
 }
 

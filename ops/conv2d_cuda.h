@@ -20,9 +20,9 @@ struct Products {
 struct Conv2dPlans {
   std::shared_ptr<const cudnn::Plan> forward, backward_data, backward_weights;  // null: not needed
   // In their places: in 16 bit a 1x1 convolution is x w^T, its gradients dy w and dy^T x. cuDNN's
-  // plans are preferred unless products are measured to be faster, but for fp32 gradients of weights:
-  // those cuDNN computes only by engines that it compiles for a fused graph, most of them for an
-  // A100's tensor cores.
+  // plans are preferred unless products are measured to be as fast; but for fp32 gradients of
+  // weights, which cuDNN computes only by engines that it compiles for a fused graph, most of them
+  // for an A100's tensor cores, products are preferred unless cuDNN is measured to be faster.
   cublas::Product forward_product, data_product, weights_product;
   // Of x, as the plans see it. In 16 bit, tensor cores take channels in eights; zeros are put
   // behind those of the image, which change no bit of a sum.

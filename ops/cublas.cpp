@@ -144,9 +144,8 @@ struct Product::Plan {
     check(cublasLtMatmulDescSetAttribute(m, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first));
     check(cublasLtMatmulDescSetAttribute(m, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second));
     wide = find(kWideAlignment, kWideAlignment, decisions);
-    narrow = find(size_of(s.in), size_of(s.out), decisions);
+    if (!s.aligned) narrow = find(size_of(s.in), size_of(s.out), decisions);
     if (!wide) wide = narrow;
-    if (!wide) fail(ExitCode::kFault, "{} has no algorithm for the {}", version(), to_text(shape));
   }
 
   // The prescribed algorithm, else the library's choice.
@@ -273,7 +272,17 @@ struct Product::Plan {
 
 Product::Product() = default;
 Product::Product(const Handle& handle, const ProductShape& shape, Decisions& decisions)
-    : plan_(std::make_unique<Plan>(handle, shape, decisions)) {}
+    : plan_(std::make_unique<Plan>(handle, shape, decisions)) {
+  if (!plan_->wide)
+    fail(ExitCode::kFault, "{} has no algorithm for the {}", version(), to_text(shape));
+}
+Product Product::make_if_any(const Handle& handle, const ProductShape& shape,
+                             Decisions& decisions) {
+  Product product;
+  auto plan = std::make_unique<Plan>(handle, shape, decisions);
+  if (plan->wide) product.plan_ = std::move(plan);
+  return product;
+}
 Product::Product(Product&&) noexcept = default;
 Product& Product::operator=(Product&&) noexcept = default;
 Product::~Product() = default;

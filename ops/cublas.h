@@ -26,7 +26,8 @@ struct ProductShape {
   bool a_transposed = false, b_transposed = false;  // memory holds a^T [k, m], b^T [n, k]
   DType in = DType::kFloat32;                       // of a and b
   DType out = DType::kFloat32;                      // of d: as `in`, or fp32
-  bool tf32 = false;  // fp32 factors may be rounded to tf32 (10 bits) on their way in
+  bool tf32 = false;     // fp32 factors may be rounded to tf32 (10 bits) on their way in
+  bool aligned = false;  // all pointers will be, to 16 bytes: nothing is decided for others
 };
 
 // One line, for messages and as the name of a decision, without what its pointers are aligned to.
@@ -45,6 +46,9 @@ class Product {
   Product(Product&&) noexcept;
   Product& operator=(Product&&) noexcept;
   ~Product();
+
+  // As the constructor, but none where the library has nothing.
+  static Product make_if_any(const Handle& handle, const ProductShape& shape, Decisions& decisions);
 
   explicit operator bool() const { return plan_ != nullptr; }
   size_t workspace_bytes() const;

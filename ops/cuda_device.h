@@ -4,9 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include "ops/conv2d_cuda.h"
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
-#include "ops/conv2d_cuda.h"
 #include "ops/cublas.h"
 #include "ops/cudnn.h"
 #include "ops/device.h"

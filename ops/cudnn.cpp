@@ -353,12 +353,12 @@ bool contains(const std::vector<Choice>& all, const Choice& choice) {
 // Those of the library's choices that are measured; they are taken from `all`. The favourites,
 // which come first, are often variants of one engine, and the fastest another's: of fp32 gradients
 // of 16-bit weights on an H200, the one for Hopper's tensor cores comes last of 16.
-std::vector<Choice> take_promising(std::vector<Choice>& all) {
-  constexpr size_t kFavourites = 4, kMost = 8;
+std::vector<Choice> take_promising(std::vector<Choice>& all, size_t most) {
+  const size_t favourites = std::min<size_t>(4, most);
   std::vector<Choice> taken;
   for (const Choice& choice : all)
-    if (taken.size() < kFavourites ||
-        (taken.size() < kMost &&
+    if (taken.size() < favourites ||
+        (taken.size() < most &&
          std::ranges::find(taken, choice.engine, &Choice::engine) == taken.end()))
       taken.push_back(choice);
   std::erase_if(all, [&](const Choice& choice) { return contains(taken, choice); });
@@ -506,8 +506,8 @@ void Library::Target::add_handle() {
 
 std::vector<std::shared_ptr<const Plan>> Library::Target::make_all(
     const Convolution& c, const std::vector<Choice>& choices) {
-  const size_t lanes =
-      std::clamp<size_t>(std::thread::hardware_concurrency(), 1, std::max<size_t>(1, choices.size()));
+  const size_t lanes = std::clamp<size_t>(std::thread::hardware_concurrency(), 1,
+                                          std::max<size_t>(1, choices.size()));
   while (!device && handles.size() < lanes) add_handle();
   std::vector<std::shared_ptr<const Plan>> plans(choices.size());
   const auto make_share = [&](size_t lane) {
@@ -535,8 +535,7 @@ std::shared_ptr<const Plan> Library::Target::make(const Convolution& c, const Ch
 }
 
 std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, const Choice& choice,
-                                                      std::string& why,
-                                                      cudnnHandle_t with) const {
+                                                      std::string& why, cudnnHandle_t with) const {
   auto parts = std::make_unique<Plan::Parts>(
       Plan::Parts{.handle = with, .graph = make_graph(c, with), .choice = choice, .notes = {}});
   const auto refused = [&](cudnnStatus_t status) {
@@ -629,10 +628,11 @@ std::shared_ptr<const Plan> Library::first(const Convolution& c) const {
 }
 
 std::shared_ptr<const Plan> Library::fastest(const Convolution& c, double rival_seconds) const {
+  constexpr size_t kMost = 8;  // not counted what is tried because of the best of them
   std::shared_ptr<const Plan> best;
-  double best_seconds = rival_seconds;
+  double best_seconds = std::numeric_limits<double>::infinity();
   std::vector<Choice> tried;
-  bool works = false;
+  size_t measured = 0;
   // Whether one of these is faster than all before.
   const auto try_all = [&](std::vector<Choice> choices) {
     std::erase_if(choices, [&](const Choice& choice) { return contains(tried, choice); });
@@ -640,7 +640,7 @@ std::shared_ptr<const Plan> Library::fastest(const Convolution& c, double rival_
     bool faster = false;
     for (const auto& plan : target_->make_all(c, choices)) {
       if (!plan) continue;
-      works = true;
+      ++measured;
       const double seconds = measure_(c, *plan);
       if (!(seconds < best_seconds)) continue;
       best = plan;
@@ -649,10 +649,11 @@ std::shared_ptr<const Plan> Library::fastest(const Convolution& c, double rival_
     }
     return faster;
   };
-  for (std::vector<Choice> all = choices(c); !all.empty() && !works;) try_all(take_promising(all));
+  for (std::vector<Choice> all = choices(c); !all.empty() && measured < kMost;)
+    try_all(take_promising(all, kMost - measured));
   if (c.pass == Pass::kBackwardWeights)
     while (best && try_all(in_other_pieces(best->choice()))) continue;
-  return best;
+  return best_seconds < rival_seconds ? best : nullptr;
 }
 
 Library::Found Library::choose(const Convolution& c, const Rival* rival) const {
@@ -669,8 +670,11 @@ const Library::Found& Library::find_or_choose(const Convolution& c, const Rival*
   const std::string name = to_text(c);
   const Choice* prescribed = decisions_->prescribed(name);
   const auto found = plans_.find(name);
-  if (found != plans_.end() && (!prescribed || *prescribed == found->second.choice))
-    return found->second;
+  const auto serves = [&](const Found& f) {
+    return (!prescribed || *prescribed == f.choice) &&
+           (rival || f.choice.engine != Choice::kElsewhere);
+  };
+  if (found != plans_.end() && serves(found->second)) return found->second;
 
   Found made;
   if (prescribed) {

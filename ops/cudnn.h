@@ -88,13 +88,10 @@ class Library {
   };
   // As find(), but nothing where the rival is prescribed or, if nothing is, taken.
   std::optional<std::shared_ptr<const Plan>> find_beside(const Rival& rival, const Convolution& c);
-  // As find(); but where nothing is prescribed, and cuDNN was not measured to be faster than
-  // `rival`, none is decided.
-  std::shared_ptr<const Plan> find(const Convolution& c, const Rival& rival);
-  // As find(c); throws Error (kBadJob) with the node's name if there is none.
+  // As find(); throws Error (kBadJob) with the node's name if there is none.
   std::shared_ptr<const Plan> plan(const std::string& node, const Convolution& c);
 
-  // Where nothing is prescribed, find() from now on takes the fastest of a dozen choices, by this
+  // Where nothing is prescribed, find() from now on takes the fastest of some choices, by this
   // measure in seconds (of equal ones the library's favourite); null: the first that works.
   using Measure = std::function<double(const Convolution&, const Plan&)>;
   void choose_by(Measure measure) { measure_ = std::move(measure); }

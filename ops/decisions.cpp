@@ -83,9 +83,13 @@ const Choice* Decisions::prescribed(const std::string& name) const {
 void Decisions::refuse(const std::string& name, const std::string& library,
                        const std::string& why) {
   const auto found = prescribed_.find(name);
+  const Choice& choice = found->second.choice;
   const std::string what =
-      fmt::format("{} refuses engine {}, which was chosen before, for {}: {}", library,
-                  printable(to_text(found->second.choice), 100), name, why);
+      choice.engine == Choice::kElsewhere
+          ? fmt::format("{} was to leave {} to something else, as was chosen before: {}", library,
+                        name, why)
+          : fmt::format("{} refuses engine {}, which was chosen before, for {}: {}", library,
+                        printable(to_text(choice), 100), name, why);
   if (found->second.refused == Refused::kStop) throw PlanRefused(ExitCode::kBadJob, what);
   log::warning("{}; another one is taken", what);
   prescribed_.erase(found);

@@ -258,7 +258,8 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
     if (!m.aside[i]) continue;
     int next = static_cast<int>(when.begin.size()) - 1;
     for (size_t j = 0; j < n; ++j)
-      if (m.aside[j] && when.backward[j] > when.backward[i]) next = std::min(next, when.backward[j]);
+      if (m.aside[j] && when.backward[j] > when.backward[i])
+        next = std::min(next, when.backward[j]);
     for (const int input : graph.nodes[i].inputs) lives_until(m.value[value_of(input)], next);
     for (const int buffer : m.dy[i + 1]) lives_until(buffer, next);
   }
@@ -545,7 +546,7 @@ void Network::run(const Call& call, size_t slice, const StepInfo& step) {
       return op.gather_backward(m);
     case Call::Kind::kBackward:
       if (!gathered) add_extra_dy(call.node, slice);
-      if (memory_.aside[call.node]) device_.join();
+      if (memory_.aside[call.node]) device_.join();  // NetworkMemory counts on it
       return op.backward(m, step);
   }
 }

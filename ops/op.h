@@ -90,7 +90,8 @@ struct NodeMemory {
   void* saved = nullptr;    // saved_bytes(): from forward to backward
   void* scratch = nullptr;  // scratch_bytes(): within one call
   // aside_bytes(): backward() may leave gradients of parameters to be computed aside, beside what
-  // follows it, until Device::join(): its inputs, dy[0] and this stay as they are. Null: it may not.
+  // follows it, until Device::join(): its inputs, dy[0] and this stay as they are. Null: it may
+  // not.
   void* aside = nullptr;
 };
 

@@ -38,7 +38,8 @@ double PlanTimer::measure(const cudnn::Convolution& c, const cudnn::Plan& plan) 
       .workspace = memory(Tensor::kWorkspace, plan.workspace_bytes()),
   };
   if (c.bias)
-    arguments.bias = static_cast<const float*>(memory(Tensor::kBias, bytes_of(c.y.c, sizeof(float))));
+    arguments.bias =
+        static_cast<const float*>(memory(Tensor::kBias, bytes_of(c.y.c, sizeof(float))));
   if (c.residual) arguments.residual = memory(Tensor::kResidual, bytes_of(c.y.elements(), size));
   return median_seconds([&] { plan.run(arguments, stream_); });
 }

@@ -71,6 +71,7 @@ class Run:
         self.environment = self._environment()
         self.convoy = self._wrapper("convoy.sh", self.build / "convoy")
         self.gpu = None  # its name, from the part "environment"
+        self.tuned = {}  # cases of benchmarks whose engines are measured: whether it worked
 
     def row(self, group, name, status, detail="", tests=1):
         self.rows.append({"part": self.part, "group": group, "name": name, "status": status,
@@ -411,17 +412,23 @@ def digest(run, folder):
 
 
 def laws(run):
-    """The same bits whatever the ranks, after a stop, without CUDA graphs and without overlap."""
+    """The same bits whatever the ranks, after a stop, without CUDA graphs and without overlap; and
+    with engines that were measured, too."""
     if not run.needs_gpu():
         return
+    # Engines that are measured are others: runs that share what was measured have one digest.
+    tuned = "gpu.autotune=true"
     for precision in ("FP16", "FP32", "BF16"):
-        first = None
+        first = {}
         for name, ranks, stops, *settings in (
                 ("1 rank x 4 workers", 1, [STEPS]), ("the same again", 1, [STEPS]),
                 ("2 ranks x 2 workers", 2, [STEPS]), ("4 ranks x 1", 4, [STEPS]),
                 ("stopped and resumed", 1, [STEPS // 2, STEPS]),
                 ("without graphs", 1, [STEPS], "gpu.graphs=false"),
-                ("without overlap", 1, [STEPS], "gpu.overlap=false")):
+                ("without overlap", 1, [STEPS], "gpu.overlap=false"),
+                ("autotune", 1, [STEPS], tuned), ("autotune again", 1, [STEPS], tuned),
+                ("autotune, 2 ranks", 2, [STEPS], tuned),
+                ("autotune, resumed", 1, [STEPS // 2, STEPS], tuned)):
             if not run.has_time(precision, name):
                 continue
             for steps in stops:
@@ -430,12 +437,12 @@ def laws(run):
                 if not folder:
                     break
             found, reason = digest(run, folder) if folder else (None, reason)
-            first = first or found
+            expected = first.setdefault(tuned in settings, found) or found
             if found is None:
                 run.gave_up(precision, name, reason)
             else:
-                run.judge(precision, name, found == first, f"digest {found[:16]}" + (
-                    "" if found == first else f", not {first[:16]}"))
+                run.judge(precision, name, found == expected, f"digest {found[:16]}" + (
+                    "" if found == expected else f", not {expected[:16]}"))
 
 
 # ---- cpu_gpu
@@ -491,7 +498,7 @@ def cpu_gpu(run):
 
 # ---- bench, peers, reduce
 
-# What is measured first (autotune) is kept for those behind it, peers' too.
+# What autotune has measured is kept for those behind it, peers of these cases too.
 BENCH = ["resnet50/fp16/256/autotune", "resnet50/fp16/256/autotune/no-overlap", "resnet50/fp16/256",
          "resnet50/bf16/256/autotune", "resnet50/fp16/64", "resnet50/fp16/64/no-graphs",
          "resnet18/fp16/256", "resnet152/fp16/128", "cifar_resnet20/fp16/128", "resnet50/fp32/64",
@@ -510,13 +517,12 @@ def bench(run):
     table = run.tables.setdefault("bench", [])
     # The profile waits after each call of the network, so its step is slower: it is a run of its own.
     for text in [BENCH[0] + "/profile", *BENCH]:
-        model, precision, batch, *words = text.split("/")
-        if not run.has_time("", text):
+        *case, words = text.split("/", 3) if text.count("/") > 2 else (*text.split("/"), "")
+        words = words.split("/") if words else []
+        if not run.has_time("", text) or ("autotune" in words and not tune(run, *case)):
             continue
-        answer, reason = run.json([run.convoy, "bench", "step", "--device", "cuda", "--model", model,
-                                   "--precision", precision, "--batch", batch, "--seconds", "2",
-                                   "--warmup", "5", "--json", *(f"--{word}" for word in words)],
-                                  limit=150 if "autotune" in words else 60)
+        answer, reason = run.json([*bench_step(run, *case), "--seconds", "2", "--warmup", "5",
+                                   *(f"--{word}" for word in words)], limit=60)
         if answer is None:
             run.gave_up("", text, reason)
             continue
@@ -525,6 +531,22 @@ def bench(run):
             run.tables["profile"] = answer["profile"] | {"case": text}
         else:
             table.append(answer | {"case": text})
+
+
+def bench_step(run, model, precision, batch):
+    return [run.convoy, "bench", "step", "--device", "cuda", "--model", model, "--precision",
+            precision, "--batch", batch, "--json"]
+
+
+def tune(run, *case):
+    """Measures the engines of a case once, with all the time that there is: cut, nothing is kept."""
+    if case not in run.tuned:
+        answer, reason = run.json([*bench_step(run, *case), "--no-peak", "--autotune", "--seconds", "0",
+                                   "--warmup", "0"])
+        run.tuned[case] = answer is not None
+        if reason:
+            run.gave_up("", f"autotune of {'/'.join(case)}", reason)
+    return run.tuned[case]
 
 
 # A step may take this much longer than its kernels one after the other.
@@ -544,19 +566,22 @@ def kernels_of(csv_text):
 
 
 def kernels(run):
-    """Every kernel of a step, which is made of those that all steps have, and the step beside their sum."""
+    """Every kernel of a step, which is made of those that all steps have, and the step beside their
+    sum: as graphs, one kernel after the other."""
     if not run.needs_gpu():
         return
-    model, precision, batch, *_ = BENCH[0].split("/")
-    bench_step = [run.convoy, "bench", "step", "--device", "cuda", "--model", model, "--precision",
-                  precision, "--batch", batch, "--no-peak", "--autotune", "--json"]
-    answer, reason = run.json([*bench_step, "--seconds", "2", "--warmup", "5"], limit=150)
+    case = tuple(BENCH[0].split("/")[:3])
+    if not tune(run, *case):
+        return
+    step = [*bench_step(run, *case), "--no-peak", "--autotune", "--no-overlap"]
+    answer, reason = run.json([*step, "--seconds", "2", "--warmup", "5"], limit=60)
     if answer is None:
         run.gave_up("", "a step", reason)
         return
-    result = run.command(["ncu", "--clock-control", "none", "--cache-control", "none", "--csv",
-                          "--target-processes", "all", "--print-units", "base", "--metrics", "gpu__time_duration.sum", *bench_step,
-                          "--no-graphs", "--seconds", "0", "--warmup", "0"], limit=150)
+    result = run.command(
+        ["ncu", "--clock-control", "none", "--cache-control", "none", "--csv", "--target-processes", "all",
+         "--print-units", "base", "--metrics", "gpu__time_duration.sum", *step, "--no-graphs",
+         "--seconds", "0", "--warmup", "0"], limit=150)
     timed = {}
     for name, seconds in kernels_of(result.out):
         timed.setdefault(name, []).append(seconds)
@@ -568,10 +593,10 @@ def kernels(run):
              "seconds": statistics.mean(each) * (len(each) // steps)}
             for name, each in timed.items() if len(each) >= steps]
     rows.sort(key=lambda row: -row["seconds"])
-    step, total = answer["step_seconds"]["median"], sum(row["seconds"] for row in rows)
-    run.tables["kernels"] = {"case": f"{model}/{precision}/{batch}", "step_seconds": step, "rows": rows}
-    run.judge("", "a step and its kernels", step <= MOST_STEP * total,
-              f"{1e3 * step:.2f} ms, {sum(row['count'] for row in rows)} kernels {1e3 * total:.2f} ms, "
+    seconds, total = answer["step_seconds"]["median"], sum(row["seconds"] for row in rows)
+    run.tables["kernels"] = {"case": "/".join(case), "step_seconds": seconds, "rows": rows}
+    run.judge("", "a step and its kernels", seconds <= MOST_STEP * total,
+              f"{1e3 * seconds:.2f} ms, {sum(row['count'] for row in rows)} kernels {1e3 * total:.2f} ms, "
               f"at most {MOST_STEP} x")
 
 

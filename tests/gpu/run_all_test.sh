@@ -134,7 +134,7 @@ expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU
 expect "tests of ops_test_gpu" "$(fields '[x["name"] for x in r["rows"] if x["group"] == "ops_test_gpu"]')" \
   "['Relu.Passes', 'Devices/OpTest.BatchNormPasses/cuda_fp16', 'Devices/OpTest.ConvPasses/cuda_fp16']"
 expect "tests under racecheck" "$(fields 'sum(x["group"] == "racecheck" for x in r["rows"])')" 1
-expect "ways with one digest" "$(fields 'sum(x["part"] == "laws" for x in r["rows"])')" 21
+expect "ways with one digest" "$(fields 'sum(x["part"] == "laws" for x in r["rows"])')" 33
 expect "passed rows" "$(fields 'r["passed"] == sum(x["status"] == "passed" for x in r["rows"])')" True
 expect "skipped" "$(fields '[x["part"] for x in r["rows"] if x["status"] == "skipped"]')" "[]"
 expect "sums" "$(fields '[(x["ranks"], x["way"]) for x in r["tables"]["reduce"]]')" \
@@ -158,7 +158,7 @@ expect "hangs" "$(fields 'n["Relu.Hangs"]["detail"][:9], n["2 tests"]["detail"]'
 FAKE_RACE=1 run 1 sanitizer
 expect "found by a sanitizer" "$(fields 'r["failed"], r["passed"]')" "(5, 0)"
 FAKE_LAW=broken run 1 laws
-expect "broken law" "$(fields 'n["2 ranks x 2 workers"]["status"], r["failed"]')" "('failed', 6)"
+expect "broken law" "$(fields 'n["2 ranks x 2 workers"]["status"], r["failed"]')" "('failed', 9)"
 FAKE_LOSS=2.51 run 1 cpu_gpu
 expect "far from the CPU" "$(fields 'n["loss of the first step"]["status"]')" failed
 FAKE_NS=13000000 run 1 kernels

@@ -235,7 +235,8 @@ TEST_P(CudnnPlans, GradientsOfWeightsAreMeasuredInOtherPieces) {
   const int64_t best = large ? 4 : 32;
   library_->choose_by([&](const cudnn::Convolution&, const cudnn::Plan& plan) {
     measured.insert(plan.choice().engine);
-    return std::abs(std::log2(static_cast<double>(pieces(plan.choice())) / static_cast<double>(best)));
+    return std::abs(
+        std::log2(static_cast<double>(pieces(plan.choice())) / static_cast<double>(best)));
   });
   EXPECT_EQ(pieces(library_->find(c)->choice()), best);
   EXPECT_EQ(measured, engines);

@@ -213,7 +213,7 @@ TEST_F(CudnnTest, WhatIsMeasuredToBeFasterElsewhereIsNotTaken) {
   EXPECT_EQ(*other.find_beside(rival, kForward), nullptr);
   Library alone = library();
   alone.decisions().prescribe(unmeasured.decisions().text());
-  expect_error(ExitCode::kBadJob, {"elsewhere", to_text(kForward), "nothing else"},
+  expect_error(ExitCode::kBadJob, {"something else", to_text(kForward), "nothing else"},
                [&] { alone.find(kForward); });
 }
 
@@ -221,8 +221,8 @@ TEST_F(CudnnTest, WhatIsMeasuredToBeFasterElsewhereIsNotTaken) {
 // to be faster.
 TEST_F(CudnnTest, ConvolutionsOf1x1MayBeProducts) {
   ops::Graph graph{.name = "two", .image = {.n = 1, .c = 8, .h = 4, .w = 4}, .nodes = {}};
-  const int first = graph.add("first", ops::Conv2d{.out_channels = 24, .kernel = 3, .padding = 1},
-                              {ops::kImage});
+  const int first =
+      graph.add("first", ops::Conv2d{.out_channels = 24, .kernel = 3, .padding = 1}, {ops::kImage});
   graph.add("conv", ops::Conv2d{.out_channels = 16, .kernel = 1}, {first});
   const auto decided = [&](DType type, bool tune) {
     const auto device = ops::make_device("cuda", 1);
@@ -249,6 +249,46 @@ TEST_F(CudnnTest, ConvolutionsOf1x1MayBeProducts) {
       EXPECT_NE(measured.find(product), std::string::npos) << measured;
   }
   EXPECT_EQ(decided(DType::kFloat32, true).find("product"), std::string::npos);
+}
+
+// Channels that are padded to as many as another layer has are that layer's convolution: what is
+// decided for one is decided for both, whichever comes first.
+TEST_F(CudnnTest, PaddedChannelsDecideNothingElse) {
+  const auto graph = [](const std::vector<int64_t>& widths) {
+    ops::Graph g{.name = "some", .image = {.n = 1, .c = 8, .h = 4, .w = 4}, .nodes = {}};
+    std::vector<int> branches;
+    for (const int64_t width : widths) {
+      const std::string name = std::to_string(width);
+      const int wide = g.add(
+          "a" + name, ops::Conv2d{.out_channels = width, .kernel = 3, .padding = 1}, {ops::kImage});
+      branches.push_back(g.add("b" + name, ops::Conv2d{.out_channels = 16, .kernel = 1}, {wide}));
+    }
+    if (branches.size() > 1) g.add("sum", ops::Add{}, branches);
+    return g;
+  };
+  const auto decided = [&](const std::vector<int64_t>& widths, bool tune,
+                           const std::string& before) {
+    const auto device = ops::make_device("cuda", 1);
+    device->prescribe(before, Refused::kStop);
+    device->tune(tune);
+    ops::decide(*device, graph(widths), {.batch = 2, .type = DType::kFloat16});
+    return device->decisions();
+  };
+  const auto of_both = [](const std::string& plans) {
+    std::map<std::string, Choice> found;
+    for (const auto& [name, choice] : parse_choices(plans))
+      if (name.find("kernel 1 ") != std::string::npos) found[name] = choice;
+    return found;
+  };
+  for (const bool tune : {false, true}) {
+    const std::string narrow = decided({30}, tune, ""), wide = decided({32}, tune, "");
+    EXPECT_EQ(of_both(narrow).size(), 3u);
+    EXPECT_EQ(of_both(narrow), of_both(wide));
+    for (const auto& widths : {std::vector<int64_t>{30, 32}, {32, 30}})
+      EXPECT_EQ(of_both(decided(widths, tune, "")), of_both(wide));
+    EXPECT_EQ(of_both(decided({30}, tune, wide)), of_both(wide));
+    EXPECT_EQ(of_both(decided({32}, tune, narrow)), of_both(wide));
+  }
 }
 
 // On the emulated GPU engine 0 is the fastest.

@@ -11,9 +11,9 @@ namespace {
 using ops::expect_error;
 
 TEST(Choice, IsText) {
-  for (const Choice& choice : {Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}},
-                               Choice{.engine = 0, .knobs = {}}, Choice{},
-                               Choice{.engine = Choice::kElsewhere, .knobs = {}}})
+  for (const Choice& choice :
+       {Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}}, Choice{.engine = 0, .knobs = {}},
+        Choice{}, Choice{.engine = Choice::kElsewhere, .knobs = {}}})
     EXPECT_EQ(parse_choice(to_text(choice)), choice);
   EXPECT_EQ(to_text(Choice{.engine = 62, .knobs = {{2, 8}, {13, 1}}}), "62:2=8,13=1");
   EXPECT_EQ(to_text(Choice{.engine = 0, .knobs = {}}), "0");
@@ -76,6 +76,9 @@ TEST(Decisions, WhatIsRefusedStopsOrIsForgotten) {
   for (const char* word : {"cuDNN 1.2.3", "3:1=2", "forward a", "too old", "another one"})
     EXPECT_NE(said.find(word), std::string::npos) << said;
   EXPECT_FALSE(all.prescribed("forward a"));
+  all.prescribe("forward a = elsewhere\n");
+  expect_error(ExitCode::kBadJob, {"cuDNN 1.2.3 was to leave forward a to something else", "gone"},
+               [&] { all.refuse("forward a", "cuDNN 1.2.3", "gone"); });
 }
 
 }  // namespace

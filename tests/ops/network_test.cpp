@@ -462,8 +462,8 @@ TEST_P(NetworkTest, GradientsThatAreComputedAsideHaveTheSameBits) {
           aside.net.backward(aside.step, [&](size_t ready) {
             std::vector<float> now = aside.gradients_now();
             now.resize(ready);
-            EXPECT_EQ(bits_of(now), bits_of({expected.begin(), expected.begin() +
-                                                                   static_cast<int64_t>(ready)}))
+            EXPECT_EQ(bits_of(now),
+                      bits_of({expected.begin(), expected.begin() + static_cast<int64_t>(ready)}))
                 << name_of(type) << " " << slice_bytes << " " << record << " " << ready;
             told = ready;
           });

@@ -11,6 +11,10 @@ namespace {
 // A cache that has grown beyond it begins anew.
 constexpr size_t kMostCacheBytes = size_t{4} << 20;
 
+// How this program chooses: another number where what nobody prescribes would be decided otherwise,
+// so that a cache from before it changes no result.
+constexpr int kRules = 2;
+
 // Of both, the newer choice stays.
 std::string merged(const std::string& old, const std::string& more) {
   Choices choices = parse_choices(more);
@@ -35,7 +39,8 @@ void decide_first(ops::Device& device, const PlanConfig& config,
   };
   if (config.cache_folder.empty()) return tune_and_decide();
   const std::string target =
-      plan_target(device.instruction_set(), device.libraries()) + (config.tune ? "; measured" : "");
+      fmt::format("{}; rules {}{}", plan_target(device.instruction_set(), device.libraries()),
+                  kRules, config.tune ? ", measured" : "");
   const std::string path =
       fmt::format("{}/plans-{}.txt", config.cache_folder, sha256_hex(target).substr(0, 16));
   const std::string cached = read_plans(path, target).value_or("");

@@ -55,9 +55,10 @@ struct Item {
 };
 
 struct Graph {
-  std::vector<Item> work;
+  std::vector<Item> work;  // in the order in which it runs
   Stream* origin = nullptr;
-  std::vector<Stream*> joined;  // streams that wait for captured events
+  std::map<Stream*, std::deque<Item>> aside;  // of other streams, until the origin waits for it
+  std::vector<Stream*> joined;                // streams that wait for captured events
 };
 
 Stream& null_stream() {
@@ -176,7 +177,11 @@ class Progress {
 
 void put(Stream& stream, Work work, bool polled = false) {
   if (stream.capture) {
-    stream.capture->work.push_back({std::move(work), polled});
+    Graph& graph = *stream.capture;
+    if (graph.origin == &stream)
+      graph.work.push_back({std::move(work), polled});
+    else
+      graph.aside[&stream].push_back({std::move(work), polled});
     ++stream.captured;
     return;
   }
@@ -480,11 +485,18 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   const std::lock_guard lock(mutex);
   const Event now = of(event);
   if (!now.stream) return take_error();
+  if (of(stream).capture && !now.capture) return cudaErrorStreamCaptureIsolation;
   if (now.capture) {
     Stream& joining = of(stream);
     if (!joining.capture) now.capture->joined.push_back(&joining);
     joining.capture = now.capture;
-    if (&joining == now.capture->origin) now.stream->joined = now.after;
+    // Work of other streams runs as late as it may.
+    if (&joining == now.capture->origin)
+      for (std::deque<Item>& items = now.capture->aside[now.stream];
+           now.stream->joined < now.after && !items.empty(); ++now.stream->joined) {
+        now.capture->work.push_back(std::move(items.front()));
+        items.pop_front();
+      }
     return take_error();
   }
   // What waits for work that may block may block itself, but only that goes on by itself.
@@ -512,7 +524,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
   return cudaSuccess;
 }
 
-// ---- Graphs: the captured work in the order of the host's calls.
+// ---- Graphs: the captured work of the origin in the order of the host's calls.
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   const std::lock_guard lock(mutex);
@@ -529,7 +541,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* out) {
   bool all_joined = true;
   for (Stream* joined : graph->joined) {
     joined->capture = nullptr;
-    all_joined = all_joined && joined->joined == joined->captured;
+    all_joined = all_joined && graph->aside[joined].empty();
+    joined->joined = joined->captured;
   }
   if (!all_joined) {
     delete graph;

@@ -272,6 +272,7 @@ class MemoryWalk {
     const auto end = [&](size_t i) { return plan_.offsets[i] + memory_.buffers[i].bytes; };
     for (size_t c = 0; c < valid_.size(); ++c)
       if (c != b && plan_.offsets[c] < end(b) && plan_.offsets[b] < end(c)) valid_[c] = false;
+    for (const int read : aside_) overwritten_ += read == buffer ? 1 : 0;
     // Who writes over a part of a batch spoils it, though later slices are written yet.
     if (first_slice || memory_.one_slice[b]) valid_[b] = true;
   }
