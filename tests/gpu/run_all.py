@@ -653,7 +653,7 @@ PARTS = {
     environment: ("the GPU, driver, clocks, power, versions; all libraries are found", 2),
     unit: ("every test program *_gpu, each test a row", 12),
     sanitizer: ("compute-sanitizer on ops_test_gpu: memcheck, racecheck, synccheck, initcheck", 14),
-    laws: ("one digest from 1 x 4, 2 x 2, 4 x 1 ranks x workers, and stopped and resumed", 8),
+    laws: ("one digest from 1 x 4, 2 x 2, 4 x 1 ranks x workers, and stopped and resumed", 11),
     cpu_gpu: ("CPU and GPU agree over 20 steps in fp32", 3),
     bench: ("convoy bench step, with a profile", 9),
     kernels: ("each kernel of a ResNet-50 step (ncu), and the step beside their sum", 5),
