@@ -203,18 +203,34 @@ __device__ void set_statistics(const Vectors& v, int64_t channel, float mean, do
   v.beta[channel] = beta;
 }
 
-// statistics [2, c] = mean, unbiased variance.
+// statistics [2, c] = mean, unbiased variance, of a channel's sums over the batch.
+__device__ void finish_statistics(float* statistics, const Vectors& v, const float* gamma,
+                                  const float* beta, int64_t c, int64_t channel, double sum,
+                                  double squares, double count, double epsilon) {
+  const double mean = sum / count;
+  double variance = squares / count - mean * mean;
+  if (variance < 0) variance = 0;  // rounding; NaN stays NaN
+  statistics[channel] = static_cast<float>(mean);
+  statistics[c + channel] = static_cast<float>(variance * count / (count - 1));
+  set_statistics(v, channel, static_cast<float>(mean), variance, gamma[channel], beta[channel],
+                 epsilon);
+}
+
 __global__ void statistics_finish_kernel(float* statistics, Vectors v, const double* partial,
                                          const float* gamma, const float* beta, Geometry g,
                                          double count, double epsilon, bool first, bool last) {
   finish_sums(v.sums, partial, g, first, last, [=](double sum, double squares, int64_t channel) {
-    const double mean = sum / count;
-    double variance = squares / count - mean * mean;
-    if (variance < 0) variance = 0;  // rounding; NaN stays NaN
-    statistics[channel] = static_cast<float>(mean);
-    statistics[g.c + channel] = static_cast<float>(variance * count / (count - 1));
-    set_statistics(v, channel, static_cast<float>(mean), variance, gamma[channel], beta[channel],
-                   epsilon);
+    finish_statistics(statistics, v, gamma, beta, g.c, channel, sum, squares, count, epsilon);
+  });
+}
+
+// sums [2, c], which the convolution before has given.
+__global__ void given_statistics_kernel(float* statistics, Vectors v, const float* sums,
+                                        const float* gamma, const float* beta, int64_t c,
+                                        double count, double epsilon) {
+  for_each(c, [=](int64_t k) {
+    finish_statistics(statistics, v, gamma, beta, c, k, static_cast<double>(sums[k]),
+                      static_cast<double>(sums[c + k]), count, epsilon);
   });
 }
 
@@ -435,6 +451,10 @@ class BatchNormCuda final : public Op {
   }
 
   void gather_forward(const NodeMemory& m) override {
+    if (m.sums)
+      return launch(&given_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_,
+                    m.statistics, vectors_, static_cast<const float*>(m.sums), m.parameters[0],
+                    m.parameters[1], geometry_.c, count_, spec_.epsilon);
     const auto* x = static_cast<const T*>(m.x[0]);
     auto* partial = static_cast<double*>(m.scratch);
     with_flag(are_wide(geometry_.c, x), [&](auto aligned) {

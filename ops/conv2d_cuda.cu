@@ -231,8 +231,10 @@ class Conv2dCuda final : public Op {
     };
     const size_t weights = workspace(plans_.backward_weights, plans_.weights_product);
     if (is_trained()) aside_bytes_ = scratch_bytes_ + weights + kAlignment;
-    workspace_ = reserve(std::max({weights, workspace(plans_.forward, plans_.forward_product),
-                                   workspace(plans_.backward_data, plans_.data_product)}));
+    workspace_ = reserve(
+        std::max({weights, workspace(plans_.backward_data, plans_.data_product),
+                  plans_.forward_with_sums ? plans_.forward_with_sums->workspace_bytes()
+                                           : workspace(plans_.forward, plans_.forward_product)}));
     residual_ = reserve(has_residual() && !plans_.finish ? bytes(y_, sizeof(T)) : 0);
   }
 
@@ -283,7 +285,10 @@ class Conv2dCuda final : public Op {
     }
     run_to(m.y, y_.elements(), y_copy_, site, [&](void* y) {
       a.y = y;
-      if (plans_.forward_product)
+      a.sums = m.sums;
+      if (plans_.forward_with_sums)
+        plans_.forward_with_sums->run(a, site.stream);
+      else if (plans_.forward_product)
         plans_.forward_product.run(y, a.x, a.w, false, a.workspace, site.stream);
       else
         plans_.forward->run(a, site.stream);
@@ -308,6 +313,7 @@ class Conv2dCuda final : public Op {
     return scratch_bytes_ > 0 ? scratch_bytes_ + kAlignment : 0;
   }
   size_t aside_bytes() const override { return aside_bytes_; }
+  bool gives_sums() const override { return plans_.forward_with_sums != nullptr; }
 
  private:
   // Of parts of scratch memory, which itself begins at any multiple of a cache line.
@@ -500,9 +506,29 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
   fused.residual = s.batch_norm && s.batch_norm->residual;
   fused.relu = s.batch_norm && s.batch_norm->relu;
   if (!fused.bias) {
-    plans.forward = plan_beside(
-        plain, {.m = rows, .n = c.y.c, .k = plans.channels, .b_transposed = true, .out = c.type},
-        false, plans.forward_product);
+    const cublas::ProductShape forward_shape = {.m = rows,
+                                                .n = c.y.c,
+                                                .k = plans.channels,
+                                                .b_transposed = true,
+                                                .in = c.type,
+                                                .out = c.type};
+    plans.forward = plan_beside(plain, forward_shape, false, plans.forward_product);
+    if (c.wants_sums && products && c.type == DType::kFloat16 && s.groups == 1 &&
+        c.y.c % kWide == 0) {
+      cudnn::Convolution with_sums = plain;
+      with_sums.sums = true;
+      const cudnn::Library::Rival rival = {
+          .seconds =
+              [&] {
+                const double forward =
+                    plans.forward ? library.seconds(plain, *plans.forward)
+                                  : products->measure(forward_shape, plans.forward_product);
+                return forward + products->measure_pass(static_cast<size_t>(c.y.elements()) *
+                                                        size_of(c.type));
+              },
+          .preferred = true};
+      if (const auto plan = library.find_beside(rival, with_sums)) plans.forward_with_sums = *plan;
+    }
   } else if (!narrow) {
     plans.finish = true;
     plans.forward = library.plan(c.name, plain);

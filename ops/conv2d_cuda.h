@@ -15,6 +15,7 @@ struct Products {
   const cublas::Handle& handle;
   // Seconds of one, where they are measured against cuDNN's plans.
   std::function<double(const cublas::ProductShape&, const cublas::Product&)> measure;
+  std::function<double(size_t)> measure_pass;  // likewise; of a pass that reads so many bytes
 };
 
 struct Conv2dPlans {
@@ -24,6 +25,9 @@ struct Conv2dPlans {
   // weights, which cuDNN computes only by engines that it compiles for a fused graph, most of them
   // for an A100's tensor cores, products are preferred unless cuDNN is measured to be faster.
   cublas::Product forward_product, data_product, weights_product;
+  // In place of both in fp16, where it was measured to be faster than them and a pass for the sums:
+  // y and NodeMemory::sums.
+  std::shared_ptr<const cudnn::Plan> forward_with_sums;
   // Of x, as the plans see it. In 16 bit, tensor cores take channels in eights; zeros are put
   // behind those of the image, which change no bit of a sum.
   int64_t channels = 0;

@@ -67,6 +67,8 @@ constexpr auto kTypeOf<cudnnConvolutionMode_t> = CUDNN_TYPE_CONVOLUTION_MODE;
 template <>
 constexpr auto kTypeOf<cudnnPointwiseMode_t> = CUDNN_TYPE_POINTWISE_MODE;
 template <>
+constexpr auto kTypeOf<cudnnGenStatsMode_t> = CUDNN_TYPE_GENSTATS_MODE;
+template <>
 constexpr auto kTypeOf<cudnnNanPropagation_t> = CUDNN_TYPE_NAN_PROPOGATION;
 template <>
 constexpr auto kTypeOf<cudnnBackendHeurMode_t> = CUDNN_TYPE_HEUR_MODE;
@@ -166,7 +168,7 @@ class Descriptor {
 
 // ---- Operation graphs.
 
-enum Uid : int64_t { kX = 1, kW, kY, kBias, kResidual, kOne, kFirstVirtual };
+enum Uid : int64_t { kX = 1, kW, kY, kBias, kResidual, kOne, kSum, kSquares, kFirstVirtual };
 
 cudnnDataType_t data_type(DType type) {
   return type == DType::kFloat32    ? CUDNN_DATA_FLOAT
@@ -301,6 +303,19 @@ Graph make_graph(const Convolution& c, cudnnHandle_t handle) {
     out.operations.push_back(pointwise(steps[i].mode, inside[i],
                                        steps[i].operand ? &*steps[i].operand : nullptr,
                                        i + 1 < steps.size() ? inside[i + 1] : result));
+  if (c.sums) {
+    const Shape vector = {1, c.y.c, 1, 1};
+    const auto in_memory = [&](int64_t uid) {
+      return operand(uid, vector, DType::kFloat32, Where::kMemory);
+    };
+    out.operations.push_back(Descriptor(CUDNN_BACKEND_OPERATION_GEN_STATS_DESCRIPTOR)
+                                 .set(CUDNN_ATTR_OPERATION_GENSTATS_MODE, CUDNN_GENSTATS_SUM_SQSUM)
+                                 .set(CUDNN_ATTR_OPERATION_GENSTATS_MATH_PREC, CUDNN_DATA_FLOAT)
+                                 .set(CUDNN_ATTR_OPERATION_GENSTATS_XDESC, y)
+                                 .set(CUDNN_ATTR_OPERATION_GENSTATS_SUMDESC, in_memory(kSum))
+                                 .set(CUDNN_ATTR_OPERATION_GENSTATS_SQSUMDESC, in_memory(kSquares))
+                                 .finalize());
+  }
   if (handle) out.graph.set(CUDNN_ATTR_OPERATIONGRAPH_HANDLE, handle);
   out.graph.set(CUDNN_ATTR_OPERATIONGRAPH_OPS, out.operations).finalize();
   return out;
@@ -330,20 +345,22 @@ std::vector<cudnnBackendNumericalNote_t> notes_of(const Descriptor& engine) {
                                                  CUDNN_NUMERICAL_NOTE_TYPE_COUNT);
 }
 
+bool compiles_at_run_time(const Descriptor& engine) {
+  const auto notes = engine.get<cudnnBackendBehaviorNote_t>(CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE,
+                                                            CUDNN_BEHAVIOR_NOTE_TYPE_COUNT);
+  return std::ranges::find(notes, CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != notes.end();
+}
+
 // Notes that an engine may have: its sums are plain sums of products in fp32, in a fixed order.
-// (One that converts its inputs down may well mean fp16.)
+// (One that converts its inputs down may well mean fp16.) Of those that are compiled, the notes say
+// nothing of sums of y: cuDNN 9.19's add them up by atomics.
 bool is_allowed(const Convolution& c, const Descriptor& engine) {
+  if (c.sums && compiles_at_run_time(engine)) return false;
   const bool tensor_cores = c.type != DType::kFloat32 || c.tf32;
   return std::ranges::all_of(notes_of(engine), [&](cudnnBackendNumericalNote_t note) {
     return note == CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP ||
            (note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE && tensor_cores);
   });
-}
-
-bool compiles_at_run_time(const Descriptor& engine) {
-  const auto notes = engine.get<cudnnBackendBehaviorNote_t>(CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE,
-                                                            CUDNN_BEHAVIOR_NOTE_TYPE_COUNT);
-  return std::ranges::find(notes, CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) != notes.end();
 }
 
 bool contains(const std::vector<Choice>& all, const Choice& choice) {
@@ -398,16 +415,18 @@ Choice choice_of(const Descriptor& configuration, const Descriptor& engine) {
 
 std::string to_text(const Convolution& c) {
   static constexpr const char* kPasses[] = {"forward", "backward data", "backward weights"};
-  return fmt::format("{} x {} y {} kernel {} stride {} padding {} groups {} {}{}{}{}",
+  return fmt::format("{} x {} y {} kernel {} stride {} padding {} groups {} {}{}{}{}{}",
                      kPasses[static_cast<int>(c.pass)], to_string(c.x), to_string(c.y), c.kernel,
                      c.stride, c.padding, c.groups, c.tf32 ? "tf32" : convoy::name_of(c.type),
-                     c.bias ? " bias" : "", c.residual ? " residual" : "", c.relu ? " relu" : "");
+                     c.bias ? " bias" : "", c.residual ? " residual" : "", c.relu ? " relu" : "",
+                     c.sums ? " sums" : "");
 }
 
 // ---- Plans.
 
 struct Plan::Parts {
   cudnnHandle_t handle;  // null: the GPU is not here
+  int64_t channels;      // of y
   Graph graph;
   Choice choice;
   std::vector<std::string> notes;
@@ -438,6 +457,8 @@ void Plan::run(const Arguments& a, cudaStream_t stream) const {
                     : uid == kY        ? a.y
                     : uid == kBias     ? a.bias
                     : uid == kResidual ? a.residual
+                    : uid == kSum      ? a.sums
+                    : uid == kSquares  ? a.sums + parts_->channels
                                        : &one;
     pointers.push_back(const_cast<void*>(p));
   }
@@ -536,8 +557,11 @@ std::shared_ptr<const Plan> Library::Target::make(const Convolution& c, const Ch
 
 std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, const Choice& choice,
                                                       std::string& why, cudnnHandle_t with) const {
-  auto parts = std::make_unique<Plan::Parts>(
-      Plan::Parts{.handle = with, .graph = make_graph(c, with), .choice = choice, .notes = {}});
+  auto parts = std::make_unique<Plan::Parts>(Plan::Parts{.handle = with,
+                                                         .channels = c.y.c,
+                                                         .graph = make_graph(c, with),
+                                                         .choice = choice,
+                                                         .notes = {}});
   const auto refused = [&](cudnnStatus_t status) {
     if (status == CUDNN_STATUS_SUCCESS) return false;
     why = fmt::format("{}: {}", cudnnGetErrorString(status), last_error());
@@ -583,6 +607,10 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
   if (workspace > kMostWorkspaceBytes) {
     why = fmt::format("it wants {} MiB of workspace, more than {}", workspace >> 20,
                       kMostWorkspaceBytes >> 20);
+    return nullptr;
+  }
+  if (c.sums && workspace == 0) {
+    why = "it keeps no sums of its parts, so it adds them up in any order";
     return nullptr;
   }
   parts->workspace_bytes = static_cast<size_t>(workspace);

@@ -34,6 +34,9 @@ struct Convolution {
   bool tf32 = false;  // fp32 factors may be rounded to TF32
   // Forward: y = relu(conv(x, w) + bias + residual), rounded once; bias [K] in fp32.
   bool bias = false, residual = false, relu = false;
+  // Forward, without those three: per channel of y also the sums of its values and of their
+  // squares.
+  bool sums = false;
 };
 // One line, for messages and as the name of a decision.
 std::string to_text(const Convolution& c);
@@ -45,6 +48,7 @@ struct Arguments {
   const void* y = nullptr;
   const float* bias = nullptr;
   const void* residual = nullptr;  // not where y is
+  float* sums = nullptr;           // [2, K]
   void* workspace = nullptr;
 };
 
@@ -95,6 +99,9 @@ class Library {
   // measure in seconds (of equal ones the library's favourite); null: the first that works.
   using Measure = std::function<double(const Convolution&, const Plan&)>;
   void choose_by(Measure measure) { measure_ = std::move(measure); }
+
+  // By that measure, which must be there.
+  double seconds(const Convolution& c, const Plan& plan) const { return measure_(c, plan); }
 
   // All choices that are allowed, the library's favourite first, and the plan of one of them,
   // exactly. Throws Error (kBadJob) with the library's reason.

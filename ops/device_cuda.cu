@@ -131,11 +131,12 @@ void CudaDevice::join() {
 }
 
 Products CudaDevice::products() {
-  Products products{.handle = cublas_handle(), .measure = nullptr};
-  if (timer_)
-    products.measure = [timer = timer_](const auto& shape, const auto& product) {
-      return timer->measure(shape, product);
-    };
+  Products products{.handle = cublas_handle(), .measure = nullptr, .measure_pass = nullptr};
+  if (!timer_) return products;
+  products.measure = [timer = timer_](const auto& shape, const auto& product) {
+    return timer->measure(shape, product);
+  };
+  products.measure_pass = [timer = timer_](size_t bytes) { return timer->measure_pass(bytes); };
   return products;
 }
 

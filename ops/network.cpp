@@ -104,6 +104,15 @@ void expect_fits(const Device& device, const NetworkConfig& config) {
          name_of(config.type));
 }
 
+// Batch norms that take their statistics from what a node gives.
+std::vector<size_t> gathering_readers(const Graph& graph, size_t node, bool training) {
+  std::vector<size_t> readers;
+  for (size_t j = 0; j < graph.nodes.size(); ++j)
+    if (gathers(graph.nodes[j].op, training) && graph.nodes[j].inputs[0] == static_cast<int>(node))
+      readers.push_back(j);
+  return readers;
+}
+
 PassPlan passes_of(const Device& device, const Graph& graph, const NetworkConfig& config) {
   return plan_passes(graph, config.batch, config.type, config.training,
                      config.slice_bytes > 0 ? config.slice_bytes : device.slice_bytes());
@@ -128,7 +137,10 @@ std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& s
                 // What never goes backward keeps nothing for it.
                 .training = wanted[i] || (config.training && acts_in_training(node.op)),
                 .wants_dx = {},
-                .wants_gradients = trained[i]};
+                .wants_gradients = trained[i],
+                // Of the whole batch at once.
+                .wants_sums = passes.slice[i] == config.batch &&
+                              !gathering_readers(graph, i, config.training).empty()};
     op.y.n = passes.slice[i];
     for (const int input : node.inputs)
       op.wants_dx.push_back(input != kImage && wanted[static_cast<size_t>(input)]);
@@ -339,6 +351,17 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   const int aside = unwanted + 1;
   memory_.buffers.push_back({aside_bytes, 0, std::numeric_limits<int>::max()});
   memory_.one_slice.push_back(true);
+  // And for sums that convolutions give, of all of them.
+  std::vector<size_t> sums_of(n, 0);
+  size_t sums_floats = 0;
+  for (size_t i = 0; i < n; ++i)
+    if (ops_[i]->gives_sums()) {
+      sums_of[i] = sums_floats;
+      sums_floats += round_up(2 * static_cast<size_t>(shapes_[i].c), kCacheLineBytes);
+    }
+  const int sums = aside + 1;
+  memory_.buffers.push_back({sums_floats * sizeof(float), 0, std::numeric_limits<int>::max()});
+  memory_.one_slice.push_back(true);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
   if (config_.input) input_ = device_.make_input(*config_.input, config_.type);
@@ -378,6 +401,14 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
       extra_dy_[i].push_back(std::move(extra));
     }
   }
+
+  for (size_t i = 0; i < n; ++i)
+    if (ops_[i]->gives_sums()) {
+      std::vector<size_t> those = gathering_readers(graph_, i, config_.training);
+      those.push_back(i);
+      for (const size_t node : those)
+        nodes_[node][0].sums = static_cast<float*>(at(sums)) + sums_of[i];
+    }
 
   plan_backward();
   for (const auto* segments : {&passes_.forward, &passes_.backward})

@@ -65,6 +65,7 @@ struct OpConfig {
       wants_dx;  // per input: false for images, and where nothing before it is trained
   // Of the parameters; false: none of them is trained, their gradients are not touched.
   bool wants_gradients = true;
+  bool wants_sums = false;  // NodeMemory::sums would be read
 };
 
 // Which samples of the batch a call works on. Calls see the slices of a batch in order.
@@ -87,6 +88,9 @@ struct NodeMemory {
   // variance [2, C] (written in training).
   const float* running = nullptr;
   float* statistics = nullptr;
+  // [2, C]: per channel the sum of a batch's values and of their squares, before a batch norm that
+  // gathers them: written by forward() where gives_sums(), else null.
+  float* sums = nullptr;
   void* saved = nullptr;    // saved_bytes(): from forward to backward
   void* scratch = nullptr;  // scratch_bytes(): within one call
   // aside_bytes(): backward() may leave gradients of parameters to be computed aside, beside what
@@ -123,6 +127,8 @@ class Op {
   // backward. The gradient that is written over dy[0] is final when its slice has been gathered.
   virtual void gather_forward(const NodeMemory&) {}
   virtual void gather_backward(const NodeMemory&) {}
+  // True where forward() writes NodeMemory::sums of y, so that nobody has to read y for them.
+  virtual bool gives_sums() const { return false; }
 
   virtual size_t saved_bytes() const { return 0; }  // of one slice
   virtual size_t scratch_bytes() const { return 0; }

@@ -41,6 +41,8 @@ double PlanTimer::measure(const cudnn::Convolution& c, const cudnn::Plan& plan) 
     arguments.bias =
         static_cast<const float*>(memory(Tensor::kBias, bytes_of(c.y.c, sizeof(float))));
   if (c.residual) arguments.residual = memory(Tensor::kResidual, bytes_of(c.y.elements(), size));
+  if (c.sums)
+    arguments.sums = static_cast<float*>(memory(Tensor::kSums, bytes_of(2 * c.y.c, sizeof(float))));
   return median_seconds([&] { plan.run(arguments, stream_); });
 }
 
@@ -50,6 +52,15 @@ double PlanTimer::measure(const cublas::ProductShape& s, const cublas::Product& 
   const void* b = memory(Tensor::kX, bytes_of(s.k * s.n, size_of(s.in)));
   void* workspace = memory(Tensor::kWorkspace, product.workspace_bytes());
   return median_seconds([&] { product.run(d, a, b, false, workspace, stream_); });
+}
+
+// A copy of half of them reads and writes as many.
+double PlanTimer::measure_pass(size_t bytes) {
+  const void* from = memory(Tensor::kX, bytes / 2);
+  void* to = memory(Tensor::kY, bytes / 2);
+  return median_seconds([&] {
+    cuda::check(cudaMemcpyAsync(to, from, bytes / 2, cudaMemcpyDeviceToDevice, stream_));
+  });
 }
 
 double PlanTimer::median_seconds(const std::function<void()>& run) const {

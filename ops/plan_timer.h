@@ -19,9 +19,11 @@ class PlanTimer {
   // Seconds of one run: the median of a few, behind one that does not count. Waits.
   double measure(const cudnn::Convolution& c, const cudnn::Plan& plan);
   double measure(const cublas::ProductShape& shape, const cublas::Product& product);
+  // Of a pass that reads so many bytes.
+  double measure_pass(size_t bytes);
 
  private:
-  enum class Tensor { kX, kW, kY, kBias, kResidual, kWorkspace };
+  enum class Tensor { kX, kW, kY, kBias, kResidual, kSums, kWorkspace };
   double median_seconds(const std::function<void()>& run) const;
   void* memory(Tensor tensor, size_t bytes);
 

@@ -242,6 +242,30 @@ TEST_P(CudnnPlans, GradientsOfWeightsAreMeasuredInOtherPieces) {
   EXPECT_EQ(measured, engines);
 }
 
+// Statistics beside a convolution: in fp16 every layer of ResNet-50 but the first has engines that
+// keep the sums of their parts; those of bf16 are compiled, and add by atomics.
+TEST_P(CudnnPlans, SumsOfConvolutionsAreFp16s) {
+  for (const Layer& layer : resnet50(256)) {
+    Conv2d alone = layer.conv;
+    const Shape y = output_shape(alone, {layer.x});
+    const cudnn::Convolution c = {
+        .x = {layer.x.n, std::max<int64_t>(8, layer.x.c), layer.x.h, layer.x.w},
+        .y = y,
+        .kernel = alone.kernel,
+        .stride = alone.stride,
+        .padding = alone.padding,
+        .type = GetParam().type,
+        .tf32 = GetParam().tf32,
+        .sums = true};
+    const auto plan = library_->find(c);
+    EXPECT_EQ(plan != nullptr, GetParam().type == DType::kFloat16 && alone.kernel != 7)
+        << to_text(c);
+    if (plan) {
+      EXPECT_GT(plan->workspace_bytes(), 0u) << to_text(c);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(H200, CudnnPlans,
                          ::testing::Values(Precision{"fp16", DType::kFloat16, false},
                                            Precision{"bf16", DType::kBfloat16, false},

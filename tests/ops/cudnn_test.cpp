@@ -291,6 +291,89 @@ TEST_F(CudnnTest, PaddedChannelsDecideNothingElse) {
   }
 }
 
+// Sums of y: by engines that keep those of their parts. The emulated ones that are compiled, as all
+// for bf16, are as those of the library: they do not, and do not say so.
+TEST_F(CudnnTest, SumsAreThoseOfEnginesThatAddThemInOrder) {
+  for (const DType type : {DType::kFloat16, DType::kBfloat16, DType::kFloat32}) {
+    Convolution c = convolution(Pass::kForward, type);
+    c.sums = true;
+    Library all = library();
+    const auto plan = all.find(c);
+    EXPECT_EQ(plan != nullptr, type == DType::kFloat16) << name_of(type);
+    if (plan) {
+      EXPECT_GT(plan->workspace_bytes(), 0u);
+    }
+    if (device_->instruction_set().find("emulated") == std::string::npos || !plan) continue;
+    EXPECT_EQ(plan->choice().engine, 5);
+    for (const Choice& choice : all.choices(c)) EXPECT_NE(choice.engine, 7);
+    expect_error(ExitCode::kBadJob, {"keeps no sums"},
+                 [&] { library().make(c, {.engine = 0, .knobs = {}}); });
+  }
+}
+
+// A network that measures takes its batch norms' statistics from the convolutions before them where
+// that is faster (in fp16), and computes what it computes without.
+TEST_F(CudnnTest, StatisticsFromConvolutionsAreThoseOfAPass) {
+  ops::Graph graph{.name = "two", .image = {.n = 1, .c = 8, .h = 9, .w = 8}, .nodes = {}};
+  int x = graph.add("a", ops::Conv2d{.out_channels = 16, .kernel = 3, .padding = 1}, {ops::kImage});
+  x = graph.add("bn_a", ops::BatchNorm{}, {x});
+  x = graph.add("relu", ops::Relu{}, {x});
+  x = graph.add("b", ops::Conv2d{.out_channels = 24, .kernel = 3, .stride = 2, .padding = 1}, {x});
+  x = graph.add("bn_b", ops::BatchNorm{}, {x});
+  graph.add("fc", ops::Linear{.out_features = 5}, {graph.add("pool", ops::GlobalAvgPool{}, {x})});
+  const bool emulated = device_->instruction_set().find("emulated") != std::string::npos;
+
+  const auto train = [&](bool tune, std::string& decisions) {
+    const auto device = ops::make_device("cuda", 1);
+    device->tune(tune);
+    ops::Network net(*device, graph, {.batch = 4, .type = DType::kFloat16});
+    decisions = device->decisions();
+    const ops::ParameterLayout& layout = net.layout();
+    ops::DeviceFloats parameters(*device, layout.parameter_floats),
+        running(*device, layout.statistics_floats), gradients(*device, layout.gradient_floats),
+        statistics(*device, layout.batch_floats);
+    ops::initialise(layout, 1, parameters.read().data());
+    parameters.write();
+    net.bind({parameters.data(), running.data(), gradients.data(), statistics.data()});
+    // Far from zero beside its spread, which sums of squares feel.
+    std::vector<Float16> image(4 * 8 * 9 * 8);
+    for (size_t i = 0; i < image.size(); ++i)
+      image[i] = to_float16(3.0f + ops::random_value(1, 0, i));
+    const std::vector<int32_t> labels = {0, 1, 2, 3};
+    std::vector<std::vector<float>> found;
+    for (int step = 0; step < 3; ++step) {
+      net.prepare();
+      net.forward_activations(image.data(), {});
+      net.loss(labels.data(), 0.25);
+      net.backward({}, [](size_t) {});
+      found.push_back({statistics.read().begin(), statistics.read().end()});
+      found.push_back({gradients.read().begin(), gradients.read().end()});
+    }
+    EXPECT_EQ(found[0], found[2]) << "its bits repeat";
+    EXPECT_EQ(found[1], found[3]);
+    return found;
+  };
+  std::string plain, tuned;
+  const auto expected = train(false, plain), given = train(true, tuned);
+  EXPECT_NE(plain.find("fp16 sums = elsewhere"), std::string::npos) << plain;
+  if (emulated) {
+    size_t with_sums = 0;
+    for (const auto& [name, choice] : parse_choices(tuned))
+      with_sums += name.ends_with(" sums") && choice.engine >= 0 ? 1 : 0;
+    EXPECT_EQ(with_sums, 2u) << tuned;
+    EXPECT_NE(given[0], expected[0]) << "the order of sums";
+  }
+  for (size_t k = 0; k < expected.size(); ++k) {
+    double distance = 0, norm = 0;
+    for (size_t i = 0; i < expected[k].size(); ++i) {
+      distance += std::pow(static_cast<double>(given[k][i] - expected[k][i]), 2);
+      norm += std::pow(static_cast<double>(expected[k][i]), 2);
+    }
+    // Statistics are fp32's; gradients in fp16 differ where the last bit of an activation does.
+    EXPECT_LT(std::sqrt(distance / norm), k % 2 == 0 ? 1e-4 : 1e-2) << k;
+  }
+}
+
 // On the emulated GPU engine 0 is the fastest.
 TEST_F(CudnnTest, APlanIsTimed) {
   Library all = library();

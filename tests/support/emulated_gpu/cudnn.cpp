@@ -172,6 +172,13 @@ const std::vector<Rule>& rules(cudnnBackendDescriptorType_t type) {
         {CUDNN_ATTR_OPERATION_POINTWISE_YDESC, kPart},
         kOptional,
         {CUDNN_ATTR_OPERATION_POINTWISE_BDESC, kPart}}},
+      {CUDNN_BACKEND_OPERATION_GEN_STATS_DESCRIPTOR,
+       {{CUDNN_ATTR_OPERATION_GENSTATS_MODE, CUDNN_TYPE_GENSTATS_MODE},
+        {CUDNN_ATTR_OPERATION_GENSTATS_MATH_PREC, kData},
+        {CUDNN_ATTR_OPERATION_GENSTATS_XDESC, kPart},
+        {CUDNN_ATTR_OPERATION_GENSTATS_SUMDESC, kPart},
+        {CUDNN_ATTR_OPERATION_GENSTATS_SQSUMDESC, kPart},
+        kOptional}},
       {CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR,
        {{CUDNN_ATTR_OPERATIONGRAPH_OPS, kPart},
         {CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE},
@@ -268,7 +275,7 @@ void write(const Tensor& t, void* memory, const Values& values) {
 struct Operation {
   cudnnBackendDescriptorType_t kind = {};
   std::vector<Tensor> in;
-  std::vector<Tensor> out;  // one
+  std::vector<Tensor> out;  // one; of sums two
   int64_t stride = 1, padding = 0;
   std::vector<Tensor> x, w, y;  // of a convolution, one each
   cudnnPointwiseMode_t mode = {};
@@ -290,6 +297,16 @@ Operation read_operation(const Descriptor& d) {
     if (!two && op.mode != CUDNN_POINTWISE_RELU_FWD)
       refuse(CUDNN_STATUS_NOT_SUPPORTED, "pointwise mode " + std::to_string(op.mode));
     if (op.in.size() != (two ? 2u : 1u)) refuse(CUDNN_STATUS_BAD_PARAM, "operands of a pointwise");
+    return op;
+  }
+  if (d.type == CUDNN_BACKEND_OPERATION_GEN_STATS_DESCRIPTOR) {
+    op.in.emplace_back(d.one(CUDNN_ATTR_OPERATION_GENSTATS_XDESC));
+    op.out.emplace_back(d.one(CUDNN_ATTR_OPERATION_GENSTATS_SUMDESC));
+    op.out.emplace_back(d.one(CUDNN_ATTR_OPERATION_GENSTATS_SQSUMDESC));
+    for (const Tensor& t : op.out)
+      if (t.elements() != op.in[0].dims[1] || t.dims[1] != op.in[0].dims[1] ||
+          t.type != CUDNN_DATA_FLOAT)
+        refuse(CUDNN_STATUS_BAD_PARAM_SHAPE_MISMATCH, "shapes of sums");
     return op;
   }
   const bool forward = d.type == CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR;
@@ -335,16 +352,25 @@ std::vector<Operation> operations(const Descriptor& graph) {
     all.push_back(read_operation(*op));
   if (all.empty() || all[0].kind == CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR)
     refuse(CUDNN_STATUS_NOT_SUPPORTED_GRAPH_PATTERN, "a graph begins with a convolution here");
-  for (size_t i = 1; i < all.size(); ++i)
-    if (all[i].kind != CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR ||
-        all[i].in[0].uid != all[i - 1].out[0].uid || !all[i - 1].out[0].is_virtual)
+  for (size_t i = 1; i < all.size(); ++i) {
+    // What is summed is written, too.
+    const bool sums = all[i].kind == CUDNN_BACKEND_OPERATION_GEN_STATS_DESCRIPTOR;
+    if ((!sums && all[i].kind != CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR) ||
+        all[i].in[0].uid != all[i - 1].out[0].uid || all[i - 1].out[0].is_virtual == sums)
       refuse(CUDNN_STATUS_NOT_SUPPORTED_GRAPH_PATTERN, "a graph is a chain here");
+  }
   return all;
+}
+
+bool sums_up(const std::vector<Operation>& ops) {
+  return ops.back().kind == CUDNN_BACKEND_OPERATION_GEN_STATS_DESCRIPTOR;
 }
 
 // What the real library (9.19, for an H200) has no engine for.
 bool is_unsupported(const std::vector<Operation>& ops) {
   const Tensor &x = ops[0].x[0], &w = ops[0].w[0], &y = ops[0].y[0];
+  if (sums_up(ops) && (x.type == CUDNN_DATA_FLOAT || x.dims[1] % 8 != 0 || y.dims[1] % 8 != 0))
+    return true;
   const int64_t groups = x.dims[1] / w.dims[1];
   if (ops[0].kind == CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR &&
       x.type != CUDNN_DATA_FLOAT && ops.back().out[0].type == CUDNN_DATA_FLOAT)
@@ -358,6 +384,7 @@ struct Engine {
   int64_t index;
   std::vector<int> notes;
   bool refuses = false;  // its plans
+  bool compiles = false;
   int64_t workspace = 0;
 };
 const std::vector<Engine>& engines() {
@@ -367,6 +394,7 @@ const std::vector<Engine>& engines() {
       {.index = 4, .notes = {CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION}},
       {.index = 12, .notes = {CUDNN_NUMERICAL_NOTE_WINOGRAD}},
       {.index = 6, .notes = {}, .refuses = true},
+      {.index = 7, .notes = {}, .compiles = true, .workspace = 64},
       {.index = 8, .notes = {}, .workspace = int64_t{1} << 40},
       {.index = 5, .notes = {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, .workspace = 1000},
       {.index = 9, .notes = {}, .workspace = 2000},
@@ -374,7 +402,7 @@ const std::vector<Engine>& engines() {
   };
   return all;
 }
-constexpr int64_t kTensorCores = 5, kFma = 9, kPlain = 0;
+constexpr int64_t kTensorCores = 5, kFma = 9, kPlain = 0, kCompiled = 7;
 constexpr int64_t kKnobValues = 3;  // of CUDNN_KNOB_TYPE_TILE_SIZE, which engines 5 and 9 have
 
 // An environment variable that names an engine; -1: none.
@@ -420,7 +448,11 @@ Reference configuration(const Reference& graph, int64_t engine_index, int64_t kn
 
 std::vector<Reference> recommended(const Descriptor& heuristics) {
   const Reference graph = heuristics.at(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH).descriptors.at(0);
-  if (is_unsupported(operations(*graph))) return {};
+  const std::vector<Operation> ops = operations(*graph);
+  if (is_unsupported(ops)) return {};
+  // In bf16 the library compiles all that sum up.
+  if (sums_up(ops) && ops[0].x[0].type == CUDNN_DATA_BFLOAT16)
+    return {configuration(graph, kCompiled, 1)};
   std::vector<Reference> all;
   switch (heuristics.get<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE)) {
     case CUDNN_HEUR_MODE_A:
@@ -428,7 +460,8 @@ std::vector<Reference> recommended(const Descriptor& heuristics) {
         if (e.index == named_by("CONVOY_EMULATED_CUDNN_PREFERS"))
           all.push_back(configuration(graph, e.index, 1));
       for (const Engine& e : engines())
-        if (e.index != kPlain) all.push_back(configuration(graph, e.index, 1));
+        if (e.index != kPlain && (e.index != kCompiled || sums_up(ops)))
+          all.push_back(configuration(graph, e.index, 1));
       break;
     case CUDNN_HEUR_MODE_B:  // one of them again
       for (int64_t knob = 1; knob < kKnobValues; ++knob)
@@ -515,6 +548,13 @@ void read_attribute(const Descriptor& d, cudnnBackendAttributeName_t name, int64
       if (!notes.empty()) std::memcpy(numbers.bytes.data(), notes.data(), numbers.bytes.size());
       break;
     }
+    case CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE: {
+      const int note = CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION;
+      numbers = {.type = CUDNN_TYPE_BEHAVIOR_NOTE};
+      if (engine_of(d).compiles) numbers.bytes.resize(sizeof note);
+      if (!numbers.bytes.empty()) std::memcpy(numbers.bytes.data(), &note, sizeof note);
+      break;
+    }
     case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE: {
       const int64_t bytes =
           engine_of(d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG).one(CUDNN_ATTR_ENGINECFG_ENGINE))
@@ -583,14 +623,23 @@ void for_each_product(const Operation& op, bool reversed, Body body) {
 
 void run(const std::vector<Operation>& ops, const Engine& engine, std::map<int64_t, void*> memory,
          void* workspace) {
-  spend(engine.index == kPlain ? 1 : 2);
+  spend(sums_up(ops) ? 0.5 : engine.index == kPlain ? 1 : 2);
   if (engine.workspace > 0) std::memset(workspace, 0xff, static_cast<size_t>(engine.workspace));
   Values chain;  // what the last operation made
   for (const Operation& op : ops) {
     std::vector<Values> in;
     for (const Tensor& t : op.in) in.push_back(t.is_virtual ? chain : read(t, memory.at(t.uid)));
     Values out(static_cast<size_t>(op.out[0].elements()));
-    if (op.kind == CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR) {
+    if (op.kind == CUDNN_BACKEND_OPERATION_GEN_STATS_DESCRIPTOR) {
+      const auto& d = op.in[0].dims;
+      const auto plane = static_cast<size_t>(d[2] * d[3]), channels = static_cast<size_t>(d[1]);
+      Values squares(channels);
+      for (size_t i = 0; i < in[0].size(); ++i) {
+        out[i / plane % channels] += in[0][i];
+        squares[i / plane % channels] += in[0][i] * in[0][i];
+      }
+      write(op.out[1], memory.at(op.out[1].uid), squares);
+    } else if (op.kind == CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR) {
       const auto& d = op.out[0].dims;
       const auto plane = static_cast<size_t>(d[2] * d[3]), channels = static_cast<size_t>(d[1]);
       for (size_t i = 0; i < out.size(); ++i) {
@@ -621,10 +670,9 @@ void run(const std::vector<Operation>& ops, const Engine& engine, std::map<int64
       if (engine.index != kTensorCores && engine.index != kFma && engine.index != kPlain)
         out.assign(out.size(), std::numeric_limits<float>::quiet_NaN());
     }
+    if (!op.out[0].is_virtual) write(op.out[0], memory.at(op.out[0].uid), out);
     chain = std::move(out);
   }
-  const Tensor& result = ops.back().out[0];
-  write(result, memory.at(result.uid), chain);
 }
 
 void execute(cudnnHandle_t handle, const Descriptor& plan, const Descriptor& pack) {
