@@ -156,6 +156,20 @@ TEST_F(EmulatedPlans, TheFastestAreTakenOnRequest) {
             std::string::npos);
 }
 
+// In FP16 products, and convolutions that give the batch norms' sums, are measured, too.
+TEST_F(EmulatedPlans, WhatIsFasterElsewhereBelongsToTheRun) {
+  const Arguments tuned = {
+      "--set", "gpu.autotune=true",  "--set", "precision=FP16",
+      "--set", "evaluation.batch=2", "--set", "model.name=cifar_preact_resnet164"};
+  const std::string unbroken = trained("unbroken", 1, 2, "", "", tuned);
+  const std::string plans = manifest("unbroken", 2);
+  for (const char* decision : {"kernel 1 stride 1 padding 0 groups 1 fp16 = elsewhere\"",
+                               "kernel 3 stride 1 padding 1 groups 1 fp16 sums = 5:"})
+    EXPECT_NE(plans.find(decision), std::string::npos) << decision << " in\n" << plans;
+  trained("stopped", 2, 1, "", "", tuned);
+  EXPECT_EQ(trained("stopped", 1, 2, "", "", tuned), unbroken);
+}
+
 TEST_F(EmulatedPlans, AreKeptForOtherRunsAndMayBeAnything) {
   const std::string first = trained("first", 1, 1);
   const std::string path = plans_in(cache_of("first"));
