@@ -200,7 +200,7 @@ class Conv2dCuda final : public Op {
   Conv2dCuda(CudaDevice& device, const Conv2d& spec, const OpConfig& c)
       : device_(device),
         spec_(spec),
-        plans_(make_plans(device, spec, c)),
+        plans_(device.plan(spec, c)),
         x_(c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
@@ -329,11 +329,6 @@ class Conv2dCuda final : public Op {
       return static_cast<char*>(scratch) + (round_up(base, kAlignment) - base) + begin;
     }
   };
-
-  static Conv2dPlans make_plans(CudaDevice& device, const Conv2d& spec, const OpConfig& config) {
-    const Products products = device.products();
-    return plan_conv2d(device.cudnn(), &products, spec, config);
-  }
 
   void backward_data(const NodeMemory& m, const Site& site) const {
     if (!plans_.backward_data && !plans_.data_product) return;
@@ -564,6 +559,17 @@ std::unique_ptr<Op> make_op(CudaDevice& device, const Conv2d& spec, const OpConf
   return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
     return std::make_unique<Conv2dCuda<T>>(device, spec, config);
   });
+}
+
+Conv2dPlans CudaDevice::plan(const Conv2d& spec, const OpConfig& config) {
+  Products products{.handle = cublas_handle(), .measure = nullptr, .measure_pass = nullptr};
+  if (timer_) {
+    products.measure = [this](const auto& shape, const auto& product) {
+      return timer_->measure(shape, product);
+    };
+    products.measure_pass = [this](size_t bytes) { return timer_->measure_pass(bytes); };
+  }
+  return plan_conv2d(cudnn(), &products, spec, config);
 }
 
 cudnn::Library& CudaDevice::cudnn() {

@@ -29,8 +29,8 @@ class CudaDevice final : public Device {
   const cublas::Handle& cublas_handle();
   Decisions& library_decisions() { return *decisions_; }
   cudnn::Library& cudnn();
-  // What convolutions are made of; see plan_conv2d().
-  Products products();
+  // As plan_conv2d(), with what this device has.
+  Conv2dPlans plan(const Conv2d& spec, const OpConfig& config);
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
   void use() const { cuda::check(cudaSetDevice(index_)); }
   // inputs_read() waits for what was enqueued on input_stream() so far.

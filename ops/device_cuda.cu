@@ -130,16 +130,6 @@ void CudaDevice::join() {
   aside_ = false;
 }
 
-Products CudaDevice::products() {
-  Products products{.handle = cublas_handle(), .measure = nullptr, .measure_pass = nullptr};
-  if (!timer_) return products;
-  products.measure = [timer = timer_](const auto& shape, const auto& product) {
-    return timer->measure(shape, product);
-  };
-  products.measure_pass = [timer = timer_](size_t bytes) { return timer->measure_pass(bytes); };
-  return products;
-}
-
 std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config) {
   use();
   return naming(config.name, [&] {
@@ -151,10 +141,7 @@ std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config)
 void CudaDevice::decide(const OpSpec& spec, const OpConfig& config) {
   use();
   naming(config.name, [&] {
-    if (const auto* conv = std::get_if<Conv2d>(&spec)) {
-      const Products with = products();
-      plan_conv2d(cudnn(), &with, *conv, config);
-    }
+    if (const auto* conv = std::get_if<Conv2d>(&spec)) plan(*conv, config);
     if (const auto* linear = std::get_if<Linear>(&spec))
       plan_linear(cublas_handle(), *decisions_, *linear, config);
   });

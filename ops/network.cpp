@@ -334,34 +334,33 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
     if (memory_.aside[i]) aside_bytes = std::max(aside_bytes, ops_[i]->aside_bytes());
   }
+  // Buffers that live as long as the network.
+  const auto add_lasting = [&](size_t bytes) {
+    memory_.buffers.push_back({bytes, 0, std::numeric_limits<int>::max()});
+    memory_.one_slice.push_back(true);
+    return static_cast<int>(memory_.buffers.size()) - 1;
+  };
   // One scratch buffer serves all ops, one after the other.
-  const int scratch = static_cast<int>(memory_.buffers.size());
-  memory_.buffers.push_back({scratch_bytes, 0, std::numeric_limits<int>::max()});
-  memory_.one_slice.push_back(true);
+  const int scratch = add_lasting(scratch_bytes);
   // Likewise for the gradients of parameters that are frozen beside trained ones of their node.
   const std::vector<bool> trained = trained_nodes(graph_);
   size_t unwanted_floats = 0;
   for (const ParameterLayout::Parameter& p : layout_.parameters)
     if (config_.training && !p.trained && trained[p.node])
       unwanted_floats = std::max(unwanted_floats, p.floats());
-  const int unwanted = scratch + 1;
-  memory_.buffers.push_back({unwanted_floats * sizeof(float), 0, std::numeric_limits<int>::max()});
-  memory_.one_slice.push_back(true);
+  const int unwanted = add_lasting(unwanted_floats * sizeof(float));
   // And for what is aside, beside those.
-  const int aside = unwanted + 1;
-  memory_.buffers.push_back({aside_bytes, 0, std::numeric_limits<int>::max()});
-  memory_.one_slice.push_back(true);
-  // And for sums that convolutions give, of all of them.
+  const int aside = add_lasting(aside_bytes);
+  // Sums that convolutions give, all in one.
   std::vector<size_t> sums_of(n, 0);
-  size_t sums_floats = 0;
+  size_t sums_bytes = 0;
   for (size_t i = 0; i < n; ++i)
     if (ops_[i]->gives_sums()) {
-      sums_of[i] = sums_floats;
-      sums_floats += round_up(2 * static_cast<size_t>(shapes_[i].c), kCacheLineBytes);
+      sums_of[i] = sums_bytes;
+      sums_bytes +=
+          round_up(2 * sizeof(float) * static_cast<size_t>(shapes_[i].c), kCacheLineBytes);
     }
-  const int sums = aside + 1;
-  memory_.buffers.push_back({sums_floats * sizeof(float), 0, std::numeric_limits<int>::max()});
-  memory_.one_slice.push_back(true);
+  const int sums = add_lasting(sums_bytes);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
   if (config_.input) input_ = device_.make_input(*config_.input, config_.type);
@@ -407,7 +406,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
       std::vector<size_t> those = gathering_readers(graph_, i, config_.training);
       those.push_back(i);
       for (const size_t node : those)
-        nodes_[node][0].sums = static_cast<float*>(at(sums)) + sums_of[i];
+        nodes_[node][0].sums = reinterpret_cast<float*>(static_cast<char*>(at(sums)) + sums_of[i]);
     }
 
   plan_backward();

@@ -517,9 +517,9 @@ def bench(run):
     table = run.tables.setdefault("bench", [])
     # The profile waits after each call of the network, so its step is slower: it is a run of its own.
     for text in [BENCH[0] + "/profile", *BENCH]:
-        *case, words = text.split("/", 3) if text.count("/") > 2 else (*text.split("/"), "")
-        words = words.split("/") if words else []
-        if not run.has_time("", text) or ("autotune" in words and not tune(run, *case)):
+        model, precision, batch, *words = text.split("/")
+        case = model, precision, batch
+        if not run.has_time("", text) or ("autotune" in words and not tune(run, text, case)):
             continue
         answer, reason = run.json([*bench_step(run, *case), "--seconds", "2", "--warmup", "5",
                                    *(f"--{word}" for word in words)], limit=60)
@@ -538,14 +538,18 @@ def bench_step(run, model, precision, batch):
             precision, "--batch", batch, "--json"]
 
 
-def tune(run, *case):
-    """Measures the engines of a case once, with all the time that there is: cut, nothing is kept."""
-    if case not in run.tuned:
-        answer, reason = run.json([*bench_step(run, *case), "--no-peak", "--autotune", "--seconds", "0",
-                                   "--warmup", "0"])
-        run.tuned[case] = answer is not None
-        if reason:
-            run.gave_up("", f"autotune of {'/'.join(case)}", reason)
+def tune(run, what, case):
+    """Are the engines of a case measured? Once, with all the time that there is: cut, nothing is kept.
+    A row of `what` where they are not."""
+    if case in run.tuned:
+        if not run.tuned[case]:
+            run.row("", what, "skipped", "its engines could not be measured")
+        return run.tuned[case]
+    answer, reason = run.json([*bench_step(run, *case), "--no-peak", "--autotune", "--seconds", "0",
+                               "--warmup", "0"])
+    run.tuned[case] = answer is not None
+    if reason:
+        run.gave_up("", what, reason)
     return run.tuned[case]
 
 
@@ -571,7 +575,7 @@ def kernels(run):
     if not run.needs_gpu():
         return
     case = tuple(BENCH[0].split("/")[:3])
-    if not tune(run, *case):
+    if not tune(run, "a step and its kernels", case):
         return
     step = [*bench_step(run, *case), "--no-peak", "--autotune", "--no-overlap"]
     answer, reason = run.json([*step, "--seconds", "2", "--warmup", "5"], limit=60)

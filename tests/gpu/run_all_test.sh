@@ -164,6 +164,10 @@ expect "far from the CPU" "$(fields 'n["loss of the first step"]["status"]')" fa
 FAKE_NS=13000000 run 1 kernels
 expect "a step of more than its kernels" "$(fields 'n["a step and its kernels"]["detail"]')" \
   "30.00 ms, 3 kernels 28.00 ms, at most 1.05 x"
+FAKE_BENCH=autotune run 1 bench kernels
+expect "what was not measured" "$(fields '[n[name]["status"] for name in ("resnet50/fp16/256/autotune/profile",
+  "resnet50/fp16/256/autotune", "a step and its kernels", "resnet50/fp16/256")]')" \
+  "['failed', 'skipped', 'skipped', 'passed']"
 FAKE_BENCH=resnet152 run 1 bench
 expect "cannot run" "$(fields 'n["resnet152/fp16/128"]["detail"]')" "exit code 70: no memory left"
 

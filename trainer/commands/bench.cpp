@@ -343,11 +343,11 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "start, as gpu.autotune in a job")(
       "no-graphs", po::bool_switch(&b.no_graphs),
       "on a GPU: enqueue kernel by kernel, as gpu.graphs: false in a job; what --profile does, "
-      "too")("no-overlap", po::bool_switch(&b.no_overlap),
-             "on a GPU: gradients of weights one after the other with the rest, as gpu.overlap: "
-             "false in a "
-             "job; what --profile does, too")("workers", po::value(&b.workers)->default_value(1),
-                                              "workers side by side on one rank")(
+      "too")(
+      "no-overlap", po::bool_switch(&b.no_overlap),
+      "on a GPU: gradients of weights in turn with the rest, as gpu.overlap: false in a job; "
+      "what --profile does, too")("workers", po::value(&b.workers)->default_value(1),
+                                  "workers side by side on one rank")(
       "threads", po::value(&b.threads)->default_value(0),
       "threads of one worker; 0: the rank's CPUs shared out")(
       "freeze", po::value(&b.freeze)->composing(),
