@@ -31,43 +31,54 @@ using namespace cuda;
 
 using Geometry = BatchNormGeometry;
 
+// Which way a kernel goes through the rows. The L2 cache holds what was touched last, the end of a
+// tensor larger than it: who reads the tensor next begins there. Convolutions go up, so what reads
+// their results goes down, and what reads that again goes up.
+enum class Way : uint8_t { kUp, kDown };
+
+// Of a kernel's blocks in the order in which they start.
+__device__ int block_of(Way way) {
+  return static_cast<int>(way == Way::kUp ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+}
+
 // What one thread takes: the channels of one group in every lanes-th row of a block. Elements of
-// one block are less than 2^32 apart, so the way from a thread's first row to its others is counted
+// one block are less than 2^31 apart, so the way from a thread's first row to its others is counted
 // in 32 bits, which spares registers.
 struct Share {
   int64_t channel, at, mask_at;  // the first channel, its element in the first row, its mask's byte
-  uint32_t stride, mask_stride;  // from row to row
+  int32_t stride, mask_stride;   // from row to row
   int channels, rows;            // no rows where the thread idles
 
-  __device__ explicit Share(const Geometry& g) {
-    const auto thread = static_cast<int>(threadIdx.x), block = static_cast<int>(blockIdx.x);
+  __device__ Share(const Geometry& g, Way way) {
+    const auto thread = static_cast<int>(threadIdx.x), block = block_of(way);
     const int lane = thread / g.groups;
     const int64_t begin = block / g.tiles * g.rows_per_block, left = g.rows - begin;
     const auto block_rows = static_cast<int>(left < g.rows_per_block ? left : g.rows_per_block);
     const int64_t mask_pitch = (g.c + 15) / 16 * 2;
     channel = int64_t{block % g.tiles * g.groups + thread % g.groups} * kWide;
-    at = (begin + lane) * g.c + channel;
-    mask_at = (begin + lane) * mask_pitch + channel / kWide;
-    stride = static_cast<uint32_t>(g.lanes * g.c);
-    mask_stride = static_cast<uint32_t>(g.lanes * mask_pitch);
     channels = static_cast<int>(g.c - channel < kWide ? g.c - channel : kWide);
     const bool idles = channels <= 0 || lane >= g.lanes || lane >= block_rows;
     rows = idles ? 0 : (block_rows - lane + g.lanes - 1) / g.lanes;
+    const int64_t first = begin + lane + (way == Way::kUp ? 0 : (rows - 1) * g.lanes);
+    at = first * g.c + channel;
+    mask_at = first * mask_pitch + channel / kWide;
+    stride = static_cast<int32_t>(way == Way::kUp ? g.lanes * g.c : -g.lanes * g.c);
+    mask_stride =
+        static_cast<int32_t>(way == Way::kUp ? g.lanes * mask_pitch : -g.lanes * mask_pitch);
   }
 };
 
 // use(r, load(r)) for the rows 0 to `rows` of a share. kAhead rows are loaded before the first is
 // used, so that enough is on its way; load() must not branch and should return what memory holds.
-template <uint32_t kAhead, typename Load, typename Use>
+template <int kAhead, typename Load, typename Use>
 __device__ void for_rows(int rows, Load load, Use use) {
-  const auto n = static_cast<uint32_t>(rows);
-  uint32_t r = 0;
-  for (; r + kAhead <= n; r += kAhead) {
+  int r = 0;
+  for (; r + kAhead <= rows; r += kAhead) {
     decltype(load(r)) loaded[kAhead];
-    for (uint32_t k = 0; k < kAhead; ++k) loaded[k] = load(r + k);
-    for (uint32_t k = 0; k < kAhead; ++k) use(r + k, loaded[k]);
+    for (int k = 0; k < kAhead; ++k) loaded[k] = load(r + k);
+    for (int k = 0; k < kAhead; ++k) use(r + k, loaded[k]);
   }
-  for (; r < n; ++r) use(r, load(r));
+  for (; r < rows; ++r) use(r, load(r));
 }
 
 // The n values of a group; kAligned: eight of them, in whole accesses.
@@ -81,6 +92,14 @@ __device__ Bits8<T> load_group(const T* p, int n) {
       if (i < n) out.v[i] = p[i];
     return out;
   }
+}
+// The same of memory that is not read again soon: it leaves the cache to others.
+template <bool kAligned, typename T>
+__device__ Bits8<T> load_group_last(const T* p, int n) {
+  if constexpr (kAligned)
+    return load_last(p);
+  else
+    return load_group<false>(p, n);
 }
 template <bool kAligned, typename T>
 __device__ void store_group(T* p, const Floats8& values, int n) {
@@ -104,7 +123,8 @@ constexpr size_t kVectorBytes = 7 * sizeof(float) + 2 * sizeof(double);  // per 
 
 // partial [chunks, 2, c] = both sums of each channel over the block's lanes, in their order. Called
 // once by all threads of a block.
-__device__ void put_sums(double* partial, const Geometry& g, const double (&sums)[2][kWide]) {
+__device__ void put_sums(double* partial, const Geometry& g, Way way,
+                         const double (&sums)[2][kWide]) {
   // As long as a row of all threads, and a bit: sums of one channel group lie in different banks.
   constexpr int kPitch = Geometry::kThreads + 2;
   __shared__ double shared[2][kWide][kPitch];
@@ -114,7 +134,7 @@ __device__ void put_sums(double* partial, const Geometry& g, const double (&sums
     shared[1][i][thread] = sums[1][i];
   }
   __syncthreads();
-  const auto block = static_cast<int>(blockIdx.x);
+  const int block = block_of(way);
   const int64_t tile = block % g.tiles, chunk = block / g.tiles;
   const int64_t channel = tile * g.groups * kWide + thread;
   if (thread >= g.groups * kWide || channel >= g.c) return;
@@ -170,15 +190,14 @@ __device__ void finish_sums(double* carried, const double* partial, const Geomet
 // partial = sum x, sum x^2.
 template <typename T, bool kAligned>
 __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
-  const Share share(g);
+  const Share share(g, Way::kDown);
   x += share.at;
   Bits8<T> shift = {};
   Floats8 sum = {}, squares = {};
   if (share.rows > 0) shift = load_group<kAligned>(x, share.channels);
   for_rows<4>(
-      share.rows,
-      [&](uint32_t r) { return load_group<kAligned>(x + r * share.stride, share.channels); },
-      [&](uint32_t, const Bits8<T>& in) {
+      share.rows, [&](int r) { return load_group<kAligned>(x + r * share.stride, share.channels); },
+      [&](int, const Bits8<T>& in) {
         for (int i = 0; i < kWide; ++i) {
           const float d = load(&in.v[i]) - load(&shift.v[i]);
           sum.v[i] += d;
@@ -191,7 +210,7 @@ __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
     sums[0][i] = d + shifted;
     sums[1][i] = squares.v[i] + s * (2 * d + shifted);
   }
-  put_sums(partial, g, sums);
+  put_sums(partial, g, Way::kDown, sums);
 }
 
 __device__ void set_statistics(const Vectors& v, int64_t channel, float mean, double variance,
@@ -245,8 +264,8 @@ __global__ void running_statistics_kernel(Vectors v, const float* running, const
 // mask may be null; relu without a mask is inference.
 template <typename T, bool kAligned, bool kResidual>
 __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* residual, Vectors v,
-                                 Geometry g, bool relu) {
-  const Share share(g);
+                                 Geometry g, Way way, bool relu) {
+  const Share share(g, way);
   if (share.rows == 0) return;
   y += share.at;
   x += share.at;
@@ -262,14 +281,14 @@ __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* resid
   };
   for_rows<2>(
       share.rows,
-      [&](uint32_t r) {
+      [&](int r) {
         In in;
-        in.x = load_group<kAligned>(x + r * share.stride, share.channels);
+        in.x = load_group_last<kAligned>(x + r * share.stride, share.channels);
         if constexpr (kResidual)
-          in.residual = load_group<kAligned>(residual + r * share.stride, share.channels);
+          in.residual = load_group_last<kAligned>(residual + r * share.stride, share.channels);
         return in;
       },
-      [&](uint32_t r, const In& in) {
+      [&](int r, const In& in) {
         Floats8 out;
         unsigned positive = 0;
         for (int i = 0; i < kWide; ++i) {
@@ -290,7 +309,7 @@ __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* resid
 template <typename T, bool kAligned, bool kMask, bool kTwo>
 __global__ void backward_sums_kernel(double* partial, T* grad, const T* dy0, const T* dy1,
                                      const uint8_t* mask, const T* x, Vectors v, Geometry g) {
-  const Share share(g);
+  const Share share(g, Way::kDown);
   x += share.at;
   dy0 += share.at;
   if constexpr (kTwo) dy1 += share.at;
@@ -305,7 +324,7 @@ __global__ void backward_sums_kernel(double* partial, T* grad, const T* dy0, con
   };
   for_rows<2>(
       share.rows,
-      [&](uint32_t r) {
+      [&](int r) {
         In in;
         in.dy0 = load_group<kAligned>(dy0 + r * share.stride, share.channels);
         if constexpr (kTwo) in.dy1 = load_group<kAligned>(dy1 + r * share.stride, share.channels);
@@ -313,7 +332,7 @@ __global__ void backward_sums_kernel(double* partial, T* grad, const T* dy0, con
         if constexpr (kMask) in.positive = mask[r * share.mask_stride];
         return in;
       },
-      [&](uint32_t r, const In& in) {
+      [&](int r, const In& in) {
         Floats8 dy;
         for (int i = 0; i < kWide; ++i) {
           dy.v[i] = load(&in.dy0.v[i]);
@@ -329,7 +348,7 @@ __global__ void backward_sums_kernel(double* partial, T* grad, const T* dy0, con
     sums[0][i] = sum.v[i];
     sums[1][i] = products.v[i];
   }
-  put_sums(partial, g, sums);
+  put_sums(partial, g, Way::kDown, sums);
 }
 
 __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
@@ -349,7 +368,7 @@ __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
 template <typename T, bool kAligned, bool kMask>
 __global__ void backward_apply_kernel(T* dx, const T* grad, const uint8_t* mask, const T* x,
                                       Vectors v, Geometry g) {
-  const Share share(g);
+  const Share share(g, Way::kUp);
   if (share.rows == 0) return;
   dx += share.at;
   grad += share.at;
@@ -365,14 +384,14 @@ __global__ void backward_apply_kernel(T* dx, const T* grad, const uint8_t* mask,
   };
   for_rows<2>(
       share.rows,
-      [&](uint32_t r) {
+      [&](int r) {
         In in;
-        in.grad = load_group<kAligned>(grad + r * share.stride, share.channels);
-        in.x = load_group<kAligned>(x + r * share.stride, share.channels);
+        in.grad = load_group_last<kAligned>(grad + r * share.stride, share.channels);
+        in.x = load_group_last<kAligned>(x + r * share.stride, share.channels);
         if constexpr (kMask) in.positive = mask[r * share.mask_stride];
         return in;
       },
-      [&](uint32_t r, const In& in) {
+      [&](int r, const In& in) {
         Floats8 out;
         for (int i = 0; i < kWide; ++i) {
           float value = load(&in.grad.v[i]);
@@ -388,7 +407,7 @@ __global__ void backward_apply_kernel(T* dx, const T* grad, const uint8_t* mask,
 template <typename T, bool kAligned, bool kMask, bool kTwo>
 __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1,
                                       const uint8_t* mask, Vectors v, Geometry g) {
-  const Share share(g);
+  const Share share(g, Way::kDown);
   if (share.rows == 0) return;
   dy0 += share.at;
   if constexpr (kTwo) dy1 += share.at;
@@ -402,14 +421,15 @@ __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1
   };
   for_rows<2>(
       share.rows,
-      [&](uint32_t r) {
+      [&](int r) {
         In in;
-        in.dy0 = load_group<kAligned>(dy0 + r * share.stride, share.channels);
-        if constexpr (kTwo) in.dy1 = load_group<kAligned>(dy1 + r * share.stride, share.channels);
+        in.dy0 = load_group_last<kAligned>(dy0 + r * share.stride, share.channels);
+        if constexpr (kTwo)
+          in.dy1 = load_group_last<kAligned>(dy1 + r * share.stride, share.channels);
         if constexpr (kMask) in.positive = mask[r * share.mask_stride];
         return in;
       },
-      [&](uint32_t r, const In& in) {
+      [&](int r, const In& in) {
         Floats8 dy, out;
         for (int i = 0; i < kWide; ++i) {
           dy.v[i] = load(&in.dy0.v[i]);
@@ -474,10 +494,11 @@ class BatchNormCuda final : public Op {
     auto* mask = saved_ ? static_cast<uint8_t*>(m.saved) : nullptr;
     const auto* x = static_cast<const T*>(m.x[0]);
     const auto* residual = spec_.residual ? static_cast<const T*>(m.x[1]) : nullptr;
+    const Way way = gathers_ && !m.sums ? Way::kUp : Way::kDown;
     with_flag(are_wide(geometry_.c, x, y, residual), [&](auto aligned) {
       with_flag(residual, [&](auto has_residual) {
         launch(&normalise_kernel<T, aligned, has_residual>, geometry_.blocks(), Geometry::kThreads,
-               stream_, y, mask, x, residual, vectors_, geometry_, spec_.relu);
+               stream_, y, mask, x, residual, vectors_, geometry_, way, spec_.relu);
       });
     });
   }

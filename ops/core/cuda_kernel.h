@@ -118,6 +118,21 @@ __device__ Floats8 load8(const T* p) {
   for (int i = 0; i < kWide; ++i) out.v[i] = load(&bits.v[i]);
   return out;
 }
+// kWide elements that are not read again soon: first to leave the L2 cache (ld.global.cs).
+template <typename T>
+__device__ Bits8<T> load_last(const T* p) {
+#ifdef CONVOY_EMULATED_GPU
+  emulated_gpu::expect_aligned(p, alignof(Bits8<T>));
+  return *reinterpret_cast<const Bits8<T>*>(p);
+#else
+  uint4 words[sizeof(Bits8<T>) / sizeof(uint4)];
+  for (size_t i = 0; i < sizeof(words) / sizeof(uint4); ++i)
+    words[i] = __ldcs(reinterpret_cast<const uint4*>(p) + i);
+  Bits8<T> out;
+  memcpy(&out, words, sizeof(out));
+  return out;
+#endif
+}
 // Vector is uint4 or float4. Left to the compiler, a vector in an unrolled loop may become four
 // stores.
 template <typename Vector>

@@ -557,16 +557,23 @@ def tune(run, what, case):
 MOST_STEP = 1.05
 
 
+KERNEL_TIME, KERNEL_BYTES = "gpu__time_duration.sum", ("dram__bytes_read.sum", "dram__bytes_write.sum")
+
+
 def kernels_of(csv_text):
-    """(name, seconds) of each kernel that ncu has timed, in order. One line a metric or one a kernel."""
+    """(name, seconds, bytes from and to memory) of each kernel that ncu has timed, in order. One line a
+    metric or one a kernel."""
     lines = csv_text.splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
-    found = []
+    found = {}  # by the kernel's number: its name and metrics
     for row in csv.DictReader(line for line in lines[begin:] if line.startswith('"')):
-        nanoseconds = row.get("Metric Value") or row.get("gpu__time_duration.sum") or ""
-        if row["Kernel Name"] and nanoseconds:
-            found.append((row["Kernel Name"], float(nanoseconds.replace(",", "")) / 1e9))
-    return found
+        name, metrics = found.setdefault(row["ID"], (row["Kernel Name"], {}))
+        row[row.get("Metric Name")] = row.get("Metric Value")
+        for metric in (KERNEL_TIME, *KERNEL_BYTES):
+            if row.get(metric):
+                metrics[metric] = float(row[metric].replace(",", ""))
+    return [(name, metrics[KERNEL_TIME] / 1e9, sum(metrics.get(metric, 0) for metric in KERNEL_BYTES))
+            for name, metrics in found.values() if name and KERNEL_TIME in metrics]
 
 
 def kernels(run):
@@ -584,18 +591,20 @@ def kernels(run):
         return
     result = run.command(
         ["ncu", "--clock-control", "none", "--cache-control", "none", "--csv", "--target-processes", "all",
-         "--print-units", "base", "--metrics", "gpu__time_duration.sum", *step, "--no-graphs",
-         "--seconds", "0", "--warmup", "0"], limit=150)
+         "--print-units", "base", "--metrics", ",".join((KERNEL_TIME, *KERNEL_BYTES)), *step,
+         "--no-graphs", "--seconds", "0", "--warmup", "0"], limit=150)
     timed = {}
-    for name, seconds in kernels_of(result.out):
-        timed.setdefault(name, []).append(seconds)
+    for name, *measured in kernels_of(result.out):
+        timed.setdefault(name, []).append(measured)
     steps = len(timed.get("row_loss_kernel", []))
     if not steps:
         run.gave_up("", "ncu", result.reason())
         return
-    rows = [{"name": name, "count": len(each) // steps,
-             "seconds": statistics.mean(each) * (len(each) // steps)}
-            for name, each in timed.items() if len(each) >= steps]
+    rows = []
+    for name, each in timed.items():
+        if count := len(each) // steps:
+            seconds, moved = (statistics.mean(values) * count for values in zip(*each))
+            rows.append({"name": name, "count": count, "seconds": seconds, "memory_bytes": moved})
     rows.sort(key=lambda row: -row["seconds"])
     seconds, total = answer["step_seconds"]["median"], sum(row["seconds"] for row in rows)
     run.tables["kernels"] = {"case": "/".join(case), "step_seconds": seconds, "rows": rows}
@@ -724,8 +733,9 @@ def profile_table(profile):
 def kernels_table(kernels):
     total = sum(row["seconds"] for row in kernels["rows"])
     return turns.table(
-        ["kernel", "per step", "ms", "share %"],
-        [[r["name"][:80], str(r["count"]), f"{1e3 * r['seconds']:.3f}", f"{100 * r['seconds'] / total:.1f}"]
+        ["kernel", "per step", "ms", "share %", "MB", "GB/s"],
+        [[r["name"][:80], str(r["count"]), f"{1e3 * r['seconds']:.3f}", f"{100 * r['seconds'] / total:.1f}",
+          f"{r['memory_bytes'] / 1e6:.0f}", f"{r['memory_bytes'] / r['seconds'] / 1e9:.0f}"]
          for r in kernels["rows"][:30]])
 
 

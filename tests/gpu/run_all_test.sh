@@ -81,7 +81,10 @@ echo '"0","7","start_kernel","gpu__time_duration.sum","ns","1,000"'
 for step in 1 2 3; do
   echo "\"$step\",\"7\",\"row_loss_kernel\",\"gpu__time_duration.sum\",\"ns\",\"$((step * 1000000))\""
   for each in 1 2; do
-    echo "\"$step\",\"7\",\"conv\",\"gpu__time_duration.sum\",\"ns\",\"${FAKE_NS:-14,500,000}\""
+    conv="\"$step$each\",\"7\",\"conv\""
+    echo "$conv,\"gpu__time_duration.sum\",\"ns\",\"${FAKE_NS:-14,500,000}\""
+    echo "$conv,\"dram__bytes_read.sum\",\"byte\",\"6,000,000\""
+    echo "$conv,\"dram__bytes_write.sum\",\"byte\",\"1000000\""
   done
 done
 echo "{}"
@@ -128,8 +131,8 @@ run 64 environment nonsense
 check "an unknown part is named" contains printed 'part "nonsense": there are environment, unit'
 
 run 0 unit sanitizer laws cpu_gpu bench kernels reduce peers
-expect "kernels of a step" "$(fields '[(k["name"], k["count"], round(k["seconds"], 6)) for k in r["tables"]["kernels"]["rows"]]')" \
-  "[('conv', 2, 0.029), ('row_loss_kernel', 1, 0.002)]"
+expect "kernels of a step" "$(fields '[(k["name"], k["count"], round(k["seconds"], 6), k["memory_bytes"]) for k in r["tables"]["kernels"]["rows"]]')" \
+  "[('conv', 2, 0.029, 14000000.0), ('row_loss_kernel', 1, 0.002, 0)]"
 expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU', '580.1')"
 expect "tests of ops_test_gpu" "$(fields '[x["name"] for x in r["rows"] if x["group"] == "ops_test_gpu"]')" \
   "['Relu.Passes', 'Devices/OpTest.BatchNormPasses/cuda_fp16', 'Devices/OpTest.ConvPasses/cuda_fp16']"
