@@ -130,6 +130,13 @@ class Descriptor {
           "reading a descriptor");
     return value;
   }
+  // A text as long as the descriptor says; "" where it does not say.
+  std::string text(cudnnBackendAttributeName_t name) const {
+    int64_t count = 0;
+    cudnnBackendGetAttribute(raw(), name, CUDNN_TYPE_CHAR, 0, &count, nullptr);
+    const auto chars = get<char>(name, static_cast<size_t>(count));
+    return {chars.begin(), chars.end()};
+  }
   // Descriptors of this type, at most `most`.
   std::vector<Descriptor> get(cudnnBackendAttributeName_t name, cudnnBackendDescriptorType_t type,
                               int64_t most) const {
@@ -399,6 +406,11 @@ std::vector<Choice> in_other_pieces(const Choice& choice) {
   return all;
 }
 
+// By which its kernel is kept.
+std::string name_of(const Convolution& c, const Choice& choice) {
+  return fmt::format("{} = {}", to_text(c), to_text(choice));
+}
+
 Choice choice_of(const Descriptor& configuration, const Descriptor& engine) {
   Choice choice{.engine = engine.get<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX), .knobs = {}};
   for (const Descriptor& knob :
@@ -431,6 +443,7 @@ struct Plan::Parts {
   Choice choice;
   std::vector<std::string> notes;
   Descriptor plan{CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR};
+  bool compiled = false;  // for this plan, so it took its time
   size_t workspace_bytes = 0;
 };
 
@@ -444,6 +457,10 @@ size_t Plan::workspace_bytes() const {
 }
 const std::vector<std::string>& Plan::notes() const {
   return parts_->notes;
+}
+
+std::string Plan::kernel() const {
+  return parts_->compiled ? parts_->plan.text(CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION) : "";
 }
 
 void Plan::run(const Arguments& a, cudaStream_t stream) const {
@@ -477,6 +494,7 @@ struct Library::Target {
   int gpu = 0;
   std::vector<Handle> handles;       // of this thread, and of those that help to compile
   std::optional<Descriptor> device;  // in place of handles
+  KernelStore kernels;
 
   // The plan of a choice, or null with the library's reason.
   std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice,
@@ -495,6 +513,10 @@ struct Library::Target {
                                    cudnnHandle_t with) const;
   std::shared_ptr<const Plan> try_make(const Convolution& c, const Choice& choice, std::string& why,
                                        cudnnHandle_t with) const;
+  // A plan's descriptor, for this GPU.
+  Descriptor new_plan(cudnnHandle_t with) const;
+  // The plan of a kernel that was kept; nothing where there is none or the library refuses it.
+  std::optional<Descriptor> kept(const std::string& name, cudnnHandle_t with) const;
 };
 
 Library::Library(std::shared_ptr<Decisions> decisions)
@@ -591,19 +613,23 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
   if (!knobs.empty()) configuration.set(CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, knobs);
   if (refused(configuration.try_finalize())) return nullptr;
 
-  parts->plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configuration);
-  if (device)
-    parts->plan.set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, *device);
-  else
-    parts->plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, with);
-  const cudnnStatus_t status = parts->plan.try_finalize();
-  // A kernel that was compiled here cannot be loaded without its GPU; the plan is as good as made.
-  const bool compiled =
-      device && status == CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER && compiles_at_run_time(engine);
-  if (!compiled && refused(status)) return nullptr;
-  const int64_t workspace =
-      compiled ? configuration.get<int64_t>(CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE)
-               : parts->plan.get<int64_t>(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE);
+  const bool compiles = compiles_at_run_time(engine);
+  bool loaded = true;
+  if (auto plan = compiles ? kept(name_of(c, choice), with) : std::nullopt) {
+    parts->plan = std::move(*plan);
+  } else {
+    parts->plan = new_plan(with);
+    parts->plan.set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configuration);
+    const cudnnStatus_t status = parts->plan.try_finalize();
+    // A kernel that was compiled here cannot be loaded without its GPU; the plan is as good as
+    // made.
+    loaded = !device || status != CUDNN_STATUS_EXECUTION_FAILED_CUDA_DRIVER || !compiles;
+    if (loaded && refused(status)) return nullptr;
+    parts->compiled = loaded && compiles;
+  }
+  const int64_t workspace = loaded
+                                ? parts->plan.get<int64_t>(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)
+                                : configuration.get<int64_t>(CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE);
   if (workspace > kMostWorkspaceBytes) {
     why = fmt::format("it wants {} MiB of workspace, more than {}", workspace >> 20,
                       kMostWorkspaceBytes >> 20);
@@ -615,6 +641,33 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
   }
   parts->workspace_bytes = static_cast<size_t>(workspace);
   return std::make_shared<Plan>(std::move(parts));
+}
+
+Descriptor Library::Target::new_plan(cudnnHandle_t with) const {
+  Descriptor plan(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
+  if (device)
+    plan.set(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, *device);
+  else
+    plan.set(CUDNN_ATTR_EXECUTION_PLAN_HANDLE, with);
+  return plan;
+}
+
+std::optional<Descriptor> Library::Target::kept(const std::string& name, cudnnHandle_t with) const {
+  const std::string kernel = kernels.read ? kernels.read(name) : "";
+  if (kernel.empty()) return std::nullopt;
+  try {
+    Descriptor plan = new_plan(with);
+    plan.set(CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION,
+             std::vector<char>(kernel.begin(), kernel.end()));
+    if (plan.try_finalize() == CUDNN_STATUS_SUCCESS) return plan;
+  } catch (const Error&) {  // it does not take the text
+  }
+  log::debug("{} does not take the kept kernel of {}: compiled again", version(), name);
+  return std::nullopt;
+}
+
+void Library::keep_kernels(KernelStore store) {
+  target_->kernels = std::move(store);
 }
 
 std::vector<Choice> Library::choices(const Convolution& c) const {
@@ -717,6 +770,9 @@ const Library::Found& Library::find_or_choose(const Convolution& c, const Rival*
   }
   if (!prescribed) made = choose(c, rival);
   decisions_->decide(name, made.choice);
+  if (target_->kernels.write && made.plan)
+    if (const std::string kernel = made.plan->kernel(); !kernel.empty())
+      target_->kernels.write(name_of(c, made.choice), kernel);
   return plans_[name] = made;
 }
 

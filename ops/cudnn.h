@@ -62,6 +62,8 @@ class Plan {
   size_t workspace_bytes() const;
   // What the library says of the engine's arithmetic, as in CUDNN_NUMERICAL_NOTE_*.
   const std::vector<std::string>& notes() const;
+  // From which the library makes it without compiling again; "" where nothing was compiled for it.
+  std::string kernel() const;
   // Enqueues it.
   void run(const Arguments& arguments, cudaStream_t stream) const;
 
@@ -69,6 +71,7 @@ class Plan {
   std::unique_ptr<Parts> parts_;
 };
 
+// Its plans may not outlive it.
 class Library {
  public:
   // For the calling thread's current GPU. Decisions are the device's, shared by its libraries.
@@ -107,6 +110,9 @@ class Library {
   // exactly. Throws Error (kBadJob) with the library's reason.
   std::vector<Choice> choices(const Convolution& c) const;
   std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice) const;
+
+  // Kernels are taken from here from now on, and those of what find() has chosen are put here.
+  void keep_kernels(KernelStore store);
 
   // What find() is told, and what it has decided: "forward x [...] ... = 62:2=8".
   Decisions& decisions() { return *decisions_; }

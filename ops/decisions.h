@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -66,6 +67,13 @@ class Decisions {
   };
   std::map<std::string, Prescribed> prescribed_;
   Choices decided_;
+};
+
+// Where kernels that a library compiles for a choice are kept for other processes on such a
+// machine, by the choice's "NAME = CHOICE". Any thread.
+struct KernelStore {
+  std::function<std::string(const std::string& choice)> read;  // "" where it has none
+  std::function<void(const std::string& choice, const std::string& kernel)> write;
 };
 
 }  // namespace convoy

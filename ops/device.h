@@ -82,6 +82,8 @@ class Device {
   // Whether what is not prescribed is decided by measuring (off at first): then it depends on the
   // moment.
   virtual void tune(bool /*on*/) {}
+  // Kernels that a library compiles at run time are taken from here, and put here.
+  virtual void keep_kernels(KernelStore /*store*/) {}
   // Decides what make() of these would, and makes nothing. Throws as make().
   virtual void decide(const OpSpec& /*spec*/, const OpConfig& /*config*/) {}
 

@@ -136,6 +136,29 @@ TEST_F(EmulatedPlans, AnEngineThatIsRefusedStopsTheRunOrIsReplaced) {
   EXPECT_NE(manifest("one", 3).find("fp32 = 0\""), std::string::npos);
 }
 
+// Also where it can no longer be compiled; a file that is damaged is as if it were not there.
+TEST_F(EmulatedPlans, WhatIsCompiledIsKept) {
+  const std::string compiling = "CONVOY_EMULATED_CUDNN_PREFERS=10",
+                    refusing = "CONVOY_EMULATED_CUDNN_REFUSES=10";
+  const std::string unbroken = trained("unbroken", 1, 3, compiling);
+  trained("one", 2, 1, compiling);
+  std::vector<std::string> kernels;
+  for (const auto& entry : std::filesystem::directory_iterator(cache_of("one")))
+    if (entry.path().filename().string().starts_with("kernel-")) kernels.push_back(entry.path());
+  EXPECT_GT(kernels.size(), 10u);
+  trained("one", 2, 2, refusing);
+  std::map<std::string, std::string> whole;
+  for (const std::string& kernel : kernels) {
+    whole[kernel] = read_file(kernel);
+    write_file(kernel, whole[kernel].substr(0, whole[kernel].size() / 2));
+  }
+  const Outcome refused = train("one", 1, 3, refusing);
+  EXPECT_EQ(refused.exit_code, 78) << refused.all();
+  EXPECT_EQ(lines_with(refused.err, "refuses engine 10"), 1) << refused.err;
+  EXPECT_EQ(trained("one", 1, 3), unbroken);
+  for (const auto& [kernel, text] : whole) EXPECT_EQ(read_file(kernel), text) << kernel;
+}
+
 // Measured at the first start alone: afterwards the run's plans are what they are.
 TEST_F(EmulatedPlans, TheFastestAreTakenOnRequest) {
   const Arguments small = {"--set", "evaluation.batch=2"};

@@ -452,6 +452,75 @@ TEST_F(CudnnTest, NetworksNameTheNodeWhoseEngineIsRefused) {
   }
 }
 
+// All fp32 gradients of 16-bit weights are compiled; on the emulated GPU engine 10 is, which can be
+// told to compile nothing.
+TEST_F(CudnnTest, AKernelIsCompiledOnce) {
+  const bool emulated = device_->instruction_set().find("emulated") != std::string::npos;
+  const Convolution c = convolution(Pass::kBackwardWeights, DType::kFloat16);
+  std::map<std::string, std::string> kept;
+  const KernelStore store = {.read = [&](const std::string& choice) { return kept[choice]; },
+                             .write = [&](const std::string& choice,
+                                          const std::string& kernel) { kept[choice] = kernel; }};
+  const auto gradient = [&](const Plan& plan) {
+    const auto filled = [&](int64_t elements) {
+      std::vector<Float16> values;
+      for (int64_t i = 0; i < elements; ++i)
+        values.push_back(to_float16(static_cast<float>(i % 7 - 3) / 8));
+      auto memory = device_->allocate(values.size() * sizeof(Float16));
+      device_->upload(memory.data.get(), values.data(), memory.bytes);
+      return memory;
+    };
+    const auto x = filled(c.x.elements()), y = filled(c.y.elements());
+    std::vector<float> out(static_cast<size_t>(c.y.c * c.x.c) * 9);
+    const auto w = device_->allocate(out.size() * sizeof(float));
+    const auto workspace = device_->allocate(plan.workspace_bytes() + 1);
+    plan.run({.x = x.data.get(),
+              .w = w.data.get(),
+              .y = y.data.get(),
+              .workspace = workspace.data.get()},
+             static_cast<cudaStream_t>(device_->queue()));
+    device_->download(out.data(), w.data.get(), w.bytes);
+    return out;
+  };
+
+  if (emulated) ::setenv("CONVOY_EMULATED_CUDNN_PREFERS", "10", 1);
+  Library first = library();
+  first.keep_kernels(store);
+  const auto compiled = first.find(c);
+  ::unsetenv("CONVOY_EMULATED_CUDNN_PREFERS");
+  const std::string name = to_text(c) + " = " + to_text(compiled->choice());
+  ASSERT_FALSE(kept[name].empty());
+  EXPECT_EQ(compiled->kernel(), kept[name]);
+  const std::vector<float> expected = gradient(*compiled);
+  EXPECT_NE(expected[0], 0);
+
+  if (emulated) ::setenv("CONVOY_EMULATED_CUDNN_REFUSES", "10", 1);
+  Library another = library();
+  another.decisions().prescribe(name);
+  another.keep_kernels(store);
+  const auto again = another.find(c);
+  EXPECT_EQ(again->kernel(), "");
+  EXPECT_EQ(again->choice(), compiled->choice());
+  EXPECT_EQ(again->workspace_bytes(), compiled->workspace_bytes());
+  EXPECT_EQ(gradient(*again), expected);
+  if (emulated) {
+    Library without = library();
+    without.decisions().prescribe(name);
+    EXPECT_THROW(without.find(c), PlanRefused);
+  }
+  ::unsetenv("CONVOY_EMULATED_CUDNN_REFUSES");
+
+  // Something else, or a part: compiled, and kept, again.
+  for (const std::string& text : {std::string("{}"), compiled->kernel().substr(0, 99)}) {
+    kept[name] = text;
+    Library all = library();
+    all.decisions().prescribe(name);
+    all.keep_kernels(store);
+    EXPECT_EQ(gradient(*all.find(c)), expected);
+    EXPECT_EQ(kept[name], compiled->kernel());
+  }
+}
+
 TEST_F(CudnnTest, AnAlgorithmThatCannotBeMadeAgainIsNotRecorded) {
   if (device_->instruction_set().find("emulated") == std::string::npos)
     GTEST_SKIP() << "SKIPPED: the real library does not forget on request";

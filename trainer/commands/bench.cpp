@@ -185,7 +185,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
       .aside = !b.no_overlap,
       .frozen = frozen,
       .evaluation = b.inference ? std::optional(input) : std::nullopt,
-      .plans = {.tune = b.autotune, .cache_folder = b.autotune ? cache_folder() : ""}};
+      .plans = {.tune = b.autotune, .cache_folder = cache_folder()}};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));

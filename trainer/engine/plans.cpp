@@ -1,5 +1,8 @@
 #include "trainer/engine/plans.h"
 
+#include <filesystem>
+#include <system_error>
+
 #include "data_loader/files.h"
 #include "ops/core/digest.h"
 #include "ops/core/error.h"
@@ -8,12 +11,26 @@
 namespace convoy::trainer {
 namespace {
 
+namespace fs = std::filesystem;
+
 // A cache that has grown beyond it begins anew.
 constexpr size_t kMostCacheBytes = size_t{4} << 20;
 
 // How this program chooses: another number where what nobody prescribes would be decided otherwise,
 // so that a cache from before it changes no result.
 constexpr int kRules = 2;
+
+constexpr std::string_view kKernelFile = "kernel-";
+constexpr size_t kMostKernels = 1000;  // of 0.2 MB; likewise
+
+void make_room_for_kernel(const std::string& folder) {
+  std::error_code ignored;  // another process may do the same
+  std::vector<fs::path> kernels;
+  for (const auto& file : fs::directory_iterator(folder, ignored))
+    if (file.path().filename().string().starts_with(kKernelFile)) kernels.push_back(file.path());
+  if (kernels.size() < kMostKernels) return;
+  for (const fs::path& kernel : kernels) fs::remove(kernel, ignored);
+}
 
 // Of both, the newer choice stays.
 std::string merged(const std::string& old, const std::string& more) {
@@ -27,6 +44,26 @@ std::string known(const std::string& plans) {
   Choices choices = parse_choices(plans);
   std::erase_if(choices, [](const auto& each) { return each.second.engine == Choice::kNone; });
   return to_text(choices);
+}
+
+// Kernels that a library compiles for such a machine, each in a file of its own.
+KernelStore kernel_store(const std::string& folder, const std::string& target) {
+  const auto head = [target](const std::string& choice) {
+    return fmt::format("{}\n{}\n", target, choice);
+  };
+  const auto path = [folder, head](const std::string& choice) {
+    return fmt::format("{}/{}{}.txt", folder, kKernelFile, sha256_hex(head(choice)).substr(0, 16));
+  };
+  return {.read =
+              [=](const std::string& choice) {
+                const std::string text = data::read_cache(path(choice)), begin = head(choice);
+                return text.starts_with(begin) ? text.substr(begin.size()) : "";
+              },
+          .write =
+              [=](const std::string& choice, const std::string& kernel) {
+                make_room_for_kernel(folder);
+                data::write_cache(path(choice), head(choice) + kernel);
+              }};
 }
 
 // What rank 0 decides at the start of a run.
@@ -54,6 +91,9 @@ void decide_first(ops::Device& device, const PlanConfig& config,
 
 void agree_on_plans(comm::Communicator& communicator, ops::Device& device, const PlanConfig& config,
                     const std::function<void()>& decide) {
+  if (!config.cache_folder.empty())
+    device.keep_kernels(kernel_store(config.cache_folder,
+                                     plan_target(device.instruction_set(), device.libraries())));
   std::string plans;
   if (communicator.rank() == 0) {
     if (config.stored) {

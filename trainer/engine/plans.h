@@ -19,14 +19,14 @@ struct PlanConfig {
   // Rank 0's: what the run has used so far; none: it begins.
   std::optional<std::string> stored;
   Refused refused = Refused::kStop;  // where a library does not do what is stored
-  // Of a run that begins: whether rank 0 measures (Device::tune), and where it keeps and finds what
-  // other runs decided so on such a machine; "": nowhere.
-  bool tune = false;
+  bool tune = false;                 // of a run that begins: whether rank 0 measures (Device::tune)
+  // Where is kept and found what other runs on such a machine decided so when they began, and the
+  // kernels that were compiled for it; "": nowhere.
   std::string cache_folder;
 };
 
-// Collective. Makes `device` decide as rank 0's does. decide(): lets it decide for all that the run
-// computes (ops::decide); called on rank 0. Throws PlanRefused.
+// Collective. Makes `device` decide as rank 0's does, and keep its kernels. decide(): lets it
+// decide for all that the run computes (ops::decide); called on rank 0. Throws PlanRefused.
 void agree_on_plans(comm::Communicator& communicator, ops::Device& device, const PlanConfig& config,
                     const std::function<void()>& decide);
 

@@ -5,7 +5,8 @@
 // pointers and unknown uids are errors. It recommends engines that nobody may take, before and
 // beside good ones: what they compute is NaN or has TF32's precision. Engine 0 adds in another
 // order than the others and is the fastest, though recommended last. CONVOY_EMULATED_CUDNN_PREFERS
-// and _REFUSES name an engine that is recommended first, or that does not work.
+// and _REFUSES name an engine that is recommended first, or that does not work (a plan from its
+// JSON does). Engine 10 compiles and is recommended only so.
 #include <cudnn_backend.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -200,9 +202,10 @@ const std::vector<Rule>& rules(cudnnBackendDescriptorType_t type) {
         kOptional,
         {CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, kPart}}},
       {CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR,
-       {{CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, kPart},
-        {CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE},
-        kOptional}},
+       {{CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE},
+        kOptional,  // but one of these must be
+        {CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, kPart},
+        {CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION, CUDNN_TYPE_CHAR}}},
       {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR,
        {{CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, kInt},
         {CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR},
@@ -399,10 +402,11 @@ const std::vector<Engine>& engines() {
       {.index = 5, .notes = {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, .workspace = 1000},
       {.index = 9, .notes = {}, .workspace = 2000},
       {.index = 0, .notes = {CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP}},
+      {.index = 10, .notes = {}, .compiles = true, .workspace = 3000},
   };
   return all;
 }
-constexpr int64_t kTensorCores = 5, kFma = 9, kPlain = 0, kCompiled = 7;
+constexpr int64_t kTensorCores = 5, kFma = 9, kPlain = 0, kCompiled = 7, kCompiledWell = 10;
 constexpr int64_t kKnobValues = 3;  // of CUDNN_KNOB_TYPE_TILE_SIZE, which engines 5 and 9 have
 
 // An environment variable that names an engine; -1: none.
@@ -460,7 +464,7 @@ std::vector<Reference> recommended(const Descriptor& heuristics) {
         if (e.index == named_by("CONVOY_EMULATED_CUDNN_PREFERS"))
           all.push_back(configuration(graph, e.index, 1));
       for (const Engine& e : engines())
-        if (e.index != kPlain && (e.index != kCompiled || sums_up(ops)))
+        if (e.index != kPlain && e.index != kCompiledWell && (e.index != kCompiled || sums_up(ops)))
           all.push_back(configuration(graph, e.index, 1));
       break;
     case CUDNN_HEUR_MODE_B:  // one of them again
@@ -471,6 +475,43 @@ std::vector<Reference> recommended(const Descriptor& heuristics) {
       all.push_back(configuration(graph, kPlain, 0));
   }
   return all;
+}
+
+// ---- A plan's JSON: its configuration, which is all that there is to know here.
+
+void write_json(std::ostream& out, const Descriptor& d) {
+  out << d.type << ' ' << d.attributes.size() << ' ';
+  for (const auto& [name, a] : d.attributes) {
+    const bool handle = a.type == CUDNN_TYPE_HANDLE;  // another process has another
+    out << name << ' ' << a.type << ' ' << (handle ? 0 : a.bytes.size()) << ' ';
+    if (!handle)
+      for (const char byte : a.bytes) out << int{byte} << ' ';
+    out << a.descriptors.size() << ' ';
+    for (const Reference& part : a.descriptors) write_json(out, *part);
+  }
+}
+
+Reference read_json(std::istream& in) {
+  const auto number = [&] {
+    int64_t n = 0;
+    if (!(in >> n)) refuse(CUDNN_STATUS_BAD_PARAM, "the JSON of a plan");
+    return n;
+  };
+  const Reference d = make(static_cast<cudnnBackendDescriptorType_t>(number()));
+  for (int64_t attributes = number(); attributes > 0; --attributes) {
+    Attribute& a = d->attributes[static_cast<int>(number())];
+    a.type = static_cast<cudnnBackendAttributeType_t>(number());
+    for (int64_t bytes = number(); bytes > 0; --bytes)
+      a.bytes.push_back(static_cast<char>(number()));
+    for (int64_t parts = number(); parts > 0; --parts) a.descriptors.push_back(read_json(in));
+  }
+  d->final = true;
+  return d;
+}
+
+Reference from_json(const std::string& json) {
+  std::istringstream in(json);
+  return read_json(in);
 }
 
 // ---- Finalizing and reading.
@@ -511,8 +552,12 @@ void finalize(Descriptor& d) {
       break;
     }
     case CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR:
-      if (refuses(engine_of(
-              d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG).one(CUDNN_ATTR_ENGINECFG_ENGINE))))
+      if (d.has(CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION)) {
+        const Attribute& json = d.at(CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION);
+        d.attributes[CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG].descriptors = {
+            from_json({json.bytes.begin(), json.bytes.end()})};
+      } else if (refuses(engine_of(d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG)
+                                       .one(CUDNN_ATTR_ENGINECFG_ENGINE))))
         refuse(CUDNN_STATUS_NOT_SUPPORTED, "this engine's plans never work");
       break;
     case CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR:
@@ -562,6 +607,14 @@ void read_attribute(const Descriptor& d, cudnnBackendAttributeName_t name, int64
       numbers = {.type = CUDNN_TYPE_INT64, .bytes = std::vector<char>(sizeof bytes)};
       std::memcpy(numbers.bytes.data(), &bytes, sizeof bytes);
       break;
+    }
+    case CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION: {
+      std::ostringstream json;
+      write_json(json, d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG));
+      const std::string text = json.str();
+      *count = static_cast<int64_t>(text.size());
+      if (most > 0) std::memcpy(out, text.data(), static_cast<size_t>(std::min(most, *count)));
+      return;
     }
     case CUDNN_ATTR_ENGINE_GLOBAL_INDEX:
     case CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE:
@@ -667,7 +720,8 @@ void run(const std::vector<Operation>& ops, const Engine& engine, std::map<int64
         else
           out[w] += in[0][x] * in[1][y];
       });
-      if (engine.index != kTensorCores && engine.index != kFma && engine.index != kPlain)
+      if (engine.index != kTensorCores && engine.index != kFma && engine.index != kPlain &&
+          engine.index != kCompiledWell)
         out.assign(out.size(), std::numeric_limits<float>::quiet_NaN());
     }
     if (!op.out[0].is_virtual) write(op.out[0], memory.at(op.out[0].uid), out);
