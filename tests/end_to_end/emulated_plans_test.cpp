@@ -55,6 +55,12 @@ class EmulatedPlans : public testing::Test, protected Runs {
     ADD_FAILURE() << "no plans in " << cache;
     return "";
   }
+  std::vector<std::string> kernels_in(const std::string& cache) const {
+    std::vector<std::string> found;
+    for (const auto& entry : std::filesystem::directory_iterator(cache))
+      if (entry.path().filename().string().starts_with("kernel-")) found.push_back(entry.path());
+    return found;
+  }
   std::string manifest(const std::string& name, int step) const {
     return read_file(checkpoint(name, step) + "/manifest.txtpb");
   }
@@ -142,9 +148,7 @@ TEST_F(EmulatedPlans, WhatIsCompiledIsKept) {
                     refusing = "CONVOY_EMULATED_CUDNN_REFUSES=10";
   const std::string unbroken = trained("unbroken", 1, 3, compiling);
   trained("one", 2, 1, compiling);
-  std::vector<std::string> kernels;
-  for (const auto& entry : std::filesystem::directory_iterator(cache_of("one")))
-    if (entry.path().filename().string().starts_with("kernel-")) kernels.push_back(entry.path());
+  const std::vector<std::string> kernels = kernels_in(cache_of("one"));
   EXPECT_GT(kernels.size(), 10u);
   trained("one", 2, 2, refusing);
   std::map<std::string, std::string> whole;
@@ -157,6 +161,18 @@ TEST_F(EmulatedPlans, WhatIsCompiledIsKept) {
   EXPECT_EQ(lines_with(refused.err, "refuses engine 10"), 1) << refused.err;
   EXPECT_EQ(trained("one", 1, 3), unbroken);
   for (const auto& [kernel, text] : whole) EXPECT_EQ(read_file(kernel), text) << kernel;
+}
+
+TEST_F(EmulatedPlans, ACacheOfTooManyKernelsBeginsAnew) {
+  std::filesystem::create_directories(cache_of("one"));
+  for (int i = 0; i < 1000; ++i)
+    write_file(fmt::format("{}/kernel-{}.txt", cache_of("one"), i), "of long ago");
+  write_file(cache_of("one") + "/statistics-1.txt", "of images");
+  trained("one", 1, 1, "CONVOY_EMULATED_CUDNN_PREFERS=10");
+  const std::vector<std::string> kernels = kernels_in(cache_of("one"));
+  EXPECT_GT(kernels.size(), 10u);
+  EXPECT_LT(kernels.size(), 100u);
+  EXPECT_TRUE(std::filesystem::exists(cache_of("one") + "/statistics-1.txt"));
 }
 
 // Measured at the first start alone: afterwards the run's plans are what they are.
