@@ -148,7 +148,7 @@ std::string read_cache(const std::string& path) {
   return sha256_hex(text) == digest ? text : std::string();
 }
 
-void write_cache(const std::string& path, std::string_view text) {
+bool write_cache(const std::string& path, std::string_view text) {
   const std::string last = sha256_hex(text) + "\n";
   // Ranks of one host may write the same cache at once: each its own file, the last rename stays.
   const std::string temporary = fmt::format("{}.{}", path, ::getpid());
@@ -160,7 +160,9 @@ void write_cache(const std::string& path, std::string_view text) {
     log::warning("cache {} cannot be written ({}): it is made again next time", printable(path),
                  errno_text());
     if (file != nullptr) std::remove(temporary.c_str());
+    return false;
   }
+  return true;
 }
 
 bool next_line(std::string_view& text, std::string_view& line) {

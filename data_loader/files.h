@@ -53,8 +53,8 @@ void require_directory(const std::string& path);
 // rest.
 std::string read_cache(const std::string& path);
 
-// Appends a digest and puts the file in place whole, or logs a warning.
-void write_cache(const std::string& path, std::string_view text);
+// Appends a digest and puts the file in place whole, or logs a warning and returns false.
+bool write_cache(const std::string& path, std::string_view text);
 
 // Takes the next line off `text`, without its newline; false at the end.
 bool next_line(std::string_view& text, std::string_view& line);

@@ -32,8 +32,9 @@ using namespace cuda;
 using Geometry = BatchNormGeometry;
 
 // Which way a kernel goes through the rows. The L2 cache holds what was touched last, the end of a
-// tensor larger than it: who reads the tensor next begins there. Convolutions go up, so what reads
-// their results goes down, and what reads that again goes up.
+// tensor larger than it: who reads the tensor next begins there. Blocks usually start in the order
+// of their numbers, and convolutions go up, so what reads their results goes down, and what reads
+// that again goes up. Bits do not depend on whether it is so.
 enum class Way : uint8_t { kUp, kDown };
 
 // Of a kernel's blocks in the order in which they start.

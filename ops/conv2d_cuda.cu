@@ -574,7 +574,10 @@ Conv2dPlans CudaDevice::plan(const Conv2d& spec, const OpConfig& config) {
 
 cudnn::Library& CudaDevice::cudnn() {
   use();
-  if (!cudnn_) cudnn_ = std::make_unique<cudnn::Library>(decisions_);
+  if (!cudnn_) {
+    cudnn_ = std::make_unique<cudnn::Library>(decisions_);
+    cudnn_->keep_kernels(kernels_);
+  }
   return *cudnn_;
 }
 

@@ -62,7 +62,7 @@ class CudaDevice final : public Device {
     decisions_->prescribe(decisions, refused);
   }
   void tune(bool on) override;
-  void keep_kernels(KernelStore store) override { cudnn().keep_kernels(std::move(store)); }
+  void keep_kernels(KernelStore store) override;
   void decide(const OpSpec& spec, const OpConfig& config) override;
   std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
   void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
@@ -84,6 +84,7 @@ class CudaDevice final : public Device {
   bool aside_ = false;  // work is aside
   const std::shared_ptr<Decisions> decisions_ = std::make_shared<Decisions>();
   std::unique_ptr<cudnn::Library> cudnn_;
+  KernelStore kernels_;
   std::shared_ptr<PlanTimer> timer_;  // null: nothing is measured
   cuda::Event inputs_read_;
   cublas::Handle cublas_;  // made when it is first asked for

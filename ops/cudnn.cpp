@@ -1,12 +1,15 @@
 #include "ops/cudnn.h"
 
 #include <cudnn_backend.h>
+#include <dlfcn.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <future>
 #include <limits>
 #include <optional>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 
@@ -406,9 +409,15 @@ std::vector<Choice> in_other_pieces(const Choice& choice) {
   return all;
 }
 
-// By which its kernel is kept.
-std::string name_of(const Convolution& c, const Choice& choice) {
-  return fmt::format("{} = {}", to_text(c), to_text(choice));
+// How make_graph() builds graphs: another number where it builds other ones, so that no plan of
+// theirs is taken from before.
+constexpr int kGraphs = 1;
+
+// By which its kernel is kept; "" where it is not.
+std::string kernel_name(const Convolution& c, const Choice& choice) {
+  static const std::string compiler = Library::compiler();
+  if (compiler.empty()) return "";
+  return fmt::format("{} = {} by {} from graph {}", to_text(c), to_text(choice), compiler, kGraphs);
 }
 
 Choice choice_of(const Descriptor& configuration, const Descriptor& engine) {
@@ -515,8 +524,10 @@ struct Library::Target {
                                        cudnnHandle_t with) const;
   // A plan's descriptor, for this GPU.
   Descriptor new_plan(cudnnHandle_t with) const;
-  // The plan of a kernel that was kept; nothing where there is none or the library refuses it.
-  std::optional<Descriptor> kept(const std::string& name, cudnnHandle_t with) const;
+  // The plan of a kernel that was kept; nothing where there is none, the library does not take it
+  // or it wants another workspace.
+  std::optional<Descriptor> kept(const std::string& name, int64_t workspace,
+                                 cudnnHandle_t with) const;
 };
 
 Library::Library(std::shared_ptr<Decisions> decisions)
@@ -539,6 +550,25 @@ Library::~Library() = default;
 std::string Library::version() {
   const size_t version = cudnnGetVersion();
   return fmt::format("cuDNN {}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
+std::string Library::compiler() {
+#ifdef CONVOY_EMULATED_GPU
+  return "emulated NVRTC";
+#else
+  // The one that cuDNN loads, too. Its version does not tell builds apart.
+  const std::string name = fmt::format("libnvrtc.so.{}", CUDART_VERSION / 1000);
+  void* const library = ::dlopen(name.c_str(), RTLD_LAZY);
+  void* const symbol = library ? ::dlsym(library, "nvrtcVersion") : nullptr;
+  Dl_info file = {};
+  int major = 0, minor = 0;
+  std::error_code error;
+  if (!symbol || reinterpret_cast<int (*)(int*, int*)>(symbol)(&major, &minor) != 0 ||
+      ::dladdr(symbol, &file) == 0)
+    return "";
+  const auto bytes = std::filesystem::file_size(file.dli_fname, error);
+  return error ? "" : fmt::format("NVRTC {}.{} of {} bytes", major, minor, bytes);
+#endif
 }
 
 void Library::Target::add_handle() {
@@ -615,7 +645,9 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
 
   const bool compiles = compiles_at_run_time(engine);
   bool loaded = true;
-  if (auto plan = compiles ? kept(name_of(c, choice), with) : std::nullopt) {
+  const int64_t wanted =
+      compiles ? configuration.get<int64_t>(CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE) : 0;
+  if (auto plan = compiles ? kept(kernel_name(c, choice), wanted, with) : std::nullopt) {
     parts->plan = std::move(*plan);
   } else {
     parts->plan = new_plan(with);
@@ -652,17 +684,20 @@ Descriptor Library::Target::new_plan(cudnnHandle_t with) const {
   return plan;
 }
 
-std::optional<Descriptor> Library::Target::kept(const std::string& name, cudnnHandle_t with) const {
-  const std::string kernel = kernels.read ? kernels.read(name) : "";
+std::optional<Descriptor> Library::Target::kept(const std::string& name, int64_t workspace,
+                                                cudnnHandle_t with) const {
+  const std::string kernel = kernels.read && !name.empty() ? kernels.read(name) : "";
   if (kernel.empty()) return std::nullopt;
   try {
     Descriptor plan = new_plan(with);
     plan.set(CUDNN_ATTR_EXECUTION_PLAN_JSON_REPRESENTATION,
              std::vector<char>(kernel.begin(), kernel.end()));
-    if (plan.try_finalize() == CUDNN_STATUS_SUCCESS) return plan;
+    if (plan.try_finalize() == CUDNN_STATUS_SUCCESS &&
+        plan.get<int64_t>(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) == workspace)
+      return plan;
   } catch (const Error&) {  // it does not take the text
   }
-  log::debug("{} does not take the kept kernel of {}: compiled again", version(), name);
+  log::debug("{}: the kernel that was kept of {} does not serve; compiled again", version(), name);
   return std::nullopt;
 }
 
@@ -770,9 +805,10 @@ const Library::Found& Library::find_or_choose(const Convolution& c, const Rival*
   }
   if (!prescribed) made = choose(c, rival);
   decisions_->decide(name, made.choice);
-  if (target_->kernels.write && made.plan)
-    if (const std::string kernel = made.plan->kernel(); !kernel.empty())
-      target_->kernels.write(name_of(c, made.choice), kernel);
+  if (target_->kernels.write && made.plan) {
+    const std::string kernel = made.plan->kernel(), kept_as = kernel_name(c, made.choice);
+    if (!kernel.empty() && !kept_as.empty()) target_->kernels.write(kept_as, kernel);
+  }
   return plans_[name] = made;
 }
 

@@ -82,6 +82,8 @@ class Library {
   ~Library();
 
   static std::string version();  // "cuDNN 9.19.0"
+  // What kernels are compiled by: "NVRTC 13.0 of 109338064 bytes"; "" where it is not found.
+  static std::string compiler();
 
   // The plan of the prescribed choice, else of the first that the library recommends and that
   // works: the same one for all that ask for this convolution. Null if the library has none, or
@@ -111,7 +113,8 @@ class Library {
   std::vector<Choice> choices(const Convolution& c) const;
   std::shared_ptr<const Plan> make(const Convolution& c, const Choice& choice) const;
 
-  // Kernels are taken from here from now on, and those of what find() has chosen are put here.
+  // Kernels are taken from here from now on, and those of what find() has chosen are put here, by
+  // the device's thread.
   void keep_kernels(KernelStore store);
 
   // What find() is told, and what it has decided: "forward x [...] ... = 62:2=8".

@@ -69,11 +69,11 @@ class Decisions {
   Choices decided_;
 };
 
-// Where kernels that a library compiles for a choice are kept for other processes on such a
-// machine, by the choice's "NAME = CHOICE". Any thread.
+// Where kernels that a library compiles are kept for other processes on such a machine, by a line
+// that says what for and by what. Any thread may read; neither throws.
 struct KernelStore {
-  std::function<std::string(const std::string& choice)> read;  // "" where it has none
-  std::function<void(const std::string& choice, const std::string& kernel)> write;
+  std::function<std::string(const std::string& name)> read;  // "" where it has none
+  std::function<void(const std::string& name, const std::string& kernel)> write;
 };
 
 }  // namespace convoy

@@ -137,6 +137,11 @@ std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config)
   });
 }
 
+void CudaDevice::keep_kernels(KernelStore store) {
+  if (cudnn_) cudnn_->keep_kernels(store);
+  kernels_ = std::move(store);
+}
+
 // Convolutions and products are the libraries'; the rest is ours, in one way alone.
 void CudaDevice::decide(const OpSpec& spec, const OpConfig& config) {
   use();

@@ -125,6 +125,7 @@ __device__ Bits8<T> load_last(const T* p) {
   emulated_gpu::expect_aligned(p, alignof(Bits8<T>));
   return *reinterpret_cast<const Bits8<T>*>(p);
 #else
+  static_assert(sizeof(Bits8<T>) % sizeof(uint4) == 0);
   uint4 words[sizeof(Bits8<T>) / sizeof(uint4)];
   for (size_t i = 0; i < sizeof(words) / sizeof(uint4); ++i)
     words[i] = __ldcs(reinterpret_cast<const uint4*>(p) + i);

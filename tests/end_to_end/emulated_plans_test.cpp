@@ -166,13 +166,14 @@ TEST_F(EmulatedPlans, WhatIsCompiledIsKept) {
 TEST_F(EmulatedPlans, ACacheOfTooManyKernelsBeginsAnew) {
   std::filesystem::create_directories(cache_of("one"));
   for (int i = 0; i < 1000; ++i)
-    write_file(fmt::format("{}/kernel-{}.txt", cache_of("one"), i), "of long ago");
-  write_file(cache_of("one") + "/statistics-1.txt", "of images");
+    write_file(fmt::format("{}/kernel-{:016}.txt", cache_of("one"), i), "of long ago");
+  const std::string foreign = cache_of("one") + "/kernel-of-another.txt";
+  write_file(foreign, "not ours");
   trained("one", 1, 1, "CONVOY_EMULATED_CUDNN_PREFERS=10");
   const std::vector<std::string> kernels = kernels_in(cache_of("one"));
   EXPECT_GT(kernels.size(), 10u);
   EXPECT_LT(kernels.size(), 100u);
-  EXPECT_TRUE(std::filesystem::exists(cache_of("one") + "/statistics-1.txt"));
+  EXPECT_TRUE(std::filesystem::exists(foreign));
 }
 
 // Measured at the first start alone: afterwards the run's plans are what they are.

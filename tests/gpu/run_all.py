@@ -567,13 +567,15 @@ def kernels_of(csv_text):
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     found = {}  # by the kernel's number: its name and metrics
     for row in csv.DictReader(line for line in lines[begin:] if line.startswith('"')):
+        if not row["Kernel Name"]:  # the line of units
+            continue
         name, metrics = found.setdefault(row["ID"], (row["Kernel Name"], {}))
         row[row.get("Metric Name")] = row.get("Metric Value")
         for metric in (KERNEL_TIME, *KERNEL_BYTES):
-            if row.get(metric):
-                metrics[metric] = float(row[metric].replace(",", ""))
-    return [(name, metrics[KERNEL_TIME] / 1e9, sum(metrics.get(metric, 0) for metric in KERNEL_BYTES))
-            for name, metrics in found.values() if name and KERNEL_TIME in metrics]
+            with contextlib.suppress(ValueError):  # n/a
+                metrics[metric] = float((row.get(metric) or "n/a").replace(",", ""))
+    return [(name, metrics[KERNEL_TIME] / 1e9, sum(metrics.get(metric, math.nan) for metric in KERNEL_BYTES))
+            for name, metrics in found.values() if KERNEL_TIME in metrics]
 
 
 def kernels(run):
@@ -604,7 +606,7 @@ def kernels(run):
     for name, each in timed.items():
         if count := len(each) // steps:
             seconds, moved = (statistics.mean(values) * count for values in zip(*each))
-            rows.append({"name": name, "count": count, "seconds": seconds, "memory_bytes": moved})
+            rows.append({"name": name, "count": count, "seconds": seconds, "memory_bytes": None if math.isnan(moved) else moved})
     rows.sort(key=lambda row: -row["seconds"])
     seconds, total = answer["step_seconds"]["median"], sum(row["seconds"] for row in rows)
     run.tables["kernels"] = {"case": "/".join(case), "step_seconds": seconds, "rows": rows}
@@ -735,7 +737,8 @@ def kernels_table(kernels):
     return turns.table(
         ["kernel", "per step", "ms", "share %", "MB", "GB/s"],
         [[r["name"][:80], str(r["count"]), f"{1e3 * r['seconds']:.3f}", f"{100 * r['seconds'] / total:.1f}",
-          f"{r['memory_bytes'] / 1e6:.0f}", f"{r['memory_bytes'] / r['seconds'] / 1e9:.0f}"]
+          *([""] * 2 if r["memory_bytes"] is None else
+            [f"{r['memory_bytes'] / 1e6:.0f}", f"{r['memory_bytes'] / r['seconds'] / 1e9:.0f}"])]
          for r in kernels["rows"][:30]])
 
 

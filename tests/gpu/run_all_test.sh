@@ -76,6 +76,11 @@ printf '#!/bin/sh\nshift 6\nexec "$@"\n' >bin/compute-sanitizer
 cat >bin/ncu <<'FAKE'
 #!/bin/bash
 echo "==PROF== Connected"
+if [[ -n ${FAKE_WIDE:-} ]]; then
+  printf '"%s","%s","%s","%s","%s"\n' ID "Kernel Name" gpu__time_duration.sum dram__bytes_read.sum \
+    dram__bytes_write.sum "" "" ns byte byte 1 row_loss_kernel "30,000,000" n/a 1
+  exit
+fi
 echo '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
 echo '"0","7","start_kernel","gpu__time_duration.sum","ns","1,000"'
 for step in 1 2 3; do
@@ -132,7 +137,7 @@ check "an unknown part is named" contains printed 'part "nonsense": there are en
 
 run 0 unit sanitizer laws cpu_gpu bench kernels reduce peers
 expect "kernels of a step" "$(fields '[(k["name"], k["count"], round(k["seconds"], 6), k["memory_bytes"]) for k in r["tables"]["kernels"]["rows"]]')" \
-  "[('conv', 2, 0.029, 14000000.0), ('row_loss_kernel', 1, 0.002, 0)]"
+  "[('conv', 2, 0.029, 14000000.0), ('row_loss_kernel', 1, 0.002, None)]"
 expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU', '580.1')"
 expect "tests of ops_test_gpu" "$(fields '[x["name"] for x in r["rows"] if x["group"] == "ops_test_gpu"]')" \
   "['Relu.Passes', 'Devices/OpTest.BatchNormPasses/cuda_fp16', 'Devices/OpTest.ConvPasses/cuda_fp16']"
@@ -164,6 +169,9 @@ FAKE_LAW=broken run 1 laws
 expect "broken law" "$(fields 'n["2 ranks x 2 workers"]["status"], r["failed"]')" "('failed', 9)"
 FAKE_LOSS=2.51 run 1 cpu_gpu
 expect "far from the CPU" "$(fields 'n["loss of the first step"]["status"]')" failed
+FAKE_WIDE=1 run 0 kernels
+expect "a line for each kernel" "$(fields 'r["tables"]["kernels"]["rows"]')" \
+  "[{'name': 'row_loss_kernel', 'count': 1, 'seconds': 0.03, 'memory_bytes': None}]"
 FAKE_NS=13000000 run 1 kernels
 expect "a step of more than its kernels" "$(fields 'n["a step and its kernels"]["detail"]')" \
   "30.00 ms, 3 kernels 28.00 ms, at most 1.05 x"

@@ -1,6 +1,8 @@
 #include "trainer/engine/plans.h"
 
 #include <filesystem>
+#include <memory>
+#include <string_view>
 #include <system_error>
 
 #include "data_loader/files.h"
@@ -20,16 +22,20 @@ constexpr size_t kMostCacheBytes = size_t{4} << 20;
 // so that a cache from before it changes no result.
 constexpr int kRules = 2;
 
-constexpr std::string_view kKernelFile = "kernel-";
 constexpr size_t kMostKernels = 1000;  // of 0.2 MB; likewise
 
+bool is_kernel(const std::string& name) {
+  constexpr size_t kLength = std::string_view("kernel-0123456789abcdef.txt").size();
+  return name.size() == kLength && name.starts_with("kernel-") && name.ends_with(".txt");
+}
+
 void make_room_for_kernel(const std::string& folder) {
-  std::error_code ignored;  // another process may do the same
+  std::error_code error;  // another process may do the same
   std::vector<fs::path> kernels;
-  for (const auto& file : fs::directory_iterator(folder, ignored))
-    if (file.path().filename().string().starts_with(kKernelFile)) kernels.push_back(file.path());
+  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+    if (is_kernel(it->path().filename().string())) kernels.push_back(it->path());
   if (kernels.size() < kMostKernels) return;
-  for (const fs::path& kernel : kernels) fs::remove(kernel, ignored);
+  for (const fs::path& kernel : kernels) fs::remove(kernel, error);
 }
 
 // Of both, the newer choice stays.
@@ -44,26 +50,6 @@ std::string known(const std::string& plans) {
   Choices choices = parse_choices(plans);
   std::erase_if(choices, [](const auto& each) { return each.second.engine == Choice::kNone; });
   return to_text(choices);
-}
-
-// Kernels that a library compiles for such a machine, each in a file of its own.
-KernelStore kernel_store(const std::string& folder, const std::string& target) {
-  const auto head = [target](const std::string& choice) {
-    return fmt::format("{}\n{}\n", target, choice);
-  };
-  const auto path = [folder, head](const std::string& choice) {
-    return fmt::format("{}/{}{}.txt", folder, kKernelFile, sha256_hex(head(choice)).substr(0, 16));
-  };
-  return {.read =
-              [=](const std::string& choice) {
-                const std::string text = data::read_cache(path(choice)), begin = head(choice);
-                return text.starts_with(begin) ? text.substr(begin.size()) : "";
-              },
-          .write =
-              [=](const std::string& choice, const std::string& kernel) {
-                make_room_for_kernel(folder);
-                data::write_cache(path(choice), head(choice) + kernel);
-              }};
 }
 
 // What rank 0 decides at the start of a run.
@@ -126,6 +112,27 @@ std::optional<std::string> read_plans(const std::string& path, const std::string
 
 void write_plans(const std::string& path, const std::string& target, const std::string& plans) {
   data::write_cache(path, fmt::format("{}\n{}", target, plans));
+}
+
+KernelStore kernel_store(const std::string& folder, const std::string& target) {
+  const auto head = [target](const std::string& name) {
+    return fmt::format("{}\n{}\n", target, name);
+  };
+  const auto path = [folder, head](const std::string& name) {
+    return fmt::format("{}/kernel-{}.txt", folder, sha256_hex(head(name)).substr(0, 16));
+  };
+  return {.read =
+              [=](const std::string& name) {
+                const std::string text = data::read_cache(path(name)), begin = head(name);
+                return text.starts_with(begin) ? text.substr(begin.size()) : "";
+              },
+          .write =
+              [=, writes = std::make_shared<bool>(true)](const std::string& name,
+                                                         const std::string& kernel) {
+                if (!*writes) return;
+                make_room_for_kernel(folder);
+                *writes = data::write_cache(path(name), head(name) + kernel);
+              }};
 }
 
 std::vector<std::string> changed_plans(const std::string& before, const std::string& after) {

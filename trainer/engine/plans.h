@@ -20,8 +20,7 @@ struct PlanConfig {
   std::optional<std::string> stored;
   Refused refused = Refused::kStop;  // where a library does not do what is stored
   bool tune = false;                 // of a run that begins: whether rank 0 measures (Device::tune)
-  // Where is kept and found what other runs on such a machine decided so when they began, and the
-  // kernels that were compiled for it; "": nowhere.
+  // Of decisions with which other runs began on such a machine, and of compiled kernels; "": none.
   std::string cache_folder;
 };
 
@@ -37,6 +36,9 @@ std::string plan_target(const std::string& instruction_set, const std::string& l
 std::optional<std::string> read_plans(const std::string& path, const std::string& target);
 // A file that cannot be written is a warning.
 void write_plans(const std::string& path, const std::string& target, const std::string& plans);
+
+// Kernels in files of their own, for this alone. One that cannot be written is a warning, once.
+KernelStore kernel_store(const std::string& folder, const std::string& target);
 
 // "NAME: OLD -> NEW" of each decision that both have and that differs.
 std::vector<std::string> changed_plans(const std::string& before, const std::string& after);

@@ -22,7 +22,8 @@
 
 namespace convoy::trainer {
 
-// Where indexes and means are kept between runs: CONVOY_CACHE, XDG_CACHE_HOME/convoy or
+// Where indexes, means, plans and kernels are kept between runs: CONVOY_CACHE,
+// XDG_CACHE_HOME/convoy or
 // ~/.cache/convoy, created if need be; "" where none can be.
 std::string cache_folder();
 

@@ -78,6 +78,7 @@ Classifier::Classifier(comm::Communicator& communicator, Trained trained,
   // The engine's own input serves training alone.
   EngineConfig config = engine_config(trained_.job, device, communicator.local_rank(), {}, lanes);
   config.training = false;
+  config.plans.cache_folder = cache_folder();
   engine_ = std::make_unique<Engine>(communicator, graph, config);
   restore(*engine_, trained_.state, true);
   // The engine has them now.

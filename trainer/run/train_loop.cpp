@@ -399,7 +399,6 @@ void TrainLoop::save(std::optional<double> top1) {
   non_finite_->ask(step_);
   if (const auto differ = replicas_->compare(step_)) throw RollBack{*differ, std::nullopt};
   if (!engine_->state_is_finite()) refuse_to_save();
-  if (is_root()) folder_.wait_for_save();  // a fault of this save must not hit the one before
   faults_.at(FaultPoint::kSave, step_);
   const bool saves = folder_.save(
       step_, top1, loader_ ? loader_->substitutions() : std::vector<data::Substitution>(),

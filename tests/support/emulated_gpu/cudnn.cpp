@@ -600,10 +600,12 @@ void read_attribute(const Descriptor& d, cudnnBackendAttributeName_t name, int64
       if (!numbers.bytes.empty()) std::memcpy(numbers.bytes.data(), &note, sizeof note);
       break;
     }
+    case CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE:
     case CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE: {
-      const int64_t bytes =
-          engine_of(d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG).one(CUDNN_ATTR_ENGINECFG_ENGINE))
-              .workspace;
+      const Descriptor& configuration = name == CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE
+                                            ? d
+                                            : d.one(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
+      const int64_t bytes = engine_of(configuration.one(CUDNN_ATTR_ENGINECFG_ENGINE)).workspace;
       numbers = {.type = CUDNN_TYPE_INT64, .bytes = std::vector<char>(sizeof bytes)};
       std::memcpy(numbers.bytes.data(), &bytes, sizeof bytes);
       break;

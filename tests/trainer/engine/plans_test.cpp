@@ -3,6 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <map>
+
+#include "data_loader/files.h"
 #include "ops/core/digest.h"
 #include "tests/support/temp_folder.h"
 
@@ -46,6 +50,40 @@ TEST(Plans, AFileThatIsNotWholeOrNoPlansIsNone) {
     write_plans(path, kTarget, plans);
     EXPECT_EQ(read_plans(path, kTarget), std::nullopt) << plans;
   }
+}
+
+TEST(Plans, KernelsAreReadForWhatTheyWereMadeFor) {
+  const test::TempFolder folder;
+  const KernelStore store = kernel_store(folder.path(), kTarget);
+  EXPECT_EQ(store.read("a = 1"), "");
+  store.write("a = 1", "compiled\nfor a\n");
+  store.write("b = 1", "compiled for b");
+  EXPECT_EQ(store.read("a = 1"), "compiled\nfor a\n");
+  EXPECT_EQ(kernel_store(folder.path(), kTarget).read("b = 1"), "compiled for b");
+  EXPECT_EQ(store.read("a = 2"), "");
+  EXPECT_EQ(kernel_store(folder.path(), std::string(kTarget) + "1").read("a = 1"), "");
+  // Another's under the name of this one, as a whole file.
+  std::map<std::string, std::string> by_text;  // path
+  for (const auto& file : std::filesystem::directory_iterator(folder.path()))
+    by_text[data::read_cache(file.path())] = file.path();
+  ASSERT_EQ(by_text.size(), 2u);
+  test::write_file(by_text.begin()->second, test::read_file(by_text.rbegin()->second));
+  EXPECT_EQ(store.read("a = 1"), "");
+  EXPECT_EQ(store.read("b = 1"), "compiled for b");
+}
+
+TEST(Plans, KernelsThatCannotBeKeptAreOneWarning) {
+  const test::TempFolder folder;
+  const KernelStore store = kernel_store(folder.path("gone"), kTarget);
+  testing::internal::CaptureStderr();
+  for (const char* name : {"a = 1", "b = 1", "c = 1"}) {
+    store.write(name, "compiled");
+    EXPECT_EQ(store.read(name), "");
+  }
+  const std::string said = testing::internal::GetCapturedStderr();
+  const size_t first = said.find("cannot be written");
+  EXPECT_NE(first, std::string::npos);
+  EXPECT_EQ(said.find("cannot be written", first + 1), std::string::npos) << said;
 }
 
 TEST(Plans, ChangesAreThoseOfWhatBothHave) {
