@@ -62,7 +62,7 @@ class CudaDevice final : public Device {
     decisions_->prescribe(decisions, refused);
   }
   void tune(bool on) override;
-  void keep_kernels(KernelStore store) override;
+  void keep_kernels(const KernelStore& store) override;
   void decide(const OpSpec& spec, const OpConfig& config) override;
   std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
   void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,

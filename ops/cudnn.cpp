@@ -701,8 +701,8 @@ std::optional<Descriptor> Library::Target::kept(const std::string& name, int64_t
   return std::nullopt;
 }
 
-void Library::keep_kernels(KernelStore store) {
-  target_->kernels = std::move(store);
+void Library::keep_kernels(const KernelStore& store) {
+  target_->kernels = store;
 }
 
 std::vector<Choice> Library::choices(const Convolution& c) const {

@@ -115,7 +115,7 @@ class Library {
 
   // Kernels are taken from here from now on, and those of what find() has chosen are put here, by
   // the device's thread.
-  void keep_kernels(KernelStore store);
+  void keep_kernels(const KernelStore& store);
 
   // What find() is told, and what it has decided: "forward x [...] ... = 62:2=8".
   Decisions& decisions() { return *decisions_; }

@@ -83,7 +83,7 @@ class Device {
   // moment.
   virtual void tune(bool /*on*/) {}
   // Kernels that a library compiles at run time are taken from here, and put here.
-  virtual void keep_kernels(KernelStore /*store*/) {}
+  virtual void keep_kernels(const KernelStore& /*store*/) {}
   // Decides what make() of these would, and makes nothing. Throws as make().
   virtual void decide(const OpSpec& /*spec*/, const OpConfig& /*config*/) {}
 

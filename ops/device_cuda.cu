@@ -137,9 +137,9 @@ std::unique_ptr<Op> CudaDevice::make(const OpSpec& spec, const OpConfig& config)
   });
 }
 
-void CudaDevice::keep_kernels(KernelStore store) {
+void CudaDevice::keep_kernels(const KernelStore& store) {
+  kernels_ = store;
   if (cudnn_) cudnn_->keep_kernels(store);
-  kernels_ = std::move(store);
 }
 
 // Convolutions and products are the libraries'; the rest is ours, in one way alone.

@@ -167,25 +167,24 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                                   : measure_limits(b.device, communicator.local_rank(), b.type,
                                                    limit_threads, b.profile);
 
-  EngineConfig config{
-      .device = b.device,
-      .gpu = communicator.local_rank(),
-      .workers = b.workers * communicator.size(),
-      .batch_per_worker = shape.n,
-      .threads_per_worker = threads,
-      .lanes = lanes_for(b.device, b.workers, b.workers, 1),
-      .type = b.type,
-      .scale_loss = b.type == DType::kFloat16,
-      .input = input,
-      .optimizer = {},
-      .training = !b.inference,
-      .fold = !b.no_fold,
-      .profile = b.profile,
-      .record = !b.no_graphs,
-      .aside = !b.no_overlap,
-      .frozen = frozen,
-      .evaluation = b.inference ? std::optional(input) : std::nullopt,
-      .plans = {.tune = b.autotune, .cache_folder = cache_folder()}};
+  EngineConfig config{.device = b.device,
+                      .gpu = communicator.local_rank(),
+                      .workers = b.workers * communicator.size(),
+                      .batch_per_worker = shape.n,
+                      .threads_per_worker = threads,
+                      .lanes = lanes_for(b.device, b.workers, b.workers, 1),
+                      .type = b.type,
+                      .scale_loss = b.type == DType::kFloat16,
+                      .input = input,
+                      .optimizer = {},
+                      .training = !b.inference,
+                      .fold = !b.no_fold,
+                      .profile = b.profile,
+                      .record = !b.no_graphs,
+                      .aside = !b.no_overlap,
+                      .frozen = frozen,
+                      .evaluation = b.inference ? std::optional(input) : std::nullopt,
+                      .plans = {.tune = b.autotune, .cache_folder = cache_folder()}};
   Engine engine(communicator, graph, config);
   const int64_t classes = ops::infer_shapes(graph, 1).back().c;
   std::vector<uint8_t> pixels(static_cast<size_t>(shape.elements()));
