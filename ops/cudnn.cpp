@@ -659,9 +659,8 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
     if (loaded && refused(status)) return nullptr;
     parts->compiled = loaded && compiles;
   }
-  const int64_t workspace = loaded
-                                ? parts->plan.get<int64_t>(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE)
-                                : configuration.get<int64_t>(CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE);
+  const int64_t workspace =
+      loaded ? parts->plan.get<int64_t>(CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) : wanted;
   if (workspace > kMostWorkspaceBytes) {
     why = fmt::format("it wants {} MiB of workspace, more than {}", workspace >> 20,
                       kMostWorkspaceBytes >> 20);
