@@ -37,21 +37,19 @@ using Geometry = BatchNormGeometry;
 // that again goes up. Bits do not depend on whether it is so.
 enum class Way : uint8_t { kUp, kDown };
 
-// Of a kernel's blocks in the order in which they start.
-__device__ int block_of(Way way) {
-  return static_cast<int>(way == Way::kUp ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
-}
-
 // What one thread takes: the channels of one group in every lanes-th row of a block. Elements of
 // one block are less than 2^31 apart, so the way from a thread's first row to its others is counted
 // in 32 bits, which spares registers.
 struct Share {
+  int block;                     // of the geometry's
   int64_t channel, at, mask_at;  // the first channel, its element in the first row, its mask's byte
   int32_t stride, mask_stride;   // from row to row
   int channels, rows;            // no rows where the thread idles
 
   __device__ Share(const Geometry& g, Way way) {
-    const auto thread = static_cast<int>(threadIdx.x), block = block_of(way);
+    const bool up = way == Way::kUp;
+    block = static_cast<int>(up ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+    const auto thread = static_cast<int>(threadIdx.x);
     const int lane = thread / g.groups;
     const int64_t begin = block / g.tiles * g.rows_per_block, left = g.rows - begin;
     const auto block_rows = static_cast<int>(left < g.rows_per_block ? left : g.rows_per_block);
@@ -60,12 +58,12 @@ struct Share {
     channels = static_cast<int>(g.c - channel < kWide ? g.c - channel : kWide);
     const bool idles = channels <= 0 || lane >= g.lanes || lane >= block_rows;
     rows = idles ? 0 : (block_rows - lane + g.lanes - 1) / g.lanes;
-    const int64_t first = begin + lane + (way == Way::kUp ? 0 : (rows - 1) * g.lanes);
+    const int64_t first = begin + lane + (up ? 0 : (rows - 1) * g.lanes);
+    const int step = up ? g.lanes : -g.lanes;
     at = first * g.c + channel;
     mask_at = first * mask_pitch + channel / kWide;
-    stride = static_cast<int32_t>(way == Way::kUp ? g.lanes * g.c : -g.lanes * g.c);
-    mask_stride =
-        static_cast<int32_t>(way == Way::kUp ? g.lanes * mask_pitch : -g.lanes * mask_pitch);
+    stride = static_cast<int32_t>(step * g.c);
+    mask_stride = static_cast<int32_t>(step * mask_pitch);
   }
 };
 
@@ -124,7 +122,7 @@ constexpr size_t kVectorBytes = 7 * sizeof(float) + 2 * sizeof(double);  // per 
 
 // partial [chunks, 2, c] = both sums of each channel over the block's lanes, in their order. Called
 // once by all threads of a block.
-__device__ void put_sums(double* partial, const Geometry& g, Way way,
+__device__ void put_sums(double* partial, const Geometry& g, int block,
                          const double (&sums)[2][kWide]) {
   // As long as a row of all threads, and a bit: sums of one channel group lie in different banks.
   constexpr int kPitch = Geometry::kThreads + 2;
@@ -135,7 +133,6 @@ __device__ void put_sums(double* partial, const Geometry& g, Way way,
     shared[1][i][thread] = sums[1][i];
   }
   __syncthreads();
-  const int block = block_of(way);
   const int64_t tile = block % g.tiles, chunk = block / g.tiles;
   const int64_t channel = tile * g.groups * kWide + thread;
   if (thread >= g.groups * kWide || channel >= g.c) return;
@@ -211,7 +208,7 @@ __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
     sums[0][i] = d + shifted;
     sums[1][i] = squares.v[i] + s * (2 * d + shifted);
   }
-  put_sums(partial, g, Way::kDown, sums);
+  put_sums(partial, g, share.block, sums);
 }
 
 __device__ void set_statistics(const Vectors& v, int64_t channel, float mean, double variance,
@@ -349,7 +346,7 @@ __global__ void backward_sums_kernel(double* partial, T* grad, const T* dy0, con
     sums[0][i] = sum.v[i];
     sums[1][i] = products.v[i];
   }
-  put_sums(partial, g, Way::kDown, sums);
+  put_sums(partial, g, share.block, sums);
 }
 
 __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,

@@ -526,7 +526,7 @@ struct Library::Target {
   Descriptor new_plan(cudnnHandle_t with) const;
   // The plan of a kernel that was kept; nothing where there is none, the library does not take it
   // or it wants another workspace.
-  std::optional<Descriptor> kept(const std::string& name, int64_t workspace,
+  std::optional<Descriptor> kept(const Convolution& c, const Choice& choice, int64_t workspace,
                                  cudnnHandle_t with) const;
 };
 
@@ -647,7 +647,7 @@ std::shared_ptr<const Plan> Library::Target::try_make(const Convolution& c, cons
   bool loaded = true;
   const int64_t wanted =
       compiles ? configuration.get<int64_t>(CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE) : 0;
-  if (auto plan = compiles ? kept(kernel_name(c, choice), wanted, with) : std::nullopt) {
+  if (auto plan = compiles ? kept(c, choice, wanted, with) : std::nullopt) {
     parts->plan = std::move(*plan);
   } else {
     parts->plan = new_plan(with);
@@ -683,9 +683,10 @@ Descriptor Library::Target::new_plan(cudnnHandle_t with) const {
   return plan;
 }
 
-std::optional<Descriptor> Library::Target::kept(const std::string& name, int64_t workspace,
-                                                cudnnHandle_t with) const {
-  const std::string kernel = kernels.read && !name.empty() ? kernels.read(name) : "";
+std::optional<Descriptor> Library::Target::kept(const Convolution& c, const Choice& choice,
+                                                int64_t workspace, cudnnHandle_t with) const {
+  if (!kernels.read) return std::nullopt;
+  const std::string name = kernel_name(c, choice), kernel = name.empty() ? "" : kernels.read(name);
   if (kernel.empty()) return std::nullopt;
   try {
     Descriptor plan = new_plan(with);

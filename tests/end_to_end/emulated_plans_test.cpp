@@ -50,15 +50,15 @@ class EmulatedPlans : public testing::Test, protected Runs {
   std::string cache_of(const std::string& name) const { return folder_.path("cache-" + name); }
   // The one file of plans there.
   std::string plans_in(const std::string& cache) const {
-    for (const auto& entry : std::filesystem::directory_iterator(cache))
-      if (entry.path().filename().string().starts_with("plans-")) return entry.path();
-    ADD_FAILURE() << "no plans in " << cache;
+    const std::vector<std::string> plans = files_in(cache, "plans-");
+    if (plans.size() == 1) return plans[0];
+    ADD_FAILURE() << plans.size() << " files of plans in " << cache;
     return "";
   }
-  std::vector<std::string> kernels_in(const std::string& cache) const {
+  std::vector<std::string> files_in(const std::string& cache, const std::string& begin) const {
     std::vector<std::string> found;
     for (const auto& entry : std::filesystem::directory_iterator(cache))
-      if (entry.path().filename().string().starts_with("kernel-")) found.push_back(entry.path());
+      if (entry.path().filename().string().starts_with(begin)) found.push_back(entry.path());
     return found;
   }
   std::string manifest(const std::string& name, int step) const {
@@ -148,7 +148,7 @@ TEST_F(EmulatedPlans, WhatIsCompiledIsKept) {
                     refusing = "CONVOY_EMULATED_CUDNN_REFUSES=10";
   const std::string unbroken = trained("unbroken", 1, 3, compiling);
   trained("one", 2, 1, compiling);
-  const std::vector<std::string> kernels = kernels_in(cache_of("one"));
+  const std::vector<std::string> kernels = files_in(cache_of("one"), "kernel-");
   EXPECT_GT(kernels.size(), 10u);
   trained("one", 2, 2, refusing);
   std::map<std::string, std::string> whole;
@@ -170,7 +170,7 @@ TEST_F(EmulatedPlans, ACacheOfTooManyKernelsBeginsAnew) {
   const std::string foreign = cache_of("one") + "/kernel-of-another.txt";
   write_file(foreign, "not ours");
   trained("one", 1, 1, "CONVOY_EMULATED_CUDNN_PREFERS=10");
-  const std::vector<std::string> kernels = kernels_in(cache_of("one"));
+  const std::vector<std::string> kernels = files_in(cache_of("one"), "kernel-");
   EXPECT_GT(kernels.size(), 10u);
   EXPECT_LT(kernels.size(), 100u);
   EXPECT_TRUE(std::filesystem::exists(foreign));

@@ -606,7 +606,8 @@ def kernels(run):
     for name, each in timed.items():
         if count := len(each) // steps:
             seconds, moved = (statistics.mean(values) * count for values in zip(*each))
-            rows.append({"name": name, "count": count, "seconds": seconds, "memory_bytes": None if math.isnan(moved) else moved})
+            rows.append({"name": name, "count": count, "seconds": seconds,
+                         "memory_bytes": None if math.isnan(moved) else moved})
     rows.sort(key=lambda row: -row["seconds"])
     seconds, total = answer["step_seconds"]["median"], sum(row["seconds"] for row in rows)
     run.tables["kernels"] = {"case": "/".join(case), "step_seconds": seconds, "rows": rows}

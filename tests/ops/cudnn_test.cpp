@@ -59,6 +59,9 @@ class CudnnTest : public ::testing::Test {
     }
   }
   static Library library() { return Library(); }
+  bool is_emulated() const {
+    return device_->instruction_set().find("emulated") != std::string::npos;
+  }
 
   std::unique_ptr<ops::Device> device_;
 };
@@ -241,7 +244,7 @@ TEST_F(CudnnTest, ConvolutionsOf1x1MayBeProducts) {
     EXPECT_EQ(elsewhere(plans), std::vector<std::string>{"backward weights"});
     EXPECT_NE(plans.find("product [16, 32 transposed] x [32, 24]"), std::string::npos) << plans;
     // On the emulated GPU products take no time.
-    if (device_->instruction_set().find("emulated") == std::string::npos) continue;
+    if (!is_emulated()) continue;
     EXPECT_EQ(elsewhere(measured),
               (std::vector<std::string>{"backward data", "backward weights", "forward"}));
     for (const char* product :
@@ -303,7 +306,7 @@ TEST_F(CudnnTest, SumsAreThoseOfEnginesThatAddThemInOrder) {
     if (plan) {
       EXPECT_GT(plan->workspace_bytes(), 0u);
     }
-    if (device_->instruction_set().find("emulated") == std::string::npos || !plan) continue;
+    if (!is_emulated() || !plan) continue;
     EXPECT_EQ(plan->choice().engine, 5);
     for (const Choice& choice : all.choices(c)) EXPECT_NE(choice.engine, 7);
     expect_error(ExitCode::kBadJob, {"keeps no sums"},
@@ -321,7 +324,7 @@ TEST_F(CudnnTest, StatisticsFromConvolutionsAreThoseOfAPass) {
   x = graph.add("b", ops::Conv2d{.out_channels = 24, .kernel = 3, .stride = 2, .padding = 1}, {x});
   x = graph.add("bn_b", ops::BatchNorm{}, {x});
   graph.add("fc", ops::Linear{.out_features = 5}, {graph.add("pool", ops::GlobalAvgPool{}, {x})});
-  const bool emulated = device_->instruction_set().find("emulated") != std::string::npos;
+  const bool emulated = is_emulated();
 
   const auto train = [&](bool tune, std::string& decisions) {
     const auto device = ops::make_device("cuda", 1);
@@ -383,7 +386,7 @@ TEST_F(CudnnTest, APlanIsTimed) {
     const double seconds = timer.measure(c, *all.find(c));
     EXPECT_GT(seconds, 0);
     EXPECT_LT(seconds, 10);
-    if (device_->instruction_set().find("emulated") != std::string::npos) {
+    if (is_emulated()) {
       EXPECT_GT(seconds, timer.measure(c, *all.make(c, {.engine = 0, .knobs = {}})));
     }
   }
@@ -455,7 +458,7 @@ TEST_F(CudnnTest, NetworksNameTheNodeWhoseEngineIsRefused) {
 // All fp32 gradients of 16-bit weights are compiled; on the emulated GPU engine 10 is, which can be
 // told to compile nothing.
 TEST_F(CudnnTest, AKernelIsCompiledOnce) {
-  const bool emulated = device_->instruction_set().find("emulated") != std::string::npos;
+  const bool emulated = is_emulated();
   const Convolution c = convolution(Pass::kBackwardWeights, DType::kFloat16);
   std::map<std::string, std::string> kept;
   const KernelStore store = {
@@ -528,8 +531,7 @@ TEST_F(CudnnTest, AKernelIsCompiledOnce) {
 }
 
 TEST_F(CudnnTest, AnAlgorithmThatCannotBeMadeAgainIsNotRecorded) {
-  if (device_->instruction_set().find("emulated") == std::string::npos)
-    GTEST_SKIP() << "SKIPPED: the real library does not forget on request";
+  if (!is_emulated()) GTEST_SKIP() << "SKIPPED: the real library does not forget on request";
   ::setenv("CONVOY_EMULATED_CUBLAS_FORGETS", "1", 1);
   testing::internal::CaptureStderr();
   const ops::Network made(*device_, small_network(), {.batch = 2});
@@ -550,7 +552,7 @@ TEST_F(CudnnTest, WithoutAnEngineTheErrorNamesTheLayer) {
 
 // The emulated GPU's engines are known.
 TEST_F(CudnnTest, EnginesThatNobodyMayTakeAreRefused) {
-  if (device_->instruction_set().find("emulated") == std::string::npos)
+  if (!is_emulated())
     GTEST_SKIP() << "SKIPPED: the real library's engines are asked in cudnn_plans_test";
   for (const auto& [engine, why] :
        std::initializer_list<std::pair<int64_t, const char*>>{{3, "NONDETERMINISTIC"},

@@ -38,6 +38,19 @@ void make_room_for_kernel(const std::string& folder) {
   for (const fs::path& kernel : kernels) fs::remove(kernel, error);
 }
 
+// A file of the cache: PATH of what is kept for a target, and what lies there behind its line.
+std::string path_of(const std::string& folder, const char* kind, const std::string& target) {
+  return fmt::format("{}/{}-{}.txt", folder, kind, sha256_hex(target).substr(0, 16));
+}
+std::optional<std::string> read_for(const std::string& path, const std::string& target) {
+  const std::string text = data::read_cache(path), head = target + "\n";
+  if (!text.starts_with(head)) return std::nullopt;
+  return text.substr(head.size());
+}
+bool write_for(const std::string& path, const std::string& target, const std::string& content) {
+  return data::write_cache(path, fmt::format("{}\n{}", target, content));
+}
+
 // Of both, the newer choice stays.
 std::string merged(const std::string& old, const std::string& more) {
   Choices choices = parse_choices(more);
@@ -64,8 +77,7 @@ void decide_first(ops::Device& device, const PlanConfig& config,
   const std::string target =
       fmt::format("{}; rules {}{}", plan_target(device.instruction_set(), device.libraries()),
                   kRules, config.tune ? ", measured" : "");
-  const std::string path =
-      fmt::format("{}/plans-{}.txt", config.cache_folder, sha256_hex(target).substr(0, 16));
+  const std::string path = path_of(config.cache_folder, "plans", target);
   const std::string cached = read_plans(path, target).value_or("");
   device.prescribe(known(cached), Refused::kReplace);
   tune_and_decide();
@@ -99,11 +111,9 @@ std::string plan_target(const std::string& instruction_set, const std::string& l
 }
 
 std::optional<std::string> read_plans(const std::string& path, const std::string& target) {
-  const std::string text = data::read_cache(path), head = target + "\n";
-  if (!text.starts_with(head)) return std::nullopt;
-  std::string plans = text.substr(head.size());
+  std::optional<std::string> plans = read_for(path, target);
   try {
-    parse_choices(plans);
+    if (plans) parse_choices(*plans);
   } catch (const Error&) {
     return std::nullopt;
   }
@@ -111,27 +121,23 @@ std::optional<std::string> read_plans(const std::string& path, const std::string
 }
 
 void write_plans(const std::string& path, const std::string& target, const std::string& plans) {
-  data::write_cache(path, fmt::format("{}\n{}", target, plans));
+  write_for(path, target, plans);
 }
 
 KernelStore kernel_store(const std::string& folder, const std::string& target) {
-  const auto head = [target](const std::string& name) {
-    return fmt::format("{}\n{}\n", target, name);
-  };
-  const auto path = [folder, head](const std::string& name) {
-    return fmt::format("{}/kernel-{}.txt", folder, sha256_hex(head(name)).substr(0, 16));
-  };
+  const auto target_of = [target](const std::string& name) { return target + "\n" + name; };
   return {.read =
               [=](const std::string& name) {
-                const std::string text = data::read_cache(path(name)), begin = head(name);
-                return text.starts_with(begin) ? text.substr(begin.size()) : "";
+                const std::string whole = target_of(name);
+                return read_for(path_of(folder, "kernel", whole), whole).value_or("");
               },
           .write =
               [=, writes = std::make_shared<bool>(true)](const std::string& name,
                                                          const std::string& kernel) {
                 if (!*writes) return;
                 make_room_for_kernel(folder);
-                *writes = data::write_cache(path(name), head(name) + kernel);
+                const std::string whole = target_of(name);
+                *writes = write_for(path_of(folder, "kernel", whole), whole, kernel);
               }};
 }
 

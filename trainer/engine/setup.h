@@ -23,8 +23,7 @@
 namespace convoy::trainer {
 
 // Where indexes, means, plans and kernels are kept between runs: CONVOY_CACHE,
-// XDG_CACHE_HOME/convoy or
-// ~/.cache/convoy, created if need be; "" where none can be.
+// XDG_CACHE_HOME/convoy or ~/.cache/convoy, created if need be; "" where none can be.
 std::string cache_folder();
 
 std::unique_ptr<data::Dataset> open_split(const Job& job, data::Split split);
