@@ -1,7 +1,9 @@
 // Batch norm over (N, H, W) for each channel, with what usually follows it in one pass:
 //   y = relu( (x - mean) / sqrt(var + epsilon) * gamma + beta  + residual )
-// where the residual and the ReLU are there if the spec says so (ops/fusion.* sets them).
-// Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
+// where the residual and the ReLU are there if the spec says so (ops/fusion.* sets them). In
+// training on a GPU the residual may itself be a batch norm's output, computed here as well, and
+// y's maximum over windows may take y's place. Ioffe and Szegedy 2015, arXiv:1502.03167, algorithms
+// 1 and 2.
 //
 // Training normalises by the batch's mean and biased variance and writes both (the variance
 // unbiased) to NodeMemory::statistics; the running values are the trainer's. Inference uses
@@ -12,7 +14,10 @@
 // same bits for any number of threads, and safe where the mean is far from zero.
 #pragma once
 
+#include <optional>
+
 #include "ops/op.h"
+#include "ops/pool.h"
 
 namespace convoy::ops {
 
@@ -26,7 +31,16 @@ struct BatchNorm {
   bool relu = false;
   bool residual = false;  // the second input is added before the ReLU
   bool frozen = false;    // running statistics in training, too; no gradients of the parameters
+
+  // The second input is not the residual, but what another batch norm makes the residual of: its
+  // parameters and statistics follow the own ones.
+  struct Shortcut {
+    double epsilon = 1e-5;
+  };
+  std::optional<Shortcut> shortcut;
+  std::optional<MaxPool> pool;  // follows; not with a residual
 };
+inline constexpr int kBatchNormParameters = 2;  // weight and bias
 
 Shape output_shape(const BatchNorm& spec, const std::vector<Shape>& x);
 std::vector<ParameterSpec> parameters(const BatchNorm& spec, const std::vector<Shape>& x);
@@ -34,14 +48,17 @@ inline int64_t macs(const BatchNorm&, const std::vector<Shape>&) {
   return 0;
 }
 // Backward adds up to two gradients of y over the first. With a residual, its gradient is the
-// masked sum, in place.
+// masked sum, in place; that of a shortcut is written there, too.
 inline BackwardNeeds backward_needs(const BatchNorm& s) {
-  return {.inputs = s.frozen ? 0u : 1u,
-          .dy_sources = 2,
+  return {.inputs = s.frozen     ? 0u
+                    : s.shortcut ? 3u
+                                 : 1u,
+          .dy_sources = s.pool ? 1 : 2,
           .dx_in_place = s.residual ? 1 : -1,
-          .writes_dy = true};
+          .writes_dy = !s.pool};
 }
-// Bytes that wait for backward: the ReLU's mask, a bit per element.
+// Bytes that wait for backward: the ReLU's mask, a bit per element, or the pooling's places, a byte
+// per output.
 size_t saved_bytes(const BatchNorm& spec, const Shape& y);
 // For training. Throws Error (kBadJob) where a channel has but one value.
 void expect_variance(const OpConfig& config);

@@ -158,6 +158,8 @@ class BatchNormCpu final : public Op {
 }  // namespace
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const BatchNorm& spec, const OpConfig& config) {
+  if (spec.shortcut || spec.pool)
+    fail(ExitCode::kFault, "batch_norm \"{}\": merged, as no CPU computes it", config.name);
   return make_for_type<BatchNormCpu>(config.type, device.threads(), spec, config);
 }
 

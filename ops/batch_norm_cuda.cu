@@ -3,147 +3,38 @@
 //
 // Bytes that each pass moves for n elements of s bytes (beside them: two doubles per channel and
 // block, which stay in the L2 cache):
-//   statistics      x                          s n
-//   normalise       x, y, residual?, mask?     2 s n (+ s n) (+ n / 8)
-//   backward_sums   x, dy, dy2?, mask?, sum?   2 s n (+ s n) (+ n / 8) (+ s n)
-//   backward_apply  x, dy or sum, mask?, dx    3 s n (+ n / 8)
+//   statistics      x                            s n
+//   normalise       x, y, residual?, mask?       2 s n (+ s n) (+ n / 8)
+//   backward_sums   x, x2?, dy, dy2?, mask?, sum?  2 s n (+ s n) (+ s n) (+ n / 8) (+ s n)
+//   backward_apply  x, x2?, dy or sum, mask?, dx, dx2?  3 s n (+ 2 s n) (+ n / 8)
 //   scale_gradient  dy, dy2?, mask?, dx?, sum? 2 s n (+ s n) (+ n / 8) (+ s n); frozen, in place of
 //   both
 // The sum of gradients is stored where there are two, or a residual; backward_apply then reads it
 // instead of dy and the mask.
+//
+// x2 and dx2 are a shortcut's (BatchNorm::shortcut), which takes the residual's place. By itself it
+// would move 9 s n more, merged it is 5. What would be stored between the two is rounded as if it
+// were, so that bits are the same.
 //
 // Statistics: each thread sums x and its square in fp32 around the first value it sees, over at
 // most 64 rows. That value's own distance is part of the variance, so it cannot drown it. In
 // double, what the value took away is given back, and the rest is summed.
 //
 // The mask is a bit per element, 8 channels a byte, rows of whole 16-bit words.
+#include "ops/batch_norm_cuda.h"
+
 #include <cmath>
 
-#include "ops/batch_norm.h"
-#include "ops/batch_norm_geometry.h"
-#include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
 
 namespace convoy::ops {
 namespace {
 
-using namespace cuda;
+using namespace cuda_norm;
 
-using Geometry = BatchNormGeometry;
+// ---- Statistics and sums, per channel.
 
-// Which way a kernel goes through the rows. The L2 cache holds what was touched last, the end of a
-// tensor larger than it: who reads the tensor next begins there. Blocks usually start in the order
-// of their numbers, and convolutions go up, so what reads their results goes down, and what reads
-// that again goes up. Bits do not depend on whether it is so.
-enum class Way : uint8_t { kUp, kDown };
-
-// What one thread takes: the channels of one group in every lanes-th row of a block. Elements of
-// one block are less than 2^31 apart, so the way from a thread's first row to its others is counted
-// in 32 bits, which spares registers.
-struct Share {
-  int block;                     // of the geometry's
-  int64_t channel, at, mask_at;  // the first channel, its element in the first row, its mask's byte
-  int32_t stride, mask_stride;   // from row to row
-  int channels, rows;            // no rows where the thread idles
-
-  __device__ Share(const Geometry& g, Way way) {
-    const bool up = way == Way::kUp;
-    block = static_cast<int>(up ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
-    const auto thread = static_cast<int>(threadIdx.x);
-    const int lane = thread / g.groups;
-    const int64_t begin = block / g.tiles * g.rows_per_block, left = g.rows - begin;
-    const auto block_rows = static_cast<int>(left < g.rows_per_block ? left : g.rows_per_block);
-    const int64_t mask_pitch = (g.c + 15) / 16 * 2;
-    channel = int64_t{block % g.tiles * g.groups + thread % g.groups} * kWide;
-    channels = static_cast<int>(g.c - channel < kWide ? g.c - channel : kWide);
-    const bool idles = channels <= 0 || lane >= g.lanes || lane >= block_rows;
-    rows = idles ? 0 : (block_rows - lane + g.lanes - 1) / g.lanes;
-    const int64_t first = begin + lane + (up ? 0 : (rows - 1) * g.lanes);
-    const int step = up ? g.lanes : -g.lanes;
-    at = first * g.c + channel;
-    mask_at = first * mask_pitch + channel / kWide;
-    stride = static_cast<int32_t>(step * g.c);
-    mask_stride = static_cast<int32_t>(step * mask_pitch);
-  }
-};
-
-// use(r, load(r)) for the rows 0 to `rows` of a share. kAhead rows are loaded before the first is
-// used, so that enough is on its way; load() must not branch and should return what memory holds.
-template <int kAhead, typename Load, typename Use>
-__device__ void for_rows(int rows, Load load, Use use) {
-  int r = 0;
-  for (; r + kAhead <= rows; r += kAhead) {
-    decltype(load(r)) loaded[kAhead];
-    for (int k = 0; k < kAhead; ++k) loaded[k] = load(r + k);
-    for (int k = 0; k < kAhead; ++k) use(r + k, loaded[k]);
-  }
-  for (; r < rows; ++r) use(r, load(r));
-}
-
-// The n values of a group; kAligned: eight of them, in whole accesses.
-template <bool kAligned, typename T>
-__device__ Bits8<T> load_group(const T* p, int n) {
-  if constexpr (kAligned) {
-    return *reinterpret_cast<const Bits8<T>*>(p);
-  } else {
-    Bits8<T> out = {};
-    for (int i = 0; i < kWide; ++i)
-      if (i < n) out.v[i] = p[i];
-    return out;
-  }
-}
-// The same of memory that is not read again soon: it leaves the cache to others.
-template <bool kAligned, typename T>
-__device__ Bits8<T> load_group_last(const T* p, int n) {
-  if constexpr (kAligned)
-    return load_last(p);
-  else
-    return load_group<false>(p, n);
-}
-template <bool kAligned, typename T>
-__device__ void store_group(T* p, const Floats8& values, int n) {
-  if constexpr (kAligned) {
-    store8(p, values);
-  } else {
-    for (int i = 0; i < kWide; ++i)
-      if (i < n) store(p + i, values.v[i]);
-  }
-}
-
-// What is known per channel, c floats each.
-struct Vectors {
-  float *mean, *inv_std, *scale, *beta;  // from the statistics to backward
-  float *a, *b, *k;                      // from backward's sums to its second pass
-  double* sums;                          // [2, c] of the slices so far
-};
-constexpr size_t kVectorBytes = 7 * sizeof(float) + 2 * sizeof(double);  // per channel
-
-// ---- Sums per channel.
-
-// partial [chunks, 2, c] = both sums of each channel over the block's lanes, in their order. Called
-// once by all threads of a block.
-__device__ void put_sums(double* partial, const Geometry& g, int block,
-                         const double (&sums)[2][kWide]) {
-  // As long as a row of all threads, and a bit: sums of one channel group lie in different banks.
-  constexpr int kPitch = Geometry::kThreads + 2;
-  __shared__ double shared[2][kWide][kPitch];
-  const auto thread = static_cast<int>(threadIdx.x);
-  for (int i = 0; i < kWide; ++i) {
-    shared[0][i][thread] = sums[0][i];
-    shared[1][i][thread] = sums[1][i];
-  }
-  __syncthreads();
-  const int64_t tile = block % g.tiles, chunk = block / g.tiles;
-  const int64_t channel = tile * g.groups * kWide + thread;
-  if (thread >= g.groups * kWide || channel >= g.c) return;
-  double sum0 = 0, sum1 = 0;
-  for (int lane = 0; lane < g.lanes; ++lane) {
-    sum0 += shared[0][thread % kWide][lane * g.groups + thread / kWide];
-    sum1 += shared[1][thread % kWide][lane * g.groups + thread / kWide];
-  }
-  partial[2 * chunk * g.c + channel] = sum0;
-  partial[(2 * chunk + 1) * g.c + channel] = sum1;
-}
+constexpr size_t kVectorBytes = 7 * sizeof(float) + 2 * sizeof(double);
 
 // A block of this many threads finishes four channels: 32 bytes a read, 64 chunks at once.
 constexpr int kFinishChannels = 4, kFinishLanes = 64;
@@ -183,8 +74,6 @@ __device__ void finish_sums(double* carried, const double* partial, const Geomet
   finish(sum0, sum1, channel);
 }
 
-// ---- Forward.
-
 // partial = sum x, sum x^2.
 template <typename T, bool kAligned>
 __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
@@ -202,11 +91,11 @@ __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
           squares.v[i] += d * d;
         }
       });
-  double sums[2][kWide];
+  Sums sums;
   for (int i = 0; i < kWide; ++i) {
     const double s = load(&shift.v[i]), d = sum.v[i], shifted = s * share.rows;
-    sums[0][i] = d + shifted;
-    sums[1][i] = squares.v[i] + s * (2 * d + shifted);
+    sums.v[0][i] = d + shifted;
+    sums.v[1][i] = squares.v[i] + s * (2 * d + shifted);
   }
   put_sums(partial, g, share.block, sums);
 }
@@ -259,96 +148,6 @@ __global__ void running_statistics_kernel(Vectors v, const float* running, const
   });
 }
 
-// mask may be null; relu without a mask is inference.
-template <typename T, bool kAligned, bool kResidual>
-__global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* residual, Vectors v,
-                                 Geometry g, Way way, bool relu) {
-  const Share share(g, way);
-  if (share.rows == 0) return;
-  y += share.at;
-  x += share.at;
-  if constexpr (kResidual) residual += share.at;
-  if (mask) mask += share.mask_at;
-  const auto vector = [&](const float* p) {
-    return load_group<kAligned>(p + share.channel, share.channels);
-  };
-  const Bits8<float> mean = vector(v.mean), scale = vector(v.scale), beta = vector(v.beta);
-  const float least = relu ? 0.0f : -INFINITY;
-  struct In {
-    Bits8<T> x, residual;
-  };
-  for_rows<2>(
-      share.rows,
-      [&](int r) {
-        In in;
-        in.x = load_group_last<kAligned>(x + r * share.stride, share.channels);
-        if constexpr (kResidual)
-          in.residual = load_group_last<kAligned>(residual + r * share.stride, share.channels);
-        return in;
-      },
-      [&](int r, const In& in) {
-        Floats8 out;
-        unsigned positive = 0;
-        for (int i = 0; i < kWide; ++i) {
-          float value = (load(&in.x.v[i]) - mean.v[i]) * scale.v[i] + beta.v[i];
-          if constexpr (kResidual) value += load(&in.residual.v[i]);
-          positive |= static_cast<unsigned>(value > 0.0f) << i;
-          out.v[i] = value < least ? least : value;  // NaN stays NaN, so that it is seen
-        }
-        if (mask) mask[r * share.mask_stride] = static_cast<uint8_t>(positive);
-        store_group<kAligned>(y + r * share.stride, out, share.channels);
-      });
-}
-
-// ---- Backward.
-
-// grad = mask * (dy0 + dy1); partial = sum grad, sum grad (x - mean). grad may be null (not
-// stored) or dy0.
-template <typename T, bool kAligned, bool kMask, bool kTwo>
-__global__ void backward_sums_kernel(double* partial, T* grad, const T* dy0, const T* dy1,
-                                     const uint8_t* mask, const T* x, Vectors v, Geometry g) {
-  const Share share(g, Way::kDown);
-  x += share.at;
-  dy0 += share.at;
-  if constexpr (kTwo) dy1 += share.at;
-  if constexpr (kMask) mask += share.mask_at;
-  if (grad) grad += share.at;
-  Bits8<float> mean = {};
-  Floats8 sum = {}, products = {};
-  if (share.rows > 0) mean = load_group<kAligned>(v.mean + share.channel, share.channels);
-  struct In {
-    Bits8<T> dy0, dy1, x;
-    unsigned positive;
-  };
-  for_rows<2>(
-      share.rows,
-      [&](int r) {
-        In in;
-        in.dy0 = load_group<kAligned>(dy0 + r * share.stride, share.channels);
-        if constexpr (kTwo) in.dy1 = load_group<kAligned>(dy1 + r * share.stride, share.channels);
-        in.x = load_group<kAligned>(x + r * share.stride, share.channels);
-        if constexpr (kMask) in.positive = mask[r * share.mask_stride];
-        return in;
-      },
-      [&](int r, const In& in) {
-        Floats8 dy;
-        for (int i = 0; i < kWide; ++i) {
-          dy.v[i] = load(&in.dy0.v[i]);
-          if constexpr (kTwo) dy.v[i] += load(&in.dy1.v[i]);
-          if constexpr (kMask) dy.v[i] = in.positive >> i & 1 ? dy.v[i] : 0.0f;
-          sum.v[i] += dy.v[i];
-          products.v[i] += dy.v[i] * (load(&in.x.v[i]) - mean.v[i]);
-        }
-        if (grad) store_group<kAligned>(grad + r * share.stride, dy, share.channels);
-      });
-  double sums[2][kWide];
-  for (int i = 0; i < kWide; ++i) {
-    sums[0][i] = sum.v[i];
-    sums[1][i] = products.v[i];
-  }
-  put_sums(partial, g, share.block, sums);
-}
-
 __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
                                        const double* partial, const float* gamma, Geometry g,
                                        double count, bool first, bool last) {
@@ -362,22 +161,206 @@ __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
   });
 }
 
-// dx = a * (mask * grad) + b * (x - mean) + k.
-template <typename T, bool kAligned, bool kMask>
-__global__ void backward_apply_kernel(T* dx, const T* grad, const uint8_t* mask, const T* x,
-                                      Vectors v, Geometry g) {
+}  // namespace
+
+// ---- One batch norm.
+
+namespace cuda_norm {
+
+Norm::Norm(cudaStream_t stream, double epsilon, const Geometry& geometry, double count)
+    : stream_(stream),
+      epsilon_(epsilon),
+      geometry_(geometry),
+      count_(count),
+      memory_(allocate_device(kVectorBytes * static_cast<size_t>(geometry.c))) {
+  const int64_t c = geometry.c;
+  auto* sums = static_cast<double*>(memory_.get());
+  auto* floats = reinterpret_cast<float*>(sums + 2 * c);
+  vectors_ = {floats,         floats + c,     floats + 2 * c, floats + 3 * c,
+              floats + 4 * c, floats + 5 * c, floats + 6 * c, sums};
+}
+
+int64_t Norm::finish_blocks() const {
+  return (geometry_.c + kFinishChannels - 1) / kFinishChannels;
+}
+
+template <typename T>
+void Norm::gather(const T* x, const float* sums, float* statistics, const float* const* parameters,
+                  double* partial, const Slice& slice) const {
+  if (sums)
+    return launch(&given_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_,
+                  statistics, vectors_, sums, parameters[0], parameters[1], geometry_.c, count_,
+                  epsilon_);
+  with_flag(are_wide(geometry_.c, x), [&](auto aligned) {
+    launch(&statistics_kernel<T, aligned>, geometry_.blocks(), Geometry::kThreads, stream_, partial,
+           x, geometry_);
+  });
+  launch(&statistics_finish_kernel, finish_blocks(), kFinishThreads, stream_, statistics, vectors_,
+         partial, parameters[0], parameters[1], geometry_, count_, epsilon_, slice.first,
+         slice.last);
+}
+template void Norm::gather(const float*, const float*, float*, const float* const*, double*,
+                           const Slice&) const;
+template void Norm::gather(const Bfloat16*, const float*, float*, const float* const*, double*,
+                           const Slice&) const;
+template void Norm::gather(const Float16*, const float*, float*, const float* const*, double*,
+                           const Slice&) const;
+
+void Norm::take(const float* running, const float* const* parameters) const {
+  launch(&running_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_, vectors_,
+         running, parameters[0], parameters[1], geometry_.c, epsilon_);
+}
+
+void Norm::finish_backward(float* const* gradients, const float* gamma, const double* partial,
+                           const Slice& slice) const {
+  launch(&backward_finish_kernel, finish_blocks(), kFinishThreads, stream_, gradients[0],
+         gradients[1], vectors_, partial, gamma, geometry_, count_, slice.first, slice.last);
+}
+
+}  // namespace cuda_norm
+
+namespace {
+
+// ---- Forward.
+
+// What the second input of a batch norm is.
+enum class Second : uint8_t { kNone, kResidual, kShortcut };
+
+// mask may be null; relu without a mask is inference. v2: of a shortcut.
+template <typename T, bool kAligned, Second kSecond>
+__global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* x2, Vectors v,
+                                 Vectors v2, Geometry g, Way way, bool relu) {
+  const Share share(g, way);
+  if (share.rows == 0) return;
+  y += share.at;
+  x += share.at;
+  if constexpr (kSecond != Second::kNone) x2 += share.at;
+  if (mask) mask += share.mask_at;
+  const auto vector = [&](const float* p) {
+    return load_group<kAligned>(p + share.channel, share.channels);
+  };
+  const Bits8<float> mean = vector(v.mean), scale = vector(v.scale), beta = vector(v.beta);
+  Bits8<float> mean2, scale2, beta2;
+  if constexpr (kSecond == Second::kShortcut) {
+    mean2 = vector(v2.mean);
+    scale2 = vector(v2.scale);
+    beta2 = vector(v2.beta);
+  }
+  const float least = relu ? 0.0f : -INFINITY;
+  struct In {
+    Bits8<T> x, x2;
+  };
+  for_rows<2>(
+      share.rows,
+      [&](int r) {
+        In in;
+        in.x = load_group_last<kAligned>(x + r * share.stride, share.channels);
+        if constexpr (kSecond != Second::kNone)
+          in.x2 = load_group_last<kAligned>(x2 + r * share.stride, share.channels);
+        return in;
+      },
+      [&](int r, const In& in) {
+        Floats8 out;
+        unsigned positive = 0;
+        for (int i = 0; i < kWide; ++i) {
+          float value = (load(&in.x.v[i]) - mean.v[i]) * scale.v[i] + beta.v[i];
+          if constexpr (kSecond == Second::kResidual) value += load(&in.x2.v[i]);
+          if constexpr (kSecond == Second::kShortcut)
+            value += rounded<T>((load(&in.x2.v[i]) - mean2.v[i]) * scale2.v[i] + beta2.v[i]);
+          positive |= static_cast<unsigned>(value > 0.0f) << i;
+          out.v[i] = value < least ? least : value;  // NaN stays NaN, so that it is seen
+        }
+        if (mask) mask[r * share.mask_stride] = static_cast<uint8_t>(positive);
+        store_group<kAligned>(y + r * share.stride, out, share.channels);
+      });
+}
+
+// ---- Backward.
+
+// grad = mask * (dy0 + dy1); partial = sum grad, sum grad (x - mean) and, of a shortcut, partial2 =
+// the same with x2. grad may be null (not stored) or dy0.
+template <typename T, bool kAligned, bool kMask, bool kTwo, bool kShortcut>
+__global__ void backward_sums_kernel(double* partial, double* partial2, T* grad, const T* dy0,
+                                     const T* dy1, const uint8_t* mask, const T* x, const T* x2,
+                                     Vectors v, Vectors v2, Geometry g) {
+  const Share share(g, Way::kDown);
+  x += share.at;
+  if constexpr (kShortcut) x2 += share.at;
+  dy0 += share.at;
+  if constexpr (kTwo) dy1 += share.at;
+  if constexpr (kMask) mask += share.mask_at;
+  if (grad) grad += share.at;
+  Bits8<float> mean = {}, mean2 = {};
+  Floats8 sum = {}, products = {}, sum2 = {}, products2 = {};
+  if (share.rows > 0) mean = load_group<kAligned>(v.mean + share.channel, share.channels);
+  if (kShortcut && share.rows > 0)
+    mean2 = load_group<kAligned>(v2.mean + share.channel, share.channels);
+  struct In {
+    Bits8<T> dy0, dy1, x, x2;
+    unsigned positive;
+  };
+  for_rows<2>(
+      share.rows,
+      [&](int r) {
+        In in;
+        in.dy0 = load_group<kAligned>(dy0 + r * share.stride, share.channels);
+        if constexpr (kTwo) in.dy1 = load_group<kAligned>(dy1 + r * share.stride, share.channels);
+        in.x = load_group<kAligned>(x + r * share.stride, share.channels);
+        if constexpr (kShortcut)
+          in.x2 = load_group<kAligned>(x2 + r * share.stride, share.channels);
+        if constexpr (kMask) in.positive = mask[r * share.mask_stride];
+        return in;
+      },
+      [&](int r, const In& in) {
+        Floats8 dy;
+        for (int i = 0; i < kWide; ++i) {
+          dy.v[i] = load(&in.dy0.v[i]);
+          if constexpr (kTwo) dy.v[i] += load(&in.dy1.v[i]);
+          if constexpr (kMask) dy.v[i] = in.positive >> i & 1 ? dy.v[i] : 0.0f;
+          sum.v[i] += dy.v[i];
+          products.v[i] += dy.v[i] * (load(&in.x.v[i]) - mean.v[i]);
+          if constexpr (kShortcut) {
+            const float stored = rounded<T>(dy.v[i]);
+            sum2.v[i] += stored;
+            products2.v[i] += stored * (load(&in.x2.v[i]) - mean2.v[i]);
+          }
+        }
+        if (grad) store_group<kAligned>(grad + r * share.stride, dy, share.channels);
+      });
+  put_sums(partial, g, share.block, in_double(sum, products));
+  if constexpr (kShortcut) {
+    __syncthreads();
+    put_sums(partial2, g, share.block, in_double(sum2, products2));
+  }
+}
+
+// dx = a * (mask * grad) + b * (x - mean) + k, and dx2 with what a shortcut has. Either may be
+// null; dx2 may be grad.
+template <typename T, bool kAligned, bool kMask, bool kShortcut>
+__global__ void backward_apply_kernel(T* dx, T* dx2, const T* grad, const uint8_t* mask, const T* x,
+                                      const T* x2, Vectors v, Vectors v2, Geometry g) {
   const Share share(g, Way::kUp);
   if (share.rows == 0) return;
-  dx += share.at;
   grad += share.at;
   x += share.at;
+  if (dx) dx += share.at;
+  if constexpr (kShortcut) x2 += share.at;
+  if (kShortcut && dx2) dx2 += share.at;
   if constexpr (kMask) mask += share.mask_at;
   const auto vector = [&](const float* p) {
     return load_group<kAligned>(p + share.channel, share.channels);
   };
-  const Bits8<float> mean = vector(v.mean), a = vector(v.a), b = vector(v.b), k = vector(v.k);
+  struct Factors {
+    Bits8<float> mean, a, b, k;
+  };
+  const auto factors_of = [&](const Vectors& from) -> Factors {
+    return {vector(from.mean), vector(from.a), vector(from.b), vector(from.k)};
+  };
+  const Factors f = factors_of(v);
+  Factors f2;
+  if constexpr (kShortcut) f2 = factors_of(v2);
   struct In {
-    Bits8<T> grad, x;
+    Bits8<T> grad, x, x2;
     unsigned positive;
   };
   for_rows<2>(
@@ -386,17 +369,23 @@ __global__ void backward_apply_kernel(T* dx, const T* grad, const uint8_t* mask,
         In in;
         in.grad = load_group_last<kAligned>(grad + r * share.stride, share.channels);
         in.x = load_group_last<kAligned>(x + r * share.stride, share.channels);
+        if constexpr (kShortcut)
+          in.x2 = load_group_last<kAligned>(x2 + r * share.stride, share.channels);
         if constexpr (kMask) in.positive = mask[r * share.mask_stride];
         return in;
       },
       [&](int r, const In& in) {
-        Floats8 out;
+        Floats8 out, out2;
         for (int i = 0; i < kWide; ++i) {
           float value = load(&in.grad.v[i]);
           if constexpr (kMask) value = in.positive >> i & 1 ? value : 0.0f;
-          out.v[i] = (load(&in.x.v[i]) - mean.v[i]) * b.v[i] + k.v[i] + value * a.v[i];
+          out.v[i] = (load(&in.x.v[i]) - f.mean.v[i]) * f.b.v[i] + f.k.v[i] + value * f.a.v[i];
+          if constexpr (kShortcut)
+            out2.v[i] =
+                (load(&in.x2.v[i]) - f2.mean.v[i]) * f2.b.v[i] + f2.k.v[i] + value * f2.a.v[i];
         }
-        store_group<kAligned>(dx + r * share.stride, out, share.channels);
+        if (dx) store_group<kAligned>(dx + r * share.stride, out, share.channels);
+        if (kShortcut && dx2) store_group<kAligned>(dx2 + r * share.stride, out2, share.channels);
       });
 }
 
@@ -442,12 +431,6 @@ __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1
 
 // ---- The op.
 
-// body(std::bool_constant) of a flag that a kernel knows when it is compiled.
-template <typename Body>
-void with_flag(bool flag, Body body) {
-  flag ? body(std::true_type{}) : body(std::false_type{});
-}
-
 template <typename T>
 class BatchNormCuda final : public Op {
  public:
@@ -455,91 +438,93 @@ class BatchNormCuda final : public Op {
       : stream_(stream),
         spec_(spec),
         geometry_(batch_norm_geometry(config.y.rows(), config.y.c)),
-        count_(static_cast<double>(config.y.h * config.y.w * config.batch)),
         training_(config.training),
         gathers_(config.training && !spec.frozen),
         saved_(training_ ? ops::saved_bytes(spec, config.y) : 0),
-        memory_(allocate_device(kVectorBytes * static_cast<size_t>(config.y.c))) {
+        norm_(stream, spec.epsilon, geometry_, values_of_a_channel(config)) {
     if (gathers_) expect_variance(config);
-    const int64_t c = config.y.c;
-    auto* sums = static_cast<double*>(memory_.get());
-    auto* floats = reinterpret_cast<float*>(sums + 2 * c);
-    vectors_ = {floats,         floats + c,     floats + 2 * c, floats + 3 * c,
-                floats + 4 * c, floats + 5 * c, floats + 6 * c, sums};
+    if (spec.shortcut)
+      shortcut_.emplace(stream, spec.shortcut->epsilon, geometry_, values_of_a_channel(config));
   }
 
   void gather_forward(const NodeMemory& m) override {
-    if (m.sums)
-      return launch(&given_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_,
-                    m.statistics, vectors_, static_cast<const float*>(m.sums), m.parameters[0],
-                    m.parameters[1], geometry_.c, count_, spec_.epsilon);
-    const auto* x = static_cast<const T*>(m.x[0]);
     auto* partial = static_cast<double*>(m.scratch);
-    with_flag(are_wide(geometry_.c, x), [&](auto aligned) {
-      launch(&statistics_kernel<T, aligned>, geometry_.blocks(), Geometry::kThreads, stream_,
-             partial, x, geometry_);
-    });
-    launch(&statistics_finish_kernel, finish_blocks(), kFinishThreads, stream_, m.statistics,
-           vectors_, partial, m.parameters[0], m.parameters[1], geometry_, count_, spec_.epsilon,
-           m.slice.first, m.slice.last);
+    norm_.gather(static_cast<const T*>(m.x[0]), m.sums, m.statistics, m.parameters.data(), partial,
+                 m.slice);
+    if (shortcut_)
+      shortcut_->gather(static_cast<const T*>(m.x[1]), m.shortcut_sums, m.shortcut_statistics,
+                        m.parameters.data() + kBatchNormParameters, partial, m.slice);
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
-    if (!gathers_ && m.slice.first)
-      launch(&running_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_, vectors_,
-             m.running, m.parameters[0], m.parameters[1], geometry_.c, spec_.epsilon);
+    if (!gathers_ && m.slice.first) norm_.take(m.running, m.parameters.data());
     auto* y = static_cast<T*>(m.y);
     auto* mask = saved_ ? static_cast<uint8_t*>(m.saved) : nullptr;
     const auto* x = static_cast<const T*>(m.x[0]);
-    const auto* residual = spec_.residual ? static_cast<const T*>(m.x[1]) : nullptr;
+    const auto* x2 = spec_.residual ? static_cast<const T*>(m.x[1]) : nullptr;
     const Way way = gathers_ && !m.sums ? Way::kUp : Way::kDown;
-    with_flag(are_wide(geometry_.c, x, y, residual), [&](auto aligned) {
-      with_flag(residual, [&](auto has_residual) {
-        launch(&normalise_kernel<T, aligned, has_residual>, geometry_.blocks(), Geometry::kThreads,
-               stream_, y, mask, x, residual, vectors_, geometry_, way, spec_.relu);
-      });
+    with_flag(are_wide(geometry_.c, x, y, x2), [&](auto aligned) {
+      const auto run = [&](auto second) {
+        launch(&normalise_kernel<T, aligned, second>, geometry_.blocks(), Geometry::kThreads,
+               stream_, y, mask, x, x2, norm_.vectors(), shortcut_vectors(), geometry_, way,
+               spec_.relu);
+      };
+      if (shortcut_)
+        run(std::integral_constant<Second, Second::kShortcut>{});
+      else if (x2)
+        run(std::integral_constant<Second, Second::kResidual>{});
+      else
+        run(std::integral_constant<Second, Second::kNone>{});
     });
   }
 
   void gather_backward(const NodeMemory& m) override {
     auto* dy0 = static_cast<T*>(m.dy[0]);
     const auto* dy1 = m.dy.size() > 1 ? static_cast<const T*>(m.dy[1]) : nullptr;
-    const auto* x = static_cast<const T*>(m.x[0]);
+    const auto *x = static_cast<const T*>(m.x[0]), *x2 = shortcut_input(m);
     auto* partial = static_cast<double*>(m.scratch);
+    double* const partial2 = partial + norm_.partial_bytes() / sizeof(double);
     const uint8_t* mask = spec_.relu ? static_cast<const uint8_t*>(m.saved) : nullptr;
-    with_flag(are_wide(geometry_.c, x, dy0, dy1), [&](auto aligned) {
+    with_flag(are_wide(geometry_.c, x, x2, dy0, dy1), [&](auto aligned) {
       with_flag(mask, [&](auto masked) {
         with_flag(dy1, [&](auto two) {
-          launch(&backward_sums_kernel<T, aligned, masked, two>, geometry_.blocks(),
-                 Geometry::kThreads, stream_, partial, stores_sum(m) ? dy0 : nullptr, dy0, dy1,
-                 mask, x, vectors_, geometry_);
+          with_flag(x2, [&](auto shortcut) {
+            launch(&backward_sums_kernel<T, aligned, masked, two, shortcut>, geometry_.blocks(),
+                   Geometry::kThreads, stream_, partial, partial2, stores_sum(m) ? dy0 : nullptr,
+                   dy0, dy1, mask, x, x2, norm_.vectors(), shortcut_vectors(), geometry_);
+          });
         });
       });
     });
-    launch(&backward_finish_kernel, finish_blocks(), kFinishThreads, stream_, m.gradients[0],
-           m.gradients[1], vectors_, partial, m.parameters[0], geometry_, count_, m.slice.first,
-           m.slice.last);
+    norm_.finish_backward(m.gradients.data(), m.parameters[0], partial, m.slice);
+    if (shortcut_)
+      shortcut_->finish_backward(m.gradients.data() + kBatchNormParameters,
+                                 m.parameters[kBatchNormParameters], partial2, m.slice);
   }
 
   void backward(const NodeMemory& m, const StepInfo&) override {
     if (spec_.frozen) return backward_frozen(m);
-    if (!m.dx[0]) return;  // nothing is trained before it
     auto* dx = static_cast<T*>(m.dx[0]);
+    auto* dx2 = shortcut_ ? static_cast<T*>(m.dx[1]) : nullptr;
+    if (!dx && !dx2) return;  // nothing is trained before it
     const auto* grad = static_cast<const T*>(m.dy[0]);
-    const auto* x = static_cast<const T*>(m.x[0]);
+    const auto *x = static_cast<const T*>(m.x[0]), *x2 = shortcut_input(m);
     const uint8_t* mask =
         spec_.relu && !stores_sum(m) ? static_cast<const uint8_t*>(m.saved) : nullptr;
-    with_flag(are_wide(geometry_.c, dx, grad, x), [&](auto aligned) {
+    with_flag(are_wide(geometry_.c, dx, dx2, grad, x, x2), [&](auto aligned) {
       with_flag(mask, [&](auto masked) {
-        launch(&backward_apply_kernel<T, aligned, masked>, geometry_.blocks(), Geometry::kThreads,
-               stream_, dx, grad, mask, x, vectors_, geometry_);
+        with_flag(x2, [&](auto shortcut) {
+          launch(&backward_apply_kernel<T, aligned, masked, shortcut>, geometry_.blocks(),
+                 Geometry::kThreads, stream_, dx, dx2, grad, mask, x, x2, norm_.vectors(),
+                 shortcut_vectors(), geometry_);
+        });
       });
     });
   }
 
   size_t saved_bytes() const override { return saved_; }
   size_t scratch_bytes() const override {
-    return gathers_ ? static_cast<size_t>(geometry_.chunks * 2 * geometry_.c) * sizeof(double) : 0;
+    return gathers_ ? norm_.partial_bytes() * (shortcut_ ? 2 : 1) : 0;
   }
 
  private:
@@ -553,30 +538,38 @@ class BatchNormCuda final : public Op {
       with_flag(mask, [&](auto masked) {
         with_flag(dy1, [&](auto two) {
           launch(&scale_gradient_kernel<T, aligned, masked, two>, geometry_.blocks(),
-                 Geometry::kThreads, stream_, dx, residual, dy0, dy1, mask, vectors_, geometry_);
+                 Geometry::kThreads, stream_, dx, residual, dy0, dy1, mask, norm_.vectors(),
+                 geometry_);
         });
       });
     });
   }
 
-  int64_t finish_blocks() const { return (geometry_.c + kFinishChannels - 1) / kFinishChannels; }
+  const T* shortcut_input(const NodeMemory& m) const {
+    return shortcut_ ? static_cast<const T*>(m.x[1]) : nullptr;
+  }
+  Vectors shortcut_vectors() const { return shortcut_ ? shortcut_->vectors() : Vectors{}; }
   // The masked sum of gradients is stored where somebody needs it: the residual, or backward().
-  bool stores_sum(const NodeMemory& m) const { return spec_.residual || m.dy.size() > 1; }
+  bool stores_sum(const NodeMemory& m) const {
+    return (spec_.residual && !shortcut_) || m.dy.size() > 1;
+  }
 
   cudaStream_t stream_;
   BatchNorm spec_;
   Geometry geometry_;  // of one slice
-  double count_;       // values of a channel in the whole batch
   bool training_;
   bool gathers_;  // takes its statistics from the batch
   size_t saved_;
-  DeviceBuffer memory_;
-  Vectors vectors_;
+  Norm norm_;
+  std::optional<Norm> shortcut_;
 };
 
 }  // namespace
 
 std::unique_ptr<Op> make_op(CudaDevice& device, const BatchNorm& spec, const OpConfig& config) {
+  if ((spec.shortcut || spec.pool) && (!config.training || spec.frozen))
+    fail(ExitCode::kFault, "batch_norm \"{}\": merged for training, used otherwise", config.name);
+  if (spec.pool) return make_pooled(device, spec, config);
   return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
     return std::make_unique<BatchNormCuda<T>>(device.stream(), spec, config);
   });

@@ -8,7 +8,8 @@ struct Kind {
     return s.batch_norm ? "Conv2d+" + (*this)(*s.batch_norm) : "Conv2d";
   }
   std::string operator()(const BatchNorm& s) const {
-    return std::string("BatchNorm") + (s.residual ? "+Add" : "") + (s.relu ? "+ReLU" : "");
+    return std::string("BatchNorm") + (s.shortcut ? "+BatchNorm" : "") +
+           (s.residual ? "+Add" : "") + (s.relu ? "+ReLU" : "") + (s.pool ? "+MaxPool" : "");
   }
   std::string operator()(const Relu&) const { return "ReLU"; }
   std::string operator()(const Add&) const { return "Add"; }

@@ -52,6 +52,7 @@ class CudaDevice final : public Device {
   std::shared_ptr<void> pin(void* memory, size_t bytes) override;
   void download(void* to, const void* from, size_t bytes) override;
   void wait() override;
+  bool merges_batch_norms() const override { return true; }
   bool works_aside() const override { return true; }
   void join() override;
   bool shares_host_memory() const override { return false; }

@@ -61,6 +61,8 @@ class Device {
   virtual void download(void* to, const void* from, size_t bytes) = 0;
   // Until all that was called for is done.
   virtual void wait() = 0;
+  // True where training runs what merge_batch_norms() leaves (ops/fusion.h).
+  virtual bool merges_batch_norms() const { return false; }
   // True where ops can compute aside (NodeMemory::aside).
   virtual bool works_aside() const { return false; }
   // What is called for from here on comes behind all that is aside.

@@ -37,9 +37,19 @@ class Fuser {
     return compact().graph;
   }
 
-  InferenceGraph fold() {
+  RunningGraph fold() {
     for (size_t i = 0; i < graph_.nodes.size(); ++i)
-      if (std::holds_alternative<BatchNorm>(graph_.nodes[i].op)) merge_batch_norm(i);
+      if (std::holds_alternative<BatchNorm>(graph_.nodes[i].op)) fold_into_convolution(i);
+    return compact();
+  }
+
+  RunningGraph merge() {
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      if (std::holds_alternative<BatchNorm>(graph_.nodes[i].op))
+        merge_shortcut(i);
+      else if (std::holds_alternative<MaxPool>(graph_.nodes[i].op))
+        merge_pool(i);
+    }
     return compact();
   }
 
@@ -81,7 +91,39 @@ class Fuser {
     become(i, input, spec, graph_.nodes[index(input)].inputs);
   }
 
-  void merge_batch_norm(size_t i) {
+  // The batch norm that node `input` is, if only one node reads it and it takes its statistics from
+  // the batch.
+  const BatchNorm* gathering(int input) const {
+    if (input == kImage || readers_[index(input)] != 1) return nullptr;
+    const auto* bn = std::get_if<BatchNorm>(&graph_.nodes[index(input)].op);
+    return bn && !bn->frozen ? bn : nullptr;
+  }
+
+  void merge_shortcut(size_t i) {
+    Node& node = graph_.nodes[i];
+    auto& spec = std::get<BatchNorm>(node.op);
+    if (!spec.residual || spec.frozen) return;
+    const int residual = node.inputs[1];
+    const BatchNorm* bn = gathering(residual);
+    if (!bn || bn->relu || bn->residual) return;
+    const Node& source = graph_.nodes[index(residual)];
+    spec.shortcut = BatchNorm::Shortcut{.epsilon = bn->epsilon};
+    node.inputs[1] = source.inputs[0];
+    node.frozen |= source.frozen << kBatchNormParameters;
+    merged_into_[index(residual)] = i;
+  }
+
+  void merge_pool(size_t i) {
+    const int input = graph_.nodes[i].inputs[0];
+    const auto& pool = std::get<MaxPool>(graph_.nodes[i].op);
+    const BatchNorm* bn = gathering(input);
+    if (!bn || bn->residual || pool.stride != 2 || pool.kernel > 4) return;
+    BatchNorm spec = *bn;
+    spec.pool = pool;
+    become(i, input, spec, graph_.nodes[index(input)].inputs);
+  }
+
+  void fold_into_convolution(size_t i) {
     const std::vector<int> inputs = graph_.nodes[i].inputs;
     if (inputs[0] == kImage || readers_[index(inputs[0])] != 1) return;
     const Node& source = graph_.nodes[index(inputs[0])];
@@ -102,9 +144,9 @@ class Fuser {
     become(i, inputs[0], spec, std::move(folded_inputs));
   }
 
-  InferenceGraph compact() const {
-    InferenceGraph out{.graph = {.name = graph_.name, .image = graph_.image, .nodes = {}},
-                       .node_of = std::vector<size_t>(graph_.nodes.size())};
+  RunningGraph compact() const {
+    RunningGraph out{.graph = {.name = graph_.name, .image = graph_.image, .nodes = {}},
+                     .node_of = std::vector<size_t>(graph_.nodes.size())};
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
       if (merged_into_[i] != i) continue;
       Node node = graph_.nodes[i];
@@ -132,9 +174,9 @@ Graph fuse(const Graph& graph) {
   return Fuser(graph).run();
 }
 
-InferenceGraph fold_batch_norms(const Graph& fused, bool fold) {
+RunningGraph fold_batch_norms(const Graph& fused, bool fold) {
   const Graph needed = inference_graph(fused);
-  InferenceGraph folded{.graph = needed, .node_of = std::vector<size_t>(needed.nodes.size())};
+  RunningGraph folded{.graph = needed, .node_of = std::vector<size_t>(needed.nodes.size())};
   std::iota(folded.node_of.begin(), folded.node_of.end(), size_t{0});
   if (fold) folded = Fuser(needed).fold();
   std::vector<size_t> node_of;
@@ -145,6 +187,10 @@ InferenceGraph fold_batch_norms(const Graph& fused, bool fold) {
   }
   folded.node_of = std::move(node_of);
   return folded;
+}
+
+RunningGraph merge_batch_norms(const Graph& fused) {
+  return Fuser(fused).merge();
 }
 
 }  // namespace convoy::ops

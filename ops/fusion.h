@@ -13,17 +13,25 @@ namespace convoy::ops {
 // input's is taken. Names of parameters stay.
 Graph fuse(const Graph& graph);
 
+// A graph as it runs. The fused graph still says where parameters lie.
+struct RunningGraph {
+  Graph graph;
+  std::vector<size_t> node_of;  // per node of the fused graph: who computes it here
+};
+inline constexpr size_t kNobody = std::numeric_limits<size_t>::max();  // only training needs it
+
 // What inference runs: of what inference_graph() leaves, a convolution that a batch norm alone
 // reads takes it over with its residual and ReLU, in the batch norm's place, under the
 // convolution's name. The result is written over the residual, so a batch norm stays where a later
 // node, or the convolution itself, reads that.
-struct InferenceGraph {
-  Graph graph;
-  // Per node of the fused graph, which still says where parameters lie: who computes it here.
-  std::vector<size_t> node_of;
-};
-inline constexpr size_t kNobody = std::numeric_limits<size_t>::max();  // only training needs it
 // fold false: batch norms stay as they are.
-InferenceGraph fold_batch_norms(const Graph& fused, bool fold = true);
+RunningGraph fold_batch_norms(const Graph& fused, bool fold = true);
+
+// What training runs on a device that merges batch norms (Device::merges_batch_norms), with the
+// same bits. A batch norm takes over another one that is its residual and has neither residual nor
+// ReLU itself, as in the shortcut of a ResNet's stage (BatchNorm::shortcut); and a max pooling
+// behind it by strides of two, with windows of at most four (BatchNorm::pool). Nobody else reads
+// what lies between, and none of them is frozen.
+RunningGraph merge_batch_norms(const Graph& fused);
 
 }  // namespace convoy::ops

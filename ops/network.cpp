@@ -108,9 +108,18 @@ void expect_fits(const Device& device, const NetworkConfig& config) {
 std::vector<size_t> gathering_readers(const Graph& graph, size_t node, bool training) {
   std::vector<size_t> readers;
   for (size_t j = 0; j < graph.nodes.size(); ++j)
-    if (gathers(graph.nodes[j].op, training) && graph.nodes[j].inputs[0] == static_cast<int>(node))
+    if (gathers(graph.nodes[j].op, training) &&
+        std::ranges::count(gathered_inputs(graph.nodes[j]), static_cast<int>(node)) > 0)
       readers.push_back(j);
   return readers;
+}
+
+RunningGraph running_graph(const Device& device, const Graph& fused, const NetworkConfig& config) {
+  if (!config.training) return fold_batch_norms(fused, config.fold);
+  if (config.merge && device.merges_batch_norms()) return merge_batch_norms(fused);
+  std::vector<size_t> node_of(fused.nodes.size());
+  std::iota(node_of.begin(), node_of.end(), size_t{0});
+  return {fused, std::move(node_of)};
 }
 
 PassPlan passes_of(const Device& device, const Graph& graph, const NetworkConfig& config) {
@@ -153,8 +162,7 @@ std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& s
 
 void decide(Device& device, const Graph& graph, const NetworkConfig& config) {
   expect_fits(device, config);
-  Graph runs = fuse(graph);
-  if (!config.training) runs = fold_batch_norms(runs, config.fold).graph;
+  const Graph runs = running_graph(device, fuse(graph), config).graph;
   const std::vector<OpConfig> ops =
       op_configs(runs, infer_shapes(runs, config.batch), passes_of(device, runs, config), config);
   for (size_t i = 0; i < ops.size(); ++i) device.decide(runs.nodes[i].op, ops[i]);
@@ -312,15 +320,11 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     : device_(device),
       config_(config),
       graph_(fuse(graph)),
-      layout_(config.whole ? layout_within(*config.whole, graph_) : layout_of(graph_)),
-      node_of_(graph_.nodes.size()) {
+      layout_(config.whole ? layout_within(*config.whole, graph_) : layout_of(graph_)) {
   expect_fits(device_, config_);
-  std::iota(node_of_.begin(), node_of_.end(), size_t{0});
-  if (!config_.training) {
-    InferenceGraph inference = fold_batch_norms(graph_, config_.fold);
-    graph_ = std::move(inference.graph);
-    node_of_ = std::move(inference.node_of);
-  }
+  RunningGraph running = running_graph(device_, graph_, config_);
+  graph_ = std::move(running.graph);
+  node_of_ = std::move(running.node_of);
   shapes_ = infer_shapes(graph_, config_.batch);
   passes_ = passes_of(device_, graph_, config_);
   memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
@@ -346,7 +350,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   const std::vector<bool> trained = trained_nodes(graph_);
   size_t unwanted_floats = 0;
   for (const ParameterLayout::Parameter& p : layout_.parameters)
-    if (config_.training && !p.trained && trained[p.node])
+    if (config_.training && !p.trained && trained[node_of_[p.node]])
       unwanted_floats = std::max(unwanted_floats, p.floats());
   const int unwanted = add_lasting(unwanted_floats * sizeof(float));
   // And for what is aside, beside those.
@@ -405,8 +409,12 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
     if (ops_[i]->gives_sums()) {
       std::vector<size_t> those = gathering_readers(graph_, i, config_.training);
       those.push_back(i);
-      for (const size_t node : those)
-        nodes_[node][0].sums = reinterpret_cast<float*>(static_cast<char*>(at(sums)) + sums_of[i]);
+      for (const size_t node : those) {
+        NodeMemory& m = nodes_[node][0];
+        const bool of_shortcut = node != i && graph_.nodes[node].inputs[0] != static_cast<int>(i);
+        (of_shortcut ? m.shortcut_sums : m.sums) =
+            reinterpret_cast<float*>(static_cast<char*>(at(sums)) + sums_of[i]);
+      }
     }
 
   plan_backward();
@@ -420,13 +428,16 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
 
 Network::~Network() = default;
 
-// Gradients become final node by node, but nodes of one segment all at its end.
+// Gradients become final node by node, but nodes of one segment all at its end. A merged node may
+// have some whose turn in the buffer comes later.
 void Network::plan_backward() {
-  std::vector<size_t> end_of(graph_.nodes.size(), 0);
-  for (const ParameterLayout::Parameter& p : layout_.parameters) {
-    if (node_of_[p.node] == kNobody || !p.trained) continue;
-    end_of[node_of_[p.node]] = std::max(end_of[node_of_[p.node]], p.gradient + p.floats());
-  }
+  std::vector<bool> is_final(graph_.nodes.size(), false);
+  size_t next = 0;  // parameter
+  const auto final_floats = [&] {
+    const auto& all = layout_.parameters;
+    while (next < all.size() && (!all[next].trained || is_final[node_of_[all[next].node]])) ++next;
+    return next < all.size() ? all[next].gradient : layout_.gradient_floats;
+  };
   const auto is_stop = [&](size_t before, size_t now) {
     return now > before &&
            (config_.stops.empty() ||
@@ -437,7 +448,8 @@ void Network::plan_backward() {
   const std::span<const Segment> segments = passes_.backward;
   for (size_t i = 0; i < segments.size(); ++i) {
     for (const Call& call : segments[i].calls)
-      if (call.kind == Call::Kind::kBackward) ready = std::max(ready, end_of[call.node]);
+      if (call.kind == Call::Kind::kBackward) is_final[call.node] = true;
+    ready = final_floats();
     time += segments[i].calls.size();
     if (!is_stop(told, ready) && i + 1 < segments.size()) continue;
     backward_.push_back({segments.subspan(begin, i + 1 - begin), first_time, ready});
@@ -477,7 +489,8 @@ void Network::bind(const Buffers& b) {
       m.gradients.clear();
     }
   // Parameters stand in backward order, but weight before bias inside a node, as ops expect them;
-  // those of a folded batch norm before its convolution's.
+  // those of a folded batch norm before its convolution's, and of a batch norm before its
+  // shortcut's.
   for (const ParameterLayout::Parameter& p : layout_.parameters) {
     if (node_of_[p.node] == kNobody) continue;
     for (NodeMemory& m : nodes_[node_of_[p.node]]) {
@@ -489,9 +502,17 @@ void Network::bind(const Buffers& b) {
   }
   for (const ParameterLayout::Statistics& s : layout_.statistics) {
     if (node_of_[s.node] == kNobody) continue;
+    const Node& node = graph_.nodes[node_of_[s.node]];
+    const auto* bn = std::get_if<BatchNorm>(&node.op);
+    const bool of_shortcut = bn && bn->shortcut && node.name != s.name;
+    float* const statistics = b.statistics && s.gathered ? b.statistics + s.batch : nullptr;
     for (NodeMemory& m : nodes_[node_of_[s.node]]) {
+      if (of_shortcut) {
+        m.shortcut_statistics = statistics;
+        continue;
+      }
       m.running = b.running ? b.running + s.offset : nullptr;
-      m.statistics = b.statistics && s.gathered ? b.statistics + s.batch : nullptr;
+      m.statistics = statistics;
     }
   }
 }

@@ -30,7 +30,8 @@ struct NetworkConfig {
   DType type = DType::kFloat32;  // of activations and their gradients
   bool tf32 = false;             // see OpConfig
   bool training = true;
-  bool fold = true;  // inference: batch norms become part of convolutions (off: to see its worth)
+  bool fold = true;   // inference: batch norms become part of convolutions (off: to see its worth)
+  bool merge = true;  // training: merge_batch_norms(), where the device does
   // Pixels to activations; none: forward_activations() alone is used.
   std::optional<ImageInput> input;
   double label_smoothing = 0.0;

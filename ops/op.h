@@ -88,9 +88,12 @@ struct NodeMemory {
   // variance [2, C] (written in training).
   const float* running = nullptr;
   float* statistics = nullptr;
+  float* shortcut_statistics = nullptr;  // of BatchNorm::shortcut
   // [2, C]: per channel the sum of a batch's values and of their squares, before a batch norm that
-  // gathers them: written by forward() where gives_sums(), else null.
+  // gathers them: written by forward() where gives_sums(), else null. shortcut_sums: of what a
+  // batch norm gathers for BatchNorm::shortcut.
   float* sums = nullptr;
+  float* shortcut_sums = nullptr;
   void* saved = nullptr;    // saved_bytes(): from forward to backward
   void* scratch = nullptr;  // scratch_bytes(): within one call
   // aside_bytes(): backward() may leave gradients of parameters to be computed aside, beside what

@@ -75,12 +75,13 @@ std::vector<Segment> cut(const std::vector<Call>& calls, const std::vector<int64
   return segments;
 }
 
-// Statistics are gathered as soon as their values are there, while those are in the cache.
+// Statistics are gathered as soon as all their values are there, while those are in the cache.
 std::vector<Call> forward_calls(const Graph& graph, bool training) {
   std::vector<Call> calls;
   const auto gather_readers = [&](int value) {
     for (size_t j = 0; j < graph.nodes.size(); ++j)
-      if (gathers(graph.nodes[j].op, training) && graph.nodes[j].inputs[0] == value)
+      if (gathers(graph.nodes[j].op, training) &&
+          std::ranges::max(gathered_inputs(graph.nodes[j])) == value)
         calls.push_back({Kind::kGatherForward, j});
   };
   gather_readers(kImage);
@@ -115,6 +116,7 @@ std::vector<Call> backward_calls(const Graph& graph) {
     if (source == kImage) return;
     const auto s = static_cast<size_t>(source);
     const auto* bn = std::get_if<BatchNorm>(&graph.nodes[s].op);
+    if (std::get<BatchNorm>(graph.nodes[i].op).shortcut) return;  // backward() writes it
     if (bn && !bn->residual && is_gathered(s) && readers[s] == 1) gather(s);
   };
   for (size_t i = n; i-- > 0;) {
@@ -135,6 +137,11 @@ std::vector<Call> backward_calls(const Graph& graph) {
 bool gathers(const OpSpec& spec, bool training) {
   const auto* bn = std::get_if<BatchNorm>(&spec);
   return training && bn && !bn->frozen;
+}
+
+std::span<const int> gathered_inputs(const Node& node) {
+  const auto* bn = std::get_if<BatchNorm>(&node.op);
+  return std::span(node.inputs).first(bn && bn->shortcut ? 2 : 1);
 }
 
 PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool training,
@@ -177,17 +184,18 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
     for (const Node& reader : graph.nodes)
       dy += y * static_cast<double>(std::count(reader.inputs.begin(), reader.inputs.end(),
                                                static_cast<int>(call.node)));
-    const bool stored = bn->residual || dy > y;
+    const bool stored = (bn->residual && !bn->shortcut) || dy > y;
+    const double gathered = static_cast<double>(gathered_inputs(node).size()) * bytes(x_shapes[0]);
     switch (call.kind) {
       case Kind::kGatherForward:
-        return {0, y};
+        return {0, gathered};
       case Kind::kForward:
         return {0, x + y + saved};
       case Kind::kGatherBackward:
-        return {0, dy + y + saved + (stored ? y : 0.0)};
+        return {0, dy + gathered + saved + (stored ? y : 0.0)};
       case Kind::kBackward:
         if (bn->frozen) return {0, dy + saved + dx};
-        return {0, 3 * y + (stored ? 0.0 : saved)};
+        return {0, 2 * gathered + y + (stored ? 0.0 : saved)};
     }
   }
   if (call.kind == Kind::kForward) return {flops, x + weights + y + saved};

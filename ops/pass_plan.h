@@ -12,6 +12,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "ops/graph.h"
@@ -37,6 +38,8 @@ struct PassPlan {
 
 // True for nodes that must see the whole batch first.
 bool gathers(const OpSpec& spec, bool training);
+// The inputs that such a node gathers.
+std::span<const int> gathered_inputs(const Node& node);
 
 // type: of activations. slice_bytes: what the largest tensor of a slice may take, as the device
 // says. Throws as infer_shapes() does.

@@ -412,8 +412,8 @@ def digest(run, folder):
 
 
 def laws(run):
-    """The same bits whatever the ranks, after a stop, without CUDA graphs and without overlap; and
-    with engines that were measured, too."""
+    """The same bits whatever the ranks, after a stop, without CUDA graphs, without overlap and
+    with batch norms that are not merged; and with engines that were measured, too."""
     if not run.needs_gpu():
         return
     # Engines that are measured are others: runs that share what was measured have one digest.
@@ -426,6 +426,7 @@ def laws(run):
                 ("stopped and resumed", 1, [STEPS // 2, STEPS]),
                 ("without graphs", 1, [STEPS], "gpu.graphs=false"),
                 ("without overlap", 1, [STEPS], "gpu.overlap=false"),
+                ("batch norms apart", 1, [STEPS], "gpu.merge=false"),
                 ("autotune", 1, [STEPS], tuned), ("autotune again", 1, [STEPS], tuned),
                 ("autotune, 2 ranks", 2, [STEPS], tuned),
                 ("autotune, resumed", 1, [STEPS // 2, STEPS], tuned)):
@@ -499,7 +500,8 @@ def cpu_gpu(run):
 # ---- bench, peers, reduce
 
 # What autotune has measured is kept for those behind it, peers of these cases too.
-BENCH = ["resnet50/fp16/256/autotune", "resnet50/fp16/256/autotune/no-overlap", "resnet50/fp16/256",
+BENCH = ["resnet50/fp16/256/autotune", "resnet50/fp16/256/autotune/no-overlap",
+         "resnet50/fp16/256/autotune/no-merge", "resnet50/fp16/256",
          "resnet50/bf16/256/autotune", "resnet50/fp16/64", "resnet50/fp16/64/no-graphs",
          "resnet18/fp16/256", "resnet152/fp16/128", "cifar_resnet20/fp16/128", "resnet50/fp32/64",
          "cifar_resnet20/fp16/128/no-graphs"]

@@ -142,12 +142,12 @@ expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU
 expect "tests of ops_test_gpu" "$(fields '[x["name"] for x in r["rows"] if x["group"] == "ops_test_gpu"]')" \
   "['Relu.Passes', 'Devices/OpTest.BatchNormPasses/cuda_fp16', 'Devices/OpTest.ConvPasses/cuda_fp16']"
 expect "tests under racecheck" "$(fields 'sum(x["group"] == "racecheck" for x in r["rows"])')" 1
-expect "ways with one digest" "$(fields 'sum(x["part"] == "laws" for x in r["rows"])')" 33
+expect "ways with one digest" "$(fields 'sum(x["part"] == "laws" for x in r["rows"])')" 36
 expect "passed rows" "$(fields 'r["passed"] == sum(x["status"] == "passed" for x in r["rows"])')" True
 expect "skipped" "$(fields '[x["part"] for x in r["rows"] if x["status"] == "skipped"]')" "[]"
 expect "sums" "$(fields '[(x["ranks"], x["way"]) for x in r["tables"]["reduce"]]')" \
   "[(1, 'exact staged'), (2, 'exact staged')]"
-expect "cases" "$(fields 'len(r["tables"]["bench"]), len(r["tables"]["peers"]["musts"])')" "(11, 2)"
+expect "cases" "$(fields 'len(r["tables"]["bench"]), len(r["tables"]["peers"]["musts"])')" "(12, 2)"
 for text in '| resnet50/fp16/256                     | 9000     | 30.00' '| conv | forward | 10.000' \
   'fp16 9000        | torch         | fp16 5000 | 1.80'; do
   check "the page has a table" contains "$(echo out/*.md)" "$text"

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <utility>
 
 #include "ops/batch_norm_geometry.h"
 #include "tests/support/op_tester.h"
@@ -52,6 +54,146 @@ TEST_P(OpTest, BatchNormInferenceEqualsReference) {
   OpCase one = batch_norm(kBoth, {1, 17, 1, 1});  // one value a channel is enough here
   one.training = false;
   check_op(device(), type(), one);
+}
+
+// What one batch norm and its neighbour give, one after the other, is what they give merged, to the
+// bit; merge_batch_norms() makes such.
+std::vector<std::vector<uint32_t>> bits_of(const OpResult& r) {
+  std::vector<std::vector<uint32_t>> all = {convoy::ops::bits_of(r.y),
+                                            convoy::ops::bits_of(r.statistics)};
+  for (const auto* tensors : {&r.dx, &r.gradients})
+    for (const auto& tensor : *tensors) all.push_back(convoy::ops::bits_of(tensor));
+  return all;
+}
+
+// With whole batches and sample by sample.
+void expect_merged(Device& device, DType type, OpCase merged, const OpData& data,
+                   const std::function<OpResult(int64_t)>& one_after_the_other) {
+  if (!device.merges_batch_norms())
+    return expect_error(ExitCode::kFault, {"node", "no CPU"},
+                        [&] { run(device, type, merged, data); });
+  for (const int64_t slices : {int64_t{1}, merged.x[0].n}) {
+    merged.slices = slices;
+    SCOPED_TRACE(describe(merged));
+    EXPECT_EQ(bits_of(run(device, type, merged, data)), bits_of(one_after_the_other(slices)));
+  }
+}
+
+OpData part_of(const OpData& all, std::vector<std::vector<float>> x,
+               std::vector<std::vector<float>> dy, size_t first_parameter) {
+  const auto begin = all.parameters.begin() + static_cast<ptrdiff_t>(first_parameter);
+  return {.x = std::move(x),
+          .dy = std::move(dy),
+          .parameters = {begin, begin + 2},
+          .running = all.running};
+}
+
+void expect_shortcut_is_merged(Device& device, DType type, bool relu, OpCase merged,
+                               const OpData& data) {
+  expect_merged(device, type, merged, data, [&](int64_t slices) {
+    OpCase shortcut = batch_norm({.epsilon = 0.01}, merged.x[1]),
+           main = batch_norm({.relu = relu, .residual = true}, merged.x[0], merged.dy_sources);
+    shortcut.slices = main.slices = slices;
+    if (!merged.wants_dx.empty()) {
+      shortcut.wants_dx = {merged.wants_dx[1]};
+      main.wants_dx = {merged.wants_dx[0], true};
+    }
+    const auto residual =
+        run(device, type, shortcut, part_of(data, {data.x[1]}, {data.dy[0]}, 2)).y;
+    OpResult all = run(device, type, main, part_of(data, {data.x[0], residual}, data.dy, 0));
+    const OpResult its = run(device, type, shortcut, part_of(data, {data.x[1]}, {all.dx[1]}, 2));
+    all.dx[1] = its.dx[0];
+    all.gradients.insert(all.gradients.end(), its.gradients.begin(), its.gradients.end());
+    all.statistics.insert(all.statistics.end(), its.statistics.begin(), its.statistics.end());
+    return all;
+  });
+}
+
+OpCase with_shortcut(bool relu, const Shape& x, int dy_sources) {
+  return {.spec =
+              BatchNorm{
+                  .relu = relu, .residual = true, .shortcut = BatchNorm::Shortcut{.epsilon = 0.01}},
+          .x = {x, x},
+          .dy_sources = dy_sources};
+}
+
+TEST_P(OpTest, BatchNormWithAShortcutHasTheBitsOfBoth) {
+  for (const bool relu : {false, true})
+    for (const int dy_sources : {1, 2}) {
+      for (const Shape& x : shapes()) {
+        if (x.n * x.h * x.w < 2) continue;
+        const OpCase merged = with_shortcut(relu, x, dy_sources);
+        expect_shortcut_is_merged(device(), type(), relu, merged, make_data(merged, type()));
+      }
+      for (const auto& wants : {std::vector<bool>{true, false}, {false, true}, {false, false}}) {
+        OpCase merged = with_shortcut(relu, {2, 17, 5, 5}, dy_sources);
+        merged.wants_dx = wants;
+        expect_shortcut_is_merged(device(), type(), relu, merged, make_data(merged, type()));
+      }
+    }
+  // More blocks than a GPU adds up at once; numbers that are none.
+  for (const float odd :
+       {0.5f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
+    for (const size_t input : {size_t{0}, size_t{1}}) {
+      const OpCase merged = with_shortcut(true, {2, 128, 47, 47}, 2);
+      OpData data = make_data(merged, type());
+      data.x[input][128 * 7 + 3] = odd;
+      expect_shortcut_is_merged(device(), type(), true, merged, data);
+    }
+}
+
+void expect_pool_is_merged(Device& device, DType type, const OpCase& merged, const OpData& data) {
+  expect_merged(device, type, merged, data, [&](int64_t slices) {
+    BatchNorm spec = std::get<BatchNorm>(merged.spec);
+    OpCase pool = {.spec = *spec.pool, .x = merged.x, .slices = slices};
+    spec.pool.reset();
+    OpCase norm = batch_norm(spec, merged.x[0]);
+    norm.slices = slices;
+    norm.wants_dx = merged.wants_dx;
+    const auto between = run(device, type, norm, part_of(data, {data.x[0]}, {data.x[0]}, 0)).y;
+    const OpResult pooled =
+        run(device, type, pool, {.x = {between}, .dy = data.dy, .parameters = {}, .running = {}});
+    OpResult all = run(device, type, norm, part_of(data, {data.x[0]}, pooled.dx, 0));
+    all.y = pooled.y;
+    return all;
+  });
+}
+
+TEST_P(OpTest, BatchNormWithAPoolHasTheBitsOfBoth) {
+  const std::vector<MaxPool> pools = {{},
+                                      {.kernel = 3, .stride = 2, .padding = 0},
+                                      {.kernel = 3, .stride = 2, .padding = 0, .ceil_mode = true},
+                                      {.kernel = 2, .stride = 2, .padding = 0},
+                                      {.kernel = 4, .stride = 2, .padding = 2},
+                                      {.kernel = 1, .stride = 2, .padding = 0}};
+  const std::vector<Shape> all = {{2, 8, 7, 5},  {3, 24, 12, 17}, {2, 64, 16, 16},
+                                  {2, 17, 9, 8}, {1, 3, 31, 29},  {2, 136, 5, 6},
+                                  {5, 32, 4, 4}, {2, 1024, 6, 5}};
+  for (const bool relu : {false, true})
+    for (const MaxPool& pool : pools)
+      for (const Shape& x : all) {
+        OpCase merged = {.spec = BatchNorm{.relu = relu, .pool = pool}, .x = {x}};
+        OpData data = make_data(merged, type());
+        expect_pool_is_merged(device(), type(), merged, data);
+        // Windows of equal values, and where the ReLU leaves nothing.
+        for (size_t i = 0; i < data.x[0].size(); ++i) data.x[0][i] = static_cast<float>(i / 3 % 4);
+        expect_pool_is_merged(device(), type(), merged, data);
+        merged.wants_dx = {false};
+        expect_pool_is_merged(device(), type(), merged, data);
+      }
+  // More blocks than a GPU adds up at once; numbers that are none; fp16 numbers next to zero.
+  for (const float odd :
+       {0.5f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()})
+    for (const bool relu : {false, true}) {
+      const OpCase merged = {.spec = BatchNorm{.relu = relu, .pool = MaxPool{}},
+                             .x = {{3, 64, 47, 49}}};
+      OpData data = make_data(merged, type());
+      data.x[0][64 * 7 + 3] = odd;
+      for (float& weight : data.parameters[0]) weight *= 0x1p-14f;
+      for (float& bias : data.parameters[1]) bias *= 0x1p-22f;
+      expect_pool_is_merged(device(), type(), merged, data);
+    }
 }
 
 // In training with running statistics, as an affine map; whoever is not trained before it gets no

@@ -321,8 +321,10 @@ TEST_F(CudnnTest, StatisticsFromConvolutionsAreThoseOfAPass) {
   int x = graph.add("a", ops::Conv2d{.out_channels = 16, .kernel = 3, .padding = 1}, {ops::kImage});
   x = graph.add("bn_a", ops::BatchNorm{}, {x});
   x = graph.add("relu", ops::Relu{}, {x});
+  const int s = graph.add("s", ops::Conv2d{.out_channels = 24, .kernel = 1, .stride = 2}, {x});
   x = graph.add("b", ops::Conv2d{.out_channels = 24, .kernel = 3, .stride = 2, .padding = 1}, {x});
   x = graph.add("bn_b", ops::BatchNorm{}, {x});
+  x = graph.add("add", ops::Add{}, {x, graph.add("bn_s", ops::BatchNorm{}, {s})});  // merged
   graph.add("fc", ops::Linear{.out_features = 5}, {graph.add("pool", ops::GlobalAvgPool{}, {x})});
   const bool emulated = is_emulated();
 
@@ -363,7 +365,7 @@ TEST_F(CudnnTest, StatisticsFromConvolutionsAreThoseOfAPass) {
     size_t with_sums = 0;
     for (const auto& [name, choice] : parse_choices(tuned))
       with_sums += name.ends_with(" sums") && choice.engine >= 0 ? 1 : 0;
-    EXPECT_EQ(with_sums, 2u) << tuned;
+    EXPECT_EQ(with_sums, 3u) << tuned;
     EXPECT_NE(given[0], expected[0]) << "the order of sums";
   }
   for (size_t k = 0; k < expected.size(); ++k) {

@@ -88,16 +88,17 @@ Graph alone(Graph graph, int node) {
 // A network in training, with its flat buffers.
 class Trained {
  public:
-  // slice_bytes, record, stops, aside: see NetworkConfig; slice_bytes 1 takes the batch sample by
-  // sample.
+  // slice_bytes, record, stops, aside, merge: see NetworkConfig; slice_bytes 1 takes the batch
+  // sample by sample.
   Trained(const std::string& device, const Graph& graph, int64_t batch, DType type, int threads = 1,
           int64_t slice_bytes = 0, bool record = false, const std::vector<size_t>& stops = {},
-          bool aside = true)
+          bool aside = true, bool merge = true)
       : device_(make_device(device, threads)),
         batch_(batch),
         net(*device_, graph,
             {.batch = batch,
              .type = type,
+             .merge = merge,
              .input = {},
              .slice_bytes = slice_bytes,
              .record = record,
@@ -472,6 +473,137 @@ TEST_P(NetworkTest, GradientsThatAreComputedAsideHaveTheSameBits) {
       }
 }
 
+// The first stages of a ResNet: what merge_batch_norms() looks for, between two batch norms that it
+// leaves.
+Graph stages_graph() {
+  Graph g{.name = "stages", .image = {.n = 1, .c = 3, .h = 19, .w = 22}, .nodes = {}};
+  const auto block = [&](const std::string& name, int x, int64_t channels, int64_t stride) {
+    const int short_conv = g.add(
+        name + ".short", Conv2d{.out_channels = channels, .kernel = 1, .stride = stride}, {x});
+    const int first =
+        g.add(name + ".conv1",
+              Conv2d{.out_channels = channels, .kernel = 3, .stride = stride, .padding = 1}, {x});
+    const int relu = g.add(name + ".relu", Relu{}, {g.add(name + ".bn1", BatchNorm{}, {first})});
+    const int second =
+        g.add(name + ".conv2", Conv2d{.out_channels = channels, .kernel = 3, .padding = 1}, {relu});
+    const int shortcut = g.add(name + ".short_bn", BatchNorm{.epsilon = 0.01}, {short_conv});
+    const int bn = g.add(name + ".bn2", BatchNorm{}, {second});
+    return g.add(name + ".out", Relu{}, {g.add(name + ".add", Add{}, {bn, shortcut})});
+  };
+  int x = g.add("conv", Conv2d{.out_channels = 8, .kernel = 3, .padding = 1}, {kImage});
+  x = g.add("relu", Relu{}, {g.add("bn", BatchNorm{}, {x})});
+  x = g.add("pool", MaxPool{}, {x});
+  x = block("a", block("b", x, 12, 1), 16, 2);
+  x = g.add("last_pool", MaxPool{}, {g.add("last_bn", BatchNorm{}, {x})});
+  g.add("fc", Linear{.out_features = 5}, {g.add("mean", GlobalAvgPool{}, {x})});
+  return g;
+}
+
+std::vector<std::string> batch_norms_of(const Graph& graph) {
+  std::vector<std::string> all;
+  for (const Node& n : graph.nodes)
+    if (std::holds_alternative<BatchNorm>(n.op)) all.push_back(n.name + ": " + kind_of(n.op));
+  return all;
+}
+
+TEST(Fusion, MergesBatchNormsWithShortcutsAndPools) {
+  using Names = std::vector<std::string>;
+  const Graph fused = fuse(stages_graph());
+  const RunningGraph merged = merge_batch_norms(fused);
+  EXPECT_EQ(batch_norms_of(merged.graph),
+            (Names{"bn: BatchNorm+ReLU+MaxPool", "b.bn1: BatchNorm+ReLU",
+                   "b.bn2: BatchNorm+BatchNorm+Add+ReLU", "a.bn1: BatchNorm+ReLU",
+                   "a.bn2: BatchNorm+BatchNorm+Add+ReLU", "last_bn: BatchNorm+MaxPool"}));
+  for (size_t i = 0; i < fused.nodes.size(); ++i) {
+    const std::string& name = fused.nodes[i].name;
+    const std::string expected = name == "pool"         ? "bn"
+                                 : name == "last_pool"  ? "last_bn"
+                                 : name == "a.short_bn" ? "a.bn2"
+                                 : name == "b.short_bn" ? "b.bn2"
+                                                        : name;
+    EXPECT_EQ(merged.graph.nodes[merged.node_of[i]].name, expected);
+  }
+  // What both read and what they are: the shapes stay.
+  EXPECT_EQ(infer_shapes(merged.graph, 2).back(), infer_shapes(fused, 2).back());
+  const Node& pair =
+      merged.graph.nodes[merged.node_of[static_cast<size_t>(index_of(fused, "a.bn2"))]];
+  EXPECT_EQ(std::get<BatchNorm>(pair.op).shortcut->epsilon, 0.01);
+  EXPECT_EQ(merged.graph.nodes[static_cast<size_t>(pair.inputs[1])].name, "a.short");
+
+  // Frozen ones, whose statistics are no batch's, stay; a parameter that is frozen does not matter.
+  const auto left = [&](const std::set<std::string>& frozen) {
+    return batch_norms_of(merge_batch_norms(fuse(freeze(stages_graph(), frozen))).graph).size();
+  };
+  EXPECT_EQ(left({"a.short_bn.weight", "b.bn2.bias", "bn.weight"}), 6u);
+  EXPECT_EQ(left({"a.short_bn.weight", "a.short_bn.bias"}), 7u);
+  EXPECT_EQ(left({"a.bn2.weight", "a.bn2.bias"}), 7u);
+  const std::set<std::string> pooled = {"bn.weight", "bn.bias"};
+  EXPECT_EQ(merge_batch_norms(fuse(freeze(stages_graph(), pooled))).graph.nodes.size(),
+            merged.graph.nodes.size() + 1);
+
+  // Nor what somebody else reads, has a ReLU or a residual of its own, or is pooled otherwise.
+  const auto changed = [&](const std::function<void(Graph&)>& change) {
+    Graph g = fused;
+    change(g);
+    return merge_batch_norms(g).graph.nodes.size() - merged.graph.nodes.size();
+  };
+  const auto spec = [](Graph& g, const std::string& name) -> BatchNorm& {
+    return std::get<BatchNorm>(node_of(g, name).op);
+  };
+  EXPECT_EQ(changed([&](Graph& g) { spec(g, "a.short_bn").relu = true; }), 1u);
+  EXPECT_EQ(changed([&](Graph& g) {
+              spec(g, "a.short_bn").residual = true;
+              node_of(g, "a.short_bn").inputs.push_back(index_of(g, "a.short"));
+            }),
+            1u);
+  EXPECT_EQ(changed([&](Graph& g) { node_of(g, "fc").inputs = {index_of(g, "bn")}; }), 1u);
+  EXPECT_EQ(changed([&](Graph& g) { g.auxiliary = {{index_of(g, "b.short_bn"), 1.0}}; }), 1u);
+  EXPECT_EQ(changed([&](Graph& g) { std::get<MaxPool>(node_of(g, "pool").op).stride = 1; }), 1u);
+  EXPECT_EQ(changed([&](Graph& g) { std::get<MaxPool>(node_of(g, "pool").op).kernel = 5; }), 1u);
+}
+
+// Whatever is frozen, in slices or not: merged batch norms are the same ones.
+TEST_P(NetworkTest, MergedBatchNormsHaveTheSameBits) {
+  for (const std::set<std::string>& frozen :
+       {std::set<std::string>{},
+        {"a.short_bn.weight", "b.bn2.bias", "bn.bias"},
+        {"conv.weight", "bn.weight", "b.short.weight"},
+        {"conv.weight", "bn.weight", "bn.bias", "b.short.weight", "b.conv1.weight", "b.bn1.bias"}})
+    for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16})
+      for (const int64_t slice_bytes : {0, 1})
+        for (const bool record : {false, true}) {
+          if (!device()->supports(type)) continue;
+          const Graph graph = freeze(stages_graph(), frozen);
+          SCOPED_TRACE(fmt::format("{}, {} frozen, slices {}, graphs {}", name_of(type),
+                                   frozen.size(), slice_bytes, record));
+          Trained apart(GetParam(), graph, 4, type, 1, slice_bytes, record, {}, true, false),
+              merged(GetParam(), graph, 4, type, 1, slice_bytes, record);
+          if (device()->merges_batch_norms()) {
+            EXPECT_LT(merged.net.graph().nodes.size(), apart.net.graph().nodes.size());
+            if (frozen.empty() && slice_bytes == 0) {
+              EXPECT_LT(merged.net.arena_bytes(), apart.net.arena_bytes());
+            }
+          } else {
+            EXPECT_EQ(merged.net.graph().nodes.size(), apart.net.graph().nodes.size());
+          }
+          for (int step = 0; step < 3; ++step) {
+            EXPECT_EQ(apart.loss(), merged.loss());
+            EXPECT_EQ(bits_of(apart.statistics_now()), bits_of(merged.statistics_now()));
+            apart.backward();
+            const std::vector<float> expected = apart.gradients_now();
+            size_t told = 0;
+            merged.net.backward(merged.step, [&](size_t ready) {
+              std::vector<float> now = merged.gradients_now();
+              now.resize(ready);
+              EXPECT_EQ(bits_of(now), bits_of({expected.begin(),
+                                               expected.begin() + static_cast<int64_t>(ready)}));
+              told = ready;
+            });
+            EXPECT_EQ(told, expected.size());
+          }
+        }
+}
+
 TEST_P(NetworkTest, BackwardTellsOfTheStopsThatItPasses) {
   const auto told_with = [&](const std::vector<size_t>& stops) {
     Trained t(GetParam(), small_graph(), 2, DType::kFloat32, 1, 0, true, stops);
@@ -580,7 +712,7 @@ TEST(Fusion, AnAuxiliaryClassifierIsARelayThatStays) {
   EXPECT_EQ(fused.auxiliary[0].node, index_of(fused, "aux1.fc2"));
   EXPECT_EQ(fused.auxiliary[1].node, index_of(fused, "aux2.bn"));
   EXPECT_EQ(fused.auxiliary[1].weight, 0.8);
-  const InferenceGraph folded = fold_batch_norms(fused);
+  const RunningGraph folded = fold_batch_norms(fused);
   EXPECT_TRUE(folded.graph.auxiliary.empty());
   for (size_t i = 0; i < fused.nodes.size(); ++i) {
     const bool is_gone = fused.nodes[i].name.starts_with("aux1.");
@@ -645,7 +777,7 @@ Graph residual_graph(bool apart) {
 
 TEST(Fusion, FoldsBatchNormsWhereNothingElseIsOverwritten) {
   const Graph fused = fuse(residual_graph(false));
-  const InferenceGraph folded = fold_batch_norms(fused);
+  const RunningGraph folded = fold_batch_norms(fused);
   std::vector<std::string> convolutions, batch_norms;
   for (const Node& n : folded.graph.nodes) {
     const std::string kind = kind_of(n.op);
@@ -679,7 +811,7 @@ TEST(Fusion, ABatchNormBehindAFoldedOneStays) {
   x = g.add("bn_second", BatchNorm{}, {x});
   g.add("fc", Linear{.out_features = 5}, {x});
   const Graph fused = fuse(g);
-  const InferenceGraph folded = fold_batch_norms(fused);
+  const RunningGraph folded = fold_batch_norms(fused);
   std::vector<std::string> kinds;
   for (const Node& n : folded.graph.nodes) kinds.push_back(n.name + ":" + kind_of(n.op));
   EXPECT_EQ(kinds, (std::vector<std::string>{"conv:Conv2d+BatchNorm+ReLU", "bn_second:BatchNorm",

@@ -351,7 +351,11 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     gradients.emplace_back(device, values.size() * sizeof(float));
   }
   const GuardedBuffer running(device, data.running, DType::kFloat32);
-  const GuardedBuffer statistics(device, data.running.size() * sizeof(float));
+  const auto* merged = std::get_if<BatchNorm>(&c.spec);
+  const bool has_shortcut = merged && merged->shortcut;
+  const size_t statistics_floats = data.running.size();
+  const GuardedBuffer statistics(device,
+                                 (has_shortcut ? 2 : 1) * statistics_floats * sizeof(float));
   const GuardedBuffer y(device,
                         slices * static_cast<size_t>(config.y.elements()) * size_of(config.y_type));
   const GuardedBuffer saved(device, slices * op->saved_bytes());
@@ -381,6 +385,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
       m.gradients.push_back(c.wants_gradients ? static_cast<float*>(b.data()) : nullptr);
     m.running = static_cast<const float*>(running.data());
     m.statistics = static_cast<float*>(statistics.data());
+    if (has_shortcut) m.shortcut_statistics = m.statistics + statistics_floats;
     m.saved = static_cast<char*>(saved.data()) + s * op->saved_bytes();
     m.scratch = scratch.data();
   }

@@ -14,7 +14,6 @@
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/freezing.h"
-#include "ops/fusion.h"
 #include "trainer/base/percentile.h"
 #include "trainer/commands/commands.h"
 #include "trainer/engine/engine.h"
@@ -37,7 +36,7 @@ struct StepBench {
   int workers = 1, threads = 0;
   bool inference = false, no_fold = false, no_peak = false, json = false, profile = false;
   bool autotune = false;
-  bool no_graphs = false, no_overlap = false;
+  bool no_graphs = false, no_overlap = false, no_merge = false;
   double seconds = 5;
   int warmup = 3;
 };
@@ -182,6 +181,7 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
                       .profile = b.profile,
                       .record = !b.no_graphs,
                       .aside = !b.no_overlap,
+                      .merge = !b.no_merge,
                       .frozen = frozen,
                       .evaluation = b.inference ? std::optional(input) : std::nullopt,
                       .plans = {.tune = b.autotune, .cache_folder = cache_folder()}};
@@ -256,11 +256,8 @@ int run_step_bench(comm::Communicator& communicator, const StepBench& b) {
   const auto steps = static_cast<double>(times.size());
   const double lanes =
       b.device == "cpu" ? static_cast<double>(limit_threads) / threads : engine.lanes();
-  const ops::Graph profiled = b.inference
-                                  ? ops::fold_batch_norms(engine.fused_graph(), !b.no_fold).graph
-                                  : engine.fused_graph();
   const ProfileInput profile{
-      .graph = profiled,
+      .graph = engine.running_graph(),
       .batch = shape.n,
       .type = b.type,
       .training = !b.inference,
@@ -345,8 +342,11 @@ std::optional<StepBench> parse_step_options(const Arguments& arguments) {
       "too")(
       "no-overlap", po::bool_switch(&b.no_overlap),
       "on a GPU: gradients of weights in turn with the rest, as gpu.overlap: false in a job; "
-      "what --profile does, too")("workers", po::value(&b.workers)->default_value(1),
-                                  "workers side by side on one rank")(
+      "what --profile does, too")(
+      "no-merge", po::bool_switch(&b.no_merge),
+      "on a GPU: batch norms without those of shortcuts and without the pooling behind them, as "
+      "gpu.merge: false in a job")("workers", po::value(&b.workers)->default_value(1),
+                                   "workers side by side on one rank")(
       "threads", po::value(&b.threads)->default_value(0),
       "threads of one worker; 0: the rank's CPUs shared out")(
       "freeze", po::value(&b.freeze)->composing(),

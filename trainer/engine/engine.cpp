@@ -141,6 +141,7 @@ ops::NetworkConfig Engine::training_config() const {
           .type = config_.type,
           .tf32 = config_.tf32,
           .training = true,
+          .merge = config_.merge,
           .input = config_.input,
           .label_smoothing = config_.label_smoothing,
           .profile = config_.profile,
@@ -780,6 +781,11 @@ ops::NetworkTimes Engine::times() const {
   for (double* seconds : {&mean.input, &mean.loss}) *seconds /= lanes;
   for (auto& call : mean.calls) call.second /= lanes;
   return mean;
+}
+
+const ops::Graph& Engine::running_graph() const {
+  const Lane& lane = *lane_state_[0];
+  return (lane.network ? lane.network : lane.evaluation)->graph();
 }
 
 bool Engine::state_is_finite() {

@@ -53,6 +53,7 @@ struct EngineConfig {
   bool profile = false;  // see ops::NetworkConfig
   bool record = true;    // see ops::NetworkConfig
   bool aside = true;     // likewise
+  bool merge = true;     // likewise
   // Names of parameters that are frozen at first (ops/freezing.h; Engine::freeze changes it), and
   // what the optimizer's numbers are multiplied by, of those where that is not 1.
   std::set<std::string> frozen = {};
@@ -200,6 +201,7 @@ class Engine {
   // Seconds since construction or freeze(): of the pieces of training (or of evaluation, where only
   // that was done), the mean over the lanes; of packing weights; of the update.
   ops::NetworkTimes times() const;
+  const ops::Graph& running_graph() const;  // whose calls those are
   double prepare_seconds() const { return prepare_seconds_; }
   double update_seconds() const { return update_seconds_; }
   // Seconds from the end of backward on this rank's last lane until all sums were here, since
@@ -210,7 +212,6 @@ class Engine {
   // for both directions, of 3x3 convolutions four times as large as the parameters, and once more
   // the sums of their gradients.
   size_t memory_bytes() const;
-  const ops::Graph& fused_graph() const { return fused_; }
 
  private:
   struct Lane;

@@ -353,7 +353,8 @@ EngineConfig engine_config(const Job& job, const std::string& device, int gpu,
           .bucket_mib = job.reduction.bucket_mib,
           .seed = job.seed,
           .record = job.gpu.graphs,
-          .aside = job.gpu.overlap};
+          .aside = job.gpu.overlap,
+          .merge = job.gpu.merge};
 }
 
 int stay_near_gpu(const comm::Communicator& communicator, const std::string& device) {

@@ -189,6 +189,7 @@ void fields(Job::Gpu& g, auto&& visit) {
   visit("autotune", g.autotune);
   visit("graphs", g.graphs);
   visit("overlap", g.overlap);
+  visit("merge", g.merge);
 }
 
 void fields(Job& j, auto&& visit) {
@@ -321,10 +322,10 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 13> kNotIdentity = {
-    "name",         "transfer.init_from",   "data.path",  "data.follow_links", "stop_after_steps",
-    "checkpoint.",  "reduction.bucket_mib", "log.",       "watchdog.",         "checks.",
-    "gpu.autotune", "gpu.graphs",           "gpu.overlap"};
+constexpr std::array<std::string_view, 11> kNotIdentity = {
+    "name",        "transfer.init_from",   "data.path", "data.follow_links", "stop_after_steps",
+    "checkpoint.", "reduction.bucket_mib", "log.",      "watchdog.",         "checks.",
+    "gpu."};
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.

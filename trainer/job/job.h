@@ -168,6 +168,7 @@ struct Job {
     bool autotune = false;
     bool graphs = true;
     bool overlap = true;
+    bool merge = true;
   };
 
   std::string name = "job";

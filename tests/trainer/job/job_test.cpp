@@ -722,7 +722,8 @@ TEST(Identity, EveryFieldButTheMarkedOnesChangesIt) {
                                             "checks.max_roll_backs=1",
                                             "gpu.autotune=true",
                                             "gpu.graphs=false",
-                                            "gpu.overlap=false"};
+                                            "gpu.overlap=false",
+                                            "gpu.merge=false"};
   const std::vector<std::string> inside = {"data.format=idx",
                                            "data.classes=3",
                                            "data.train.crop=center",

@@ -1,0 +1,95 @@
+// What the CUDA kernels of pooling share, for ops/*_cuda.cu. A block takes a row of pixels of what
+// it writes, a thread some channels of one pixel.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/core/cuda_kernel.h"
+#include "ops/op.h"
+
+namespace convoy::ops::cuda_pool {
+
+using namespace cuda;
+
+// A window sliding over images of c channels: x [n, h, w, c] -> y [n, p, q, c].
+struct Geometry {
+  int n, c, h, w, p, q, kernel, stride, padding;
+  bool include_pad;  // AvgPool: divide by kernel^2 always, else by the pixels inside the image
+};
+
+// The pixels [begin, end) of one side that the window of output `o` covers inside the image.
+struct Span {
+  int begin, end;
+};
+__device__ inline Span pixels_of(int o, const Geometry& g, int size) {
+  const int start = o * g.stride - g.padding, end = start + g.kernel;
+  return {start > 0 ? start : 0, end < size ? end : size};
+}
+// n / divisor, n >= 0: almost every stride is 1 or 2, and a division costs twenty instructions.
+__device__ inline int quotient(int n, int divisor) {
+  return divisor == 1 ? n : divisor == 2 ? n >> 1 : n / divisor;
+}
+// The outputs [begin, end) whose windows cover pixel `i`.
+__device__ inline Span outputs_of(int i, const Geometry& g, int outputs) {
+  const int from = i + g.padding - g.kernel + 1, end = quotient(i + g.padding, g.stride) + 1;
+  return {from <= 0 ? 0 : quotient(from + g.stride - 1, g.stride), end < outputs ? end : outputs};
+}
+// Of the pixel (i, j) in the window of output (p, q), row by row.
+__device__ inline int place_of(int i, int j, int p, int q, const Geometry& g) {
+  return (i - (p * g.stride - g.padding)) * g.kernel + j - (q * g.stride - g.padding);
+}
+// kLanes elements, 8 or 1; what lies behind the first is not used then.
+template <int kLanes, typename T>
+__device__ Floats8 load_lanes(const T* p) {
+  if constexpr (kLanes == kWide)
+    return load8(p);
+  else
+    return {{load(p)}};
+}
+template <int kLanes, typename T>
+__device__ void store_lanes(T* p, const Floats8& v) {
+  if constexpr (kLanes == kWide)
+    store8(p, v);
+  else
+    store(p, v.v[0]);
+}
+
+// body(image, row, column, first channel) for this thread's share of row blockIdx.x of images with
+// `rows` rows of `columns` pixels of c channels.
+template <int kLanes, typename Body>
+__device__ void for_lanes(int rows, int columns, int c, Body body) {
+  const int block = static_cast<int>(blockIdx.x), image = block / rows, row = block - image * rows;
+  const int vectors = c / kLanes;
+  for (int t = static_cast<int>(threadIdx.x); t < columns * vectors;
+       t += static_cast<int>(blockDim.x)) {
+    const int column = t / vectors;
+    body(static_cast<int64_t>(image), row, column, (t - column * vectors) * kLanes);
+  }
+}
+
+inline Geometry geometry(const OpConfig& c, int64_t kernel, int64_t stride, int64_t padding,
+                         bool include_pad) {
+  const auto narrow = [](int64_t v) { return static_cast<int>(v); };
+  return {.n = narrow(c.x[0].n),
+          .c = narrow(c.x[0].c),
+          .h = narrow(c.x[0].h),
+          .w = narrow(c.x[0].w),
+          .p = narrow(c.y.h),
+          .q = narrow(c.y.w),
+          .kernel = narrow(kernel),
+          .stride = narrow(stride),
+          .padding = narrow(padding),
+          .include_pad = include_pad};
+}
+
+// A block for each of n * rows rows of `columns` pixels. Kernels: with 8 lanes, which `wide`
+// allows, and with 1.
+template <typename Kernel, typename... Arguments>
+void launch_rows(bool wide, Kernel wide_kernel, Kernel kernel, const Geometry& g, int rows,
+                 int columns, cudaStream_t stream, Arguments... arguments) {
+  const int64_t lanes = int64_t{columns} * g.c / (wide ? kWide : 1);
+  const int threads = lanes < kThreads ? static_cast<int>((lanes + 31) / 32 * 32) : kThreads;
+  launch(wide ? wide_kernel : kernel, int64_t{g.n} * rows, threads, stream, arguments..., g);
+}
+
+}  // namespace convoy::ops::cuda_pool
