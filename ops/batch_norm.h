@@ -40,6 +40,10 @@ struct BatchNorm {
   std::optional<Shortcut> shortcut;
   std::optional<MaxPool> pool;  // follows; not with a residual
 };
+// What BatchNorm::pool may be: on each side a pixel is in two windows at most.
+inline bool can_follow_batch_norm(const MaxPool& pool) {
+  return pool.stride == 2 && pool.kernel <= 4;
+}
 inline constexpr int kBatchNormParameters = 2;  // weight and bias
 
 Shape output_shape(const BatchNorm& spec, const std::vector<Shape>& x);
@@ -47,12 +51,11 @@ std::vector<ParameterSpec> parameters(const BatchNorm& spec, const std::vector<S
 inline int64_t macs(const BatchNorm&, const std::vector<Shape>&) {
   return 0;
 }
-// Backward adds up to two gradients of y over the first. With a residual, its gradient is the
-// masked sum, in place; that of a shortcut is written there, too.
+// Backward adds up to two gradients of y over the first, without a pooling. With a residual, its
+// gradient is the masked sum, in place; that of what a shortcut reads is written there, too.
 inline BackwardNeeds backward_needs(const BatchNorm& s) {
-  return {.inputs = s.frozen     ? 0u
-                    : s.shortcut ? 3u
-                                 : 1u,
+  const unsigned gathered = s.shortcut ? 3u : 1u;
+  return {.inputs = s.frozen ? 0u : gathered,
           .dy_sources = s.pool ? 1 : 2,
           .dx_in_place = s.residual ? 1 : -1,
           .writes_dy = !s.pool};

@@ -3,18 +3,19 @@
 //
 // Bytes that each pass moves for n elements of s bytes (beside them: two doubles per channel and
 // block, which stay in the L2 cache):
-//   statistics      x                            s n
-//   normalise       x, y, residual?, mask?       2 s n (+ s n) (+ n / 8)
-//   backward_sums   x, x2?, dy, dy2?, mask?, sum?  2 s n (+ s n) (+ s n) (+ n / 8) (+ s n)
+//   statistics      x                                   s n
+//   normalise       x, y, residual or x2?, mask?        2 s n (+ s n) (+ n / 8)
+//   backward_sums   x, x2?, dy, dy2?, mask?, sum?       2 s n (+ s n) (+ s n) (+ n / 8) (+ s n)
 //   backward_apply  x, x2?, dy or sum, mask?, dx, dx2?  3 s n (+ 2 s n) (+ n / 8)
-//   scale_gradient  dy, dy2?, mask?, dx?, sum? 2 s n (+ s n) (+ n / 8) (+ s n); frozen, in place of
-//   both
+//   scale_gradient  dy, dy2?, mask?, dx?, sum?          2 s n (+ s n) (+ n / 8) (+ s n); frozen, in
+//   place of both
 // The sum of gradients is stored where there are two, or a residual; backward_apply then reads it
 // instead of dy and the mask.
 //
-// x2 and dx2 are a shortcut's (BatchNorm::shortcut), which takes the residual's place. By itself it
-// would move 9 s n more, merged it is 5. What would be stored between the two is rounded as if it
-// were, so that bits are the same.
+// x2 and dx2 are a shortcut's (BatchNorm::shortcut), which takes the residual's place. With two
+// gradients of y, a batch norm of its own and the residual that it gives would move 9 s n, merged
+// it is 5. What would be stored between the two is rounded as if it were, so that bits are the
+// same.
 //
 // Statistics: each thread sums x and its square in fp32 around the first value it sees, over at
 // most 64 rows. That value's own distance is part of the variance, so it cannot drown it. In
@@ -185,8 +186,8 @@ int64_t Norm::finish_blocks() const {
 }
 
 template <typename T>
-void Norm::gather(const T* x, const float* sums, float* statistics, const float* const* parameters,
-                  double* partial, const Slice& slice) const {
+void Norm::gather(float* statistics, double* partial, const T* x, const float* sums,
+                  const float* const* parameters, const Slice& slice) const {
   if (sums)
     return launch(&given_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_,
                   statistics, vectors_, sums, parameters[0], parameters[1], geometry_.c, count_,
@@ -199,11 +200,11 @@ void Norm::gather(const T* x, const float* sums, float* statistics, const float*
          partial, parameters[0], parameters[1], geometry_, count_, epsilon_, slice.first,
          slice.last);
 }
-template void Norm::gather(const float*, const float*, float*, const float* const*, double*,
+template void Norm::gather(float*, double*, const float*, const float*, const float* const*,
                            const Slice&) const;
-template void Norm::gather(const Bfloat16*, const float*, float*, const float* const*, double*,
+template void Norm::gather(float*, double*, const Bfloat16*, const float*, const float* const*,
                            const Slice&) const;
-template void Norm::gather(const Float16*, const float*, float*, const float* const*, double*,
+template void Norm::gather(float*, double*, const Float16*, const float*, const float* const*,
                            const Slice&) const;
 
 void Norm::take(const float* running, const float* const* parameters) const {
@@ -449,11 +450,11 @@ class BatchNormCuda final : public Op {
 
   void gather_forward(const NodeMemory& m) override {
     auto* partial = static_cast<double*>(m.scratch);
-    norm_.gather(static_cast<const T*>(m.x[0]), m.sums, m.statistics, m.parameters.data(), partial,
+    if (shortcut_)  // its convolution is the last one, as a rule
+      shortcut_->gather(m.shortcut_statistics, partial, static_cast<const T*>(m.x[1]),
+                        m.shortcut_sums, m.parameters.data() + kBatchNormParameters, m.slice);
+    norm_.gather(m.statistics, partial, static_cast<const T*>(m.x[0]), m.sums, m.parameters.data(),
                  m.slice);
-    if (shortcut_)
-      shortcut_->gather(static_cast<const T*>(m.x[1]), m.shortcut_sums, m.shortcut_statistics,
-                        m.parameters.data() + kBatchNormParameters, partial, m.slice);
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
@@ -567,8 +568,10 @@ class BatchNormCuda final : public Op {
 }  // namespace
 
 std::unique_ptr<Op> make_op(CudaDevice& device, const BatchNorm& spec, const OpConfig& config) {
-  if ((spec.shortcut || spec.pool) && (!config.training || spec.frozen))
-    fail(ExitCode::kFault, "batch_norm \"{}\": merged for training, used otherwise", config.name);
+  const bool pools = spec.pool && !spec.residual && can_follow_batch_norm(*spec.pool);
+  if ((spec.shortcut || spec.pool) && (!config.training || spec.frozen || (spec.pool && !pools)))
+    fail(ExitCode::kFault, "batch_norm \"{}\": {} is not what merge_batch_norms() makes",
+         config.name, kind_of(spec));
   if (spec.pool) return make_pooled(device, spec, config);
   return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
     return std::make_unique<BatchNormCuda<T>>(device.stream(), spec, config);

@@ -170,8 +170,8 @@ class Norm {
   // Mean and variance of the batch, as `statistics` [2, c] too: of x or, where they are not null,
   // from the sums [2, c] that the convolution before has given. parameters: weight and bias.
   template <typename T>
-  void gather(const T* x, const float* sums, float* statistics, const float* const* parameters,
-              double* partial, const Slice& slice) const;
+  void gather(float* statistics, double* partial, const T* x, const float* sums,
+              const float* const* parameters, const Slice& slice) const;
   // Of running [2, c], not of the batch.
   void take(const float* running, const float* const* parameters) const;
   // From backward's sums: the gradients of weight and bias, and what its second pass needs.

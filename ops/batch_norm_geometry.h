@@ -15,7 +15,7 @@ namespace convoy::ops {
 struct BatchNormGeometry {
   static constexpr int kThreads = 256;    // of a block; the last kThreads - groups * lanes idle
   static constexpr int kMostGroups = 16;  // wider blocks have fewer lanes and more partial sums
-  static constexpr int64_t kBlocks = 132 * 8;  // an SM of an H200 has 8, of which it runs 3 or 4
+  static constexpr int64_t kBlocks = 132 * 8;  // an SM of an H200 has 8, of which it runs 2 to 4
   // Of a thread, a multiple of kLeastRows, the most that a pass loads at once: fewer would not pay
   // for the sums of a block, more would round them more.
   static constexpr int64_t kLeastRows = 4, kMostRows = 64;

@@ -7,7 +7,7 @@
 //   normalise_pool  x, y, places       s n + (s + 1) m
 //   backward_sums   x, dy, places      s n + (s + 1) m
 //   backward_apply  x, dy, places, dx  2 s n + (s + 1) m
-// By themselves they would move 4 s n and (s + 1) m more, with m = n / 4.
+// Apart they would move 5 s n + 3 n / 8 more and (s + 1) m less, with m = n / 4 in a first layer.
 //
 // places [y] has what max pooling saves, the winner's place in its window, or kNowhere where the
 // ReLU lets no gradient through.
@@ -27,131 +27,132 @@ using cuda_pool::Span;
 
 constexpr uint8_t kNowhere = 255;  // places are below 15^2
 
+// Goes up, as Way has it: who gathered the statistics went down.
 template <int kLanes, typename T>
 __global__ void normalise_pool_kernel(T* y, uint8_t* places, const T* x, Vectors v, bool relu,
                                       Windows w) {
   cuda_pool::for_lanes<kLanes>(w.p, w.q, w.c, [=](int64_t image, int p, int q, int k) {
-    const Span rows = cuda_pool::pixels_of(p, w, w.h), columns = cuda_pool::pixels_of(q, w, w.w);
     const Floats8 mean = cuda_pool::load_lanes<kLanes>(v.mean + k),
                   scale = cuda_pool::load_lanes<kLanes>(v.scale + k),
                   beta = cuda_pool::load_lanes<kLanes>(v.beta + k);
     const float least = relu ? 0.0f : -INFINITY;
-    Floats8 best;
-    Bits8<uint8_t> where;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      best.v[lane] = -INFINITY;
-      // Also where nothing is above minus infinity, as without a ReLU.
-      where.v[lane] = static_cast<uint8_t>(cuda_pool::place_of(rows.begin, columns.begin, p, q, w));
-    }
-    for (int i = rows.begin; i < rows.end; ++i)
-      for (int j = columns.begin; j < columns.end; ++j) {
-        const Floats8 in =
-            cuda_pool::load_lanes<kLanes>(x + ((image * w.h + i) * w.w + j) * w.c + k);
-        const auto here = static_cast<uint8_t>(cuda_pool::place_of(i, j, p, q, w));
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const float value = (in.v[lane] - mean.v[lane]) * scale.v[lane] + beta.v[lane];
-          const float out = rounded<T>(value < least ? least : value);  // NaN stays NaN
-          const bool wins = out > best.v[lane] || out != out;           // and wins
-          best.v[lane] = wins ? out : best.v[lane];
-          where.v[lane] = !wins ? where.v[lane] : !relu || value > 0.0f ? here : kNowhere;
-        }
+    const auto at = [&](int i, int j, uint8_t place) {
+      const Floats8 in = cuda_pool::load_lanes<kLanes>(x + ((image * w.h + i) * w.w + j) * w.c + k);
+      cuda_pool::Largest pixel;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float value = (in.v[lane] - mean.v[lane]) * scale.v[lane] + beta.v[lane];
+        pixel.values.v[lane] = rounded<T>(value < least ? least : value);  // NaN stays NaN
+        pixel.places.v[lane] = !relu || value > 0.0f ? place : kNowhere;
       }
+      return pixel;
+    };
     const int64_t out = ((image * w.p + p) * w.q + q) * w.c + k;
-    cuda_pool::store_lanes<kLanes>(y + out, best);
-    if constexpr (kLanes == kWide)
-      *reinterpret_cast<Bits8<uint8_t>*>(places + out) = where;
-    else
-      places[out] = where.v[0];
+    cuda_pool::store_largest<kLanes>(y + out, places + out,
+                                     cuda_pool::largest<kLanes>(p, q, w, at));
   });
 }
 
 // A pixel of x, where a thread's share has come to.
-class Pixel {
- public:
+struct Pixel {
+  int image, i, j;
+  int step, lines;  // from row to row: columns, and whole lines
+  bool down;
+
   __device__ Pixel(const Share& share, const Windows& w)
-      : step_(share.step < 0 ? -share.step : share.step), down_(share.step < 0) {
+      : step(share.step < 0 ? -share.step : share.step), down(share.step < 0) {
     const auto row = static_cast<unsigned>(share.row), width = static_cast<unsigned>(w.w),
                height = static_cast<unsigned>(w.h);
     const unsigned line = row / width;
     j = static_cast<int>(row - line * width);
     image = static_cast<int>(line / height);
     i = static_cast<int>(line) - image * w.h;
-    lines_ = step_ / w.w;
-    step_ -= lines_ * w.w;
+    lines = step / w.w;
+    step -= lines * w.w;
   }
   // To the share's next row.
   __device__ void go_on(const Windows& w) {
-    if (down_) {
-      j -= step_;
-      i -= lines_ + (j < 0);
+    if (down) {
+      j -= step;
+      i -= lines + (j < 0);
       j += j < 0 ? w.w : 0;
       for (; i < 0; i += w.h) --image;
     } else {
-      j += step_;
-      i += lines_ + (j >= w.w);
+      j += step;
+      i += lines + (j >= w.w);
       j -= j >= w.w ? w.w : 0;
       for (; i >= w.h; i -= w.h) ++image;
     }
   }
-
-  int image, i, j;
-
- private:
-  int step_, lines_;  // from row to row: columns, and whole lines
-  bool down_;
 };
 
-// The outputs [begin, end), one or two, whose windows cover pixel `i`: as windows are merged
-// (merge_batch_norms), with strides of two and kernels of up to four.
-__device__ Span covering(int i, const Windows& w, int outputs) {
-  const int from = i + w.padding - w.kernel + 1, end = ((i + w.padding) >> 1) + 1;
-  return {from <= 0 ? 0 : (from + 1) >> 1, end < outputs ? end : outputs};
-}
+// What a pixel's windows hand back to a group of channels: on each side it is in two windows at
+// most (can_follow_batch_norm). Of two columns of windows both are always read; of two lines, which
+// a half of the lines of pixels is in, and so mostly a whole warp or none of it, the second where
+// there is one. All are on their way before one is used.
+template <typename T>
+struct Covering {
+  static constexpr int kSide = 2;
+  int lines;
+  Bits8<T> dy[kSide][kSide];
+  Bits8<uint8_t> places[kSide][kSide];
+  int place[kSide][kSide];  // the pixel's in the window; -1: it is not in it
+};
 
-// The gradient of a pixel's group of channels behind the ReLU, as max pooling would store it. Of
-// two columns of windows both are always read, so that their reads do not wait for each other. Two
-// lines of windows are there for a half of the lines of pixels, so mostly for a whole warp or for
-// none of it. dy and places begin with the group's first channel.
+// dy and places begin with the group's first channel.
 template <bool kAligned, typename T>
-__device__ Floats8 gradient_of(const Pixel& pixel, const T* dy, const uint8_t* places, int channels,
-                               const Windows& w) {
-  constexpr int kColumns = 2;
-  const Span rows = covering(pixel.i, w, w.p), columns = covering(pixel.j, w, w.q);
+__device__ Covering<T> covering(const Pixel& pixel, const T* dy, const uint8_t* places,
+                                int channels, Windows w) {
+  w.stride = 2;  // for the compiler
+  const Span rows = cuda_pool::outputs_of(pixel.i, w, w.p),
+             columns = cuda_pool::outputs_of(pixel.j, w, w.q);
   const int64_t image = int64_t{pixel.image} * w.p * w.q * w.c;
-  Floats8 sum = {};
-  for (int p = rows.begin; p < rows.end; ++p) {
-    Bits8<T> values[kColumns];
-    Bits8<uint8_t> where[kColumns];
-    int place[kColumns];
-    for (int n = 0; n < kColumns; ++n) {
-      const int q = columns.begin + n;
+  Covering<T> out;
+  out.lines = rows.end - rows.begin;
+  const auto read = [&](int a) {
+    for (int b = 0; b < Covering<T>::kSide; ++b) {
+      const int p = rows.begin + a, q = columns.begin + b;
       const bool covers = q < columns.end;
       const int64_t at = image + int64_t{p * w.q + (covers ? q : 0)} * w.c;
-      values[n] = load_group<kAligned>(dy + at, channels);
-      where[n] = load_group<kAligned>(places + at, channels);
-      place[n] = covers ? cuda_pool::place_of(pixel.i, pixel.j, p, q, w) : -1;
+      out.dy[a][b] = load_group<kAligned>(dy + at, channels);
+      out.places[a][b] = load_group<kAligned>(places + at, channels);
+      out.place[a][b] = covers ? cuda_pool::place_of(pixel.i, pixel.j, p, q, w) : -1;
     }
-    for (int n = 0; n < kColumns; ++n)
+  };
+  if (out.lines > 0) read(0);
+  if (out.lines > 1) read(1);
+  return out;
+}
+
+// The gradient of a pixel's values behind the ReLU, as max pooling would store it.
+template <typename T>
+__device__ Floats8 gradient_of(const Covering<T>& windows) {
+  Floats8 sum = {};
+  const auto add = [&](int a) {
+    for (int b = 0; b < Covering<T>::kSide; ++b)
       for (int k = 0; k < kWide; ++k)
-        sum.v[k] += where[n].v[k] == place[n] ? load(&values[n].v[k]) : 0.0f;
-  }
+        sum.v[k] +=
+            windows.places[a][b].v[k] == windows.place[a][b] ? load(&windows.dy[a][b].v[k]) : 0.0f;
+  };
+  if (windows.lines > 0) add(0);
+  if (windows.lines > 1) add(1);
   for (int k = 0; k < kWide; ++k) sum.v[k] = rounded<T>(sum.v[k]);
   return sum;
 }
 
-// use(r, x's row, its gradient) for the rows of a share. The next row of x is on its way while one
+// use(r, load_row(r), its gradient) for the rows of a share. The next row is on its way while one
 // is used.
-template <bool kAligned, typename T, typename Use>
-__device__ void for_pooled_rows(const Share& share, const T* x, const T* dy, const uint8_t* places,
-                                const Windows& w, Use use) {
+template <bool kAligned, typename T, typename Load, typename Use>
+__device__ void for_pooled_rows(const Share& share, const T* dy, const uint8_t* places,
+                                const Windows& w, Load load_row, Use use) {
   if (share.rows == 0) return;
   Pixel pixel(share, w);
-  Bits8<T> next = load_group<kAligned>(x, share.channels);
+  Bits8<T> next = load_row(0);
   for (int r = 0; r < share.rows; ++r) {
     const Bits8<T> in = next;
-    if (r + 1 < share.rows) next = load_group<kAligned>(x + (r + 1) * share.stride, share.channels);
-    use(r, in, gradient_of<kAligned>(pixel, dy, places, share.channels, w));
+    const Covering<T> windows = covering<kAligned>(pixel, dy, places, share.channels, w);
+    if (r + 1 < share.rows) next = load_row(r + 1);
     pixel.go_on(w);
+    use(r, in, gradient_of(windows));
   }
 }
 
@@ -160,16 +161,19 @@ template <typename T, bool kAligned>
 __global__ void pooled_sums_kernel(double* partial, const T* dy, const uint8_t* places, const T* x,
                                    Vectors v, Geometry g, Windows w) {
   const Share share(g, Way::kDown);
+  x += share.at;
   Bits8<float> mean = {};
   Floats8 sum = {}, products = {};
   if (share.rows > 0) mean = load_group<kAligned>(v.mean + share.channel, share.channels);
-  for_pooled_rows<kAligned>(share, x + share.at, dy + share.channel, places + share.channel, w,
-                            [&](int, const Bits8<T>& in, const Floats8& grad) {
-                              for (int i = 0; i < kWide; ++i) {
-                                sum.v[i] += grad.v[i];
-                                products.v[i] += grad.v[i] * (load(&in.v[i]) - mean.v[i]);
-                              }
-                            });
+  for_pooled_rows<kAligned>(
+      share, dy + share.channel, places + share.channel, w,
+      [&](int r) { return load_group<kAligned>(x + r * share.stride, share.channels); },
+      [&](int, const Bits8<T>& in, const Floats8& grad) {
+        for (int i = 0; i < kWide; ++i) {
+          sum.v[i] += grad.v[i];
+          products.v[i] += grad.v[i] * (load(&in.v[i]) - mean.v[i]);
+        }
+      });
   put_sums(partial, g, share.block, in_double(sum, products));
 }
 
@@ -180,18 +184,20 @@ __global__ void pooled_apply_kernel(T* dx, const T* dy, const uint8_t* places, c
   const Share share(g, Way::kUp);
   if (share.rows == 0) return;
   dx += share.at;
+  x += share.at;
   const auto vector = [&](const float* p) {
     return load_group<kAligned>(p + share.channel, share.channels);
   };
   const Bits8<float> mean = vector(v.mean), a = vector(v.a), b = vector(v.b), k = vector(v.k);
-  for_pooled_rows<kAligned>(share, x + share.at, dy + share.channel, places + share.channel, w,
-                            [&](int r, const Bits8<T>& in, const Floats8& grad) {
-                              Floats8 out;
-                              for (int i = 0; i < kWide; ++i)
-                                out.v[i] = (load(&in.v[i]) - mean.v[i]) * b.v[i] + k.v[i] +
-                                           grad.v[i] * a.v[i];
-                              store_group<kAligned>(dx + r * share.stride, out, share.channels);
-                            });
+  for_pooled_rows<kAligned>(
+      share, dy + share.channel, places + share.channel, w,
+      [&](int r) { return load_group_last<kAligned>(x + r * share.stride, share.channels); },
+      [&](int r, const Bits8<T>& in, const Floats8& grad) {
+        Floats8 out;
+        for (int i = 0; i < kWide; ++i)
+          out.v[i] = (load(&in.v[i]) - mean.v[i]) * b.v[i] + k.v[i] + grad.v[i] * a.v[i];
+        store_group<kAligned>(dx + r * share.stride, out, share.channels);
+      });
 }
 
 template <typename T>
@@ -209,8 +215,8 @@ class BatchNormPoolCuda final : public Op {
   }
 
   void gather_forward(const NodeMemory& m) override {
-    norm_.gather(static_cast<const T*>(m.x[0]), m.sums, m.statistics, m.parameters.data(),
-                 static_cast<double*>(m.scratch), m.slice);
+    norm_.gather(m.statistics, static_cast<double*>(m.scratch), static_cast<const T*>(m.x[0]),
+                 m.sums, m.parameters.data(), m.slice);
   }
   void forward(const NodeMemory& m, const StepInfo&) override {
     auto* y = static_cast<T*>(m.y);

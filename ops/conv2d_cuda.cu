@@ -204,6 +204,7 @@ class Conv2dCuda final : public Op {
         x_(c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
+        x_is_padded_(c.image_channels == plans_.channels),
         weights_(y_.c * (padded_x_.c / spec.groups) * spec.kernel * spec.kernel),
         packed_(allocate_device(static_cast<size_t>(weights_) * sizeof(T))),
         bias_(allocate_device(static_cast<size_t>(y_.c) * sizeof(float))) {
@@ -216,9 +217,9 @@ class Conv2dCuda final : public Op {
     const auto bytes = [](const Shape& s, size_t size) {
       return static_cast<size_t>(s.elements()) * size;
     };
-    x_copy_ = reserve(in_fp32                 ? bytes(padded_x_, sizeof(float))
-                      : copies || is_padded() ? bytes(padded_x_, sizeof(T))
-                                              : 0);
+    x_copy_ = reserve(in_fp32              ? bytes(padded_x_, sizeof(float))
+                      : copies || pads_x() ? bytes(padded_x_, sizeof(T))
+                                           : 0);
     y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
@@ -395,9 +396,10 @@ class Conv2dCuda final : public Op {
                           site.stream));
   }
   bool is_padded() const { return padded_x_.c != x_.c; }
+  bool pads_x() const { return is_padded() && !x_is_padded_; }
   // x as a plan reads it.
   const void* image(const NodeMemory& m, bool in_fp32, const Site& site) const {
-    if (!is_padded()) return input(m.x[0], x_.elements(), in_fp32, x_copy_, site);
+    if (!pads_x()) return input(m.x[0], padded_x_.elements(), in_fp32, x_copy_, site);
     void* out = site.at(x_copy_);
     const auto pad = [&]<typename To>(To* to) {
       const int64_t n = padded_x_.elements() / kWide;
@@ -434,6 +436,7 @@ class Conv2dCuda final : public Op {
   Conv2d spec_;
   Conv2dPlans plans_;
   Shape x_, y_, padded_x_;
+  bool x_is_padded_;                // already, in memory
   int64_t weights_;                 // packed, with what is padded
   DeviceBuffer packed_, packed32_;  // [K,R,S,C/G]
   DeviceBuffer bias_, scale_;       // [K]: fp32, and of a folded batch norm in double
@@ -449,9 +452,7 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
   const bool narrow = c.type != DType::kFloat32;
   const Shape& x = c.x[0];
   Conv2dPlans plans;
-  plans.channels = narrow && s.groups == 1
-                       ? static_cast<int64_t>(round_up(static_cast<size_t>(x.c), kWide))
-                       : x.c;
+  plans.channels = s.groups == 1 ? padded_channels(x.c, c.type) : x.c;
   cudnn::Convolution plain = {.x = {x.n, plans.channels, x.h, x.w},
                               .y = c.y,
                               .kernel = s.kernel,

@@ -18,6 +18,12 @@ struct Products {
   std::function<double(size_t)> measure_pass;  // likewise; of a pass that reads so many bytes
 };
 
+// In 16 bit, tensor cores take channels in eights; zeros behind those of the image change no bit of
+// a sum.
+inline int64_t padded_channels(int64_t channels, DType type) {
+  return type == DType::kFloat32 ? channels : (channels + 7) / 8 * 8;
+}
+
 struct Conv2dPlans {
   std::shared_ptr<const cudnn::Plan> forward, backward_data, backward_weights;  // null: not needed
   // In their places: in 16 bit a 1x1 convolution is x w^T, its gradients dy w and dy^T x. cuDNN's
@@ -28,9 +34,7 @@ struct Conv2dPlans {
   // In place of both in fp16, where it was measured to be faster than them and a pass for the sums:
   // y and NodeMemory::sums.
   std::shared_ptr<const cudnn::Plan> forward_with_sums;
-  // Of x, as the plans see it. In 16 bit, tensor cores take channels in eights; zeros are put
-  // behind those of the image, which change no bit of a sum.
-  int64_t channels = 0;
+  int64_t channels = 0;  // of x, as the plans see it: padded, without groups
   // Where cuDNN cannot do a pass as it should be in 16 bit, it is computed in fp32 from tensors
   // that are converted: their values are exact in TF32, too, so tensor cores lose nothing.
   bool forward_in_fp32 = false, weights_in_fp32 = false;

@@ -56,11 +56,11 @@ class Fuser {
  private:
   static size_t index(int node) { return static_cast<size_t>(node); }
 
-  // The batch norm that node `input` is, if only one node reads it and it has no ReLU yet.
-  BatchNorm* mergeable(int input) {
-    if (input == kImage || readers_[index(input)] != 1) return nullptr;
-    auto* bn = std::get_if<BatchNorm>(&graph_.nodes[index(input)].op);
-    return bn && !bn->relu ? bn : nullptr;
+  bool is_read_once(int node) const { return node != kImage && readers_[index(node)] == 1; }
+
+  // The batch norm that node `input` is, if only one node reads it.
+  const BatchNorm* batch_norm_of_one(int input) const {
+    return is_read_once(input) ? std::get_if<BatchNorm>(&graph_.nodes[index(input)].op) : nullptr;
   }
 
   // Node i becomes the node `from` with the given spec and inputs.
@@ -73,8 +73,8 @@ class Fuser {
   void merge_add(size_t i) {
     const std::vector<int> inputs = graph_.nodes[i].inputs;
     for (size_t k = 0; k < inputs.size() && inputs.size() == 2; ++k) {
-      const BatchNorm* bn = mergeable(inputs[k]);
-      if (!bn || bn->residual) continue;
+      const BatchNorm* bn = batch_norm_of_one(inputs[k]);
+      if (!bn || bn->relu || bn->residual) continue;
       BatchNorm spec = *bn;
       spec.residual = true;
       become(i, inputs[k], spec, {graph_.nodes[index(inputs[k])].inputs[0], inputs[1 - k]});
@@ -84,19 +84,21 @@ class Fuser {
 
   void merge_relu(size_t i) {
     const int input = graph_.nodes[i].inputs[0];
-    const BatchNorm* bn = mergeable(input);
-    if (!bn) return;
+    const BatchNorm* bn = batch_norm_of_one(input);
+    if (!bn || bn->relu) return;
     BatchNorm spec = *bn;
     spec.relu = true;
     become(i, input, spec, graph_.nodes[index(input)].inputs);
   }
 
-  // The batch norm that node `input` is, if only one node reads it and it takes its statistics from
-  // the batch.
-  const BatchNorm* gathering(int input) const {
-    if (input == kImage || readers_[index(input)] != 1) return nullptr;
-    const auto* bn = std::get_if<BatchNorm>(&graph_.nodes[index(input)].op);
-    return bn && !bn->frozen ? bn : nullptr;
+  // A batch norm without residual that another node takes over: only that one reads it, and it
+  // alone reads what it normalises, since gradients that reach a node are added in the order of
+  // those who read it.
+  const BatchNorm* can_be_taken_over(int input) const {
+    const BatchNorm* bn = batch_norm_of_one(input);
+    if (!bn || bn->residual || bn->frozen || bn->pool) return nullptr;
+    const int x = graph_.nodes[index(input)].inputs[0];
+    return x == kImage || is_read_once(x) ? bn : nullptr;
   }
 
   void merge_shortcut(size_t i) {
@@ -104,8 +106,8 @@ class Fuser {
     auto& spec = std::get<BatchNorm>(node.op);
     if (!spec.residual || spec.frozen) return;
     const int residual = node.inputs[1];
-    const BatchNorm* bn = gathering(residual);
-    if (!bn || bn->relu || bn->residual) return;
+    const BatchNorm* bn = can_be_taken_over(residual);
+    if (!bn || bn->relu) return;
     const Node& source = graph_.nodes[index(residual)];
     spec.shortcut = BatchNorm::Shortcut{.epsilon = bn->epsilon};
     node.inputs[1] = source.inputs[0];
@@ -116,8 +118,8 @@ class Fuser {
   void merge_pool(size_t i) {
     const int input = graph_.nodes[i].inputs[0];
     const auto& pool = std::get<MaxPool>(graph_.nodes[i].op);
-    const BatchNorm* bn = gathering(input);
-    if (!bn || bn->residual || pool.stride != 2 || pool.kernel > 4) return;
+    const BatchNorm* bn = can_be_taken_over(input);
+    if (!bn || !can_follow_batch_norm(pool)) return;
     BatchNorm spec = *bn;
     spec.pool = pool;
     become(i, input, spec, graph_.nodes[index(input)].inputs);

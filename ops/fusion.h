@@ -28,10 +28,11 @@ inline constexpr size_t kNobody = std::numeric_limits<size_t>::max();  // only t
 RunningGraph fold_batch_norms(const Graph& fused, bool fold = true);
 
 // What training runs on a device that merges batch norms (Device::merges_batch_norms), with the
-// same bits. A batch norm takes over another one that is its residual and has neither residual nor
-// ReLU itself, as in the shortcut of a ResNet's stage (BatchNorm::shortcut); and a max pooling
-// behind it by strides of two, with windows of at most four (BatchNorm::pool). Nobody else reads
-// what lies between, and none of them is frozen.
+// same bits where a batch is one slice. A batch norm takes over another one that is its residual
+// and has neither residual nor ReLU itself, as in the shortcut of a ResNet's stage
+// (BatchNorm::shortcut); and a max pooling behind it (BatchNorm::pool, can_follow_batch_norm).
+// Nobody else reads what lies between or what the one that moves normalises, and none of them is
+// frozen.
 RunningGraph merge_batch_norms(const Graph& fused);
 
 }  // namespace convoy::ops

@@ -15,6 +15,7 @@ struct ImageInput {
   Shape shape;                 // of the batch, NHWC
   std::vector<float> mean;     // [H * W * C], in units of 0..255
   std::vector<float> inv_std;  // [H * W * C], 1 / (units of 0..255)
+  int64_t channels = 0;        // of x, zero behind the pixels' own (Device::image_channels); 0: C
 };
 
 // On a device, for one element type; made by Device::make_input.

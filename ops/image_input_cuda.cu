@@ -1,7 +1,7 @@
 // Image input on CUDA: one copy from the host, on the stream for it, and one kernel. There are two
 // buffers for pixels, so that a copy goes on while the kernel before it has not even begun. Moves a
-// byte in and one element out; the means and deviations, 8 bytes per place, are read once for
-// kImages images and stay in the cache.
+// byte in and one element out, or with ImageInput::channels a byte and eight elements; the means
+// and deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
 #include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
 #include "ops/image_input.h"
@@ -37,10 +37,36 @@ __global__ void normalise_wide_kernel(T* x, const uint8_t* pixels, const float* 
   });
 }
 
-// The box of all images of shape [n, h, w, c], in place.
+// x [n, places, stored] with zeros behind c channels; stored is a multiple of eight.
+template <typename T>
+__global__ void normalise_padded_kernel(T* x, const uint8_t* pixels, const float* mean,
+                                        const float* inv_std, int64_t n, int64_t places, int64_t c,
+                                        int64_t stored) {
+  const int64_t vectors = stored / kWide;  // of a place
+  for_each((n + kImages - 1) / kImages * places * vectors, [=](int64_t i) {
+    const int64_t group = i / (places * vectors), in_image = i - group * places * vectors;
+    const int64_t place = in_image / vectors, begin = (in_image - place * vectors) * kWide;
+    const int64_t at = place * c + begin, left = c - begin;
+    const int own = static_cast<int>(left < kWide ? left : kWide);  // channels; may be none
+    Floats8 m = {}, s = {};
+    for (int k = 0; k < kWide; ++k)
+      if (k < own) {
+        m.v[k] = mean[at + k];
+        s.v[k] = inv_std[at + k];
+      }
+    for (int64_t image = group * kImages; image < (group + 1) * kImages && image < n; ++image) {
+      Floats8 v = {};
+      for (int k = 0; k < kWide; ++k)
+        if (k < own) v.v[k] = (load(pixels + image * places * c + at + k) - m.v[k]) * s.v[k];
+      store8(x + image * places * stored + in_image * kWide, v);
+    }
+  });
+}
+
+// The box of all images of shape [n, h, w, c], in place, where x has `stored` channels.
 template <typename T>
 __global__ void mix_kernel(T* x, const uint8_t* pixels, const float* mean, const float* inv_std,
-                           Shape shape, BatchMix mix) {
+                           Shape shape, int64_t stored, BatchMix mix) {
   const int64_t row = shape.w * shape.c, plane = shape.h * row;
   const int64_t columns = (mix.right - mix.left) * shape.c;
   const int64_t box = (mix.bottom - mix.top) * columns;
@@ -49,7 +75,8 @@ __global__ void mix_kernel(T* x, const uint8_t* pixels, const float* mean, const
     const int64_t place = (mix.top + y) * row + mix.left * shape.c + (in_box - y * columns);
     const int64_t before = image > 0 ? image - 1 : shape.n - 1;
     const float m = mean[place], s = inv_std[place];
-    store(x + image * plane + place,
+    const int64_t pixel = place / shape.c;
+    store(x + (image * shape.h * shape.w + pixel) * stored + (place - pixel * shape.c),
           (load(pixels + image * plane + place) - m) * s * mix.image_share +
               (load(pixels + before * plane + place) - m) * s * (1 - mix.image_share));
   });
@@ -62,6 +89,7 @@ class ImageInputCuda final : public ImageInputOp {
       : device_(device),
         shape_(spec.shape),
         n_(spec.shape.n),
+        stored_(spec.channels > 0 ? spec.channels : spec.shape.c),
         plane_(static_cast<int64_t>(spec.mean.size())),
         mean_(to_device(spec.mean)),
         inv_std_(to_device(spec.inv_std)) {
@@ -88,16 +116,21 @@ class ImageInputCuda final : public ImageInputOp {
     const auto* mean = static_cast<const float*>(mean_.get());
     const auto* inv_std = static_cast<const float*>(inv_std_.get());
     wait(device_.stream(), buffer.here);
-    if (are_wide(plane_, x))
-      launch(&normalise_wide_kernel<T>, blocks_for((n_ + kImages - 1) / kImages * plane_ / kWide),
-             kThreads, device_.stream(), x, copy, mean, inv_std, n_, plane_);
+    const int64_t groups = (n_ + kImages - 1) / kImages;
+    if (stored_ != shape_.c)
+      launch(&normalise_padded_kernel<T>,
+             blocks_for(groups * shape_.h * shape_.w * stored_ / kWide), kThreads, device_.stream(),
+             x, copy, mean, inv_std, n_, shape_.h * shape_.w, shape_.c, stored_);
+    else if (are_wide(plane_, x))
+      launch(&normalise_wide_kernel<T>, blocks_for(groups * plane_ / kWide), kThreads,
+             device_.stream(), x, copy, mean, inv_std, n_, plane_);
     else
       launch(&normalise_kernel<T>, blocks_for(n_ * plane_), kThreads, device_.stream(), x, copy,
              mean, inv_std, n_, plane_);
     const int64_t mixed = n_ * (mix.bottom - mix.top) * (mix.right - mix.left) * shape_.c;
     if (mix.is_on())
       launch(&mix_kernel<T>, blocks_for(mixed), kThreads, device_.stream(), x, copy, mean, inv_std,
-             shape_, mix);
+             shape_, stored_, mix);
     record(buffer.read, device_.stream());
   }
 
@@ -110,7 +143,7 @@ class ImageInputCuda final : public ImageInputOp {
 
   CudaDevice& device_;
   Shape shape_;
-  int64_t n_, plane_;
+  int64_t n_, stored_, plane_;
   DeviceBuffer mean_, inv_std_;
   struct Pixels {
     DeviceBuffer memory;

@@ -1,6 +1,7 @@
 #include "ops/network.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -122,14 +123,34 @@ RunningGraph running_graph(const Device& device, const Graph& fused, const Netwo
   return {fused, std::move(node_of)};
 }
 
+// With how many channels the image lies in memory.
+int64_t image_channels_of(const Device& device, const Graph& graph, DType type) {
+  const auto may_be_padded = [](const Node& node) {
+    const auto* conv = std::get_if<Conv2d>(&node.op);
+    return std::ranges::count(node.inputs, kImage) == 0 || (conv && conv->groups == 1);
+  };
+  return std::ranges::all_of(graph.nodes, may_be_padded)
+             ? device.image_channels(graph.image.c, type)
+             : graph.image.c;
+}
+
 PassPlan passes_of(const Device& device, const Graph& graph, const NetworkConfig& config) {
   return plan_passes(graph, config.batch, config.type, config.training,
                      config.slice_bytes > 0 ? config.slice_bytes : device.slice_bytes());
 }
 
+// Whether a node may give the sums that batch norms behind it want: of the whole batch at once.
+bool gives_sums_of_a_batch(const Graph& graph, size_t node, const PassPlan& passes,
+                           const NetworkConfig& config) {
+  const std::vector<size_t> readers = gathering_readers(graph, node, config.training);
+  const auto is_whole = [&](size_t i) { return passes.slice[i] == config.batch; };
+  return !readers.empty() && is_whole(node) && std::ranges::all_of(readers, is_whole);
+}
+
 // What each node of a graph as it runs is made for.
 std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& shapes,
-                                 const PassPlan& passes, const NetworkConfig& config) {
+                                 const PassPlan& passes, const NetworkConfig& config,
+                                 int64_t image_channels) {
   const size_t n = graph.nodes.size();
   const std::vector<bool> wanted = config.training ? wanted_gradients(graph) : std::vector<bool>(n);
   const std::vector<bool> trained = trained_nodes(graph);
@@ -142,14 +163,13 @@ std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& s
                 .batch = config.batch,
                 .type = config.type,
                 .y_type = output_type(graph, i, config.type),
+                .image_channels = node.inputs[0] == kImage ? image_channels : 0,
                 .tf32 = config.tf32,
                 // What never goes backward keeps nothing for it.
                 .training = wanted[i] || (config.training && acts_in_training(node.op)),
                 .wants_dx = {},
                 .wants_gradients = trained[i],
-                // Of the whole batch at once.
-                .wants_sums = passes.slice[i] == config.batch &&
-                              !gathering_readers(graph, i, config.training).empty()};
+                .wants_sums = gives_sums_of_a_batch(graph, i, passes, config)};
     op.y.n = passes.slice[i];
     for (const int input : node.inputs)
       op.wants_dx.push_back(input != kImage && wanted[static_cast<size_t>(input)]);
@@ -164,12 +184,13 @@ void decide(Device& device, const Graph& graph, const NetworkConfig& config) {
   expect_fits(device, config);
   const Graph runs = running_graph(device, fuse(graph), config).graph;
   const std::vector<OpConfig> ops =
-      op_configs(runs, infer_shapes(runs, config.batch), passes_of(device, runs, config), config);
+      op_configs(runs, infer_shapes(runs, config.batch), passes_of(device, runs, config), config,
+                 image_channels_of(device, runs, config.type));
   for (size_t i = 0; i < ops.size(); ++i) device.decide(runs.nodes[i].op, ops[i]);
 }
 
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training, bool aside) {
+                             bool training, bool aside, int64_t image_channels) {
   const std::vector<Shape> shapes = infer_shapes(graph, batch);
   const size_t n = graph.nodes.size();
   const Moments when(passes, n);
@@ -190,6 +211,7 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
 
   Shape image = graph.image;
   image.n = batch;
+  if (image_channels > 0) image.c = image_channels;
   m.value.push_back(add(bytes_of(image, type), 0, 0));
   for (size_t i = 0; i < n; ++i) {
     const int in_place = y_in_place(graph.nodes[i].op);
@@ -326,13 +348,15 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   graph_ = std::move(running.graph);
   node_of_ = std::move(running.node_of);
   shapes_ = infer_shapes(graph_, config_.batch);
+  image_channels_ = image_channels_of(device_, graph_, config_.type);
   passes_ = passes_of(device_, graph_, config_);
-  memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
-                           config_.aside && !config_.profile && device_.works_aside());
+  memory_ =
+      network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
+                     config_.aside && !config_.profile && device_.works_aside(), image_channels_);
   const size_t n = graph_.nodes.size();
 
   size_t scratch_bytes = 0, aside_bytes = 0;
-  const std::vector<OpConfig> ops = op_configs(graph_, shapes_, passes_, config_);
+  const std::vector<OpConfig> ops = op_configs(graph_, shapes_, passes_, config_, image_channels_);
   for (size_t i = 0; i < n; ++i) {
     ops_.push_back(device_.make(graph_.nodes[i].op, ops[i]));
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
@@ -367,7 +391,11 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   const int sums = add_lasting(sums_bytes);
   plan_ = plan_memory(memory_.buffers);
   arena_ = device_.allocate(plan_.bytes);
-  if (config_.input) input_ = device_.make_input(*config_.input, config_.type);
+  if (config_.input) {
+    ImageInput input = *config_.input;
+    input.channels = image_channels_;
+    input_ = device_.make_input(input, config_.type);
+  }
   loss_result_ = device_.allocate(2 * sizeof(LossResult));
   if (unwanted_floats > 0) unwanted_ = static_cast<float*>(at(unwanted));
 
@@ -383,7 +411,9 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
                  .last = s + 1 == slices};
       for (size_t k = 0; k < x.size(); ++k) {
         const auto value = static_cast<size_t>(graph_.nodes[i].inputs[k] + 1);
-        m.x.push_back(at(memory_.value[value], x[k], config_.type, i, s));
+        Shape shape = x[k];
+        if (value == 0) shape.c = image_channels_;
+        m.x.push_back(at(memory_.value[value], shape, config_.type, i, s));
       }
       m.y = at(memory_.value[i + 1], shapes_[i], output_type(graph_, i, config_.type), i, s);
       if (memory_.saved[i] >= 0)
@@ -407,13 +437,13 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
 
   for (size_t i = 0; i < n; ++i)
     if (ops_[i]->gives_sums()) {
-      std::vector<size_t> those = gathering_readers(graph_, i, config_.training);
-      those.push_back(i);
-      for (const size_t node : those) {
-        NodeMemory& m = nodes_[node][0];
-        const bool of_shortcut = node != i && graph_.nodes[node].inputs[0] != static_cast<int>(i);
-        (of_shortcut ? m.shortcut_sums : m.sums) =
-            reinterpret_cast<float*>(static_cast<char*>(at(sums)) + sums_of[i]);
+      auto* const here = reinterpret_cast<float*>(static_cast<char*>(at(sums)) + sums_of[i]);
+      nodes_[i][0].sums = here;
+      for (const size_t reader : gathering_readers(graph_, i, config_.training)) {
+        NodeMemory& m = nodes_[reader][0];
+        const std::span<const int> inputs = gathered_inputs(graph_.nodes[reader]);
+        for (size_t k = 0; k < inputs.size(); ++k)
+          if (inputs[k] == static_cast<int>(i)) (k == 0 ? m.sums : m.shortcut_sums) = here;
       }
     }
 
@@ -552,7 +582,12 @@ void Network::forward(const uint8_t* pixels, const StepInfo& step, const BatchMi
 void Network::forward_activations(const void* x, const StepInfo& step) {
   Shape image = graph_.image;
   image.n = config_.batch;
-  device_.upload(at(memory_.value[0]), x, bytes_of(image, config_.type));
+  const size_t pixel = static_cast<size_t>(image.c) * size_of(config_.type),
+               stored = static_cast<size_t>(image_channels_) * size_of(config_.type);
+  std::vector<char> padded(static_cast<size_t>(image.rows()) * stored, 0);
+  for (size_t i = 0; i < static_cast<size_t>(image.rows()); ++i)
+    std::memcpy(padded.data() + i * stored, static_cast<const char*>(x) + i * pixel, pixel);
+  device_.upload(at(memory_.value[0]), padded.data(), padded.size());
   run_forward(step);
 }
 

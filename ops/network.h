@@ -71,10 +71,11 @@ struct NetworkMemory {
   std::vector<bool> aside;
 };
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
+// image_channels: of the image in memory; 0: its own.
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training, bool aside = false);
-// The arena of a network of this graph (not fused yet) with nothing aside, before there is one. A
-// pure function.
+                             bool training, bool aside = false, int64_t image_channels = 0);
+// The arena of a network of this graph (not fused yet) with nothing aside and nothing merged,
+// before there is one. A pure function.
 MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
                          int64_t slice_bytes);
 
@@ -98,7 +99,8 @@ class Network {
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
-  // Fused; for inference without auxiliary classifiers, batch norms folded.
+  // As it runs: fused; for training merged, for inference without auxiliary classifiers and with
+  // batch norms folded.
   const Graph& graph() const { return graph_; }
   const ParameterLayout& layout() const { return layout_; }  // of the fused graph
   size_t arena_bytes() const { return arena_.bytes; }
@@ -183,6 +185,7 @@ class Network {
   // The node of graph_ that has what layout_ says of a node; kNobody: inference needs it not.
   std::vector<size_t> node_of_;
   std::vector<Shape> shapes_;
+  int64_t image_channels_ = 0;  // of the image in memory
   PassPlan passes_;
   NetworkMemory memory_;
   MemoryPlan plan_;

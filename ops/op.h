@@ -59,7 +59,10 @@ struct OpConfig {
   int64_t batch = 0;               // samples of all slices together
   DType type = DType::kFloat32;    // of x, dx and dy
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
-  bool tf32 = false;               // fp32 products may round their factors to tf32 (GPU)
+  // Channels that x[0] lies in memory with, where it is the image and has zeros behind its own
+  // (Device::image_channels); 0: its own.
+  int64_t image_channels = 0;
+  bool tf32 = false;  // fp32 products may round their factors to tf32 (GPU)
   bool training = true;
   std::vector<bool>
       wants_dx;  // per input: false for images, and where nothing before it is trained
@@ -127,7 +130,8 @@ class Op {
 
   // Batch norm in training (gathers() in ops/pass_plan.h): what must be known of the whole batch.
   // Every slice is gathered before the first goes forward, and again before the first goes
-  // backward. The gradient that is written over dy[0] is final when its slice has been gathered.
+  // backward. The gradient that is written over dy[0] is final when its slice has been gathered,
+  // but that of what BatchNorm::shortcut reads when it has gone backward.
   virtual void gather_forward(const NodeMemory&) {}
   virtual void gather_backward(const NodeMemory&) {}
   // True where forward() writes NodeMemory::sums of y, so that nobody has to read y for them.

@@ -109,14 +109,14 @@ std::vector<Call> backward_calls(const Graph& graph) {
   const std::function<void(size_t)> gather = [&](size_t i) {
     calls.push_back({Kind::kGatherBackward, i});
     done[i] = true;
-    // What lies over dy[0] is final now; who only reads it can be gathered behind us.
+    // What lies over dy[0] is final now, without a shortcut; who only reads it can be gathered
+    // behind us.
     const int in_place = backward_needs(graph.nodes[i].op).dx_in_place;
-    if (in_place < 0) return;
+    if (in_place < 0 || std::get<BatchNorm>(graph.nodes[i].op).shortcut) return;
     const int source = graph.nodes[i].inputs[static_cast<size_t>(in_place)];
     if (source == kImage) return;
     const auto s = static_cast<size_t>(source);
     const auto* bn = std::get_if<BatchNorm>(&graph.nodes[s].op);
-    if (std::get<BatchNorm>(graph.nodes[i].op).shortcut) return;  // backward() writes it
     if (bn && !bn->residual && is_gathered(s) && readers[s] == 1) gather(s);
   };
   for (size_t i = n; i-- > 0;) {
@@ -184,7 +184,8 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
     for (const Node& reader : graph.nodes)
       dy += y * static_cast<double>(std::count(reader.inputs.begin(), reader.inputs.end(),
                                                static_cast<int>(call.node)));
-    const bool stored = (bn->residual && !bn->shortcut) || dy > y;
+    const bool stored = !bn->pool && ((bn->residual && !bn->shortcut) || dy > y);
+    if (bn->pool) dy += 2 * (dy - y);  // added to each other before it reads the sum
     const double gathered = static_cast<double>(gathered_inputs(node).size()) * bytes(x_shapes[0]);
     switch (call.kind) {
       case Kind::kGatherForward:

@@ -23,32 +23,13 @@ __device__ float inverse_area(const Geometry& g, Span rows, Span columns) {
 template <int kLanes, typename T>
 __global__ void max_forward_kernel(T* y, uint8_t* places, const T* x, Geometry g) {
   for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
-    const Span rows = pixels_of(p, g, g.h), columns = pixels_of(q, g, g.w);
-    Floats8 best;
-    Bits8<uint8_t> where;
-    for (int lane = 0; lane < kLanes; ++lane) {
-      best.v[lane] = -INFINITY;
-      // Also where nothing is above minus infinity.
-      where.v[lane] = static_cast<uint8_t>(place_of(rows.begin, columns.begin, p, q, g));
-    }
-    for (int i = rows.begin; i < rows.end; ++i)
-      for (int j = columns.begin; j < columns.end; ++j) {
-        const Floats8 v = load_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k);
-        const auto here = static_cast<uint8_t>(place_of(i, j, p, q, g));
-        for (int lane = 0; lane < kLanes; ++lane) {
-          // NaN wins, so that it is seen.
-          const bool wins = v.v[lane] > best.v[lane] || v.v[lane] != v.v[lane];
-          best.v[lane] = wins ? v.v[lane] : best.v[lane];
-          where.v[lane] = wins ? here : where.v[lane];
-        }
-      }
+    const auto at = [&](int i, int j, uint8_t place) {
+      Largest pixel = {load_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k), {}};
+      for (int lane = 0; lane < kLanes; ++lane) pixel.places.v[lane] = place;
+      return pixel;
+    };
     const int64_t out = ((image * g.p + p) * g.q + q) * g.c + k;
-    store_lanes<kLanes>(y + out, best);
-    if (!places) return;
-    if constexpr (kLanes == kWide)
-      *reinterpret_cast<Bits8<uint8_t>*>(places + out) = where;
-    else
-      places[out] = where.v[0];
+    store_largest<kLanes>(y + out, places ? places + out : nullptr, largest<kLanes>(p, q, g, at));
   });
 }
 

@@ -2,6 +2,7 @@
 // it writes, a thread some channels of one pixel.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "ops/core/cuda_kernel.h"
@@ -65,6 +66,45 @@ __device__ void for_lanes(int rows, int columns, int c, Body body) {
     const int column = t / vectors;
     body(static_cast<int64_t>(image), row, column, (t - column * vectors) * kLanes);
   }
+}
+
+// The largest of a window, and where it is.
+struct Largest {
+  Floats8 values;
+  Bits8<uint8_t> places;
+};
+// Of the window of output (p, q): at(i, j, place) is a Largest of that pixel alone. The first of
+// equal ones wins.
+template <int kLanes, typename At>
+__device__ Largest largest(int p, int q, const Geometry& g, At at) {
+  const Span rows = pixels_of(p, g, g.h), columns = pixels_of(q, g, g.w);
+  Largest out;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    out.values.v[lane] = -INFINITY;
+    // Also where nothing is above minus infinity.
+    out.places.v[lane] = static_cast<uint8_t>(place_of(rows.begin, columns.begin, p, q, g));
+  }
+  for (int i = rows.begin; i < rows.end; ++i)
+    for (int j = columns.begin; j < columns.end; ++j) {
+      const Largest in = at(i, j, static_cast<uint8_t>(place_of(i, j, p, q, g)));
+      for (int lane = 0; lane < kLanes; ++lane) {
+        // NaN wins, so that it is seen.
+        const float v = in.values.v[lane];
+        const bool wins = v > out.values.v[lane] || v != v;
+        out.values.v[lane] = wins ? v : out.values.v[lane];
+        out.places.v[lane] = wins ? in.places.v[lane] : out.places.v[lane];
+      }
+    }
+  return out;
+}
+template <int kLanes, typename T>
+__device__ void store_largest(T* y, uint8_t* places, const Largest& values) {
+  store_lanes<kLanes>(y, values.values);
+  if (!places) return;
+  if constexpr (kLanes == kWide)
+    *reinterpret_cast<Bits8<uint8_t>*>(places) = values.places;
+  else
+    *places = values.places.v[0];
 }
 
 inline Geometry geometry(const OpConfig& c, int64_t kernel, int64_t stride, int64_t padding,

@@ -142,6 +142,20 @@ TEST_P(OpTest, BatchNormWithAShortcutHasTheBitsOfBoth) {
     }
 }
 
+TEST_P(OpTest, BatchNormRefusesWhatIsNotMerged) {
+  const Shape x = {2, 8, 8, 8};
+  for (BatchNorm spec :
+       {BatchNorm{.pool = MaxPool{.stride = 1}}, BatchNorm{.pool = MaxPool{.kernel = 5}},
+        BatchNorm{.frozen = true, .pool = MaxPool{}},
+        BatchNorm{.residual = true, .pool = MaxPool{}},
+        BatchNorm{.residual = true, .frozen = true, .shortcut = BatchNorm::Shortcut{}}}) {
+    OpCase c = {.spec = spec, .x = {x}};
+    if (spec.residual) c.x.push_back(x);
+    expect_error(ExitCode::kFault, {"node"},
+                 [&] { run(device(), type(), c, make_data(c, type())); });
+  }
+}
+
 void expect_pool_is_merged(Device& device, DType type, const OpCase& merged, const OpData& data) {
   expect_merged(device, type, merged, data, [&](int64_t slices) {
     BatchNorm spec = std::get<BatchNorm>(merged.spec);
@@ -163,7 +177,9 @@ TEST_P(OpTest, BatchNormWithAPoolHasTheBitsOfBoth) {
   const std::vector<MaxPool> pools = {{},
                                       {.kernel = 3, .stride = 2, .padding = 0},
                                       {.kernel = 3, .stride = 2, .padding = 0, .ceil_mode = true},
+                                      {.kernel = 3, .stride = 2, .padding = 1, .ceil_mode = true},
                                       {.kernel = 2, .stride = 2, .padding = 0},
+                                      {.kernel = 2, .stride = 2, .padding = 1},
                                       {.kernel = 4, .stride = 2, .padding = 2},
                                       {.kernel = 1, .stride = 2, .padding = 0}};
   const std::vector<Shape> all = {{2, 8, 7, 5},  {3, 24, 12, 17}, {2, 64, 16, 16},

@@ -320,12 +320,12 @@ TEST_F(CudnnTest, StatisticsFromConvolutionsAreThoseOfAPass) {
   ops::Graph graph{.name = "two", .image = {.n = 1, .c = 8, .h = 9, .w = 8}, .nodes = {}};
   int x = graph.add("a", ops::Conv2d{.out_channels = 16, .kernel = 3, .padding = 1}, {ops::kImage});
   x = graph.add("bn_a", ops::BatchNorm{}, {x});
-  x = graph.add("relu", ops::Relu{}, {x});
+  x = graph.add("pool", ops::MaxPool{}, {graph.add("relu", ops::Relu{}, {x})});  // merged
   const int s = graph.add("s", ops::Conv2d{.out_channels = 24, .kernel = 1, .stride = 2}, {x});
   x = graph.add("b", ops::Conv2d{.out_channels = 24, .kernel = 3, .stride = 2, .padding = 1}, {x});
   x = graph.add("bn_b", ops::BatchNorm{}, {x});
   x = graph.add("add", ops::Add{}, {x, graph.add("bn_s", ops::BatchNorm{}, {s})});  // merged
-  graph.add("fc", ops::Linear{.out_features = 5}, {graph.add("pool", ops::GlobalAvgPool{}, {x})});
+  graph.add("fc", ops::Linear{.out_features = 5}, {graph.add("mean", ops::GlobalAvgPool{}, {x})});
   const bool emulated = is_emulated();
 
   const auto train = [&](bool tune, std::string& decisions) {

@@ -135,6 +135,23 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
       if (threads == 1) first = out;
       EXPECT_EQ(out, first) << threads << " threads";
     }
+    // As convolutions would have it: the same, with zeros behind.
+    Device& d = device();
+    const int64_t c = shape.c, stored = input.channels = d.image_channels(c, type());
+    const int64_t elements = shape.rows() * stored;
+    const DeviceMemory x =
+        upload(d, {}, type(), static_cast<size_t>(elements + 1) * size_of(type()));
+    const auto op = d.make_input(input, type());
+    op->send(pixels.data());
+    op->run(x.data.get(), {});
+    const std::vector<float> out = download(d, x, type());
+    EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
+    for (int64_t i = 0; i < elements; ++i)
+      EXPECT_EQ(out[static_cast<size_t>(i)],
+                i % stored < c ? first[static_cast<size_t>(i / stored * c + i % stored)] : 0.0f)
+          << i;
+    EXPECT_EQ(stored,
+              GetParam().device == "cpu" || type() == DType::kFloat32 ? c : (c + 7) / 8 * 8);
   }
 }
 
@@ -183,18 +200,23 @@ TEST_P(OpTest, ImageInputMixesABoxWithTheImageBefore) {
       expected[i] = (pixel - static_cast<double>(input.mean[place])) *
                     static_cast<double>(input.inv_std[place]);
     }
-    for (const int threads : {1, 2}) {
-      Device& d = device(threads);
-      const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
-      const auto op = d.make_input(input, type());
-      op->send(pixels.data());
-      op->run(x.data.get(), mix);
-      d.inputs_read();
-      std::vector<float> out = download(d, x, type());
-      EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
-      out.pop_back();
-      expect_close("x", out, expected, type());
-    }
+    for (const int threads : {1, 2})
+      for (const bool as_wanted : {false, true}) {  // by convolutions
+        Device& d = device(threads);
+        input.channels = as_wanted ? d.image_channels(shape.c, type()) : 0;
+        const auto stored = static_cast<size_t>(as_wanted ? input.channels : shape.c);
+        const DeviceMemory x = upload(d, {}, type(), (n / 3 * stored + 1) * size_of(type()));
+        const auto op = d.make_input(input, type());
+        op->send(pixels.data());
+        op->run(x.data.get(), mix);
+        d.inputs_read();
+        std::vector<float> out = download(d, x, type());
+        EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
+        out.pop_back();
+        for (size_t i = 0; i < n; ++i) out[i] = out[i / 3 * stored + i % 3];
+        out.resize(n);
+        expect_close("x", out, expected, type());
+      }
   }
 }
 

@@ -499,6 +499,37 @@ Graph stages_graph() {
   return g;
 }
 
+// Where merging has to look twice: the image, batch norms of batch norms, several readers, a pooled
+// one as a residual, a pool behind a pool.
+Graph odd_stages_graph() {
+  Graph g{.name = "odd", .image = {.n = 1, .c = 3, .h = 18, .w = 21}, .nodes = {}};
+  const auto norm = [&](const std::string& name, int x) { return g.add(name, BatchNorm{}, {x}); };
+  const auto convolve = [&](const std::string& name, int x, int64_t channels) {
+    return g.add(name, Conv2d{.out_channels = channels, .kernel = 3, .padding = 1}, {x});
+  };
+  const auto sum = [&](const std::string& name, int a, int b) {
+    return g.add(name, Add{}, {a, b});
+  };
+  int x = sum("of_image", norm("main0", convolve("conv0", kImage, 3)), norm("image_bn", kImage));
+  x = sum("of_norm", norm("main1", convolve("conv1", x, 3)),
+          norm("norm_of_norm", norm("inner", convolve("conv_inner", x, 3))));
+  x = g.add("pool1", MaxPool{}, {g.add("relu1", Relu{}, {norm("bn1", convolve("conv2", x, 8))})});
+  x = g.add("pool2", MaxPool{.kernel = 2, .padding = 0}, {x});  // behind a pool
+  const int both = convolve("both", x, 8);
+  x = sum("of_both", norm("both_a", both), norm("both_b", both));
+  // Of three who read a convolution the shortcut is the first.
+  const int three = convolve("three", x, 8);
+  const int shortcut = norm("three_bn", three), other = convolve("three_conv", three, 8);
+  x = sum("of_three", sum("more", other, three),
+          sum("late", norm("main3", convolve("conv3", x, 8)), shortcut));
+  const int pooled = g.add("pool3", MaxPool{}, {norm("bn3", convolve("conv4", x, 8))});
+  const int strided =
+      g.add("strided", Conv2d{.out_channels = 8, .kernel = 3, .stride = 2, .padding = 1}, {x});
+  x = sum("of_pooled", norm("main4", strided), pooled);
+  g.add("fc", Linear{.out_features = 5}, {g.add("mean", GlobalAvgPool{}, {x})});
+  return g;
+}
+
 std::vector<std::string> batch_norms_of(const Graph& graph) {
   std::vector<std::string> all;
   for (const Node& n : graph.nodes)
@@ -541,6 +572,12 @@ TEST(Fusion, MergesBatchNormsWithShortcutsAndPools) {
   EXPECT_EQ(merge_batch_norms(fuse(freeze(stages_graph(), pooled))).graph.nodes.size(),
             merged.graph.nodes.size() + 1);
 
+  EXPECT_EQ(batch_norms_of(merge_batch_norms(fuse(odd_stages_graph())).graph),
+            (Names{"main0: BatchNorm+BatchNorm+Add", "inner: BatchNorm",
+                   "main1: BatchNorm+BatchNorm+Add", "bn1: BatchNorm+ReLU+MaxPool",
+                   "both_b: BatchNorm", "both_a: BatchNorm+Add", "three_bn: BatchNorm",
+                   "main3: BatchNorm+Add", "bn3: BatchNorm+MaxPool", "main4: BatchNorm+Add"}));
+
   // Nor what somebody else reads, has a ReLU or a residual of its own, or is pooled otherwise.
   const auto changed = [&](const std::function<void(Graph&)>& change) {
     Graph g = fused;
@@ -562,46 +599,57 @@ TEST(Fusion, MergesBatchNormsWithShortcutsAndPools) {
   EXPECT_EQ(changed([&](Graph& g) { std::get<MaxPool>(node_of(g, "pool").op).kernel = 5; }), 1u);
 }
 
-// Whatever is frozen, in slices or not: merged batch norms are the same ones.
+void expect_the_bits_of_batch_norms_apart(const std::string& device, const Graph& graph,
+                                          int64_t slice_bytes) {
+  const bool merges = make_device(device, 1)->merges_batch_norms();
+  for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16})
+    for (const bool record : {false, true}) {
+      if (!make_device(device, 1)->supports(type)) continue;
+      SCOPED_TRACE(fmt::format("{}, slices {}, graphs {}", name_of(type), slice_bytes, record));
+      Trained apart(device, graph, 4, type, 1, slice_bytes, record, {}, true, false),
+          merged(device, graph, 4, type, 1, slice_bytes, record);
+      const size_t nodes = merged.net.graph().nodes.size();
+      if (merges)
+        EXPECT_LT(nodes, apart.net.graph().nodes.size());
+      else
+        EXPECT_EQ(nodes, apart.net.graph().nodes.size());
+      for (int step = 0; step < 3; ++step) {
+        EXPECT_EQ(apart.loss(), merged.loss());
+        EXPECT_EQ(bits_of(apart.statistics_now()), bits_of(merged.statistics_now()));
+        apart.backward();
+        const std::vector<float> expected = apart.gradients_now();
+        size_t told = 0;
+        merged.net.backward(merged.step, [&](size_t ready) {
+          std::vector<float> now = merged.gradients_now();
+          now.resize(ready);
+          EXPECT_EQ(bits_of(now),
+                    bits_of({expected.begin(), expected.begin() + static_cast<int64_t>(ready)}));
+          told = ready;
+        });
+        EXPECT_EQ(told, expected.size());
+      }
+    }
+}
+
+// Whatever is frozen: merged batch norms are the same ones. (In slices, too, where those of a
+// pooled one are those that it has apart.)
 TEST_P(NetworkTest, MergedBatchNormsHaveTheSameBits) {
   for (const std::set<std::string>& frozen :
        {std::set<std::string>{},
-        {"a.short_bn.weight", "b.bn2.bias", "bn.bias"},
-        {"conv.weight", "bn.weight", "b.short.weight"},
+        {"a.short_bn.weight"},
+        {"conv.weight", "bn.weight", "b.bn2.bias", "b.short.weight"},
         {"conv.weight", "bn.weight", "bn.bias", "b.short.weight", "b.conv1.weight", "b.bn1.bias"}})
-    for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16})
-      for (const int64_t slice_bytes : {0, 1})
-        for (const bool record : {false, true}) {
-          if (!device()->supports(type)) continue;
-          const Graph graph = freeze(stages_graph(), frozen);
-          SCOPED_TRACE(fmt::format("{}, {} frozen, slices {}, graphs {}", name_of(type),
-                                   frozen.size(), slice_bytes, record));
-          Trained apart(GetParam(), graph, 4, type, 1, slice_bytes, record, {}, true, false),
-              merged(GetParam(), graph, 4, type, 1, slice_bytes, record);
-          if (device()->merges_batch_norms()) {
-            EXPECT_LT(merged.net.graph().nodes.size(), apart.net.graph().nodes.size());
-            if (frozen.empty() && slice_bytes == 0) {
-              EXPECT_LT(merged.net.arena_bytes(), apart.net.arena_bytes());
-            }
-          } else {
-            EXPECT_EQ(merged.net.graph().nodes.size(), apart.net.graph().nodes.size());
-          }
-          for (int step = 0; step < 3; ++step) {
-            EXPECT_EQ(apart.loss(), merged.loss());
-            EXPECT_EQ(bits_of(apart.statistics_now()), bits_of(merged.statistics_now()));
-            apart.backward();
-            const std::vector<float> expected = apart.gradients_now();
-            size_t told = 0;
-            merged.net.backward(merged.step, [&](size_t ready) {
-              std::vector<float> now = merged.gradients_now();
-              now.resize(ready);
-              EXPECT_EQ(bits_of(now), bits_of({expected.begin(),
-                                               expected.begin() + static_cast<int64_t>(ready)}));
-              told = ready;
-            });
-            EXPECT_EQ(told, expected.size());
-          }
-        }
+    for (const int64_t slice_bytes : {0, 1}) {
+      SCOPED_TRACE(fmt::format("{} frozen", frozen.size()));
+      expect_the_bits_of_batch_norms_apart(GetParam(), freeze(stages_graph(), frozen), slice_bytes);
+    }
+  expect_the_bits_of_batch_norms_apart(GetParam(), odd_stages_graph(), 0);
+  const Graph graph = stages_graph();
+  const NetworkConfig apart = {.batch = 4, .merge = false, .input = {}};
+  if (device()->merges_batch_norms()) {
+    EXPECT_LT(Network(*device(), graph, {.batch = 4, .input = {}}).arena_bytes(),
+              Network(*device(), graph, apart).arena_bytes());
+  }
 }
 
 TEST_P(NetworkTest, BackwardTellsOfTheStopsThatItPasses) {

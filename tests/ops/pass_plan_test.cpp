@@ -68,6 +68,43 @@ TEST(PassPlan, StatisticsFollowTheirConvolutionAndDxItsBatchNorm) {
                 "0.bn2 shortcut_bn shortcut 0.conv2 ?0.bn1", "0.bn1 0.conv1"}));
 }
 
+// Of a merged batch norm all that it gathers, and what it gives a shortcut when it goes backward.
+TEST(PassPlan, MergedBatchNormsWaitForBothOfTheirInputs) {
+  const Graph g = merge_batch_norms(two_blocks(64)).graph;
+  const PassPlan plan = plan_passes(g, 32, DType::kFloat32, true, int64_t{1} << 62);
+  EXPECT_EQ(
+      to_text(g, plan.forward),
+      (std::vector<std::string>{"0.conv1 ?0.bn1", "0.bn1 0.conv2 shortcut ?0.bn2",
+                                "0.bn2 1.conv1 ?1.bn1", "1.bn1 1.conv2 ?1.bn2", "1.bn2 pool fc"}));
+  EXPECT_EQ(
+      to_text(g, plan.backward),
+      (std::vector<std::string>{"fc pool ?1.bn2", "1.bn2 1.conv2 ?1.bn1", "1.bn1 1.conv1 ?0.bn2",
+                                "0.bn2 shortcut 0.conv2 ?0.bn1", "0.bn1 0.conv1"}));
+}
+
+TEST(PassPlan, BytesOfMergedBatchNorms) {
+  Graph g = two_blocks(64);
+  const int conv = g.add("conv", Conv2d{.out_channels = 16, .padding = 1}, {kImage});
+  const int pool = g.add("max_pool", MaxPool{}, {g.add("norm", BatchNorm{}, {conv})});
+  g.add("last", Concat{}, {pool, g.add("relu", Relu{}, {pool})});
+  g = merge_batch_norms(g).graph;
+  const auto bytes = [&](const std::string& name, Kind kind) {
+    for (size_t i = 0; i < g.nodes.size(); ++i)
+      if (g.nodes[i].name == name) return work_of(g, {kind, i}, 2, DType::kFloat32, true).bytes;
+    return 0.0;
+  };
+  constexpr double x = 2 * 16 * 64 * 64 * sizeof(float), mask = x / 32;
+  EXPECT_EQ(bytes("0.bn2", Kind::kGatherForward), 2 * x);
+  EXPECT_EQ(bytes("0.bn2", Kind::kForward), 3 * x + mask);
+  EXPECT_EQ(bytes("0.bn2", Kind::kGatherBackward), 5 * x + mask);  // two gradients; stored
+  EXPECT_EQ(bytes("0.bn2", Kind::kBackward), 5 * x);
+  constexpr double y = x / 4, places = y / sizeof(float);
+  EXPECT_EQ(bytes("norm", Kind::kGatherForward), x);
+  EXPECT_EQ(bytes("norm", Kind::kForward), x + y + places);
+  EXPECT_EQ(bytes("norm", Kind::kGatherBackward), x + 4 * y + places);  // added: read 2, write 1
+  EXPECT_EQ(bytes("norm", Kind::kBackward), 2 * x + y + places);
+}
+
 TEST(PassPlan, SlicesFillTheCacheAndDivideTheBatch) {
   const Graph g = two_blocks(64);  // 256 KiB a sample in fp32
   for (const int64_t batch : {1, 6, 7, 32, 100}) {
@@ -108,8 +145,7 @@ TEST(PassPlan, WithoutBatchStatisticsASliceGoesThroughTheWholeResolution) {
 }
 
 // What one call reads must have been written before: in an earlier segment, or earlier in its own.
-TEST(PassPlan, NobodyReadsWhatIsNotThereYet) {
-  const Graph g = two_blocks(32);
+void expect_nobody_reads_too_early(const Graph& g) {
   const PassPlan plan = plan_passes(g, 16, DType::kFloat32, true, kSliceBytes);
   std::set<size_t> gathered, forward, gathered_back, backward;
   const auto check_forward = [&](size_t i) {
@@ -121,6 +157,8 @@ TEST(PassPlan, NobodyReadsWhatIsNotThereYet) {
     for (const Call& call : segment.calls) {
       if (call.kind == Kind::kGatherForward) {
         EXPECT_TRUE(gathered.insert(call.node).second);
+        for (const int input : gathered_inputs(g.nodes[call.node]))
+          EXPECT_TRUE(input == kImage || forward.contains(static_cast<size_t>(input)));
         continue;
       }
       check_forward(call.node);
@@ -135,7 +173,8 @@ TEST(PassPlan, NobodyReadsWhatIsNotThereYet) {
       for (size_t j = 0; j < g.nodes.size(); ++j)
         for (size_t k = 0; k < g.nodes[j].inputs.size(); ++k) {
           if (g.nodes[j].inputs[k] != static_cast<int>(call.node)) continue;
-          const bool in_place = backward_needs(g.nodes[j].op).dx_in_place == static_cast<int>(k);
+          const bool in_place = backward_needs(g.nodes[j].op).dx_in_place == static_cast<int>(k) &&
+                                gathered_inputs(g.nodes[j]).size() == 1;
           EXPECT_TRUE(backward.contains(j) || (in_place && gathered_back.contains(j)))
               << g.nodes[call.node].name << " before " << g.nodes[j].name;
         }
@@ -148,6 +187,15 @@ TEST(PassPlan, NobodyReadsWhatIsNotThereYet) {
     }
   }
   EXPECT_EQ(backward.size(), g.nodes.size());
+}
+TEST(PassPlan, NobodyReadsWhatIsNotThereYet) {
+  expect_nobody_reads_too_early(two_blocks(32));
+  // The shortcut's input is a batch norm, too.
+  Graph g = two_blocks(32);
+  g.nodes[3].op = BatchNorm{};
+  ASSERT_EQ(g.nodes[3].name, "shortcut");
+  expect_nobody_reads_too_early(g);
+  expect_nobody_reads_too_early(merge_batch_norms(g).graph);
 }
 
 // Convolution gradients that only one segment knows need room for one slice.

@@ -188,6 +188,14 @@ void ignore_kinks(const OpCase& c, OpData& data) {
       for (auto& dy : data.dy) dy[i] = 0;
 }
 
+// Rows of `channels` values with zeros behind them.
+std::vector<float> padded(const std::vector<float>& values, int64_t channels, int64_t stored) {
+  const auto width = static_cast<size_t>(channels), out_width = static_cast<size_t>(stored);
+  std::vector<float> out(values.size() / width * out_width);
+  for (size_t i = 0; i < values.size(); ++i) out[i / width * out_width + i % width] = values[i];
+  return out;
+}
+
 }  // namespace
 
 std::vector<unsigned char> encode(const std::vector<float>& values, DType type) {
@@ -309,6 +317,7 @@ std::string describe(const OpCase& c) {
   if (const auto* s = std::get_if<Sigmoid>(&c.spec)) text += s->complement ? " complement" : "";
   for (const Shape& x : c.x) text += fmt::format(" {}", to_string(x));
   if (c.slices > 1) text += fmt::format(", {} slices", c.slices);
+  if (c.image) text += ", of the image";
   if (!c.wants_gradients) text += ", frozen";
   if (c.dy_sources > 1) text += fmt::format(", {} gradients", c.dy_sources);
   return text + (c.training ? "" : ", inference");
@@ -337,14 +346,17 @@ OpData make_data(const OpCase& c, DType type, uint64_t seed) {
 }
 
 OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
-  const OpConfig config = config_of(c, type);
+  OpConfig config = config_of(c, type);
+  std::vector<Shape> stored = config.x;
+  if (c.image) stored[0].c = config.image_channels = device.image_channels(stored[0].c, type);
   const BackwardNeeds needs = backward_needs(c.spec);
   const std::unique_ptr<Op> op = device.make(c.spec, config);
   EXPECT_LE(op->saved_bytes(), saved_bytes(c.spec, config.y));
   const auto slices = static_cast<size_t>(c.slices);
 
   std::vector<GuardedBuffer> x, dy, dx, parameters, gradients;
-  for (const auto& values : data.x) x.emplace_back(device, values, type);
+  for (size_t i = 0; i < data.x.size(); ++i)
+    x.emplace_back(device, padded(data.x[i], config.x[i].c, stored[i].c), type);
   for (const auto& values : data.dy) dy.emplace_back(device, values, type);
   for (const auto& values : data.parameters) {
     parameters.emplace_back(device, values.size() * sizeof(float));
@@ -377,7 +389,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     for (const auto& b : dy) m.dy.push_back(part(b, config.y, type));
     for (size_t i = 0; i < c.x.size(); ++i) {
       const bool in_place = static_cast<int>(i) == needs.dx_in_place;
-      m.x.push_back(part(x[i], config.x[i], type));
+      m.x.push_back(part(x[i], stored[i], type));
       m.dx.push_back(!wants(c, i) ? nullptr : in_place ? m.dy[0] : part(dx[i], config.x[i], type));
     }
     for (const auto& b : parameters) m.parameters.push_back(static_cast<const float*>(b.data()));
@@ -408,7 +420,9 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   const bool reads_inputs = c.wants_gradients || !needs.for_parameters;
   for (size_t i = 0; i < x.size() && c.training; ++i)
     if (!reads_inputs || (needs.inputs >> i & 1u) == 0)
-      x[i].write(std::vector<float>(data.x[i].size(), std::nanf("")), type);
+      x[i].write(
+          std::vector<float>(c.slices * static_cast<size_t>(stored[i].elements()), std::nanf("")),
+          type);
   for (const NodeMemory& m : memory)
     if (is_gathered) op->gather_backward(m);
   for (const NodeMemory& m : memory)

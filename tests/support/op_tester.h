@@ -63,6 +63,7 @@ struct OpCase {
   std::string node = "node";
   StepInfo step = {};
   int64_t slices = 1;  // of the batch
+  bool image = false;  // x[0] is the image, which lies in memory as the device would have it
 };
 std::string describe(const OpCase& c);
 

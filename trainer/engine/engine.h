@@ -201,7 +201,7 @@ class Engine {
   // Seconds since construction or freeze(): of the pieces of training (or of evaluation, where only
   // that was done), the mean over the lanes; of packing weights; of the update.
   ops::NetworkTimes times() const;
-  const ops::Graph& running_graph() const;  // whose calls those are
+  const ops::Graph& running_graph() const;  // whose calls those are; once there are some
   double prepare_seconds() const { return prepare_seconds_; }
   double update_seconds() const { return update_seconds_; }
   // Seconds from the end of backward on this rank's last lane until all sums were here, since

@@ -97,25 +97,25 @@ std::string to_text(const ProfileInput& in) {
       "One step of one lane, {} samples: {:.2f} ms. Limit: {:.0f} GFLOP/s (matrix product) or "
       "{:.1f} "
       "GB/s\n(copy, read and written), whichever is slower; above 100 % the data was in the "
-      "cache.\n\n{:<{}}  {:<25} {:<8} {:>9} {:>6} {:>8} {:>7} {:>9} {:>8}\n",
+      "cache.\n\n{:<{}}  {:<28} {:<8} {:>9} {:>6} {:>8} {:>7} {:>9} {:>8}\n",
       in.batch, 1e3 * in.step, in.flops_per_second / 1e9, in.bytes_per_second / 1e9, "node", width,
       "kind", "", "ms", "step %", "GFLOP/s", "GB/s", "limit ms", "of limit");
-  const std::string rule(width + 87, '-');
+  const std::string rule(width + 90, '-');
   text += rule + "\n";
   for (const ProfileRow& row : rows)
-    text += fmt::format("{:<{}}  {:<25} {:<8} {}\n", row.name, width, row.kind, direction(row),
+    text += fmt::format("{:<{}}  {:<28} {:<8} {}\n", row.name, width, row.kind, direction(row),
                         columns(row, in.step));
   text += rule + "\n";
   ProfileRow all;
   for (const ProfileRow& row : by_kind(rows)) {
-    text += fmt::format("{:<{}}  {:<25} {:<8} {}\n", row.name, width, row.kind, direction(row),
+    text += fmt::format("{:<{}}  {:<28} {:<8} {}\n", row.name, width, row.kind, direction(row),
                         columns(row, in.step));
     add(all, row);
   }
   text +=
-      fmt::format("{:<{}}  {:<25} {:<8} {}\n", "all nodes", width, "", "", columns(all, in.step));
+      fmt::format("{:<{}}  {:<28} {:<8} {}\n", "all nodes", width, "", "", columns(all, in.step));
   for (const Other& other : others(in, all.seconds))
-    text += fmt::format("{:<{}}  {:<25} {:<8} {:>9.3f} {:>6.1f}\n", other.name, width, "", "",
+    text += fmt::format("{:<{}}  {:<28} {:<8} {:>9.3f} {:>6.1f}\n", other.name, width, "", "",
                         1e3 * other.seconds, 100 * other.seconds / in.step);
   return text;
 }

@@ -322,10 +322,10 @@ proto::Job to_proto(Job job) {
 // ---- Identity ----
 
 // Keys that job.proto marks "not part of the identity"; a final dot is a whole group.
-constexpr std::array<std::string_view, 11> kNotIdentity = {
-    "name",        "transfer.init_from",   "data.path", "data.follow_links", "stop_after_steps",
-    "checkpoint.", "reduction.bucket_mib", "log.",      "watchdog.",         "checks.",
-    "gpu."};
+constexpr std::array<std::string_view, 14> kNotIdentity = {
+    "name",         "transfer.init_from",   "data.path",   "data.follow_links", "stop_after_steps",
+    "checkpoint.",  "reduction.bucket_mib", "log.",        "watchdog.",         "checks.",
+    "gpu.autotune", "gpu.graphs",           "gpu.overlap", "gpu.merge"};
 
 // Groups and fields that came after the first jobs: left at their defaults they are not digested,
 // so that those jobs keep their identity.
