@@ -10,6 +10,7 @@
 #include "ops/core/cuda_kernel.h"
 #include "ops/core/log.h"
 #include "ops/cuda_device.h"
+#include "ops/tiles_cuda.h"
 
 namespace convoy::ops {
 namespace {
@@ -30,45 +31,6 @@ __global__ void fold_kernel(double* scale, float* bias, const float* gamma, cons
     bias[k] = static_cast<float>(static_cast<double>(beta[k]) +
                                  (b - static_cast<double>(running[k])) * s);
   });
-}
-
-// Channels of one filter that a block of pack_kernel or unpack_kernel turns round in shared memory,
-// so that it reads and writes memory in its order.
-constexpr int kTile = 2304;  // elements: 256 channels of 3x3
-
-int64_t tile_channels(int64_t channels, int64_t area) {
-  return std::clamp<int64_t>(kTile / area, 1, channels);
-}
-int64_t tiles(int64_t channels, int64_t area) {
-  const int64_t tile = tile_channels(channels, area);
-  return (channels + tile - 1) / tile;
-}
-
-// w [K,R,S,padded] (and the same values in fp32, if wanted) from OIHW, zero behind its channels.
-// width: tile_channels(). Moves 6 bytes per weight in 16 bit.
-template <typename T>
-__global__ void pack_kernel(T* w, float* w32, const float* oihw, const double* scale,
-                            int64_t channels, int64_t padded, int area, int width) {
-  __shared__ float tile[kTile];
-  const int64_t blocks = (padded + width - 1) / width;  // of a filter
-  const int64_t k = blockIdx.x / blocks, begin = blockIdx.x % blocks * width;
-  const auto written = static_cast<int>(padded - begin < width ? padded - begin : width);
-  const int64_t left = channels - begin;
-  const auto read = static_cast<int>(left < 0 ? 0 : left < written ? left : written);
-  const float* in = oihw + (k * channels + begin) * area;
-  const bool fits = width * area <= kTile;  // else it is one channel of a huge filter
-  if (fits)
-    for (int i = static_cast<int>(threadIdx.x); i < read * area; i += kThreads) tile[i] = in[i];
-  __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < written * area; i += kThreads) {
-    const int rs = i / written, c = i - rs * written;
-    float v = 0.0f;
-    if (c < read) v = fits ? tile[c * area + rs] : in[rs];
-    if (scale) v = static_cast<float>(static_cast<double>(v) * scale[k]);
-    const int64_t at = (k * area + rs) * padded + begin + c;
-    store(w + at, v);
-    if (w32) w32[at] = load(w + at);
-  }
 }
 
 // The gradient in OIHW from [K,R,S,padded]; that of later slices is added. width: tile_channels().
@@ -201,6 +163,7 @@ class Conv2dCuda final : public Op {
       : device_(device),
         spec_(spec),
         plans_(device.plan(spec, c)),
+        type_(c.type),
         x_(c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
@@ -250,11 +213,15 @@ class Conv2dCuda final : public Op {
     else if (bias)
       check(cudaMemcpyAsync(bias_.get(), bias, static_cast<size_t>(y_.c) * sizeof(float),
                             cudaMemcpyDeviceToDevice, stream));
-    const int64_t channels = x_.c / spec_.groups, padded = padded_x_.c / spec_.groups;
-    launch(&pack_kernel<T>, y_.c * tiles(padded, area()), kThreads, stream,
-           static_cast<T*>(packed_.get()), static_cast<float*>(packed32_.get()), weights, scale(),
-           channels, padded, static_cast<int>(area()),
-           static_cast<int>(tile_channels(padded, area())));
+    device_.pack({.type = type_,
+                  .packed = packed_.get(),
+                  .packed32 = static_cast<float*>(packed32_.get()),
+                  .oihw = weights,
+                  .scale = scale(),
+                  .filters = y_.c,
+                  .channels = x_.c / spec_.groups,
+                  .stored = padded_x_.c / spec_.groups,
+                  .area = area()});
   }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
@@ -435,6 +402,7 @@ class Conv2dCuda final : public Op {
   CudaDevice& device_;
   Conv2d spec_;
   Conv2dPlans plans_;
+  DType type_;
   Shape x_, y_, padded_x_;
   bool x_is_padded_;                // already, in memory
   int64_t weights_;                 // packed, with what is padded

@@ -10,6 +10,7 @@
 #include "ops/cublas.h"
 #include "ops/cudnn.h"
 #include "ops/device.h"
+#include "ops/packing_cuda.h"
 #include "ops/plan_timer.h"
 
 namespace convoy::ops {
@@ -29,6 +30,8 @@ class CudaDevice final : public Device {
   const cublas::Handle& cublas_handle();
   Decisions& library_decisions() { return *decisions_; }
   cudnn::Library& cudnn();
+  // When prepared() is called.
+  void pack(const WeightPacking& packing) { packer_.add(packing); }
   // As plan_conv2d(), with what this device has.
   Conv2dPlans plan(const Conv2d& spec, const OpConfig& config);
   // Makes this GPU the calling thread's, which every CUDA call of another thread needs first.
@@ -55,6 +58,7 @@ class CudaDevice final : public Device {
   bool merges_batch_norms() const override { return true; }
   bool works_aside() const override { return true; }
   void join() override;
+  void prepared() override { packer_.run(stream()); }
   bool shares_host_memory() const override { return false; }
   void* queue() const override { return stream(); }
   std::unique_ptr<Op> make(const OpSpec& spec, const OpConfig& config) override;
@@ -86,6 +90,7 @@ class CudaDevice final : public Device {
   cuda::Stream stream_, input_stream_, aside_stream_;
   cuda::Event forked_, joined_;
   bool aside_ = false;  // work is aside
+  WeightPacker packer_;
   const std::shared_ptr<Decisions> decisions_ = std::make_shared<Decisions>();
   std::unique_ptr<cudnn::Library> cudnn_;
   KernelStore kernels_;

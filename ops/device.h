@@ -63,6 +63,8 @@ class Device {
   virtual void wait() = 0;
   // True where training runs what merge_batch_norms() leaves (ops/fusion.h).
   virtual bool merges_batch_norms() const { return false; }
+  // Op::prepare() has been called for all ops whose weights are packed together.
+  virtual void prepared() {}
   // True where ops can compute aside (NodeMemory::aside).
   virtual bool works_aside() const { return false; }
   // What is called for from here on comes behind all that is aside.

@@ -559,6 +559,7 @@ void Network::prepare(int part, int parts) {
   run(recorded_ ? recorded_->preparing.get() : nullptr, nullptr, [&] {
     for (size_t i = 0; i < ops_.size(); ++i)
       if (mine[i]) ops_[i]->prepare(nodes_[i][0]);
+    device_.prepared();
   });
 }
 

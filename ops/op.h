@@ -119,7 +119,8 @@ class Op {
  public:
   virtual ~Op() = default;
 
-  // The parameters have changed: repack them. Called once before the first forward of a step.
+  // The parameters have changed: repack them. Called once before the first forward of a step; they
+  // are packed when Device::prepared() has been called behind it.
   virtual void prepare(const NodeMemory&) {}
   // From now on the weights that `other` has packed are used: the same node of another lane, which
   // stays alive and is prepared in place of this one.

@@ -1,6 +1,9 @@
 // What only the CUDA device promises: its work can be captured in a graph.
 #include "ops/cuda_device.h"
 
+#include <cmath>
+#include <utility>
+
 #include "tests/support/op_tester.h"
 #include "tests/support/temp_folder.h"
 
@@ -49,6 +52,79 @@ TEST(CudaDevice, ACapturedDropoutDrawsForTheStepItIsLaunchedFor) {
   }
   cuda::check(cudaGraphExecDestroy(captured));
   cuda::check(cudaGraphDestroy(graph));
+}
+
+// More than one launch takes, of several types, scaled and padded; what is packed again is new.
+TEST(CudaDevice, WeightsArePackedTogether) {
+  std::unique_ptr<Device> device;
+  try {
+    device = make_device("cuda", 1);
+  } catch (const Error& e) {
+    GTEST_SKIP() << "SKIPPED: nothing was packed: " << e.what();
+  }
+  auto& cuda = dynamic_cast<CudaDevice&>(*device);
+  struct Weights {
+    WeightPacking packing;
+    DeviceMemory oihw, packed, packed32, scale;
+    std::vector<float> values;
+    std::vector<double> scales;
+  };
+  std::vector<Weights> all(150);
+  for (size_t n = 0; n < all.size(); ++n) {
+    Weights& w = all[n];
+    WeightPacking& p = w.packing;
+    p.type = n < 70 ? DType::kFloat16 : n % 3 == 0 ? DType::kFloat32 : DType::kBfloat16;
+    p.filters = 1 + static_cast<int64_t>(n % 5);
+    p.channels = n == 3 ? 300 : 1 + static_cast<int64_t>(n % 11);
+    p.stored = n % 2 == 0 ? p.channels : (p.channels + 7) / 8 * 8;
+    p.area = n == 7 ? 50 * 50 : n == 3 ? 9 : 1 + static_cast<int64_t>(n % 4) * 3;
+    const auto stored = static_cast<size_t>(p.filters * p.stored * p.area);
+    for (int64_t i = 0; i < p.filters * p.channels * p.area; ++i)
+      w.values.push_back(random_value(1, n, static_cast<uint64_t>(i)));
+    for (int64_t k = 0; k < p.filters; ++k) w.scales.push_back(0.5 + static_cast<double>(k));
+    w.oihw = upload(cuda, w.values, DType::kFloat32);
+    w.packed = upload(cuda, {}, p.type, (stored + 1) * size_of(p.type));
+    w.packed32 = upload(cuda, {}, DType::kFloat32, (stored + 1) * sizeof(float));
+    w.scale = cuda.allocate(w.scales.size() * sizeof(double));
+    cuda.upload(w.scale.data.get(), w.scales.data(), w.scales.size() * sizeof(double));
+    p.packed = w.packed.data.get();
+    p.oihw = static_cast<const float*>(w.oihw.data.get());
+    if (n % 4 == 1) p.packed32 = static_cast<float*>(w.packed32.data.get());
+    if (n % 3 == 1) p.scale = static_cast<const double*>(w.scale.data.get());
+  }
+  const auto check = [&](const Weights& w) {
+    const WeightPacking& p = w.packing;
+    std::vector<float> expected;
+    for (int64_t k = 0; k < p.filters; ++k)
+      for (int64_t rs = 0; rs < p.area; ++rs)
+        for (int64_t c = 0; c < p.stored; ++c) {
+          const auto at = static_cast<size_t>((k * p.channels + c) * p.area + rs);
+          double v = c < p.channels ? static_cast<double>(w.values[at]) : 0.0;
+          if (p.scale) v *= w.scales[static_cast<size_t>(k)];
+          expected.push_back(round_to(p.type, static_cast<float>(v)));
+        }
+    for (const auto& [memory, type] :
+         {std::pair{&w.packed, p.type}, {&w.packed32, DType::kFloat32}}) {
+      if (memory == &w.packed32 && !p.packed32) continue;
+      std::vector<float> found = download(cuda, *memory, type);
+      EXPECT_TRUE(std::isnan(found.back())) << "written behind the end";
+      found.pop_back();
+      EXPECT_EQ(found, expected);
+    }
+  };
+  for (const float factor : {1.0f, 2.0f}) {
+    for (Weights& w : all) {
+      for (float& v : w.values) v *= factor;
+      cuda.upload(w.oihw.data.get(), w.values.data(), w.values.size() * sizeof(float));
+      cuda.pack(w.packing);
+    }
+    cuda.prepared();
+    cuda.prepared();  // nothing is left
+    for (size_t n = 0; n < all.size(); ++n) {
+      SCOPED_TRACE(n);
+      check(all[n]);
+    }
+  }
 }
 
 TEST(CudaDevice, TheSystemSaysWhichCpusAreNear) {

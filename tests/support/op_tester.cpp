@@ -407,9 +407,11 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   for (size_t p = 0; p < parameters.size(); ++p)
     parameters[p].write(std::vector<float>(data.parameters[p].size(), 1000.0f), DType::kFloat32);
   op->prepare(memory[0]);
+  device.prepared();
   for (size_t p = 0; p < parameters.size(); ++p)
     parameters[p].write(data.parameters[p], DType::kFloat32);
   op->prepare(memory[0]);
+  device.prepared();
   const bool is_gathered = gathers(c.spec, c.training);
   for (const NodeMemory& m : memory)
     if (is_gathered) op->gather_forward(m);

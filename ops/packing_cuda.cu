@@ -1,0 +1,96 @@
+#include "ops/packing_cuda.h"
+
+#include <algorithm>
+
+#include "ops/core/cuda_kernel.h"
+#include "ops/tiles_cuda.h"
+
+namespace convoy::ops {
+namespace {
+
+using namespace cuda;
+
+// What a block knows of a packing.
+template <typename T>
+struct Packing {
+  T* packed;
+  float* packed32;
+  const float* oihw;
+  const double* scale;
+  int channels, stored, area;
+  int width;        // channels of a block, tile_channels()
+  int first_block;  // of the launch
+};
+
+// As many as an argument of a kernel may hold, which is 4 KiB.
+template <typename T>
+struct Packings {
+  static constexpr int kMost = 64;
+  Packing<T> all[kMost];
+  int count;
+};
+static_assert(sizeof(Packings<float>) <= 4096);
+
+// A block takes some channels of a filter.
+template <typename T>
+__global__ void pack_kernel(Packings<T> packings) {
+  __shared__ float tile[kTile];
+  const auto block = static_cast<int>(blockIdx.x);
+  int index = 0;
+  while (index + 1 < packings.count && packings.all[index + 1].first_block <= block) ++index;
+  const Packing<T> p = packings.all[index];
+  const int in_packing = block - p.first_block, blocks = (p.stored + p.width - 1) / p.width;
+  const int64_t k = in_packing / blocks;
+  const int begin = in_packing % blocks * p.width;
+  const int written = p.stored - begin < p.width ? p.stored - begin : p.width;
+  const int left = p.channels - begin, read = left < 0 ? 0 : left < written ? left : written;
+  const float* in = p.oihw + (k * p.channels + begin) * p.area;
+  const bool fits = p.width * p.area <= kTile;  // else it is one channel of a huge filter
+  if (fits)
+    for (int i = static_cast<int>(threadIdx.x); i < read * p.area; i += kThreads) tile[i] = in[i];
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < written * p.area; i += kThreads) {
+    const int rs = i / written, c = i - rs * written;
+    float v = 0.0f;
+    if (c < read) v = fits ? tile[c * p.area + rs] : in[rs];
+    if (p.scale) v = static_cast<float>(static_cast<double>(v) * p.scale[k]);
+    const int64_t at = (k * p.area + rs) * p.stored + begin + c;
+    store(p.packed + at, v);
+    if (p.packed32) p.packed32[at] = load(p.packed + at);
+  }
+}
+
+template <typename T>
+void pack(const WeightPacking* begin, const WeightPacking* end, cudaStream_t stream) {
+  Packings<T> packings{};
+  int64_t blocks = 0;
+  for (const WeightPacking* w = begin; w != end; ++w) {
+    packings.all[packings.count++] = {.packed = static_cast<T*>(w->packed),
+                                      .packed32 = w->packed32,
+                                      .oihw = w->oihw,
+                                      .scale = w->scale,
+                                      .channels = static_cast<int>(w->channels),
+                                      .stored = static_cast<int>(w->stored),
+                                      .area = static_cast<int>(w->area),
+                                      .width = static_cast<int>(tile_channels(w->stored, w->area)),
+                                      .first_block = static_cast<int>(blocks)};
+    blocks += w->filters * tiles(w->stored, w->area);
+  }
+  launch(&pack_kernel<T>, blocks, kThreads, stream, packings);
+}
+
+}  // namespace
+
+void WeightPacker::run(cudaStream_t stream) {
+  const WeightPacking* const end = added_.data() + added_.size();
+  for (const WeightPacking* first = added_.data(); first != end;) {
+    const DType type = first->type;
+    const WeightPacking* last = first;
+    while (last != end && last->type == type && last - first < Packings<float>::kMost) ++last;
+    with_cuda_type(type, [&]<typename T>(T*) { pack<T>(first, last, stream); });
+    first = last;
+  }
+  added_.clear();
+}
+
+}  // namespace convoy::ops

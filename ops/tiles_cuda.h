@@ -1,0 +1,22 @@
+// How a filter is turned round on CUDA, from [channels, area] to [area, channels] or back: a block
+// of threads takes some of its channels through shared memory, so that it reads and writes memory
+// in its order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace convoy::ops {
+
+constexpr int kTile = 2304;  // elements of shared memory: 256 channels of 3x3
+
+// Channels of a block; 1 where a filter's area is larger than a tile.
+inline int64_t tile_channels(int64_t channels, int64_t area) {
+  return std::clamp<int64_t>(kTile / area, 1, channels);
+}
+inline int64_t tiles(int64_t channels, int64_t area) {
+  const int64_t tile = tile_channels(channels, area);
+  return (channels + tile - 1) / tile;
+}
+
+}  // namespace convoy::ops
