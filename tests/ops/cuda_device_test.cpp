@@ -10,14 +10,24 @@
 namespace convoy::ops {
 namespace {
 
-TEST(CudaDevice, ACapturedDropoutDrawsForTheStepItIsLaunchedFor) {
-  std::unique_ptr<Device> device;
-  try {
-    device = make_device("cuda", 1);
-  } catch (const Error& e) {
-    GTEST_SKIP() << "SKIPPED: no graph was captured: " << e.what();
+// Tests of one CUDA device, where there is one.
+class CudaDeviceTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    try {
+      device_ = make_device("cuda", 1);
+    } catch (const Error& e) {
+      GTEST_SKIP() << "SKIPPED: nothing was computed: " << e.what();
+    }
   }
-  auto& cuda = dynamic_cast<CudaDevice&>(*device);
+  CudaDevice& cuda() { return dynamic_cast<CudaDevice&>(*device_); }
+
+ private:
+  std::unique_ptr<Device> device_;
+};
+
+TEST_F(CudaDeviceTest, ACapturedDropoutDrawsForTheStepItIsLaunchedFor) {
+  CudaDevice& cuda = this->cuda();
   const Shape shape = {2, 100};
   const auto n = static_cast<size_t>(shape.elements());
   const auto op = cuda.make(
@@ -55,14 +65,8 @@ TEST(CudaDevice, ACapturedDropoutDrawsForTheStepItIsLaunchedFor) {
 }
 
 // More than one launch takes, of several types, scaled and padded; what is packed again is new.
-TEST(CudaDevice, WeightsArePackedTogether) {
-  std::unique_ptr<Device> device;
-  try {
-    device = make_device("cuda", 1);
-  } catch (const Error& e) {
-    GTEST_SKIP() << "SKIPPED: nothing was packed: " << e.what();
-  }
-  auto& cuda = dynamic_cast<CudaDevice&>(*device);
+TEST_F(CudaDeviceTest, WeightsArePackedTogether) {
+  CudaDevice& cuda = this->cuda();
   struct Weights {
     WeightPacking packing;
     DeviceMemory oihw, packed, packed32, scale;
@@ -146,22 +150,15 @@ TEST(CudaDevice, TheSystemSaysWhichCpusAreNear) {
 }
 
 // What libraries or drivers refuse to capture is enqueued as ever.
-TEST(CudaDevice, WorkThatCannotBeCapturedIsRepeatedOtherwise) {
-  std::unique_ptr<Device> device;
-  try {
-    device = make_device("cuda", 1);
-  } catch (const Error& e) {
-    GTEST_SKIP() << "SKIPPED: no work was recorded: " << e.what();
-  }
-  const DeviceMemory x = upload(*device, std::vector<float>{0.0f}, DType::kFloat32);
-  const DeviceMemory one = upload(*device, std::vector<float>{1.0f}, DType::kFloat32);
-  const auto value = [&] { return download(*device, x, DType::kFloat32)[0]; };
-  const auto add_one = [&] {
-    device->accumulate(x.data.get(), one.data.get(), 1, DType::kFloat32);
-  };
+TEST_F(CudaDeviceTest, WorkThatCannotBeCapturedIsRepeatedOtherwise) {
+  CudaDevice& cuda = this->cuda();
+  const DeviceMemory x = upload(cuda, std::vector<float>{0.0f}, DType::kFloat32);
+  const DeviceMemory one = upload(cuda, std::vector<float>{1.0f}, DType::kFloat32);
+  const auto value = [&] { return download(cuda, x, DType::kFloat32)[0]; };
+  const auto add_one = [&] { cuda.accumulate(x.data.get(), one.data.get(), 1, DType::kFloat32); };
   int calls = 0;
 
-  const auto captured = device->make_recording();
+  const auto captured = cuda.make_recording();
   for (int run = 1; run <= 5; ++run) {
     captured->run(nullptr, [&] {
       ++calls;
@@ -172,10 +169,10 @@ TEST(CudaDevice, WorkThatCannotBeCapturedIsRepeatedOtherwise) {
   EXPECT_EQ(calls, 2);
 
   testing::internal::CaptureStderr();
-  const auto refused = device->make_recording();
+  const auto refused = cuda.make_recording();
   for (int run = 6; run <= 9; ++run) {
     refused->run(nullptr, [&] {
-      if (++calls == 4) device->allocate(8);
+      if (++calls == 4) cuda.allocate(8);
       add_one();
     });
     EXPECT_EQ(value(), static_cast<float>(run));

@@ -148,6 +148,18 @@ class Trained {
     });
     EXPECT_EQ(last, gradients.size());
   }
+  // Each gradient has the bits of `expected` when backward() tells of it.
+  void backward_gives(const std::vector<float>& expected) {
+    size_t told = 0;
+    net.backward(step, [&](size_t ready) {
+      std::vector<float> now = gradients_now();
+      now.resize(ready);
+      const auto end = expected.begin() + static_cast<ptrdiff_t>(ready);
+      EXPECT_EQ(bits_of(now), bits_of({expected.begin(), end})) << ready;
+      told = ready;
+    });
+    EXPECT_EQ(told, expected.size());
+  }
   Device& device() { return *device_; }
   // Takes those of another network that are called as its own.
   void copy_parameters(Trained& other) {
@@ -458,17 +470,8 @@ TEST_P(NetworkTest, GradientsThatAreComputedAsideHaveTheSameBits) {
           in_order.step.step = aside.step.step = step;
           EXPECT_EQ(in_order.loss(), aside.loss());
           in_order.backward();
-          const std::vector<float> expected = in_order.gradients_now();
-          size_t told = 0;
-          aside.net.backward(aside.step, [&](size_t ready) {
-            std::vector<float> now = aside.gradients_now();
-            now.resize(ready);
-            EXPECT_EQ(bits_of(now),
-                      bits_of({expected.begin(), expected.begin() + static_cast<int64_t>(ready)}))
-                << name_of(type) << " " << slice_bytes << " " << record << " " << ready;
-            told = ready;
-          });
-          EXPECT_EQ(told, expected.size());
+          SCOPED_TRACE(fmt::format("{}, slices {}, graphs {}", name_of(type), slice_bytes, record));
+          aside.backward_gives(in_order.gradients_now());
         }
       }
 }
@@ -617,16 +620,7 @@ void expect_the_bits_of_batch_norms_apart(const std::string& device, const Graph
         EXPECT_EQ(apart.loss(), merged.loss());
         EXPECT_EQ(bits_of(apart.statistics_now()), bits_of(merged.statistics_now()));
         apart.backward();
-        const std::vector<float> expected = apart.gradients_now();
-        size_t told = 0;
-        merged.net.backward(merged.step, [&](size_t ready) {
-          std::vector<float> now = merged.gradients_now();
-          now.resize(ready);
-          EXPECT_EQ(bits_of(now),
-                    bits_of({expected.begin(), expected.begin() + static_cast<int64_t>(ready)}));
-          told = ready;
-        });
-        EXPECT_EQ(told, expected.size());
+        merged.backward_gives(apart.gradients_now());
       }
     }
 }
