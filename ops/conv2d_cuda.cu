@@ -33,15 +33,16 @@ __global__ void fold_kernel(double* scale, float* bias, const float* gamma, cons
   });
 }
 
-// The gradient in OIHW from [K,R,S,padded]; that of later slices is added. width: tile_channels().
+// The gradient in OIHW from [K,R,S,padded]; that of later slices is added. width:
+// filter_tile_channels().
 __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t channels,
                               int64_t padded, int area, int width) {
-  __shared__ float tile[kTile];
+  __shared__ float tile[kFilterTile];
   const int64_t blocks = (channels + width - 1) / width;  // of a filter
   const int64_t k = blockIdx.x / blocks, begin = blockIdx.x % blocks * width;
   const auto own = static_cast<int>(channels - begin < width ? channels - begin : width);
   const float* in = dw + k * area * padded + begin;
-  const bool fits = width * area <= kTile;
+  const bool fits = width * area <= kFilterTile;
   if (fits)
     for (int i = static_cast<int>(threadIdx.x); i < own * area; i += kThreads) {
       const int rs = i / own, c = i - rs * own;
@@ -329,9 +330,9 @@ class Conv2dCuda final : public Op {
       plans_.backward_weights->run({.x = x, .w = dw, .y = dy, .workspace = workspace}, site.stream);
     if (!in_place) {
       const int64_t channels = x_.c / spec_.groups;
-      launch(&unpack_kernel, y_.c * tiles(channels, area()), kThreads, site.stream, gradient,
+      launch(&unpack_kernel, y_.c * filter_tiles(channels, area()), kThreads, site.stream, gradient,
              static_cast<const float*>(dw), m.slice.first, channels, padded_x_.c / spec_.groups,
-             static_cast<int>(area()), static_cast<int>(tile_channels(channels, area())));
+             static_cast<int>(area()), static_cast<int>(filter_tile_channels(channels, area())));
     }
     if (spec_.bias) {
       auto* sums = static_cast<float*>(site.at(bias_sums_));
@@ -420,7 +421,7 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
   const bool narrow = c.type != DType::kFloat32;
   const Shape& x = c.x[0];
   Conv2dPlans plans;
-  plans.channels = s.groups == 1 ? padded_channels(x.c, c.type) : x.c;
+  plans.channels = s.groups == 1 ? stored_channels(x.c, c.type) : x.c;
   cudnn::Convolution plain = {.x = {x.n, plans.channels, x.h, x.w},
                               .y = c.y,
                               .kernel = s.kernel,

@@ -20,7 +20,7 @@ struct Products {
 
 // In 16 bit, tensor cores take channels in eights; zeros behind those of the image change no bit of
 // a sum.
-inline int64_t padded_channels(int64_t channels, DType type) {
+inline int64_t stored_channels(int64_t channels, DType type) {
   return type == DType::kFloat32 ? channels : (channels + 7) / 8 * 8;
 }
 

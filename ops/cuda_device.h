@@ -71,7 +71,7 @@ class CudaDevice final : public Device {
   void decide(const OpSpec& spec, const OpConfig& config) override;
   std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
   int64_t image_channels(int64_t channels, DType type) const override {
-    return padded_channels(channels, type);
+    return stored_channels(channels, type);
   }
   void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
             DType type, const int32_t* labels, LossResult* result, float* head) override;

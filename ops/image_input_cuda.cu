@@ -1,6 +1,6 @@
 // Image input on CUDA: one copy from the host, on the stream for it, and one kernel. There are two
 // buffers for pixels, so that a copy goes on while the kernel before it has not even begun. Moves a
-// byte in and one element out, or with ImageInput::channels a byte and eight elements; the means
+// byte in and one element out, of each channel that x has; the means
 // and deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
 #include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
@@ -93,6 +93,8 @@ class ImageInputCuda final : public ImageInputOp {
         plane_(static_cast<int64_t>(spec.mean.size())),
         mean_(to_device(spec.mean)),
         inv_std_(to_device(spec.inv_std)) {
+    if (stored_ != shape_.c && (stored_ < shape_.c || stored_ % kWide != 0))
+      fail(ExitCode::kFault, "images of {} channels cannot be stored with {}", shape_.c, stored_);
     for (Pixels& pixels : pixels_)
       pixels = {allocate_device(static_cast<size_t>(spec.shape.elements())), make_event(),
                 make_event()};

@@ -585,10 +585,15 @@ void Network::forward_activations(const void* x, const StepInfo& step) {
   image.n = config_.batch;
   const size_t pixel = static_cast<size_t>(image.c) * size_of(config_.type),
                stored = static_cast<size_t>(image_channels_) * size_of(config_.type);
-  std::vector<char> padded(static_cast<size_t>(image.rows()) * stored, 0);
-  for (size_t i = 0; i < static_cast<size_t>(image.rows()); ++i)
-    std::memcpy(padded.data() + i * stored, static_cast<const char*>(x) + i * pixel, pixel);
-  device_.upload(at(memory_.value[0]), padded.data(), padded.size());
+  const auto pixels = static_cast<size_t>(image.rows());
+  std::vector<char> padded;
+  if (stored > pixel) {
+    padded.resize(pixels * stored);
+    for (size_t i = 0; i < pixels; ++i)
+      std::memcpy(padded.data() + i * stored, static_cast<const char*>(x) + i * pixel, pixel);
+    x = padded.data();
+  }
+  device_.upload(at(memory_.value[0]), x, pixels * stored);
   run_forward(step);
 }
 

@@ -118,8 +118,8 @@ class Network {
   };
   void bind(const Buffers& buffers);
 
-  // The parameters have changed or, for inference, the running statistics. Several threads may
-  // share the work, each its part, and meet before forward().
+  // The parameters have changed or, for inference, the running statistics. On a CPU several threads
+  // may share the work, each its part, and meet before forward().
   void prepare(int part = 0, int parts = 1);
   // From now on `other`, a network of the same graph and configuration on another lane, is prepared
   // in place of this one. It must outlive this one's last step.

@@ -1,6 +1,8 @@
+// Packing of weights on CUDA: a block of threads takes some channels of one filter, and finds out
+// of which weights.
 #include "ops/packing_cuda.h"
 
-#include <algorithm>
+#include <utility>
 
 #include "ops/core/cuda_kernel.h"
 #include "ops/tiles_cuda.h"
@@ -18,7 +20,7 @@ struct Packing {
   const float* oihw;
   const double* scale;
   int channels, stored, area;
-  int width;        // channels of a block, tile_channels()
+  int width;        // channels of a block, filter_tile_channels()
   int first_block;  // of the launch
 };
 
@@ -34,10 +36,13 @@ static_assert(sizeof(Packings<float>) <= 4096);
 // A block takes some channels of a filter.
 template <typename T>
 __global__ void pack_kernel(Packings<T> packings) {
-  __shared__ float tile[kTile];
+  __shared__ float tile[kFilterTile];
   const auto block = static_cast<int>(blockIdx.x);
-  int index = 0;
-  while (index + 1 < packings.count && packings.all[index + 1].first_block <= block) ++index;
+  int index = 0, end = packings.count;  // the last that begins at this block or before it
+  while (index + 1 < end) {
+    const int middle = (index + end) / 2;
+    (packings.all[middle].first_block <= block ? index : end) = middle;
+  }
   const Packing<T> p = packings.all[index];
   const int in_packing = block - p.first_block, blocks = (p.stored + p.width - 1) / p.width;
   const int64_t k = in_packing / blocks;
@@ -45,7 +50,7 @@ __global__ void pack_kernel(Packings<T> packings) {
   const int written = p.stored - begin < p.width ? p.stored - begin : p.width;
   const int left = p.channels - begin, read = left < 0 ? 0 : left < written ? left : written;
   const float* in = p.oihw + (k * p.channels + begin) * p.area;
-  const bool fits = p.width * p.area <= kTile;  // else it is one channel of a huge filter
+  const bool fits = p.width * p.area <= kFilterTile;  // else it is one channel of a huge filter
   if (fits)
     for (int i = static_cast<int>(threadIdx.x); i < read * p.area; i += kThreads) tile[i] = in[i];
   __syncthreads();
@@ -65,16 +70,17 @@ void pack(const WeightPacking* begin, const WeightPacking* end, cudaStream_t str
   Packings<T> packings{};
   int64_t blocks = 0;
   for (const WeightPacking* w = begin; w != end; ++w) {
-    packings.all[packings.count++] = {.packed = static_cast<T*>(w->packed),
-                                      .packed32 = w->packed32,
-                                      .oihw = w->oihw,
-                                      .scale = w->scale,
-                                      .channels = static_cast<int>(w->channels),
-                                      .stored = static_cast<int>(w->stored),
-                                      .area = static_cast<int>(w->area),
-                                      .width = static_cast<int>(tile_channels(w->stored, w->area)),
-                                      .first_block = static_cast<int>(blocks)};
-    blocks += w->filters * tiles(w->stored, w->area);
+    packings.all[packings.count++] = {
+        .packed = static_cast<T*>(w->packed),
+        .packed32 = w->packed32,
+        .oihw = w->oihw,
+        .scale = w->scale,
+        .channels = static_cast<int>(w->channels),
+        .stored = static_cast<int>(w->stored),
+        .area = static_cast<int>(w->area),
+        .width = static_cast<int>(filter_tile_channels(w->stored, w->area)),
+        .first_block = static_cast<int>(blocks)};
+    blocks += w->filters * filter_tiles(w->stored, w->area);
   }
   launch(&pack_kernel<T>, blocks, kThreads, stream, packings);
 }
@@ -82,15 +88,16 @@ void pack(const WeightPacking* begin, const WeightPacking* end, cudaStream_t str
 }  // namespace
 
 void WeightPacker::run(cudaStream_t stream) {
-  const WeightPacking* const end = added_.data() + added_.size();
-  for (const WeightPacking* first = added_.data(); first != end;) {
+  // Nothing stays, whatever happens: what was added may be gone the next time.
+  const std::vector<WeightPacking> added = std::exchange(added_, {});
+  const WeightPacking* const end = added.data() + added.size();
+  for (const WeightPacking* first = added.data(); first != end;) {
     const DType type = first->type;
     const WeightPacking* last = first;
     while (last != end && last->type == type && last - first < Packings<float>::kMost) ++last;
     with_cuda_type(type, [&]<typename T>(T*) { pack<T>(first, last, stream); });
     first = last;
   }
-  added_.clear();
 }
 
 }  // namespace convoy::ops

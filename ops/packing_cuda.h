@@ -1,5 +1,5 @@
 // Weights of convolutions on CUDA as their kernels take them, [K,R,S,C] in the network's type, from
-// OIHW in fp32. Those of all convolutions of a network are packed in one launch.
+// OIHW in fp32. Those of up to 64 convolutions are packed in one launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,6 +20,7 @@ struct WeightPacking {
   int64_t filters = 0, channels = 0, stored = 0, area = 0;  // area: pixels of a filter
 };
 
+// Of one device, for the thread that computes on it.
 class WeightPacker {
  public:
   void add(const WeightPacking& packing) { added_.push_back(packing); }

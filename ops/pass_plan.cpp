@@ -185,7 +185,8 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
       dy += y * static_cast<double>(std::count(reader.inputs.begin(), reader.inputs.end(),
                                                static_cast<int>(call.node)));
     const bool stored = !bn->pool && ((bn->residual && !bn->shortcut) || dy > y);
-    if (bn->pool) dy += 2 * (dy - y);  // added to each other before it reads the sum
+    // Gradients that it cannot add itself are added to the first one before.
+    dy += 2 * std::max(0.0, dy - needs.dy_sources * y);
     const double gathered = static_cast<double>(gathered_inputs(node).size()) * bytes(x_shapes[0]);
     switch (call.kind) {
       case Kind::kGatherForward:

@@ -49,7 +49,7 @@ PassPlan plan_passes(const Graph& graph, int64_t batch, DType type, bool trainin
 // What a call does, for comparison with what the machine could do.
 struct Work {
   double flops = 0;  // two per multiply-accumulate
-  double bytes = 0;  // that its tensors hold, each read or written once
+  double bytes = 0;  // that its tensors hold, each read or written once; the image its own channels
 };
 // For the whole batch.
 Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bool training);

@@ -8,14 +8,14 @@
 
 namespace convoy::ops {
 
-constexpr int kTile = 2304;  // elements of shared memory: 256 channels of 3x3
+inline constexpr int kFilterTile = 2304;  // elements of shared memory: 256 channels of 3x3
 
 // Channels of a block; 1 where a filter's area is larger than a tile.
-inline int64_t tile_channels(int64_t channels, int64_t area) {
-  return std::clamp<int64_t>(kTile / area, 1, channels);
+inline int64_t filter_tile_channels(int64_t channels, int64_t area) {
+  return std::clamp<int64_t>(kFilterTile / area, 1, channels);
 }
-inline int64_t tiles(int64_t channels, int64_t area) {
-  const int64_t tile = tile_channels(channels, area);
+inline int64_t filter_tiles(int64_t channels, int64_t area) {
+  const int64_t tile = filter_tile_channels(channels, area);
   return (channels + tile - 1) / tile;
 }
 

@@ -155,6 +155,15 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
   }
 }
 
+TEST_P(OpTest, ImageInputRefusesChannelsThatAreNoRoom) {
+  ImageInput input = per_channel_input({2, 3, 4, 4}, {0, 0, 0}, {1, 1, 1});
+  for (const int64_t channels : {2, 7}) {
+    input.channels = channels;
+    expect_error(ExitCode::kFault, {"3 channels", fmt::format("with {}", channels)},
+                 [&] { device().make_input(input, type()); });
+  }
+}
+
 // A GPU has not begun the first when the last has been copied.
 TEST_P(OpTest, ImageInputTakesBatchesAheadOfTheDevice) {
   constexpr size_t kBatches = 5, kPixels = 2 * 4 * 4 * 3;

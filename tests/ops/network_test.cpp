@@ -376,6 +376,46 @@ TEST_P(NetworkTest, SlicesOfTheBatchChangeRoundingAlone) {
   EXPECT_LT(sliced.net.arena_bytes(), whole.net.arena_bytes());
 }
 
+// Whoever reads the image: channels that only some of them could bear are not there.
+TEST_P(NetworkTest, ReadersOfTheImageAreCloseToFp32In16Bit) {
+  const auto graph_with = [](const std::function<void(Graph&)>& add_readers) {
+    Graph g{.name = "readers", .image = {.n = 1, .c = 3, .h = 9, .w = 7}, .nodes = {}};
+    add_readers(g);
+    g.add("fc", Linear{.out_features = 5}, {static_cast<int>(g.nodes.size()) - 1});
+    return g;
+  };
+  const Conv2d same = {.out_channels = 3, .kernel = 3, .padding = 1},
+               grouped = {.out_channels = 6, .kernel = 3, .padding = 1, .groups = 3};
+  const std::vector<Graph> graphs = {
+      graph_with([&](Graph& g) { g.add("conv", same, {kImage}); }),
+      graph_with([&](Graph& g) { g.add("conv", grouped, {kImage}); }),
+      graph_with([&](Graph& g) {
+        g.add("both", Concat{}, {g.add("a", same, {kImage}), g.add("b", same, {kImage})});
+      }),
+      graph_with([&](Graph& g) {
+        g.add("both", Concat{}, {g.add("a", same, {kImage}), g.add("b", grouped, {kImage})});
+      }),
+      graph_with([&](Graph& g) {
+        g.add("sum", Add{}, {g.add("conv", same, {kImage}), g.add("bn", BatchNorm{}, {kImage})});
+      }),
+      graph_with([](Graph& g) { g.add("fc0", Linear{.out_features = 11}, {kImage}); })};
+  for (size_t n = 0; n < graphs.size(); ++n)
+    for (const int64_t slice_bytes : {0, 1}) {
+      Trained exact(GetParam(), graphs[n], 6, DType::kFloat32, 1, slice_bytes);
+      const double loss = exact.loss();
+      exact.backward();
+      const std::vector<float> gradients = exact.gradients_now();
+      for (const DType type : {DType::kBfloat16, DType::kFloat16}) {
+        if (!device()->supports(type)) continue;  // SixteenBitsAreCloseToFp32 says so
+        SCOPED_TRACE(fmt::format("graph {}, slices {}, {}", n, slice_bytes, name_of(type)));
+        Trained rounded(GetParam(), graphs[n], 6, type, 1, slice_bytes);
+        EXPECT_NEAR(rounded.loss(), loss, 0.02 * loss);
+        rounded.backward();
+        expect_near(rounded.gradients_now(), gradients, 0.05);
+      }
+    }
+}
+
 TEST_P(NetworkTest, SixteenBitsAreCloseToFp32) {
   Trained exact(GetParam(), auxiliary_graph(), 8, DType::kFloat32);
   const double loss = exact.loss();
