@@ -127,7 +127,7 @@ class Fuser {
 
   void fold_into_convolution(size_t i) {
     const std::vector<int> inputs = graph_.nodes[i].inputs;
-    if (inputs[0] == kImage || readers_[index(inputs[0])] != 1) return;
+    if (!is_read_once(inputs[0])) return;
     const Node& source = graph_.nodes[index(inputs[0])];
     const auto* conv = std::get_if<Conv2d>(&source.op);
     if (!conv || conv->batch_norm) return;

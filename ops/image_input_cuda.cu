@@ -1,7 +1,7 @@
 // Image input on CUDA: one copy from the host, on the stream for it, and one kernel. There are two
 // buffers for pixels, so that a copy goes on while the kernel before it has not even begun. Moves a
-// byte in and one element out, of each channel that x has; the means
-// and deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
+// byte in for each channel of a pixel and an element out for each that x has; the means and
+// deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
 #include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
 #include "ops/image_input.h"
