@@ -10,6 +10,7 @@ row with its reason. Exit code: 0 nothing failed, 1 something did, 64 usage.
 
 import argparse
 import array
+import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -67,6 +69,7 @@ class Run:
         self.build = unpack(pathlib.Path(options.build).resolve(), work)
         self.rows, self.tables, self.facts = [], {}, {}
         self.log = open(options.log, "w", encoding="utf-8", errors="replace")
+        self.logging = threading.Lock()
         self.part, self.deadline = None, 0.0
         self.environment = self._environment()
         self.convoy = self._wrapper("convoy.sh", self.build / "convoy")
@@ -126,10 +129,11 @@ class Run:
             errors.seek(0)
             result = Result(process.returncode, out.read(), errors.read(), timed_out,
                             time.monotonic() - start)
-        self.log.write(f"\n==== {self.part}: {shlex.join(command)[:2000]}\n{result.out}{result.errors}"
-                       f"==== exit code {result.code}{', cut' if timed_out else ''} after "
-                       f"{result.seconds:.1f} s\n")
-        self.log.flush()
+        with self.logging:
+            self.log.write(f"\n==== {self.part}: {shlex.join(command)[:2000]}\n{result.out}{result.errors}"
+                           f"==== exit code {result.code}{', cut' if timed_out else ''} after "
+                           f"{result.seconds:.1f} s\n")
+            self.log.flush()
         return result
 
     def json(self, command, **keywords):
@@ -164,7 +168,7 @@ class Run:
         paths = [str(self.build / "lib"), *wheels, os.environ.get("LD_LIBRARY_PATH", "")]
         environment = dict(os.environ)
         environment["GOLDEN_DIR"] = str(ROOT / "tests" / "golden")
-        environment["CONVOY_CACHE"] = str(self.work / "cache")
+        environment.setdefault("CONVOY_CACHE", str(self.work / "cache"))
         environment["LD_LIBRARY_PATH"] = ":".join(filter(None, paths))
         openmpi = self.build / "openmpi"
         if openmpi.exists():  # pack.sh laid it out so
@@ -254,6 +258,7 @@ def environment(run):
 
 MPI_PROGRAMS = {"gradient_reducer_test_gpu": (1, 2, 4)}  # started on so many ranks
 SILENCE = 60  # seconds of a test: it hangs
+TESTS_A_PROCESS = 4  # at least: to start one takes seconds
 CPU_CASE = re.compile(r"(^|[/_])cpu(_|$)")  # ctest runs these everywhere
 VERDICT = re.compile(r"\[( RUN      |       OK |  FAILED  |  SKIPPED )\] ([^ ,]+)")
 
@@ -291,18 +296,27 @@ def read_verdicts(text):
 
 
 def gtest(run, program, group, wrapper=(), wanted=lambda name: True, most_failures=60):
-    """Each test of a program a row. After a failure a new process goes on with the rest, because a
-    crash or a CUDA error fails all that comes after it in the same one. After so many failures in a row
-    the rest would not tell more."""
+    """Each test of a program a row, in several processes side by side: most of a test is work of the
+    host."""
     listed = run.command([program, "--gtest_list_tests"])
     names = list_tests(listed.out)
-    left = [name for name in names if not CPU_CASE.search(name) and wanted(name)]
-    in_a_row = 0
+    chosen = [name for name in names if not CPU_CASE.search(name) and wanted(name)]
     if not names:
         run.row(group, "the program", "failed", listed.reason())
-    elif not left:  # with a GPU there are some
+    elif not chosen:  # with a GPU there are some
         run.row(group, "the program", "failed" if run.gpu else "skipped",
                 f"of its {len(names)} tests none is for a GPU")
+    processes = max(1, min(run.options.processes, len(chosen) // TESTS_A_PROCESS))
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        for done in [pool.submit(run_tests, run, program, group, wrapper, chosen[number::processes],
+                                 most_failures) for number in range(processes)]:
+            done.result()
+
+
+def run_tests(run, program, group, wrapper, left, most_failures):
+    """After a failure a new process goes on with the rest, because a crash or a CUDA error fails all that
+    comes after it in the same one. After so many failures in a row the rest would not tell more."""
+    in_a_row = 0
     while left:
         if not run.has_time(group, f"{len(left)} tests", len(left)):
             return
@@ -789,6 +803,8 @@ def parse_options(arguments):
                    help="where the programs are (default: build/cuda)")
     p.add_argument("--out", metavar="DIR", type=pathlib.Path,
                    help="where the result goes (default: docs/results/gpu, without a GPU build/gpu)")
+    p.add_argument("--processes", type=int, default=max(1, min(8, (os.cpu_count() or 1) // 2)),
+                   metavar="N", help="of a test program, side by side (default: half the CPUs, at most 8)")
     p.add_argument("--limit", type=float, default=560, help="seconds in all (default: 560)")
     p.add_argument("--python", default=sys.executable,
                    help="the interpreter that has torch and the wheels of cuDNN and NCCL")
