@@ -10,6 +10,7 @@
 #include "ops/core/cuda_kernel.h"
 #include "ops/core/log.h"
 #include "ops/cuda_device.h"
+#include "ops/patches.h"
 #include "ops/tiles_cuda.h"
 
 namespace convoy::ops {
@@ -162,14 +163,14 @@ class Conv2dCuda final : public Op {
  public:
   Conv2dCuda(CudaDevice& device, const Conv2d& spec, const OpConfig& c)
       : device_(device),
-        spec_(spec),
+        spec_(c.patches ? over_patches(spec) : spec),
         plans_(device.plan(spec, c)),
         type_(c.type),
-        x_(c.x[0]),
+        x_(c.patches ? read_shape(patches_of(spec, c.x[0])) : c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
-        x_is_padded_(c.image_channels == plans_.channels),
-        weights_(y_.c * (padded_x_.c / spec.groups) * spec.kernel * spec.kernel),
+        x_is_padded_(c.patches),
+        weights_(y_.c * (padded_x_.c / spec.groups) * area()),
         packed_(allocate_device(static_cast<size_t>(weights_) * sizeof(T))),
         bias_(allocate_device(static_cast<size_t>(y_.c) * sizeof(float))) {
     if (plans_.forward_in_fp32)
@@ -415,11 +416,12 @@ class Conv2dCuda final : public Op {
 
 }  // namespace
 
-Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const Conv2d& s,
+Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const Conv2d& spec,
                         const OpConfig& c) {
   using cudnn::Pass;
   const bool narrow = c.type != DType::kFloat32;
-  const Shape& x = c.x[0];
+  const Conv2d s = c.patches ? over_patches(spec) : spec;
+  const Shape x = c.patches ? read_shape(patches_of(spec, c.x[0])) : c.x[0];
   Conv2dPlans plans;
   plans.channels = s.groups == 1 ? stored_channels(x.c, c.type) : x.c;
   cudnn::Convolution plain = {.x = {x.n, plans.channels, x.h, x.w},

@@ -93,9 +93,11 @@ class Device {
 
   // The pieces around a graph, which are not nodes of it.
   virtual std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) = 0;
-  // With how many channels convolutions (without groups) would have an image, of which those behind
-  // its own are zero.
-  virtual int64_t image_channels(int64_t channels, DType /*type*/) const { return channels; }
+  // Whether a convolution of this image would have it as patches (ops/patches.h).
+  virtual bool wants_patches(const Conv2d& /*reader*/, const Shape& /*image*/,
+                             DType /*type*/) const {
+    return false;
+  }
   // labels lie in host memory and stay as they are until inputs_read(). result and head, on the
   // device: what the loss is; where head is not null, loss_sum * gradient_scale and top1 as floats.
   // dlogits may be null.

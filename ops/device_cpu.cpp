@@ -98,9 +98,9 @@ std::unique_ptr<Op> CpuDevice::make(const OpSpec& spec, const OpConfig& config) 
 }
 
 std::unique_ptr<ImageInputOp> CpuDevice::make_input(const ImageInput& spec, DType type) {
-  if (spec.channels != 0 && spec.channels != spec.shape.c)
-    fail(ExitCode::kFault, "images of {} channels cannot be stored with {}", spec.shape.c,
-         spec.channels);
+  if (spec.patches)
+    fail(ExitCode::kFault, "images {} cannot be stored as patches {}", to_string(spec.shape),
+         to_string(spec.patches->shape()));
   return std::make_unique<ImageInputCpu>(threads_, spec, type);
 }
 

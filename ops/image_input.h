@@ -4,18 +4,20 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "ops/batch_mix.h"
 #include "ops/core/tensor.h"
+#include "ops/patches.h"
 
 namespace convoy::ops {
 
 struct ImageInput {
-  Shape shape;                 // of the batch, NHWC
-  std::vector<float> mean;     // [H * W * C], in units of 0..255
-  std::vector<float> inv_std;  // [H * W * C], 1 / (units of 0..255)
-  int64_t channels = 0;        // of x, zero behind the pixels' own (Device::image_channels); 0: C
+  Shape shape;                          // of the batch, NHWC
+  std::vector<float> mean;              // [H * W * C], in units of 0..255
+  std::vector<float> inv_std;           // [H * W * C], 1 / (units of 0..255)
+  std::optional<Patches> patches = {};  // as which x lies in memory (Device::wants_patches)
 };
 
 // On a device, for one element type; made by Device::make_input.

@@ -123,15 +123,21 @@ RunningGraph running_graph(const Device& device, const Graph& fused, const Netwo
   return {fused, std::move(node_of)};
 }
 
-// With how many channels the image lies in memory.
-int64_t image_channels_of(const Device& device, const Graph& graph, DType type) {
-  const auto may_be_padded = [](const Node& node) {
+// As which the image lies in memory, where all who read it would have it so.
+std::optional<Patches> image_patches(const Device& device, const Graph& graph, int64_t batch,
+                                     DType type) {
+  Shape image = graph.image;
+  image.n = batch;
+  std::optional<Patches> found;
+  for (const Node& node : graph.nodes) {
+    if (std::ranges::count(node.inputs, kImage) == 0) continue;
     const auto* conv = std::get_if<Conv2d>(&node.op);
-    return std::ranges::count(node.inputs, kImage) == 0 || (conv && conv->groups == 1);
-  };
-  return std::ranges::all_of(graph.nodes, may_be_padded)
-             ? device.image_channels(graph.image.c, type)
-             : graph.image.c;
+    if (!conv || !device.wants_patches(*conv, image, type)) return {};
+    const Patches wanted = patches_of(*conv, image);
+    if (found && *found != wanted) return {};
+    found = wanted;
+  }
+  return found;
 }
 
 PassPlan passes_of(const Device& device, const Graph& graph, const NetworkConfig& config) {
@@ -150,7 +156,7 @@ bool gives_sums_of_a_batch(const Graph& graph, size_t node, const PassPlan& pass
 // What each node of a graph as it runs is made for.
 std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& shapes,
                                  const PassPlan& passes, const NetworkConfig& config,
-                                 int64_t image_channels) {
+                                 bool patches) {
   const size_t n = graph.nodes.size();
   const std::vector<bool> wanted = config.training ? wanted_gradients(graph) : std::vector<bool>(n);
   const std::vector<bool> trained = trained_nodes(graph);
@@ -163,7 +169,7 @@ std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& s
                 .batch = config.batch,
                 .type = config.type,
                 .y_type = output_type(graph, i, config.type),
-                .image_channels = node.inputs[0] == kImage ? image_channels : 0,
+                .patches = patches && node.inputs[0] == kImage,
                 .tf32 = config.tf32,
                 // What never goes backward keeps nothing for it.
                 .training = wanted[i] || (config.training && acts_in_training(node.op)),
@@ -185,12 +191,12 @@ void decide(Device& device, const Graph& graph, const NetworkConfig& config) {
   const Graph runs = running_graph(device, fuse(graph), config).graph;
   const std::vector<OpConfig> ops =
       op_configs(runs, infer_shapes(runs, config.batch), passes_of(device, runs, config), config,
-                 image_channels_of(device, runs, config.type));
+                 image_patches(device, runs, config.batch, config.type).has_value());
   for (size_t i = 0; i < ops.size(); ++i) device.decide(runs.nodes[i].op, ops[i]);
 }
 
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training, bool aside, int64_t image_channels) {
+                             bool training, bool aside, const std::optional<Patches>& patches) {
   const std::vector<Shape> shapes = infer_shapes(graph, batch);
   const size_t n = graph.nodes.size();
   const Moments when(passes, n);
@@ -211,8 +217,7 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
 
   Shape image = graph.image;
   image.n = batch;
-  if (image_channels > 0) image.c = image_channels;
-  m.value.push_back(add(bytes_of(image, type), 0, 0));
+  m.value.push_back(add(bytes_of(patches ? patches->shape() : image, type), 0, 0));
   for (size_t i = 0; i < n; ++i) {
     const int in_place = y_in_place(graph.nodes[i].op);
     if (in_place >= 0)
@@ -348,15 +353,15 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   graph_ = std::move(running.graph);
   node_of_ = std::move(running.node_of);
   shapes_ = infer_shapes(graph_, config_.batch);
-  image_channels_ = image_channels_of(device_, graph_, config_.type);
+  patches_ = image_patches(device_, graph_, config_.batch, config_.type);
   passes_ = passes_of(device_, graph_, config_);
-  memory_ =
-      network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
-                     config_.aside && !config_.profile && device_.works_aside(), image_channels_);
+  memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
+                           config_.aside && !config_.profile && device_.works_aside(), patches_);
   const size_t n = graph_.nodes.size();
 
   size_t scratch_bytes = 0, aside_bytes = 0;
-  const std::vector<OpConfig> ops = op_configs(graph_, shapes_, passes_, config_, image_channels_);
+  const std::vector<OpConfig> ops =
+      op_configs(graph_, shapes_, passes_, config_, patches_.has_value());
   for (size_t i = 0; i < n; ++i) {
     ops_.push_back(device_.make(graph_.nodes[i].op, ops[i]));
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
@@ -393,7 +398,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   arena_ = device_.allocate(plan_.bytes);
   if (config_.input) {
     ImageInput input = *config_.input;
-    input.channels = image_channels_;
+    input.patches = patches_;
     input_ = device_.make_input(input, config_.type);
   }
   loss_result_ = device_.allocate(2 * sizeof(LossResult));
@@ -411,9 +416,9 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
                  .last = s + 1 == slices};
       for (size_t k = 0; k < x.size(); ++k) {
         const auto value = static_cast<size_t>(graph_.nodes[i].inputs[k] + 1);
-        Shape shape = x[k];
-        if (value == 0) shape.c = image_channels_;
-        m.x.push_back(at(memory_.value[value], shape, config_.type, i, s));
+        const bool as_patches = value == 0 && patches_;
+        m.x.push_back(
+            at(memory_.value[value], as_patches ? patches_->shape() : x[k], config_.type, i, s));
       }
       m.y = at(memory_.value[i + 1], shapes_[i], output_type(graph_, i, config_.type), i, s);
       if (memory_.saved[i] >= 0)
@@ -583,17 +588,14 @@ void Network::forward(const uint8_t* pixels, const StepInfo& step, const BatchMi
 void Network::forward_activations(const void* x, const StepInfo& step) {
   Shape image = graph_.image;
   image.n = config_.batch;
-  const size_t pixel = static_cast<size_t>(image.c) * size_of(config_.type),
-               stored = static_cast<size_t>(image_channels_) * size_of(config_.type);
-  const auto pixels = static_cast<size_t>(image.rows());
-  std::vector<char> padded;
-  if (stored > pixel) {
-    padded.resize(pixels * stored);
-    for (size_t i = 0; i < pixels; ++i)
-      std::memcpy(padded.data() + i * stored, static_cast<const char*>(x) + i * pixel, pixel);
-    x = padded.data();
+  size_t bytes = bytes_of(image, config_.type);
+  std::vector<char> patches;
+  if (patches_) {
+    patches.resize(bytes = bytes_of(patches_->shape(), config_.type));
+    gather_patches(*patches_, x, patches.data(), size_of(config_.type));
+    x = patches.data();
   }
-  device_.upload(at(memory_.value[0]), x, pixels * stored);
+  device_.upload(at(memory_.value[0]), x, bytes);
   run_forward(step);
 }
 

@@ -71,9 +71,10 @@ struct NetworkMemory {
   std::vector<bool> aside;
 };
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
-// image_channels: of the image in memory; 0: its own.
+// patches: as which the image lies in memory, if so.
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training, bool aside = false, int64_t image_channels = 0);
+                             bool training, bool aside = false,
+                             const std::optional<Patches>& patches = {});
 // The arena of a network of this graph (not fused yet) with nothing aside and nothing merged,
 // before there is one. A pure function.
 MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
@@ -185,7 +186,7 @@ class Network {
   // The node of graph_ that has what layout_ says of a node; kNobody: inference needs it not.
   std::vector<size_t> node_of_;
   std::vector<Shape> shapes_;
-  int64_t image_channels_ = 0;  // of the image in memory
+  std::optional<Patches> patches_;  // as which the image lies in memory
   PassPlan passes_;
   NetworkMemory memory_;
   MemoryPlan plan_;

@@ -59,10 +59,8 @@ struct OpConfig {
   int64_t batch = 0;               // samples of all slices together
   DType type = DType::kFloat32;    // of x, dx and dy
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
-  // Channels that x[0] lies in memory with, where it is the image and has zeros behind its own
-  // (Device::image_channels); 0: its own.
-  int64_t image_channels = 0;
-  bool tf32 = false;  // fp32 products may round their factors to tf32 (GPU)
+  bool patches = false;            // x[0], the image, lies in memory as ops/patches.h says
+  bool tf32 = false;               // fp32 products may round their factors to tf32 (GPU)
   bool training = true;
   std::vector<bool>
       wants_dx;  // per input: false for images, and where nothing before it is trained

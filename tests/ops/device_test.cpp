@@ -100,7 +100,32 @@ TEST_P(OpTest, MeasuresItsProducts) {
   EXPECT_GT(device().measure_gemm(type(), 64), 0.0);
 }
 
+// What lies behind x is not touched.
+std::vector<float> normalised(Device& device, const ImageInput& input, DType type,
+                              const std::vector<uint8_t>& pixels, const BatchMix& mix) {
+  const Shape shape = input.patches ? input.patches->shape() : input.shape;
+  const DeviceMemory x =
+      upload(device, {}, type, static_cast<size_t>(shape.elements() + 1) * size_of(type));
+  const auto op = device.make_input(input, type);
+  std::vector<uint8_t> slot = pixels;
+  op->send(slot.data());
+  op->run(x.data.get(), mix);
+  device.inputs_read();
+  slot.assign(slot.size(), 7);  // the next batch
+  std::vector<float> out = download(device, x, type);
+  EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
+  out.pop_back();
+  return out;
+}
+
+std::vector<float> gathered(const Patches& patches, const std::vector<float>& image) {
+  std::vector<float> out(static_cast<size_t>(patches.shape().elements()));
+  gather_patches(patches, image.data(), out.data(), sizeof(float));
+  return out;
+}
+
 TEST_P(OpTest, ImageInputNormalisesEachPlace) {
+  int readers = 0;
   for (const Shape& shape : {Shape{1, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{3, 1, 28, 28},
                              Shape{2, 3, 32, 32}, Shape{1, 17, 3, 3}, Shape{19, 3, 8, 5}}) {
     ImageInput input = {.shape = shape, .mean = {}, .inv_std = {}};
@@ -120,48 +145,38 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
                     static_cast<double>(input.inv_std[i % plane]);
     std::vector<float> first;
     for (const int threads : {1, 2, 3, 4}) {
-      Device& d = device(threads);
-      const DeviceMemory x = upload(d, {}, type(), (n + 1) * size_of(type()));
-      std::vector<uint8_t> slot = pixels;
-      const auto op = d.make_input(input, type());
-      op->send(slot.data());
-      op->run(x.data.get(), {});
-      d.inputs_read();
-      slot.assign(n, 7);  // the next batch
-      std::vector<float> out = download(d, x, type());
-      EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
-      out.pop_back();
+      const std::vector<float> out = normalised(device(threads), input, type(), pixels, {});
       expect_close("x", out, expected, type());
       if (threads == 1) first = out;
       EXPECT_EQ(out, first) << threads << " threads";
     }
-    // As convolutions would have it: the same, with zeros behind.
-    Device& d = device();
-    const int64_t c = shape.c, stored = input.channels = d.image_channels(c, type());
-    const int64_t elements = shape.rows() * stored;
-    const DeviceMemory x =
-        upload(d, {}, type(), static_cast<size_t>(elements + 1) * size_of(type()));
-    const auto op = d.make_input(input, type());
-    op->send(pixels.data());
-    op->run(x.data.get(), {});
-    const std::vector<float> out = download(d, x, type());
-    EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
-    for (int64_t i = 0; i < elements; ++i)
-      EXPECT_EQ(out[static_cast<size_t>(i)],
-                i % stored < c ? first[static_cast<size_t>(i / stored * c + i % stored)] : 0.0f)
-          << i;
-    EXPECT_EQ(stored,
-              GetParam().device == "cpu" || type() == DType::kFloat32 ? c : (c + 7) / 8 * 8);
+    // As convolutions would have it.
+    for (const Conv2d& reader :
+         {Conv2d{.kernel = 1}, Conv2d{.kernel = 3, .padding = 1},
+          Conv2d{.kernel = 7, .stride = 2, .padding = 3},
+          Conv2d{.kernel = 2, .stride = 3, .padding = 1}, Conv2d{.kernel = 26, .padding = 13}}) {
+      Device& d = device();
+      if (!d.wants_patches(reader, shape, type())) continue;
+      ++readers;
+      input.patches = patches_of(reader, shape);
+      EXPECT_EQ(normalised(d, input, type(), pixels, {}), gathered(*input.patches, first))
+          << to_string(input.patches->shape());
+    }
   }
+  const bool on_a_gpu = GetParam().device == "cuda" && type() != DType::kFloat32;
+  EXPECT_EQ(readers, on_a_gpu ? 5 * 5 : 0);
 }
 
-TEST_P(OpTest, ImageInputRefusesChannelsThatAreNoRoom) {
+TEST_P(OpTest, ImageInputRefusesPatchesThatAreNotTheImages) {
   ImageInput input = per_channel_input({2, 3, 4, 4}, {0, 0, 0}, {1, 1, 1});
-  for (const int64_t channels : {2, 7}) {
-    input.channels = channels;
-    expect_error(ExitCode::kFault, {"3 channels", fmt::format("with {}", channels)},
+  const auto refuses = [&](const Shape& image, int64_t kernel, int64_t padding) {
+    input.patches = {.image = image, .kernel = kernel, .padding = padding};
+    expect_error(ExitCode::kFault, {"[2, 3, 4, 4]", to_string(input.patches->shape())},
                  [&] { device().make_input(input, type()); });
-  }
+  };
+  refuses({2, 3, 4, 5}, 3, 1);
+  refuses({2, 3, 4, 4}, 27, 13);
+  if (GetParam().device == "cpu" || type() == DType::kFloat32) refuses({2, 3, 4, 4}, 3, 1);
 }
 
 // A GPU has not begun the first when the last has been copied.
@@ -209,23 +224,16 @@ TEST_P(OpTest, ImageInputMixesABoxWithTheImageBefore) {
       expected[i] = (pixel - static_cast<double>(input.mean[place])) *
                     static_cast<double>(input.inv_std[place]);
     }
-    for (const int threads : {1, 2})
-      for (const bool as_wanted : {false, true}) {  // by convolutions
-        Device& d = device(threads);
-        input.channels = as_wanted ? d.image_channels(shape.c, type()) : 0;
-        const auto stored = static_cast<size_t>(as_wanted ? input.channels : shape.c);
-        const DeviceMemory x = upload(d, {}, type(), (n / 3 * stored + 1) * size_of(type()));
-        const auto op = d.make_input(input, type());
-        op->send(pixels.data());
-        op->run(x.data.get(), mix);
-        d.inputs_read();
-        std::vector<float> out = download(d, x, type());
-        EXPECT_TRUE(std::isnan(out.back())) << "written behind the end";
-        out.pop_back();
-        for (size_t i = 0; i < n; ++i) out[i] = out[i / 3 * stored + i % 3];
-        out.resize(n);
-        expect_close("x", out, expected, type());
-      }
+    for (const int threads : {1, 2}) {
+      Device& d = device(threads);
+      const std::vector<float> out = normalised(d, input, type(), pixels, mix);
+      expect_close("x", out, expected, type());
+      const Conv2d reader = {.kernel = 3, .stride = 2, .padding = 1};
+      if (!d.wants_patches(reader, shape, type())) continue;
+      ImageInput as_wanted = input;
+      as_wanted.patches = patches_of(reader, shape);
+      EXPECT_EQ(normalised(d, as_wanted, type(), pixels, mix), gathered(*as_wanted.patches, out));
+    }
   }
 }
 

@@ -188,14 +188,6 @@ void ignore_kinks(const OpCase& c, OpData& data) {
       for (auto& dy : data.dy) dy[i] = 0;
 }
 
-// Rows of `channels` values with zeros behind them.
-std::vector<float> padded(const std::vector<float>& values, int64_t channels, int64_t stored) {
-  const auto width = static_cast<size_t>(channels), out_width = static_cast<size_t>(stored);
-  std::vector<float> out(values.size() / width * out_width);
-  for (size_t i = 0; i < values.size(); ++i) out[i / width * out_width + i % width] = values[i];
-  return out;
-}
-
 }  // namespace
 
 std::vector<unsigned char> encode(const std::vector<float>& values, DType type) {
@@ -348,15 +340,22 @@ OpData make_data(const OpCase& c, DType type, uint64_t seed) {
 OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   OpConfig config = config_of(c, type);
   std::vector<Shape> stored = config.x;
-  if (c.image) stored[0].c = config.image_channels = device.image_channels(stored[0].c, type);
+  std::vector<std::vector<float>> inputs = data.x;
+  const auto* conv = std::get_if<Conv2d>(&c.spec);
+  if (c.image && conv && device.wants_patches(*conv, config.x[0], type)) {
+    config.patches = true;
+    stored[0] = patches_of(*conv, config.x[0]).shape();
+    const Patches patches = patches_of(*conv, c.x[0]);
+    inputs[0].resize(static_cast<size_t>(patches.shape().elements()));
+    gather_patches(patches, data.x[0].data(), inputs[0].data(), sizeof(float));
+  }
   const BackwardNeeds needs = backward_needs(c.spec);
   const std::unique_ptr<Op> op = device.make(c.spec, config);
   EXPECT_LE(op->saved_bytes(), saved_bytes(c.spec, config.y));
   const auto slices = static_cast<size_t>(c.slices);
 
   std::vector<GuardedBuffer> x, dy, dx, parameters, gradients;
-  for (size_t i = 0; i < data.x.size(); ++i)
-    x.emplace_back(device, padded(data.x[i], config.x[i].c, stored[i].c), type);
+  for (const auto& values : inputs) x.emplace_back(device, values, type);
   for (const auto& values : data.dy) dy.emplace_back(device, values, type);
   for (const auto& values : data.parameters) {
     parameters.emplace_back(device, values.size() * sizeof(float));
