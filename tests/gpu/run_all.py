@@ -578,7 +578,7 @@ KERNEL_TIME, KERNEL_BYTES = "gpu__time_duration.sum", ("dram__bytes_read.sum", "
 
 def kernels_of(csv_text):
     """(name, seconds, bytes from and to memory) of each kernel that ncu has timed, in order. One line a
-    metric or one a kernel."""
+    metric or one a kernel. Of a name stays what tells kernels apart."""
     lines = csv_text.splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     found = {}  # by the kernel's number: its name and metrics
@@ -590,7 +590,8 @@ def kernels_of(csv_text):
         for metric in (KERNEL_TIME, *KERNEL_BYTES):
             with contextlib.suppress(ValueError):  # n/a
                 metrics[metric] = float((row.get(metric) or "n/a").replace(",", ""))
-    return [(name, metrics[KERNEL_TIME] / 1e9, sum(metrics.get(metric, math.nan) for metric in KERNEL_BYTES))
+    return [(re.sub(r"^void |convoy::|ops::|<unnamed>::|\(.*", "", name.replace("(anonymous namespace)::", "")),
+             metrics[KERNEL_TIME] / 1e9, sum(metrics.get(metric, math.nan) for metric in KERNEL_BYTES))
             for name, metrics in found.values() if KERNEL_TIME in metrics]
 
 
@@ -614,7 +615,7 @@ def kernels(run):
     timed = {}
     for name, *measured in kernels_of(result.out):
         timed.setdefault(name, []).append(measured)
-    steps = len(timed.get("row_loss_kernel", []))
+    steps = sum(len(each) for name, each in timed.items() if name.startswith("row_loss_kernel"))
     if not steps:
         run.gave_up("", "ncu", result.reason())
         return

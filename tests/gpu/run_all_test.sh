@@ -83,8 +83,9 @@ if [[ -n ${FAKE_WIDE:-} ]]; then
 fi
 echo '"ID","Process ID","Kernel Name","Metric Name","Metric Unit","Metric Value"'
 echo '"0","7","start_kernel","gpu__time_duration.sum","ns","1,000"'
+name='void convoy::<unnamed>::row_loss_kernel<convoy::Float16>(T1 *, const int *)'
 for step in 1 2 3; do
-  echo "\"$step\",\"7\",\"row_loss_kernel\",\"gpu__time_duration.sum\",\"ns\",\"$((step * 1000000))\""
+  echo "\"$step\",\"7\",\"$name\",\"gpu__time_duration.sum\",\"ns\",\"$((step * 1000000))\""
   for each in 1 2; do
     conv="\"$step$each\",\"7\",\"conv\""
     echo "$conv,\"gpu__time_duration.sum\",\"ns\",\"${FAKE_NS:-14,500,000}\""
@@ -137,7 +138,7 @@ check "an unknown part is named" contains printed 'part "nonsense": there are en
 
 run 0 unit sanitizer laws cpu_gpu bench kernels reduce peers
 expect "kernels of a step" "$(fields '[(k["name"], k["count"], round(k["seconds"], 6), k["memory_bytes"]) for k in r["tables"]["kernels"]["rows"]]')" \
-  "[('conv', 2, 0.029, 14000000.0), ('row_loss_kernel', 1, 0.002, None)]"
+  "[('conv', 2, 0.029, 14000000.0), ('row_loss_kernel<Float16>', 1, 0.002, None)]"
 expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU', '580.1')"
 expect "tests of ops_test_gpu" "$(fields '[x["name"] for x in r["rows"] if x["group"] == "ops_test_gpu"]')" \
   "['Relu.Passes', 'Devices/OpTest.BatchNormPasses/cuda_fp16', 'Devices/OpTest.ConvPasses/cuda_fp16']"

@@ -283,12 +283,26 @@ TEST_F(CudnnTest, PaddedChannelsDecideNothingElse) {
       if (name.find("kernel 1 ") != std::string::npos) found[name] = choice;
     return found;
   };
+  const auto names = [](const std::map<std::string, Choice>& choices) {
+    std::set<std::string> all;
+    for (const auto& [name, choice] : choices) all.insert(name);
+    return all;
+  };
   for (const bool tune : {false, true}) {
     const std::string narrow = decided({30}, tune, ""), wide = decided({32}, tune, "");
     EXPECT_EQ(of_both(narrow).size(), 3u);
-    EXPECT_EQ(of_both(narrow), of_both(wide));
-    for (const auto& widths : {std::vector<int64_t>{30, 32}, {32, 30}})
-      EXPECT_EQ(of_both(decided(widths, tune, "")), of_both(wide));
+    EXPECT_EQ(names(of_both(narrow)), names(of_both(wide)));
+    const bool repeats = !tune || is_emulated();  // what a GPU measures depends on the moment
+    if (repeats) {
+      EXPECT_EQ(of_both(narrow), of_both(wide));
+    }
+    for (const auto& widths : {std::vector<int64_t>{30, 32}, {32, 30}}) {
+      const auto found = of_both(decided(widths, tune, ""));
+      EXPECT_EQ(names(found), names(of_both(wide)));
+      if (repeats) {
+        EXPECT_EQ(found, of_both(wide));
+      }
+    }
     EXPECT_EQ(of_both(decided({30}, tune, wide)), of_both(wide));
     EXPECT_EQ(of_both(decided({32}, tune, narrow)), of_both(wide));
   }
@@ -528,7 +542,14 @@ TEST_F(CudnnTest, AKernelIsCompiledOnce) {
     all.decisions().prescribe(name);
     all.keep_kernels(store);
     EXPECT_EQ(gradient(*all.find(c)), expected);
-    EXPECT_EQ(kernel, compiled->kernel());
+    EXPECT_NE(kernel, text);
+    if (emulated) {
+      EXPECT_EQ(kernel, compiled->kernel());  // the real library's texts differ
+    }
+    Library after = library();
+    after.decisions().prescribe(name);
+    after.keep_kernels(store);
+    EXPECT_EQ(after.find(c)->kernel(), "") << "what was kept again serves";
   }
 }
 

@@ -93,7 +93,7 @@ class Trained {
   Trained(const std::string& device, const Graph& graph, int64_t batch, DType type, int threads = 1,
           int64_t slice_bytes = 0, bool record = false, const std::vector<size_t>& stops = {},
           bool aside = true, bool merge = true)
-      : device_(make_device(device, threads)),
+      : device_(make_test_device(device, threads)),
         batch_(batch),
         net(*device_, graph,
             {.batch = batch,
@@ -204,7 +204,7 @@ std::vector<float> read_logits(Device& device, const Network& net) {
 // Runs on every device there is.
 class NetworkTest : public testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Device> device(int threads = 1) const { return make_device(GetParam(), threads); }
+  std::unique_ptr<Device> device(int threads = 1) const { return make_test_device(GetParam(), threads); }
 };
 INSTANTIATE_TEST_SUITE_P(Devices, NetworkTest, testing::ValuesIn(device_names()),
                          [](const auto& each) { return each.param; });
@@ -250,7 +250,7 @@ void expect_gradients_of_the_loss(const std::string& device, const Graph& graph,
     };
     // The step is small enough that few ReLUs flip, and the loss is summed in double, so 1 % of the
     // typical derivative is an error of formulas, not of rounding.
-    const float h = 1e-4f;
+    const float h = 2e-5f;
     const double measured = (loss_at(h) - loss_at(-h)) / (2 * double{h});
     EXPECT_NEAR(measured, expected, 0.01 * norm(gradients)) << "direction " << direction;
   }
@@ -456,7 +456,7 @@ TEST_P(NetworkTest, RepeatsItsBits) {
 // masks, other buffers, and pieces of backward that end elsewhere.
 void expect_the_bits_of_what_is_told(const std::string& device) {
   for (const DType type : {DType::kFloat32, DType::kFloat16}) {
-    if (!make_device(device, 1)->supports(type)) continue;
+    if (!make_test_device(device, 1)->supports(type)) continue;
     Trained told(device, auxiliary_graph(), 4, type);
     const size_t floats = told.gradients.size();
     Trained repeated(device, auxiliary_graph(), 4, type, 1, 0, true, {floats / 3, floats});
@@ -644,10 +644,10 @@ TEST(Fusion, MergesBatchNormsWithShortcutsAndPools) {
 
 void expect_the_bits_of_batch_norms_apart(const std::string& device, const Graph& graph,
                                           int64_t slice_bytes) {
-  const bool merges = make_device(device, 1)->merges_batch_norms();
+  const bool merges = make_test_device(device, 1)->merges_batch_norms();
   for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16})
     for (const bool record : {false, true}) {
-      if (!make_device(device, 1)->supports(type)) continue;
+      if (!make_test_device(device, 1)->supports(type)) continue;
       SCOPED_TRACE(fmt::format("{}, slices {}, graphs {}", name_of(type), slice_bytes, record));
       Trained apart(device, graph, 4, type, 1, slice_bytes, record, {}, true, false),
           merged(device, graph, 4, type, 1, slice_bytes, record);
@@ -903,7 +903,7 @@ TEST(Fusion, ABatchNormBehindAFoldedOneStays) {
 
 void expect_folded_equals_unfolded(const std::string& device_name, int64_t slice_bytes) {
   for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16}) {
-    const auto device = make_device(device_name, 1);
+    const auto device = make_test_device(device_name, 1);
     if (!device->supports(type)) continue;  // SixteenBitsAreCloseToFp32 says so
     constexpr int64_t kBatch = 6;
     const NetworkConfig config = {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <numeric>
 #include <utility>
 
@@ -250,6 +252,24 @@ std::vector<uint32_t> bits_of(const std::vector<float>& v) {
   return bits;
 }
 
+std::unique_ptr<Device> make_test_device(const std::string& name, int threads) {
+  static std::mutex mutex;
+  static std::map<std::string, std::string> kept;
+  std::unique_ptr<Device> device = make_device(name, threads);
+  device->keep_kernels({.read =
+                            [](const std::string& kernel) {
+                              const std::lock_guard lock(mutex);
+                              const auto found = kept.find(kernel);
+                              return found == kept.end() ? std::string() : found->second;
+                            },
+                        .write =
+                            [](const std::string& kernel, const std::string& text) {
+                              const std::lock_guard lock(mutex);
+                              kept[kernel] = text;
+                            }});
+  return device;
+}
+
 std::vector<std::string> device_names() {
   std::vector<std::string> names;
   for (const char* name : {"cpu", "cuda"}) {
@@ -287,7 +307,7 @@ void OpTest::SetUp() {
 }
 
 Device& OpTest::device(int threads) {
-  device_ = make_device(GetParam().device, threads);
+  device_ = make_test_device(GetParam().device, threads);
   return *device_;
 }
 

@@ -18,6 +18,9 @@ namespace convoy::ops {
 
 // Every device that is there. (device_test.cpp says which are missing.)
 std::vector<std::string> device_names();
+// As make_device(); what a GPU's library compiles at run time is compiled once by a program, since
+// that takes most of the time of a test.
+std::unique_ptr<Device> make_test_device(const std::string& name, int threads);
 
 // A device and the type of the activations: what every OpTest runs on.
 struct Target {
