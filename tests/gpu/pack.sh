@@ -2,7 +2,7 @@
 # Packs what tests/gpu/run_all.sh needs on a machine with a GPU that has CUDA, a Python with PyTorch and
 # a checkout of these sources, but nothing of Debian's:
 #   tests/gpu/pack.sh DIR [BUILD]     then, there: tests/gpu/run_all.sh --build DIR
-# BUILD: the build tree of the preset `cuda` (default: build/cuda). DIR gets packed.tar.gz: convoy and the
+# BUILD: the build tree of the preset `cuda` (default: build/cuda). DIR gets packed.tar.xz: convoy and the
 # test programs *_gpu, stripped, the libraries that they need but for CUDA's and the C and C++ runtimes',
 # and Open MPI for ranks on one host. Exit code 1 if it comes to more than 64 MiB.
 set -euo pipefail
@@ -61,9 +61,9 @@ find "$dir" -type f \( -perm -u+x -o -name '*.so' \) -print0 | xargs -0 -n 1 ldd
   done
 find "$dir/lib" "$dir/openmpi" -type f \( -name '*.so*' -o -perm -u+x \) -exec strip --strip-unneeded {} +
 
-tar -C "$dir" -czf "$target/packed.tar.gz" .
-bytes=$(stat -c %s "$target/packed.tar.gz")
-echo "$target/packed.tar.gz: $((bytes >> 20)) MiB ($(du -sm "$dir" | cut -f1) unpacked), commit" \
+tar -C "$dir" -cf - . | xz -4 -T0 >"$target/packed.tar.xz"
+bytes=$(stat -c %s "$target/packed.tar.xz")
+echo "$target/packed.tar.xz: $((bytes >> 20)) MiB ($(du -sm "$dir" | cut -f1) unpacked), commit" \
   "$(<"$dir/commit")"
 if ((bytes > 64 << 20)); then
   echo "pack.sh: more than 64 MiB; the largest before packing:" >&2

@@ -194,10 +194,11 @@ class Run:
 
 def unpack(build, work):
     """What pack.sh packed, in a folder that goes away; a build tree as it is."""
-    packed = build / "packed.tar.gz"
+    packed = build / "packed.tar.xz"
     if not packed.exists():
         return build
-    subprocess.run(["tar", "-C", work, "-xzf", packed], check=True)
+    with tarfile.open(packed) as files:
+        files.extractall(work)
     return work
 
 
@@ -822,7 +823,7 @@ def parse_options(arguments):
 
 def commit_of(build):
     """Of the programs: pack.sh wrote it down; a build tree is taken for the checkout's."""
-    with contextlib.suppress(OSError, KeyError), tarfile.open(build / "packed.tar.gz") as packed:
+    with contextlib.suppress(OSError, KeyError), tarfile.open(build / "packed.tar.xz") as packed:
         return packed.extractfile("./commit").read().decode().strip()
     done = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True,
                           text=True)
