@@ -36,20 +36,38 @@ __global__ void normalise_pool_kernel(T* y, uint8_t* places, const T* x, Vectors
     const Floats8 mean = cuda_pool::load_lanes<kLanes>(v.mean + k),
                   scale = cuda_pool::load_lanes<kLanes>(v.scale + k),
                   beta = cuda_pool::load_lanes<kLanes>(v.beta + k);
-    const float least = relu ? 0.0f : -INFINITY;
-    const auto at = [&](int i, int j, uint8_t place) {
-      const Floats8 in = cuda_pool::load_lanes<kLanes>(x + ((image * w.h + i) * w.w + j) * w.c + k);
+    const auto read = [&](int i, int j) {
+      return cuda_pool::read_lanes<kLanes>(x + ((image * w.h + i) * w.w + j) * w.c + k);
+    };
+    const auto normalised = [&](const Bits8<T>& in, int lane) {
+      return (load(&in.v[lane]) - mean.v[lane]) * scale.v[lane] + beta.v[lane];
+    };
+    const auto largest_of = [&](const Bits8<T>& in, uint8_t place) {
       cuda_pool::Largest pixel;
       for (int lane = 0; lane < kLanes; ++lane) {
-        const float value = (in.v[lane] - mean.v[lane]) * scale.v[lane] + beta.v[lane];
-        pixel.values.v[lane] = rounded<T>(value < least ? least : value);  // NaN stays NaN
-        pixel.places.v[lane] = !relu || value > 0.0f ? place : kNowhere;
+        pixel.values.v[lane] = rounded<T>(normalised(in, lane));
+        pixel.places.v[lane] = place;
       }
       return pixel;
     };
-    const int64_t out = ((image * w.p + p) * w.q + q) * w.c + k;
-    cuda_pool::store_largest<kLanes>(y + out, places + out,
-                                     cuda_pool::largest<kLanes>(p, q, w, at));
+    cuda_pool::Largest out = cuda_pool::largest<kLanes>(p, q, w, read, largest_of);
+    if (relu) {
+      // Where one is above zero, the ReLU changes none that counts; else all are zero behind it, of
+      // which the first wins, and it lets a gradient through where it was above zero until rounded.
+      const int i = cuda_pool::pixels_of(p, w, w.h).begin,
+                j = cuda_pool::pixels_of(q, w, w.w).begin;
+      const Bits8<T> in = read(i, j);
+      const auto first = static_cast<uint8_t>(cuda_pool::place_of(i, j, p, q, w));
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float largest = out.values.v[lane], value = normalised(in, lane);
+        const bool above = largest > 0.0f, below = largest <= 0.0f;  // NaN is neither
+        const uint8_t passes = below && value > 0.0f ? first : kNowhere;
+        out.places.v[lane] = above ? out.places.v[lane] : passes;
+        out.values.v[lane] = below ? rounded<T>(value < 0.0f ? 0.0f : value) : largest;
+      }
+    }
+    const int64_t at = ((image * w.p + p) * w.q + q) * w.c + k;
+    cuda_pool::store_largest<kLanes>(y + at, places + at, out);
   });
 }
 
@@ -201,6 +219,89 @@ __global__ void pooled_apply_kernel(T* dx, const T* dy, const uint8_t* places, c
       });
 }
 
+// The same for windows of 3x3, two apart, that begin one pixel before the image, as a first layer
+// has them; c a multiple of eight. A thread takes some channels of squares of 2x2 pixels, so that a
+// window is read by one thread in four of those that would read it for each pixel.
+constexpr int kSquares = 8;  // of a thread
+constexpr std::integral_constant<int, 0> kFirst;
+constexpr std::integral_constant<int, 1> kSecond;
+
+int64_t squares_of(const Windows& w) {
+  return int64_t{w.n} * ((w.h + 1) / 2) * ((w.w + 1) / 2);
+}
+bool has_squares(const Windows& w) {
+  return w.kernel == 3 && w.stride == 2 && w.padding == 1 && w.c <= kThreads * kWide &&
+         squares_of(w) < int64_t{1} << 31;
+}
+
+template <typename T>
+__global__ void pooled_apply_squares_kernel(T* dx, const T* dy, const uint8_t* places, const T* x,
+                                            Vectors v, Windows w) {
+  const int groups = w.c / kWide, lanes = kThreads / groups;
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int lane = thread / groups, channel = (thread - lane * groups) * kWide;
+  if (lane >= lanes) return;
+  const auto vector = [&](const float* p) { return load_group<true>(p + channel, kWide); };
+  const Bits8<float> mean = vector(v.mean), a = vector(v.a), b = vector(v.b), k = vector(v.k);
+  const auto rows = static_cast<unsigned>(w.h + 1) / 2,
+             columns = static_cast<unsigned>(w.w + 1) / 2;
+  const unsigned all = static_cast<unsigned>(w.n) * rows * columns;
+  const unsigned begin = blockIdx.x * static_cast<unsigned>(lanes * kSquares);
+  for (int s = 0; s < kSquares; ++s) {
+    const unsigned square = begin + static_cast<unsigned>(lane + s * lanes);
+    if (square >= all) return;
+    const unsigned line = square / columns;
+    const auto image = static_cast<int>(line / rows);
+    const int p = static_cast<int>(line) - image * static_cast<int>(rows),
+              q = static_cast<int>(square - line * columns);
+    // All is on its way before any of it is used.
+    Bits8<T> in[2][2], gradients[2][2];
+    Bits8<uint8_t> winners[2][2];
+    const auto pixel = [&](int i, int j) {
+      return (static_cast<int64_t>(image * w.h + 2 * p + i) * w.w + 2 * q + j) * w.c + channel;
+    };
+    for (int i = 0; i < 2; ++i)
+      for (int j = 0; j < 2; ++j) {
+        const bool there = 2 * p + i < w.h && 2 * q + j < w.w;
+        in[i][j] = load_group_last<true>(x + (there ? pixel(i, j) : pixel(0, 0)), kWide);
+      }
+    for (int i = 0; i < 2; ++i)
+      for (int j = 0; j < 2; ++j) {
+        const bool there = p + i < w.p && q + j < w.q;
+        const int64_t at =
+            (static_cast<int64_t>(image * w.p + (there ? p + i : 0)) * w.q + (there ? q + j : 0)) *
+                w.c +
+            channel;
+        gradients[i][j] = load_group<true>(dy + at, kWide);
+        winners[i][j] = load_group<true>(places + at, kWide);
+        for (int l = 0; l < kWide && !there; ++l) winners[i][j].v[l] = kNowhere;
+      }
+    const auto finish = [&](auto of_row, auto of_column) {
+      constexpr int i = decltype(of_row)::value, j = decltype(of_column)::value;
+      if (2 * p + i >= w.h || 2 * q + j >= w.w) return;
+      Floats8 out;
+      for (int l = 0; l < kWide; ++l) {
+        // Of the windows that cover the pixel, in their order.
+        const auto given = [&](auto row, auto column) {
+          constexpr int m = decltype(row)::value, n = decltype(column)::value;
+          constexpr int place = (1 + i - 2 * m) * 3 + 1 + j - 2 * n;
+          return winners[m][n].v[l] == place ? load(&gradients[m][n].v[l]) : 0.0f;
+        };
+        float sum = 0.0f + given(kFirst, kFirst);
+        if constexpr (j == 1) sum += given(kFirst, kSecond);
+        if constexpr (i == 1) sum += given(kSecond, kFirst);
+        if constexpr (i == 1 && j == 1) sum += given(kSecond, kSecond);
+        out.v[l] = (load(&in[i][j].v[l]) - mean.v[l]) * b.v[l] + k.v[l] + rounded<T>(sum) * a.v[l];
+      }
+      store8(dx + pixel(i, j), out);
+    };
+    finish(kFirst, kFirst);
+    finish(kFirst, kSecond);
+    finish(kSecond, kFirst);
+    finish(kSecond, kSecond);
+  }
+}
+
 template <typename T>
 class BatchNormPoolCuda final : public Op {
  public:
@@ -242,7 +343,14 @@ class BatchNormPoolCuda final : public Op {
     auto* dx = static_cast<T*>(m.dx[0]);
     const auto *x = static_cast<const T*>(m.x[0]), *dy = static_cast<const T*>(m.dy[0]);
     const auto* places = static_cast<const uint8_t*>(m.saved);
-    with_flag(are_wide(geometry_.c, dx, x, dy, places), [&](auto aligned) {
+    const bool wide = are_wide(geometry_.c, dx, x, dy, places);
+    if (wide && has_squares(windows_)) {
+      const int64_t of_a_block = kThreads / (windows_.c / kWide) * kSquares;
+      launch(&pooled_apply_squares_kernel<T>, (squares_of(windows_) + of_a_block - 1) / of_a_block,
+             kThreads, stream_, dx, dy, places, x, norm_.vectors(), windows_);
+      return;
+    }
+    with_flag(wide, [&](auto aligned) {
       launch(&pooled_apply_kernel<T, aligned>, geometry_.blocks(), Geometry::kThreads, stream_, dx,
              dy, places, x, norm_.vectors(), geometry_, windows_);
     });

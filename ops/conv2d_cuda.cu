@@ -44,11 +44,18 @@ __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t 
   const auto own = static_cast<int>(channels - begin < width ? channels - begin : width);
   const float* in = dw + k * area * padded + begin;
   const bool fits = width * area <= kFilterTile;
-  if (fits)
-    for (int i = static_cast<int>(threadIdx.x); i < own * area; i += kThreads) {
-      const int rs = i / own, c = i - rs * own;
-      tile[c * area + rs] = in[rs * padded + c];
+  if (fits) {  // all on their way before one is used
+    constexpr int kEach = kFilterTile / kThreads;
+    float values[kEach];
+    for (int j = 0; j < kEach; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kThreads, rs = i / own, c = i - rs * own;
+      values[j] = i < own * area ? in[rs * padded + c] : 0.0f;
     }
+    for (int j = 0; j < kEach; ++j) {
+      const int i = static_cast<int>(threadIdx.x) + j * kThreads, rs = i / own, c = i - rs * own;
+      if (i < own * area) tile[c * area + rs] = values[j];
+    }
+  }
   __syncthreads();
   float* out = oihw + (k * channels + begin) * area;
   for (int i = static_cast<int>(threadIdx.x); i < own * area; i += kThreads) {

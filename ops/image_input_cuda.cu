@@ -65,89 +65,102 @@ __global__ void mix_kernel(T* x, const uint8_t* pixels, const float* mean, const
 
 // ---- Patches. A block makes those of some columns of one row of windows, of kImages images one
 // after the other: it normalises the pixels that they cover into shared memory, and writes each
-// window from there. So a pixel is read about kernel / stride times, and x is written once.
+// window from there. So a pixel is read about kernel / stride times, and x is written once. The
+// pixels of the next image are on their way while windows are written.
 
-constexpr int kPatchTile = 2048;                  // values of pixels that a block holds
-constexpr int kPlaces = kPatchTile / kThreads;    // of them, that a thread brings
-constexpr int kWindows = 4;                       // beside each other, in a warp
-constexpr unsigned short kZero = kPatchTile + 1;  // an offset: no pixel
+constexpr int kPatchTile = 2048;                // values of pixels that a block holds
+constexpr int kPlaces = kPatchTile / kThreads;  // of them, that a thread brings
+constexpr int kBeside = 4;                      // windows whose values a warp takes side by side
 
 struct PatchGeometry {
   int c, h, w;  // of an image
   int kernel, stride, padding;
   int rows, columns;  // of windows
   int width, tiles;   // columns of a block, blocks of a row
-  int stored;         // values of a window
+  int vectors;        // of eight values, of a window
 
   __device__ int pixels() const { return (width - 1) * stride + kernel; }  // of a row, of a block
 };
 
-template <typename T>
+// What a thread writes: one vector of every so many-th window.
+struct PatchShare {
+  int vector, window, step;
+
+  __device__ PatchShare(int thread, int vectors) {
+    const int beside = kBeside * vectors <= kThreads ? kBeside : 1, group = beside * vectors;
+    const int groups = kThreads / group, of_group = thread % group;
+    vector = of_group / beside;
+    step = groups * beside;
+    window = thread < groups * group ? thread / group * beside + of_group % beside : 1 << 30;
+  }
+};
+
+template <typename T, bool kMixed>
 __global__ void patches_kernel(T* x, const uint8_t* pixels, const float* mean, const float* inv_std,
                                int64_t n, PatchGeometry g, BatchMix mix) {
-  __shared__ T values[kPatchTile];                               // [C, R, pixels]
-  __shared__ Bits8<unsigned short> offsets[kPatchTile / kWide];  // in `values`, of the first window
+  __shared__ T values[2 * kPatchTile];  // [R, pixels, C], and zeros for what is behind a window
   const auto thread = static_cast<int>(threadIdx.x);
   const int64_t line = blockIdx.x / g.tiles, group = line / g.rows;
   const int row = static_cast<int>(line - group * g.rows);
   const int first = static_cast<int>(blockIdx.x % g.tiles) * g.width;
-  const int pixels_of_row = g.pixels(), area = g.kernel * g.kernel;
-  for (int k = thread; k < g.stored; k += kThreads) {
-    const int c = k / area, r = (k - c * area) / g.kernel, s = k - c * area - r * g.kernel;
-    offsets[k / kWide].v[k % kWide] =
-        c < g.c ? static_cast<unsigned short>((c * g.kernel + r) * pixels_of_row + s) : kZero;
-  }
-  // Where the values are that this thread brings, and where they go; -1: outside, nowhere.
-  int from[kPlaces], to[kPlaces];
+  const int row_values = g.pixels() * g.c, area = g.kernel * g.kernel;
+  for (int i = thread; i < row_values; i += kThreads) store(values + kPatchTile + i, 0.0f);
+
+  // Where the values come from that this thread brings; -1: outside the image.
+  int from[kPlaces];
   float m[kPlaces], s[kPlaces];
   unsigned in_box = 0;
   for (int i = 0; i < kPlaces; ++i) {
-    const int at = thread + i * kThreads, bytes = pixels_of_row * g.c;
-    const int r = at / bytes, column = (at - r * bytes) / g.c, c = at - r * bytes - column * g.c;
+    const int at = thread + i * kThreads, r = at / row_values;
+    const int column = (at - r * row_values) / g.c, c = at - r * row_values - column * g.c;
     const int image_row = row * g.stride - g.padding + r;
     const int image_column = first * g.stride - g.padding + column;
-    from[i] = to[i] = -1;
-    m[i] = s[i] = 0.0f;
-    if (r >= g.kernel) continue;
-    to[i] = (c * g.kernel + r) * pixels_of_row + column;
-    if (image_row < 0 || image_row >= g.h || image_column < 0 || image_column >= g.w) continue;
-    from[i] = (image_row * g.w + image_column) * g.c + c;
-    m[i] = mean[from[i]];
-    s[i] = inv_std[from[i]];
-    if (image_row >= mix.top && image_row < mix.bottom && image_column >= mix.left &&
-        image_column < mix.right)
-      in_box |= 1u << i;
+    const bool inside = r < g.kernel && image_row >= 0 && image_row < g.h && image_column >= 0 &&
+                        image_column < g.w;
+    from[i] = inside ? (image_row * g.w + image_column) * g.c + c : -1;
+    m[i] = inside ? mean[from[i]] : 0.0f;
+    s[i] = inside ? inv_std[from[i]] : 0.0f;
+    const bool is_mixed = kMixed && inside && image_row >= mix.top && image_row < mix.bottom &&
+                          image_column >= mix.left && image_column < mix.right;
+    in_box |= static_cast<unsigned>(is_mixed) << i;
   }
   const int64_t plane = static_cast<int64_t>(g.h) * g.w * g.c;
-  const int vectors = g.stored / kWide;
+  uint8_t own[kPlaces], other[kPlaces] = {};
+  const auto bring = [&](int64_t image) {
+    const uint8_t* at = pixels + image * plane;
+    for (int i = 0; i < kPlaces; ++i) own[i] = from[i] >= 0 ? at[from[i]] : uint8_t{0};
+    if (!kMixed || in_box == 0) return;
+    at = pixels + (image > 0 ? image - 1 : n - 1) * plane;
+    for (int i = 0; i < kPlaces; ++i) other[i] = in_box >> i & 1u ? at[from[i]] : uint8_t{0};
+  };
+
+  const PatchShare share(thread, g.vectors);
+  int at[kWide];  // in `values`, of the first window
+  for (int i = 0; i < kWide; ++i) {
+    const int k = share.vector * kWide + i, c = k / area, r = (k - c * area) / g.kernel;
+    at[i] = c < g.c ? (r * g.pixels() + k - c * area - r * g.kernel) * g.c + c : kPatchTile;
+  }
   const int windows = g.columns - first < g.width ? g.columns - first : g.width;
-  for (int64_t image = group * kImages; image < (group + 1) * kImages && image < n; ++image) {
-    const uint8_t* own = pixels + image * plane;
-    const uint8_t* before = pixels + (image > 0 ? image - 1 : n - 1) * plane;
+  const int64_t begin = group * kImages, end = begin + kImages < n ? begin + kImages : n;
+  bring(begin);
+  for (int64_t image = begin; image < end; ++image) {
     __syncthreads();  // those before have been read
     for (int i = 0; i < kPlaces; ++i) {
-      if (to[i] < 0) continue;
-      float v = 0.0f;
-      if (from[i] >= 0) {
-        v = (load(own + from[i]) - m[i]) * s[i];
-        if (in_box >> i & 1u) v = mixed(v, (load(before + from[i]) - m[i]) * s[i], mix);
-      }
-      store(values + to[i], v);
+      float v = (static_cast<float>(own[i]) - m[i]) * s[i];
+      if (kMixed && (in_box >> i & 1u))
+        v = mixed(v, (static_cast<float>(other[i]) - m[i]) * s[i], mix);
+      store(values + thread + i * kThreads, v);
     }
     __syncthreads();
-    T* const out = x + ((image * g.rows + row) * g.columns + first) * g.stored;
-    const int all = (windows + kWindows - 1) / kWindows * kWindows * vectors;
-    for (int i = thread; i < all; i += kThreads) {
-      const int four = i / (kWindows * vectors), in_four = i - four * kWindows * vectors;
-      const int vector = in_four / kWindows, window = four * kWindows + in_four % kWindows;
-      if (window >= windows) continue;
-      const Bits8<unsigned short> at = offsets[vector];
+    if (image + 1 < end) bring(image + 1);
+    T* const out = x + (((image * g.rows + row) * g.columns + first) * g.vectors + share.vector) *
+                           int64_t{kWide};
+    for (int window = share.window; window < windows; window += share.step) {
+      const T* in = values + window * g.stride * g.c;
       uint32_t words[kWide / 2];
-      for (int k = 0; k < kWide; ++k) {
-        const uint32_t bits = at.v[k] == kZero ? 0u : values[at.v[k] + window * g.stride].bits;
-        words[k / 2] = k % 2 == 0 ? bits : words[k / 2] | bits << 16;
-      }
-      store16(out + static_cast<int64_t>(window) * g.stored + vector * kWide,
+      for (int k = 0; k < kWide / 2; ++k)
+        words[k] = in[at[2 * k]].bits | static_cast<uint32_t>(in[at[2 * k + 1]].bits) << 16;
+      store16(out + static_cast<int64_t>(window) * g.vectors * kWide,
               uint4{words[0], words[1], words[2], words[3]});
     }
   }
@@ -175,7 +188,7 @@ PatchGeometry geometry_of(const Patches& patches) {
           .columns = static_cast<int>(columns),
           .width = static_cast<int>((columns + tiles - 1) / tiles),
           .tiles = static_cast<int>(tiles),
-          .stored = static_cast<int>(patches.shape().c)};
+          .vectors = static_cast<int>(patches.shape().c / kWide)};
 }
 
 template <typename T>
@@ -219,8 +232,9 @@ class ImageInputCuda final : public ImageInputOp {
     if constexpr (!std::is_same_v<T, float>)
       if (patches_) {
         const PatchGeometry g = geometry_of(*patches_);
-        launch(&patches_kernel<T>, groups * g.rows * g.tiles, kThreads, device_.stream(), x, copy,
-               mean, inv_std, n_, g, mix);
+        launch(mix.is_on() ? &patches_kernel<T, true> : &patches_kernel<T, false>,
+               groups * g.rows * g.tiles, kThreads, device_.stream(), x, copy, mean, inv_std, n_, g,
+               mix);
         record(buffer.read, device_.stream());
         return;
       }

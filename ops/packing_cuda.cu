@@ -51,8 +51,17 @@ __global__ void pack_kernel(Packings<T> packings) {
   const int left = p.channels - begin, read = left < 0 ? 0 : left < written ? left : written;
   const float* in = p.oihw + (k * p.channels + begin) * p.area;
   const bool fits = p.width * p.area <= kFilterTile;  // else it is one channel of a huge filter
-  if (fits)
-    for (int i = static_cast<int>(threadIdx.x); i < read * p.area; i += kThreads) tile[i] = in[i];
+  if (fits) {                                         // all on their way before one is used
+    static_assert(kFilterTile % kThreads == 0);
+    constexpr int kEach = kFilterTile / kThreads;
+    const auto thread = static_cast<int>(threadIdx.x);
+    float values[kEach];
+    for (int i = 0; i < kEach; ++i) {
+      const int at = thread + i * kThreads;
+      values[i] = at < read * p.area ? in[at] : 0.0f;
+    }
+    for (int i = 0; i < kEach; ++i) tile[thread + i * kThreads] = values[i];
+  }
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < written * p.area; i += kThreads) {
     const int rs = i / written, c = i - rs * written;

@@ -23,13 +23,20 @@ __device__ float inverse_area(const Geometry& g, Span rows, Span columns) {
 template <int kLanes, typename T>
 __global__ void max_forward_kernel(T* y, uint8_t* places, const T* x, Geometry g) {
   for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
-    const auto at = [&](int i, int j, uint8_t place) {
-      Largest pixel = {load_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k), {}};
-      for (int lane = 0; lane < kLanes; ++lane) pixel.places.v[lane] = place;
+    const auto read = [&](int i, int j) {
+      return read_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k);
+    };
+    const auto largest_of = [](const Bits8<T>& in, uint8_t place) {
+      Largest pixel;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        pixel.values.v[lane] = load(&in.v[lane]);
+        pixel.places.v[lane] = place;
+      }
       return pixel;
     };
     const int64_t out = ((image * g.p + p) * g.q + q) * g.c + k;
-    store_largest<kLanes>(y + out, places ? places + out : nullptr, largest<kLanes>(p, q, g, at));
+    store_largest<kLanes>(y + out, places ? places + out : nullptr,
+                          largest<kLanes>(p, q, g, read, largest_of));
   });
 }
 

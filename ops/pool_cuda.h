@@ -39,6 +39,18 @@ __device__ inline Span outputs_of(int i, const Geometry& g, int outputs) {
 __device__ inline int place_of(int i, int j, int p, int q, const Geometry& g) {
   return (i - (p * g.stride - g.padding)) * g.kernel + j - (q * g.stride - g.padding);
 }
+// kLanes elements, 8 or 1, as memory holds them; what lies behind the first is not used then.
+template <int kLanes, typename T>
+__device__ Bits8<T> read_lanes(const T* p) {
+  if constexpr (kLanes == kWide) {
+#ifdef CONVOY_EMULATED_GPU
+    emulated_gpu::expect_aligned(p, alignof(Bits8<T>));
+#endif
+    return *reinterpret_cast<const Bits8<T>*>(p);
+  } else {
+    return {{*p}};
+  }
+}
 // kLanes elements, 8 or 1; what lies behind the first is not used then.
 template <int kLanes, typename T>
 __device__ Floats8 load_lanes(const T* p) {
@@ -73,10 +85,11 @@ struct Largest {
   Floats8 values;
   Bits8<uint8_t> places;
 };
-// Of the window of output (p, q): at(i, j, place) is a Largest of that pixel alone. The first of
-// equal ones wins.
-template <int kLanes, typename At>
-__device__ Largest largest(int p, int q, const Geometry& g, At at) {
+// Of the window of output (p, q): largest_of(read(i, j), place) is a Largest of that pixel alone.
+// The first of equal ones wins. Pixels side by side are on their way before one is used.
+template <int kLanes, typename Read, typename LargestOf>
+__device__ Largest largest(int p, int q, const Geometry& g, Read read, LargestOf largest_of) {
+  constexpr int kAhead = 3;
   const Span rows = pixels_of(p, g, g.h), columns = pixels_of(q, g, g.w);
   Largest out;
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -85,14 +98,21 @@ __device__ Largest largest(int p, int q, const Geometry& g, At at) {
     out.places.v[lane] = static_cast<uint8_t>(place_of(rows.begin, columns.begin, p, q, g));
   }
   for (int i = rows.begin; i < rows.end; ++i)
-    for (int j = columns.begin; j < columns.end; ++j) {
-      const Largest in = at(i, j, static_cast<uint8_t>(place_of(i, j, p, q, g)));
-      for (int lane = 0; lane < kLanes; ++lane) {
-        // NaN wins, so that it is seen.
-        const float v = in.values.v[lane];
-        const bool wins = v > out.values.v[lane] || v != v;
-        out.values.v[lane] = wins ? v : out.values.v[lane];
-        out.places.v[lane] = wins ? in.places.v[lane] : out.places.v[lane];
+    for (int begin = columns.begin; begin < columns.end; begin += kAhead) {
+      decltype(read(i, begin)) ahead[kAhead];
+      for (int k = 0; k < kAhead; ++k)
+        ahead[k] = read(i, begin + k < columns.end ? begin + k : begin);
+      for (int k = 0; k < kAhead; ++k) {
+        const int j = begin + k;
+        if (j >= columns.end) break;
+        const Largest in = largest_of(ahead[k], static_cast<uint8_t>(place_of(i, j, p, q, g)));
+        for (int lane = 0; lane < kLanes; ++lane) {
+          // NaN wins, so that it is seen.
+          const float v = in.values.v[lane];
+          const bool wins = v > out.values.v[lane] || v != v;
+          out.values.v[lane] = wins ? v : out.values.v[lane];
+          out.places.v[lane] = wins ? in.places.v[lane] : out.places.v[lane];
+        }
       }
     }
   return out;

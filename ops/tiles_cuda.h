@@ -8,7 +8,8 @@
 
 namespace convoy::ops {
 
-inline constexpr int kFilterTile = 2304;  // elements of shared memory: 256 channels of 3x3
+// Elements of shared memory, a multiple of a block's threads: 256 channels of 3x3.
+inline constexpr int kFilterTile = 2304;
 
 // Channels of a block; 1 where a filter's area is larger than a tile.
 inline int64_t filter_tile_channels(int64_t channels, int64_t area) {

@@ -15,6 +15,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import functools
 import glob
 import json
 import math
@@ -70,6 +71,7 @@ class Run:
         self.rows, self.tables, self.facts = [], {}, {}
         self.log = open(options.log, "w", encoding="utf-8", errors="replace")
         self.logging = threading.Lock()
+        self.slots = threading.Semaphore(options.processes)  # of test programs that run at once
         self.part, self.deadline = None, 0.0
         self.environment = self._environment()
         self.convoy = self._wrapper("convoy.sh", self.build / "convoy")
@@ -297,8 +299,8 @@ def read_verdicts(text):
 
 
 def gtest(run, program, group, wrapper=(), wanted=lambda name: True, most_failures=60):
-    """Each test of a program a row, in several processes side by side: most of a test is work of the
-    host."""
+    """Each test of a program a row, in several processes side by side: most of a test is the host's
+    work."""
     listed = run.command([program, "--gtest_list_tests"])
     names = list_tests(listed.out)
     chosen = [name for name in names if not CPU_CASE.search(name) and wanted(name)]
@@ -308,9 +310,13 @@ def gtest(run, program, group, wrapper=(), wanted=lambda name: True, most_failur
         run.row(group, "the program", "failed" if run.gpu else "skipped",
                 f"of its {len(names)} tests none is for a GPU")
     processes = max(1, min(run.options.processes, len(chosen) // TESTS_A_PROCESS))
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
-        for done in [pool.submit(run_tests, run, program, group, wrapper, chosen[number::processes],
-                                 most_failures) for number in range(processes)]:
+    side_by_side([functools.partial(run_tests, run, program, group, wrapper, chosen[number::processes],
+                                    most_failures) for number in range(processes)])
+
+
+def side_by_side(calls):
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(calls))) as pool:
+        for done in [pool.submit(call) for call in calls]:
             done.result()
 
 
@@ -319,10 +325,11 @@ def run_tests(run, program, group, wrapper, left, most_failures):
     comes after it in the same one. After so many failures in a row the rest would not tell more."""
     in_a_row = 0
     while left:
-        if not run.has_time(group, f"{len(left)} tests", len(left)):
-            return
-        result = run.command([*wrapper, program, "--gtest_fail_fast",
-                              f"--gtest_filter={':'.join(left)}"], silence=SILENCE)
+        with run.slots:
+            if not run.has_time(group, f"{len(left)} tests", len(left)):
+                return
+            result = run.command([*wrapper, program, "--gtest_fail_fast",
+                                  f"--gtest_filter={':'.join(left)}"], silence=SILENCE)
         verdicts = read_verdicts(result.out)
         for name, status, said in verdicts:
             detail = [line for line in said if line.strip() and not line.endswith(": Skipped")]
@@ -346,19 +353,26 @@ def unit(run):
     run.gpu = find_gpu(run) if run.gpu is None else run.gpu
     if not run.programs():
         run.row("", "programs", "failed", f"{run.build} has no tests/**/*_gpu: build or pack them")
+    calls = []
     for program in run.programs():
         if program.name not in MPI_PROGRAMS:
-            gtest(run, program, program.name)
-            continue
-        for ranks in MPI_PROGRAMS[program.name]:
-            if not run.gpu:
-                run.row(program.name, f"on {ranks} ranks", "skipped", "no GPU")
-            elif run.has_time(program.name, f"on {ranks} ranks"):
-                result = run.command(run.mpirun(ranks, "--gtest_color=no", program=program),
-                                     silence=SILENCE)
-                said = re.findall(r"\[  (PASSED|SKIPPED|FAILED)  ?\] (\d+) test", result.out)
-                run.judge(program.name, f"on {ranks} ranks", result.code == 0 and bool(said), ", ".join(
-                    f"{number} {what.lower()}" for what, number in said) or result.reason())
+            calls.append(functools.partial(gtest, run, program, program.name))
+        for ranks in MPI_PROGRAMS.get(program.name, ()):
+            calls.append(functools.partial(on_ranks, run, program, ranks))
+    side_by_side(calls)
+
+
+def on_ranks(run, program, ranks):
+    if not run.gpu:
+        run.row(program.name, f"on {ranks} ranks", "skipped", "no GPU")
+        return
+    with run.slots:
+        if not run.has_time(program.name, f"on {ranks} ranks"):
+            return
+        result = run.command(run.mpirun(ranks, "--gtest_color=no", program=program), silence=SILENCE)
+    said = re.findall(r"\[  (PASSED|SKIPPED|FAILED)  ?\] (\d+) test", result.out)
+    run.judge(program.name, f"on {ranks} ranks", result.code == 0 and bool(said), ", ".join(
+        f"{number} {what.lower()}" for what, number in said) or result.reason())
 
 
 # ---- sanitizer
@@ -381,13 +395,10 @@ def sanitizer(run):
         return
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     program = run.build / "tests" / "ops" / "ops_test_gpu"
-    whole, start = run.deadline, time.monotonic()
-    for number, (tool, wanted) in enumerate(SANITIZERS.items()):
-        # memcheck has half the time, the others share the rest.
-        run.deadline = start + (whole - start) * (3 + number) / (2 + len(SANITIZERS))
-        gtest(run, program, tool, (sanitizer, "--tool", tool, "--error-exitcode", "9",
-                                   "--report-api-errors", "no"), wanted, most_failures=10)
-    run.deadline = whole
+    side_by_side([functools.partial(
+        gtest, run, program, tool, (sanitizer, "--tool", tool, "--error-exitcode", "9",
+                                    "--report-api-errors", "no"), wanted, most_failures=10)
+        for tool, wanted in SANITIZERS.items()])
 
 
 # ---- laws

@@ -223,7 +223,7 @@ TEST_F(CudnnTest, WhatIsMeasuredToBeFasterElsewhereIsNotTaken) {
 // 1x1 convolutions in 16 bit: gradients of weights are products, the rest where these were measured
 // to be faster.
 TEST_F(CudnnTest, ConvolutionsOf1x1MayBeProducts) {
-  ops::Graph graph{.name = "two", .image = {.n = 1, .c = 8, .h = 4, .w = 4}, .nodes = {}};
+  ops::Graph graph{.name = "two", .image = {.n = 1, .c = 16, .h = 4, .w = 4}, .nodes = {}};
   const int first =
       graph.add("first", ops::Conv2d{.out_channels = 24, .kernel = 3, .padding = 1}, {ops::kImage});
   graph.add("conv", ops::Conv2d{.out_channels = 16, .kernel = 1}, {first});
@@ -258,7 +258,7 @@ TEST_F(CudnnTest, ConvolutionsOf1x1MayBeProducts) {
 // decided for one is decided for both, whichever comes first.
 TEST_F(CudnnTest, PaddedChannelsDecideNothingElse) {
   const auto graph = [](const std::vector<int64_t>& widths) {
-    ops::Graph g{.name = "some", .image = {.n = 1, .c = 8, .h = 4, .w = 4}, .nodes = {}};
+    ops::Graph g{.name = "some", .image = {.n = 1, .c = 16, .h = 4, .w = 4}, .nodes = {}};
     std::vector<int> branches;
     for (const int64_t width : widths) {
       const std::string name = std::to_string(width);
@@ -283,26 +283,13 @@ TEST_F(CudnnTest, PaddedChannelsDecideNothingElse) {
       if (name.find("kernel 1 ") != std::string::npos) found[name] = choice;
     return found;
   };
-  const auto names = [](const std::map<std::string, Choice>& choices) {
-    std::set<std::string> all;
-    for (const auto& [name, choice] : choices) all.insert(name);
-    return all;
-  };
   for (const bool tune : {false, true}) {
+    if (tune && !is_emulated()) break;  // what a GPU measures depends on the moment
     const std::string narrow = decided({30}, tune, ""), wide = decided({32}, tune, "");
     EXPECT_EQ(of_both(narrow).size(), 3u);
-    EXPECT_EQ(names(of_both(narrow)), names(of_both(wide)));
-    const bool repeats = !tune || is_emulated();  // what a GPU measures depends on the moment
-    if (repeats) {
-      EXPECT_EQ(of_both(narrow), of_both(wide));
-    }
-    for (const auto& widths : {std::vector<int64_t>{30, 32}, {32, 30}}) {
-      const auto found = of_both(decided(widths, tune, ""));
-      EXPECT_EQ(names(found), names(of_both(wide)));
-      if (repeats) {
-        EXPECT_EQ(found, of_both(wide));
-      }
-    }
+    EXPECT_EQ(of_both(narrow), of_both(wide));
+    for (const auto& widths : {std::vector<int64_t>{30, 32}, {32, 30}})
+      EXPECT_EQ(of_both(decided(widths, tune, "")), of_both(wide));
     EXPECT_EQ(of_both(decided({30}, tune, wide)), of_both(wide));
     EXPECT_EQ(of_both(decided({32}, tune, narrow)), of_both(wide));
   }
@@ -331,7 +318,7 @@ TEST_F(CudnnTest, SumsAreThoseOfEnginesThatAddThemInOrder) {
 // A network that measures takes its batch norms' statistics from the convolutions before them where
 // that is faster (in fp16), and computes what it computes without.
 TEST_F(CudnnTest, StatisticsFromConvolutionsAreThoseOfAPass) {
-  ops::Graph graph{.name = "two", .image = {.n = 1, .c = 8, .h = 9, .w = 8}, .nodes = {}};
+  ops::Graph graph{.name = "two", .image = {.n = 1, .c = 16, .h = 9, .w = 8}, .nodes = {}};
   int x = graph.add("a", ops::Conv2d{.out_channels = 16, .kernel = 3, .padding = 1}, {ops::kImage});
   x = graph.add("bn_a", ops::BatchNorm{}, {x});
   x = graph.add("pool", ops::MaxPool{}, {graph.add("relu", ops::Relu{}, {x})});  // merged
@@ -355,7 +342,7 @@ TEST_F(CudnnTest, StatisticsFromConvolutionsAreThoseOfAPass) {
     parameters.write();
     net.bind({parameters.data(), running.data(), gradients.data(), statistics.data()});
     // Far from zero beside its spread, which sums of squares feel.
-    std::vector<Float16> image(4 * 8 * 9 * 8);
+    std::vector<Float16> image(4 * 16 * 9 * 8);
     for (size_t i = 0; i < image.size(); ++i)
       image[i] = to_float16(3.0f + ops::random_value(1, 0, i));
     const std::vector<int32_t> labels = {0, 1, 2, 3};
@@ -429,9 +416,9 @@ TEST_F(CudnnTest, NetworksAskForWhatWasDecided) {
       const ops::NetworkConfig config = {.batch = 2, .type = type, .training = training};
       ops::decide(*device, small_network(), config);
       const std::string decided = device->decisions();
-      // Tensor cores take channels in eights.
+      // In 16 bit, of patches of the image: 3 x 3 x 3 values.
       const char* forward =
-          type == DType::kFloat32 ? "forward x [2, 3, 8, 8]" : "forward x [2, 8, 8, 8]";
+          type == DType::kFloat32 ? "forward x [2, 3, 8, 8]" : "forward x [2, 32, 8, 8]";
       EXPECT_NE(decided.find(forward), std::string::npos) << decided;
       EXPECT_NE(decided.find("product [2, 1024] x [1024, 10 transposed]"), std::string::npos)
           << decided;
