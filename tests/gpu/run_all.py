@@ -260,7 +260,6 @@ def environment(run):
 # ---- unit: GoogleTest programs
 
 MPI_PROGRAMS = {"gradient_reducer_test_gpu": (1, 2, 4)}  # started on so many ranks
-SILENCE = 60  # seconds of a test: it hangs
 TESTS_A_PROCESS = 4  # at least: to start one takes seconds
 CPU_CASE = re.compile(r"(^|[/_])cpu(_|$)")  # ctest runs these everywhere
 VERDICT = re.compile(r"\[( RUN      |       OK |  FAILED  |  SKIPPED )\] ([^ ,]+)")
@@ -305,7 +304,7 @@ def gtest(run, program, group, wrapper=(), wanted=lambda name: True, most_failur
     names = list_tests(listed.out)
     chosen = [name for name in names if not CPU_CASE.search(name) and wanted(name)]
     if not names:
-        run.row(group, "the program", "failed", listed.reason())
+        run.gave_up(group, "the program", listed.reason())
     elif not chosen:  # with a GPU there are some
         run.row(group, "the program", "failed" if run.gpu else "skipped",
                 f"of its {len(names)} tests none is for a GPU")
@@ -329,20 +328,24 @@ def run_tests(run, program, group, wrapper, left, most_failures):
             if not run.has_time(group, f"{len(left)} tests", len(left)):
                 return
             result = run.command([*wrapper, program, "--gtest_fail_fast",
-                                  f"--gtest_filter={':'.join(left)}"], silence=SILENCE)
+                                  f"--gtest_filter={':'.join(left)}"], silence=run.options.patience)
         verdicts = read_verdicts(result.out)
         for name, status, said in verdicts:
             detail = [line for line in said if line.strip() and not line.endswith(": Skipped")]
-            if status == "running":
-                status, detail = "failed", [*detail[:4], result.reason()]
-            elif any(line.startswith("=========") for line in said):  # the sanitizer's words
-                status, detail = "failed", [line for line in said if line.startswith("=========")]
+            # The sanitizer's words, but for those of its end.
+            found = [line for line in said if line.startswith("=========")
+                     and "SUMMARY" not in line and "terminate" not in line]
+            if found:
+                status, detail = "failed", found
+            elif status == "running":  # it crashed or hung; or its time was up, and nobody knows
+                status = "skipped" if result.timed_out and run.left() <= 0 else "failed"
+                detail = [*detail[:4], result.reason()]
             run.row(group, name, status, " ".join(detail[:6]) if status != "passed" else "")
             in_a_row = in_a_row + 1 if status == "failed" else 0
         done = {name for name, _, _ in verdicts}
         left = [name for name in left if name not in done]
-        if not done or (result.code != 0 and not in_a_row and not left):
-            run.row(group, "the program", "failed", result.reason())
+        if not done or (result.code != 0 and not in_a_row and not left and not result.timed_out):
+            run.gave_up(group, "the program", result.reason())
         if left and (not done or in_a_row >= most_failures):
             run.row(group, f"{len(left)} tests", "skipped",
                     f"{in_a_row} tests failed in a row before them", tests=len(left))
@@ -369,7 +372,8 @@ def on_ranks(run, program, ranks):
     with run.slots:
         if not run.has_time(program.name, f"on {ranks} ranks"):
             return
-        result = run.command(run.mpirun(ranks, "--gtest_color=no", program=program), silence=SILENCE)
+        result = run.command(run.mpirun(ranks, "--gtest_color=no", program=program),
+                             silence=run.options.patience)
     said = re.findall(r"\[  (PASSED|SKIPPED|FAILED)  ?\] (\d+) test", result.out)
     run.judge(program.name, f"on {ranks} ranks", result.code == 0 and bool(said), ", ".join(
         f"{number} {what.lower()}" for what, number in said) or result.reason())
@@ -679,6 +683,87 @@ def peers(run):
                   f"{must['ours']} is {must['ratio']:.2f} x {must['theirs']}, must be {must['least']}")
 
 
+# ---- loader
+
+# JPEG files as large as ImageNet's that take as long to decode; many are copies of one.
+MAKE_IMAGES = """
+import sys
+import numpy
+from PIL import Image
+random = numpy.random.default_rng(1)
+for n in range(int(sys.argv[2])):
+    pixels = numpy.full((375, 500, 3), 128.0)
+    for width, contrast in (3, 0.5), (12, 0.3), (60, 0.2), (250, 0.5), (500, 0.25):
+        noise = random.integers(0, 256, (width * 3 // 4, width, 3), dtype=numpy.uint8)
+        wide = Image.fromarray(noise).resize((500, 375), Image.BILINEAR)
+        pixels += contrast * (numpy.asarray(wide, float) - 128)
+    Image.fromarray(pixels.clip(0, 255).astype(numpy.uint8)).save(f"{sys.argv[1]}/{n}.jpg", quality=90)
+"""
+IMAGES, COPIES, CLASSES = 64, 40, 8
+LOADER_STEPS, LOADER_LOG = 100, 10
+LOADER_JOB = """
+data { train { crop: RANDOM_RESIZED size: 224 } eval { size: 224 } }
+model { name: "%s" } workers: 1 batch_per_worker: %s precision: %s gpu { autotune: true }
+epochs: 1000 stop_after_steps: %d
+optimizer { learning_rate: 0.01 } schedule { kind: CONSTANT }
+evaluation { every_epochs: 0 } log { every_steps: %d }
+"""
+LEAST_FED = 0.97  # of the rate on images that lie in memory
+LEAST_LOADER = 1.1  # of that rate: the CPUs can feed it
+
+
+def loader(run):
+    """Training from JPEG files, beside the same step on images that lie in memory; where the CPUs give
+    too few, that is said."""
+    if not run.needs_gpu():
+        return
+    made, data = run.work / "images", run.work / "data"
+    made.mkdir()
+    result = run.command([run.options.python, "-c", MAKE_IMAGES, made, IMAGES])
+    if result.code != 0:
+        run.row("", "images", "skipped", f"--python makes none: {result.reason()}")
+        return
+    for number, image in enumerate(sorted(made.iterdir())):
+        for split, copies in (("train", COPIES), ("val", 1)):
+            folder = data / split / f"class{number % CLASSES}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for copy in range(copies):
+                os.link(image, folder / f"{copy}-{image.name}")
+    case = model, precision, batch = tuple(BENCH[0].split("/")[:3])
+    if not tune(run, "training from JPEG files", case):
+        return
+    in_memory, reason = run.json([*bench_step(run, *case), "--no-peak", "--autotune", "--seconds", "2",
+                                  "--warmup", "5"], limit=60)
+    capacity, reason_of_capacity = run.json([run.convoy, "bench", "loader", "--data", data, "--no-limit", "--rounds",
+                                             "1", "--seconds", "3", "--set", f"batch_per_worker={batch}", "--json"],
+                                            limit=60)
+    if in_memory is None or capacity is None:
+        run.gave_up("", "rates apart", reason or reason_of_capacity)
+        return
+    job = run.work / "loader.txtpb"
+    job.write_text(LOADER_JOB % (model, batch, precision.upper(), LOADER_STEPS, LOADER_LOG))
+    out = run.work / "loader"
+    result = run.command([run.convoy, "train", "--job", job, "--data", data, "--out", out, "--device",
+                          "cuda"], limit=120)
+    if result.code != 0 or result.timed_out:
+        run.gave_up("", "training from JPEG files", result.reason())
+        return
+    entries = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    entries = [e for e in entries if "train_loss" in e][2:]  # behind the start
+    fed, waits = (statistics.median(e[key] for e in entries)
+                  for key in ("images_per_second", "input_wait_share"))
+    rates = {"case": "/".join(case), "in_memory": in_memory["images_per_second"], "from_files": fed,
+             "input_wait_share": waits, "loader_alone": capacity["images_per_second"],
+             "cpus": len(os.sched_getaffinity(0))}
+    run.tables["loader"] = rates
+    detail = (f"{fed:.0f} images/s, {fed / rates['in_memory']:.3f} of {rates['in_memory']:.0f} in memory; the "
+              f"loader alone {rates['loader_alone']:.0f} on {rates['cpus']} CPUs")
+    if rates["loader_alone"] < LEAST_LOADER * rates["in_memory"]:
+        run.row("", "training from JPEG files", "skipped", f"the CPUs cannot feed it: {detail}")
+    else:
+        run.judge("", "training from JPEG files", fed >= LEAST_FED * rates["in_memory"], detail)
+
+
 def reduce(run):
     if not run.needs_gpu():
         return
@@ -703,6 +788,7 @@ PARTS = {
     bench: ("convoy bench step, with a profile", 9),
     kernels: ("each kernel of a ResNet-50 step (ncu), and the step beside their sum", 5),
     reduce: ("convoy bench allreduce", 2),
+    loader: ("training from JPEG files, and the same step on images in memory", 5),
     peers: ("PyTorch beside it (tests/bench/compare.py)", 20),
 }
 
@@ -818,6 +904,8 @@ def parse_options(arguments):
                    help="where the result goes (default: docs/results/gpu, without a GPU build/gpu)")
     p.add_argument("--processes", type=int, default=max(1, min(8, (os.cpu_count() or 1) // 2)),
                    metavar="N", help="of a test program, side by side (default: half the CPUs, at most 8)")
+    p.add_argument("--patience", type=float, default=60, metavar="SECONDS",
+                   help="a test that prints nothing for so long hangs (default: 60)")
     p.add_argument("--limit", type=float, default=560, help="seconds in all (default: 560)")
     p.add_argument("--python", default=sys.executable,
                    help="the interpreter that has torch and the wheels of cuDNN and NCCL")

@@ -43,6 +43,15 @@ cat >build/convoy <<'FAKE'
 #!/bin/bash
 case "$*" in
   --version) echo "convoy 1" ;;
+  train*--data\ *--device\ cuda)
+    [[ -s $5/train/class1/39-1.jpg && -s $5/val/class0/0-0.jpg ]] || exit 66
+    mkdir -p "$7"
+    for ((step = 10; step <= 50; step += 10)); do
+      echo "{\"train_loss\": 1, \"images_per_second\": ${FAKE_FED:-8730}, \"input_wait_share\": 0.01}"
+    done >"$7/metrics.jsonl"
+    exit
+    ;;
+  bench\ loader*) echo "{\"images_per_second\": ${FAKE_LOADER:-9900}}" ;;
   train*--device\ cuda*)
     mkdir -p "$5"
     [[ ${FAKE_LAW:-} != broken ]] || echo "${OMPI_COMM_WORLD_SIZE:-1}" >"$5/digest"
@@ -99,6 +108,10 @@ cat >bin/torch <<FAKE
 #!/bin/bash
 case "\$*" in
   *--versions) echo '{"torch": "2", "torchvision": "0"}' ;;
+  *PIL*images\ 64)
+    [[ -z \${FAKE_NO_PIL:-} ]] || { echo "No module named 'PIL'" >&2 && exit 1; }
+    echo image >"\${*: -2:1}/0.jpg" && echo another >"\${*: -2:1}/1.jpg"
+    ;;
   *peer_pytorch.py*)
     echo '{"ready": true}'
     while read -r _; do echo '{"images_per_second": 5000, "cpu_seconds": 0, "peak_memory_bytes": 1}'; done
@@ -136,7 +149,9 @@ run() {
 run 64 environment nonsense
 check "an unknown part is named" contains printed 'part "nonsense": there are environment, unit'
 
-run 0 unit sanitizer laws cpu_gpu bench kernels reduce peers
+run 0 unit sanitizer laws cpu_gpu bench kernels reduce loader peers
+expect "fed" "$(fields 'n["training from JPEG files"]["detail"]')" \
+  "8730 images/s, 0.970 of 9000 in memory; the loader alone 9900 on $(nproc) CPUs"
 expect "kernels of a step" "$(fields '[(k["name"], k["count"], round(k["seconds"], 6), k["memory_bytes"]) for k in r["tables"]["kernels"]["rows"]]')" \
   "[('conv', 2, 0.029, 14000000.0), ('row_loss_kernel<Float16>', 1, 0.002, None)]"
 expect "device and driver" "$(fields 'r["device"], r["driver"]')" "('Made-up GPU', '580.1')"
@@ -161,9 +176,12 @@ FAKE_TEST=Skips run 0 unit
 expect "skipped" "$(fields 'r["skipped"], n["Relu.Skips"]["detail"]')" "(1, 'no such thing')"
 FAKE_TEST=Crashes run 1 unit
 expect "crashed" "$(fields 'r["failed"], r["passed"], n["Relu.Crashes"]["status"]')" "(1, 2, 'failed')"
-FAKE_TEST=Hangs run 1 --limit 2 unit
-expect "hangs" "$(fields 'n["Relu.Hangs"]["detail"][:9], n["2 tests"]["detail"]')" \
-  "('cut after', 'no time left')"
+FAKE_TEST=Hangs run 1 --patience 1 unit
+expect "hangs" "$(fields 'n["Relu.Hangs"]["status"], n["Relu.Hangs"]["detail"][:9], r["passed"]')" \
+  "('failed', 'cut after', 2)"
+FAKE_TEST=Hangs run 0 --limit 2 unit
+expect "no time left" "$(fields 'n["Relu.Hangs"]["status"], n["2 tests"]["detail"]')" \
+  "('skipped', 'no time left')"
 FAKE_RACE=1 run 1 sanitizer
 expect "found by a sanitizer" "$(fields 'r["failed"], r["passed"]')" "(5, 0)"
 FAKE_LAW=broken run 1 laws
@@ -182,6 +200,16 @@ expect "what was not measured" "$(fields '[n[name]["status"] for name in ("resne
   "['failed', 'skipped', 'skipped', 'passed']"
 FAKE_BENCH=resnet152 run 1 bench
 expect "cannot run" "$(fields 'n["resnet152/fp16/128"]["detail"]')" "exit code 70: no memory left"
+
+FAKE_FED=8729 run 1 loader
+expect "fed too slowly" "$(fields 'n["training from JPEG files"]["status"], r["tables"]["loader"]["from_files"]')" \
+  "('failed', 8729)"
+FAKE_FED=100 FAKE_LOADER=9899 run 0 loader
+expect "CPUs that cannot feed it" "$(fields 'n["training from JPEG files"]["detail"][:26]')" \
+  "the CPUs cannot feed it: 1"
+FAKE_NO_PIL=1 run 0 loader
+expect "no images" "$(fields 'n["images"]["detail"]')" \
+  "--python makes none: exit code 1: No module named 'PIL'"
 
 ln -s ops_test_gpu build/tests/ops/gradient_reducer_test_gpu
 run 1 unit
