@@ -38,7 +38,7 @@ using namespace cuda_norm;
 constexpr size_t kVectorBytes = 7 * sizeof(float) + 2 * sizeof(double);
 
 // A block of this many threads finishes four channels: 32 bytes a read, 64 chunks at once.
-constexpr int kFinishChannels = 4, kFinishLanes = 64;
+constexpr int kFinishChannels = 4, kFinishLanes = 64, kFinishAhead = 8;
 constexpr int kFinishThreads = 2 * kFinishChannels * kFinishLanes;
 
 // finish(channel, sums of partial and of the slices before), by one thread per channel after the
@@ -52,9 +52,14 @@ __device__ void finish_sums(double* carried, const double* partial, const Geomet
   const int lane = thread / (2 * kFinishChannels);
   const int64_t channel = int64_t{blockIdx.x} * kFinishChannels + k;
   double sum = 0;
-  if (channel < g.c)
-    for (int64_t chunk = lane; chunk < g.chunks; chunk += kFinishLanes)
-      sum += partial[(2 * chunk + which) * g.c + channel];
+  for (int64_t begin = lane; begin < g.chunks && channel < g.c;
+       begin += kFinishLanes * kFinishAhead) {
+    double ahead[kFinishAhead];  // on their way before one is used
+    const auto has = [&](int i) { return begin + i * kFinishLanes < g.chunks; };
+    for (int i = 0; i < kFinishAhead; ++i)
+      ahead[i] = has(i) ? partial[(2 * (begin + i * kFinishLanes) + which) * g.c + channel] : 0.0;
+    for (int i = 0; i < kFinishAhead; ++i) sum = has(i) ? sum + ahead[i] : sum;
+  }
   shared[lane][which][k] = sum;
   for (int half = kFinishLanes / 2; half > 0; half /= 2) {
     __syncthreads();
