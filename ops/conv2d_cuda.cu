@@ -44,17 +44,17 @@ __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t 
   const auto own = static_cast<int>(channels - begin < width ? channels - begin : width);
   const float* in = dw + k * area * padded + begin;
   const bool fits = width * area <= kFilterTile;
-  if (fits) {  // all on their way before one is used
-    constexpr int kEach = kFilterTile / kThreads;
-    float values[kEach];
-    for (int j = 0; j < kEach; ++j) {
+  if (fits) {
+    const int all = own * area;
+    float values[kOfATile];  // all on their way before one is used
+    int to[kOfATile];
+    for (int j = 0; j < kOfATile && j * kThreads < all; ++j) {
       const int i = static_cast<int>(threadIdx.x) + j * kThreads, rs = i / own, c = i - rs * own;
-      values[j] = i < own * area ? in[rs * padded + c] : 0.0f;
+      to[j] = i < all ? c * area + rs : -1;
+      values[j] = i < all ? in[rs * padded + c] : 0.0f;
     }
-    for (int j = 0; j < kEach; ++j) {
-      const int i = static_cast<int>(threadIdx.x) + j * kThreads, rs = i / own, c = i - rs * own;
-      if (i < own * area) tile[c * area + rs] = values[j];
-    }
+    for (int j = 0; j < kOfATile && j * kThreads < all; ++j)
+      if (to[j] >= 0) tile[to[j]] = values[j];
   }
   __syncthreads();
   float* out = oihw + (k * channels + begin) * area;
@@ -173,7 +173,7 @@ class Conv2dCuda final : public Op {
         spec_(c.patches ? over_patches(spec) : spec),
         plans_(device.plan(spec, c)),
         type_(c.type),
-        x_(c.patches ? read_shape(patches_of(spec, c.x[0])) : c.x[0]),
+        x_(c.patches ? patches_of(spec, c.x[0]).unpadded_shape() : c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
         x_is_padded_(c.patches),
@@ -427,8 +427,10 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
                         const OpConfig& c) {
   using cudnn::Pass;
   const bool narrow = c.type != DType::kFloat32;
+  if (c.patches && c.wants_dx[0])
+    fail(ExitCode::kFault, "node \"{}\": patches of an image have no gradient", c.name);
   const Conv2d s = c.patches ? over_patches(spec) : spec;
-  const Shape x = c.patches ? read_shape(patches_of(spec, c.x[0])) : c.x[0];
+  const Shape x = c.patches ? patches_of(spec, c.x[0]).unpadded_shape() : c.x[0];
   Conv2dPlans plans;
   plans.channels = s.groups == 1 ? stored_channels(x.c, c.type) : x.c;
   cudnn::Convolution plain = {.x = {x.n, plans.channels, x.h, x.w},

@@ -18,8 +18,8 @@ struct Products {
   std::function<double(size_t)> measure_pass;  // likewise; of a pass that reads so many bytes
 };
 
-// In 16 bit, tensor cores take channels in eights; zeros behind those of the image change no bit of
-// a sum.
+// In 16 bit, tensor cores take channels in eights; zeros behind those that there are change no bit
+// of a sum.
 inline int64_t stored_channels(int64_t channels, DType type) {
   return type == DType::kFloat32 ? channels : (channels + 7) / 8 * 8;
 }
@@ -34,7 +34,9 @@ struct Conv2dPlans {
   // In place of both in fp16, where it was measured to be faster than them and a pass for the sums:
   // y and NodeMemory::sums.
   std::shared_ptr<const cudnn::Plan> forward_with_sums;
-  int64_t channels = 0;  // of x, as the plans see it: padded, without groups
+  // Of x, as the plans see it: padded, without groups; of patches (OpConfig::patches), whose plans
+  // are those of a 1x1 convolution, C R S.
+  int64_t channels = 0;
   // Where cuDNN cannot do a pass as it should be in 16 bit, it is computed in fp32 from tensors
   // that are converted: their values are exact in TF32, too, so tensor cores lose nothing.
   bool forward_in_fp32 = false, weights_in_fp32 = false;

@@ -1,7 +1,8 @@
 // Image input on CUDA: one copy from the host, on the stream for it, and one kernel. There are two
 // buffers for pixels, so that a copy goes on while the kernel before it has not even begun. Moves a
-// byte in for each channel of a pixel and an element out for each that x has; the means and
-// deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
+// byte in for each channel of a pixel (of patches, kernel / stride times from the cache) and an
+// element out for each that x has; the means and deviations, 8 bytes per place, are read once for
+// kImages images and stay in the cache.
 #include <algorithm>
 #include <optional>
 #include <type_traits>
@@ -166,9 +167,13 @@ __global__ void patches_kernel(T* x, const uint8_t* pixels, const float* mean, c
   }
 }
 
-// Of few channels, or the convolution does as well with pixels.
+// More channels fill tensor cores as they are; and windows may be so many that they take much more
+// memory than pixels of eight channels, or more elements than libraries count.
 bool fit(const Patches& patches) {
-  return patches.image.c <= kWide && patches.values() <= kPatchTile;
+  constexpr int64_t kMostTimes = 16, kMostElements = int64_t{1} << 31;
+  const Shape image = patches.image, shape = patches.shape();
+  return image.c <= kWide && patches.values() <= kPatchTile && shape.elements() < kMostElements &&
+         shape.elements() <= kMostTimes * image.rows() * kWide;
 }
 
 // The geometry of a block that takes as many windows as fit, about as many in all blocks of a row.

@@ -1,7 +1,6 @@
 #include "ops/network.h"
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <numeric>
 

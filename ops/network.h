@@ -22,6 +22,7 @@
 #include "ops/graph.h"
 #include "ops/memory_plan.h"
 #include "ops/pass_plan.h"
+#include "ops/patches.h"
 
 namespace convoy::ops {
 
@@ -75,8 +76,8 @@ struct NetworkMemory {
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
                              bool training, bool aside = false,
                              const std::optional<Patches>& patches = {});
-// The arena of a network of this graph (not fused yet) with nothing aside and nothing merged,
-// before there is one. A pure function.
+// The arena of a network of this graph (not fused yet) with nothing aside, nothing merged and the
+// image as pixels, before there is one. A pure function.
 MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
                          int64_t slice_bytes);
 

@@ -51,16 +51,13 @@ __global__ void pack_kernel(Packings<T> packings) {
   const int left = p.channels - begin, read = left < 0 ? 0 : left < written ? left : written;
   const float* in = p.oihw + (k * p.channels + begin) * p.area;
   const bool fits = p.width * p.area <= kFilterTile;  // else it is one channel of a huge filter
-  if (fits) {                                         // all on their way before one is used
-    static_assert(kFilterTile % kThreads == 0);
-    constexpr int kEach = kFilterTile / kThreads;
-    const auto thread = static_cast<int>(threadIdx.x);
-    float values[kEach];
-    for (int i = 0; i < kEach; ++i) {
-      const int at = thread + i * kThreads;
-      values[i] = at < read * p.area ? in[at] : 0.0f;
-    }
-    for (int i = 0; i < kEach; ++i) tile[thread + i * kThreads] = values[i];
+  if (fits) {
+    const int thread = static_cast<int>(threadIdx.x), all = read * p.area;
+    float values[kOfATile];  // all on their way before one is used
+    for (int i = 0; i < kOfATile && i * kThreads < all; ++i)
+      values[i] = thread + i * kThreads < all ? in[thread + i * kThreads] : 0.0f;
+    for (int i = 0; i < kOfATile && i * kThreads < all; ++i)
+      tile[thread + i * kThreads] = values[i];
   }
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < written * p.area; i += kThreads) {
@@ -79,17 +76,21 @@ void pack(const WeightPacking* begin, const WeightPacking* end, cudaStream_t str
   Packings<T> packings{};
   int64_t blocks = 0;
   for (const WeightPacking* w = begin; w != end; ++w) {
+    // Filters of one pixel lie as they are: they are one, cut into whole tiles.
+    const bool is_one = w->area == 1 && w->stored == w->channels && !w->scale;
+    const int64_t filters = is_one ? 1 : w->filters, joined = is_one ? w->filters : 1;
+    const int64_t stored = w->stored * joined;
     packings.all[packings.count++] = {
         .packed = static_cast<T*>(w->packed),
         .packed32 = w->packed32,
         .oihw = w->oihw,
         .scale = w->scale,
-        .channels = static_cast<int>(w->channels),
-        .stored = static_cast<int>(w->stored),
+        .channels = static_cast<int>(w->channels * joined),
+        .stored = static_cast<int>(stored),
         .area = static_cast<int>(w->area),
-        .width = static_cast<int>(filter_tile_channels(w->stored, w->area)),
+        .width = static_cast<int>(filter_tile_channels(stored, w->area)),
         .first_block = static_cast<int>(blocks)};
-    blocks += w->filters * filter_tiles(w->stored, w->area);
+    blocks += filters * filter_tiles(stored, w->area);
   }
   launch(&pack_kernel<T>, blocks, kThreads, stream, packings);
 }

@@ -9,6 +9,12 @@ Shape Patches::shape() const {
   return {image.n, (values() + 7) / 8 * 8, outputs(image.h), outputs(image.w)};
 }
 
+Shape Patches::unpadded_shape() const {
+  Shape unpadded = shape();
+  unpadded.c = values();
+  return unpadded;
+}
+
 Patches patches_of(const Conv2d& reader, const Shape& image) {
   return {
       .image = image, .kernel = reader.kernel, .stride = reader.stride, .padding = reader.padding};
@@ -18,12 +24,6 @@ Conv2d over_patches(Conv2d reader) {
   reader.kernel = reader.stride = 1;
   reader.padding = 0;
   return reader;
-}
-
-Shape read_shape(const Patches& patches) {
-  Shape shape = patches.shape();
-  shape.c = patches.values();
-  return shape;
 }
 
 void gather_patches(const Patches& patches, const void* image, void* out, size_t element_bytes) {

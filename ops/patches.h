@@ -1,7 +1,7 @@
 // An image as the convolution that reads it wants it: not pixels but windows, C R S values each, in
-// the order of its weights. Tensor cores take channels of one place in eights, in gradients of
-// weights 64 at a time, and an image has three; of its windows the convolution is a 1x1 one, which
-// wastes nothing (im2col; Chellapilla et al. 2006).
+// the order of its weights (im2col; Chellapilla et al. 2006). Tensor cores take channels of one
+// place in eights, in gradients of weights 64 at a time, and an image has three; of its windows the
+// convolution is a 1x1 one of 147 channels, for 7x7. It costs memory: 13 times the pixels then.
 #pragma once
 
 #include "ops/conv2d.h"
@@ -16,16 +16,15 @@ struct Patches {
   // In NHWC memory: [N,P,Q,values], zero where a window reaches over the edge, and zeros behind the
   // values up to a multiple of eight.
   Shape shape() const;
+  Shape unpadded_shape() const;  // without those zeros
   bool operator==(const Patches&) const = default;
 };
 
 Patches patches_of(const Conv2d& reader, const Shape& image);
-// The convolution that reads patches where `reader` reads the image, with the same parameters, and
-// the shape of what it reads but for the zeros.
+// What reads patches where `reader` reads the image, with the same parameters.
 Conv2d over_patches(Conv2d reader);
-Shape read_shape(const Patches& patches);
 
-// patches [N,P,Q,stored] of an image in NHWC memory, on the host; elements of so many bytes.
+// Patches of an image in NHWC memory, on the host; elements of so many bytes.
 void gather_patches(const Patches& patches, const void* image, void* out, size_t element_bytes);
 
 }  // namespace convoy::ops

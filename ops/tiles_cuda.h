@@ -6,10 +6,14 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/core/cuda_kernel.h"
+
 namespace convoy::ops {
 
 // Elements of shared memory, a multiple of a block's threads: 256 channels of 3x3.
 inline constexpr int kFilterTile = 2304;
+inline constexpr int kOfATile = kFilterTile / cuda::kThreads;  // elements of a thread
+static_assert(kFilterTile % cuda::kThreads == 0);
 
 // Channels of a block; 1 where a filter's area is larger than a tile.
 inline int64_t filter_tile_channels(int64_t channels, int64_t area) {

@@ -68,6 +68,7 @@ __global__ void squares_kernel(State s, const float* w, int64_t count) {
   const int64_t first = int64_t{blockIdx.x} * kAtOnce;
   const auto thread = static_cast<int>(threadIdx.x);
   constexpr int kEach = static_cast<int>(kNormBlock) / kThreads;
+  static_assert(kNormBlock % kThreads == 0 && kAtOnce == 2);
   float v[kAtOnce][kEach];
   int floats[kAtOnce];
   for (int b = 0; b < kAtOnce; ++b) {

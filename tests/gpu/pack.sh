@@ -61,7 +61,7 @@ find "$dir" -type f \( -perm -u+x -o -name '*.so' \) -print0 | xargs -0 -n 1 ldd
   done
 find "$dir/lib" "$dir/openmpi" -type f \( -name '*.so*' -o -perm -u+x \) -exec strip --strip-unneeded {} +
 
-tar -C "$dir" -cf - . | xz -4 -T0 >"$target/packed.tar.xz"
+tar -C "$dir" -cf - commit convoy lib openmpi tests | xz -4 -T0 >"$target/packed.tar.xz"
 bytes=$(stat -c %s "$target/packed.tar.xz")
 echo "$target/packed.tar.xz: $((bytes >> 20)) MiB ($(du -sm "$dir" | cut -f1) unpacked), commit" \
   "$(<"$dir/commit")"

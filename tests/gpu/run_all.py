@@ -17,6 +17,7 @@ import dataclasses
 import datetime
 import functools
 import glob
+import itertools
 import json
 import math
 import os
@@ -71,7 +72,6 @@ class Run:
         self.rows, self.tables, self.facts = [], {}, {}
         self.log = open(options.log, "w", encoding="utf-8", errors="replace")
         self.logging = threading.Lock()
-        self.slots = threading.Semaphore(options.processes)  # of test programs that run at once
         self.part, self.deadline = None, 0.0
         self.environment = self._environment()
         self.convoy = self._wrapper("convoy.sh", self.build / "convoy")
@@ -200,7 +200,7 @@ def unpack(build, work):
     if not packed.exists():
         return build
     with tarfile.open(packed) as files:
-        files.extractall(work)
+        files.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     return work
 
 
@@ -260,7 +260,7 @@ def environment(run):
 # ---- unit: GoogleTest programs
 
 MPI_PROGRAMS = {"gradient_reducer_test_gpu": (1, 2, 4)}  # started on so many ranks
-TESTS_A_PROCESS = 4  # at least: to start one takes seconds
+TESTS_A_PROCESS = 12  # at most: to start one takes seconds
 CPU_CASE = re.compile(r"(^|[/_])cpu(_|$)")  # ctest runs these everywhere
 VERDICT = re.compile(r"\[( RUN      |       OK |  FAILED  |  SKIPPED )\] ([^ ,]+)")
 
@@ -298,8 +298,7 @@ def read_verdicts(text):
 
 
 def gtest(run, program, group, wrapper=(), wanted=lambda name: True, most_failures=60):
-    """Each test of a program a row, in several processes side by side: most of a test is the host's
-    work."""
+    """Calls that make each test of a program a row, some tests each."""
     listed = run.command([program, "--gtest_list_tests"])
     names = list_tests(listed.out)
     chosen = [name for name in names if not CPU_CASE.search(name) and wanted(name)]
@@ -308,13 +307,17 @@ def gtest(run, program, group, wrapper=(), wanted=lambda name: True, most_failur
     elif not chosen:  # with a GPU there are some
         run.row(group, "the program", "failed" if run.gpu else "skipped",
                 f"of its {len(names)} tests none is for a GPU")
-    processes = max(1, min(run.options.processes, len(chosen) // TESTS_A_PROCESS))
-    side_by_side([functools.partial(run_tests, run, program, group, wrapper, chosen[number::processes],
-                                    most_failures) for number in range(processes)])
+    parts = -(-len(chosen) // TESTS_A_PROCESS)  # neighbours take equally long: each part has all kinds
+    return [functools.partial(run_tests, run, program, group, wrapper, chosen[number::parts], most_failures)
+            for number in range(parts)]
 
 
-def side_by_side(calls):
-    with concurrent.futures.ThreadPoolExecutor(max(1, len(calls))) as pool:
+def side_by_side(run, lists):
+    """Calls of several programs, so many at once as there are to be processes: most of a test is the host's
+    work. In turns, so that each program gets its share of the time; the longest list begins."""
+    lists = sorted(lists, key=len, reverse=True)
+    calls = [call for turn in itertools.zip_longest(*lists) for call in turn if call]
+    with concurrent.futures.ThreadPoolExecutor(run.options.processes) as pool:
         for done in [pool.submit(call) for call in calls]:
             done.result()
 
@@ -324,11 +327,10 @@ def run_tests(run, program, group, wrapper, left, most_failures):
     comes after it in the same one. After so many failures in a row the rest would not tell more."""
     in_a_row = 0
     while left:
-        with run.slots:
-            if not run.has_time(group, f"{len(left)} tests", len(left)):
-                return
-            result = run.command([*wrapper, program, "--gtest_fail_fast",
-                                  f"--gtest_filter={':'.join(left)}"], silence=run.options.patience)
+        if not run.has_time(group, f"{len(left)} tests", len(left)):
+            return
+        result = run.command([*wrapper, program, "--gtest_fail_fast",
+                              f"--gtest_filter={':'.join(left)}"], silence=run.options.patience)
         verdicts = read_verdicts(result.out)
         for name, status, said in verdicts:
             detail = [line for line in said if line.strip() and not line.endswith(": Skipped")]
@@ -344,11 +346,11 @@ def run_tests(run, program, group, wrapper, left, most_failures):
             in_a_row = in_a_row + 1 if status == "failed" else 0
         done = {name for name, _, _ in verdicts}
         left = [name for name in left if name not in done]
-        if not done or (result.code != 0 and not in_a_row and not left and not result.timed_out):
+        if not done or (result.code != 0 and not in_a_row and not left):
             run.gave_up(group, "the program", result.reason())
         if left and (not done or in_a_row >= most_failures):
-            run.row(group, f"{len(left)} tests", "skipped",
-                    f"{in_a_row} tests failed in a row before them", tests=len(left))
+            run.row(group, f"{len(left)} tests", "skipped", f"{in_a_row} tests failed in a row before them"
+                    if done else "the program said nothing", tests=len(left))
             return
 
 
@@ -356,27 +358,30 @@ def unit(run):
     run.gpu = find_gpu(run) if run.gpu is None else run.gpu
     if not run.programs():
         run.row("", "programs", "failed", f"{run.build} has no tests/**/*_gpu: build or pack them")
-    calls = []
+    lists = []
     for program in run.programs():
         if program.name not in MPI_PROGRAMS:
-            calls.append(functools.partial(gtest, run, program, program.name))
+            lists.append(gtest(run, program, program.name))
         for ranks in MPI_PROGRAMS.get(program.name, ()):
-            calls.append(functools.partial(on_ranks, run, program, ranks))
-    side_by_side(calls)
+            lists.append([functools.partial(on_ranks, run, program, ranks)])
+    side_by_side(run, lists)
 
 
 def on_ranks(run, program, ranks):
+    name = f"on {ranks} ranks"
     if not run.gpu:
-        run.row(program.name, f"on {ranks} ranks", "skipped", "no GPU")
+        run.row(program.name, name, "skipped", "no GPU")
         return
-    with run.slots:
-        if not run.has_time(program.name, f"on {ranks} ranks"):
-            return
-        result = run.command(run.mpirun(ranks, "--gtest_color=no", program=program),
-                             silence=run.options.patience)
+    if not run.has_time(program.name, name):
+        return
+    result = run.command(run.mpirun(ranks, "--gtest_color=no", program=program),
+                         silence=run.options.patience)
     said = re.findall(r"\[  (PASSED|SKIPPED|FAILED)  ?\] (\d+) test", result.out)
-    run.judge(program.name, f"on {ranks} ranks", result.code == 0 and bool(said), ", ".join(
-        f"{number} {what.lower()}" for what, number in said) or result.reason())
+    if result.code != 0 or not said:
+        run.gave_up(program.name, name, result.reason())
+    else:
+        run.row(program.name, name, "passed", ", ".join(
+            f"{number} {what.lower()}" for what, number in said))
 
 
 # ---- sanitizer
@@ -399,9 +404,9 @@ def sanitizer(run):
         return
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     program = run.build / "tests" / "ops" / "ops_test_gpu"
-    side_by_side([functools.partial(
-        gtest, run, program, tool, (sanitizer, "--tool", tool, "--error-exitcode", "9",
-                                    "--report-api-errors", "no"), wanted, most_failures=10)
+    side_by_side(run, [
+        gtest(run, program, tool, (sanitizer, "--tool", tool, "--error-exitcode", "9", "--report-api-errors",
+                                   "no"), wanted, most_failures=10)
         for tool, wanted in SANITIZERS.items()])
 
 
@@ -606,7 +611,7 @@ def kernels_of(csv_text):
         for metric in (KERNEL_TIME, *KERNEL_BYTES):
             with contextlib.suppress(ValueError):  # n/a
                 metrics[metric] = float((row.get(metric) or "n/a").replace(",", ""))
-    return [(re.sub(r"^void |convoy::|ops::|<unnamed>::|\(.*", "", name.replace("(anonymous namespace)::", "")),
+    return [(re.sub(r"^void |convoy::|ops::|<unnamed>::|\(anonymous namespace\)::|\([^()]*\)$", "", name),
              metrics[KERNEL_TIME] / 1e9, sum(metrics.get(metric, math.nan) for metric in KERNEL_BYTES))
             for name, metrics in found.values() if KERNEL_TIME in metrics]
 
@@ -734,14 +739,14 @@ def loader(run):
         return
     in_memory, reason = run.json([*bench_step(run, *case), "--no-peak", "--autotune", "--seconds", "2",
                                   "--warmup", "5"], limit=60)
-    capacity, reason_of_capacity = run.json([run.convoy, "bench", "loader", "--data", data, "--no-limit", "--rounds",
-                                             "1", "--seconds", "3", "--set", f"batch_per_worker={batch}", "--json"],
+    job = run.work / "loader.txtpb"
+    job.write_text(LOADER_JOB % (model, batch, precision.upper(), LOADER_STEPS, LOADER_LOG))
+    capacity, reason_of_capacity = run.json([run.convoy, "bench", "loader", "--data", data, "--job", job,
+                                             "--no-limit", "--rounds", "1", "--seconds", "3", "--json"],
                                             limit=60)
     if in_memory is None or capacity is None:
         run.gave_up("", "rates apart", reason or reason_of_capacity)
         return
-    job = run.work / "loader.txtpb"
-    job.write_text(LOADER_JOB % (model, batch, precision.upper(), LOADER_STEPS, LOADER_LOG))
     out = run.work / "loader"
     result = run.command([run.convoy, "train", "--job", job, "--data", data, "--out", out, "--device",
                           "cuda"], limit=120)
@@ -922,8 +927,10 @@ def parse_options(arguments):
 
 def commit_of(build):
     """Of the programs: pack.sh wrote it down; a build tree is taken for the checkout's."""
-    with contextlib.suppress(OSError, KeyError), tarfile.open(build / "packed.tar.xz") as packed:
-        return packed.extractfile("./commit").read().decode().strip()
+    with contextlib.suppress(OSError), tarfile.open(build / "packed.tar.xz") as packed:
+        for file in packed:  # it comes first
+            if file.name.endswith("commit"):
+                return packed.extractfile(file).read().decode().strip()
     done = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True,
                           text=True)
     return done.stdout.strip() or "unknown"

@@ -28,6 +28,7 @@ for name in "${names[@]}"; do
     *Fails) printf 'a.cpp:1: Failure\none is not two\n[  FAILED  ] %s, where (0 ms)\n' "$name" && exit 1 ;;
     *Skips) printf 'a.cpp:1: Skipped\nno such thing\n[  SKIPPED ] %s (0 ms)\n' "$name" ;;
     *Crashes) kill -SEGV $$ ;;
+    *NeverEnds) echo "[       OK ] $name (0 ms)" && never_ends=1 ;;
     *Hangs) sleep 300 ;;
     *)
       [[ -z ${FAKE_RACE:-} ]] || echo "========= Race reported"
@@ -36,6 +37,7 @@ for name in "${names[@]}"; do
   esac
 done
 echo "[==========] ${#names[@]} tests ran."
+[[ -z ${never_ends:-} ]] || sleep 300
 FAKE
 
 # Its digest is that of the number of workers, or where FAKE_LAW=broken of the ranks too.
@@ -179,6 +181,8 @@ expect "crashed" "$(fields 'r["failed"], r["passed"], n["Relu.Crashes"]["status"
 FAKE_TEST=Hangs run 1 --patience 1 unit
 expect "hangs" "$(fields 'n["Relu.Hangs"]["status"], n["Relu.Hangs"]["detail"][:9], r["passed"]')" \
   "('failed', 'cut after', 2)"
+FAKE_TEST=NeverEnds run 1 --patience 1 unit
+expect "never ends" "$(fields 'r["passed"], n["the program"]["status"]')" "(3, 'failed')"
 FAKE_TEST=Hangs run 0 --limit 2 unit
 expect "no time left" "$(fields 'n["Relu.Hangs"]["status"], n["2 tests"]["detail"]')" \
   "('skipped', 'no time left')"

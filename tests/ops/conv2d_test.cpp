@@ -72,23 +72,6 @@ TEST_P(OpTest, Conv2dEqualsReference) {
   for (const OpCase& c : cases()) check_op(device(), type(), c);
 }
 
-// Where the image lies in memory as its convolution would have it.
-TEST_P(OpTest, Conv2dOfTheImageEqualsReference) {
-  for (const bool measured : {false, true})
-    for (OpCase c : cases()) {
-      if (std::get<Conv2d>(c.spec).groups > 1) continue;
-      c.wants_dx = {false};
-      if (measured && c.x[0].c > 3) continue;  // a GPU takes seconds for each
-      const auto device = make_test_device(GetParam().device, 1);
-      device->tune(measured);
-      c.image = true;
-      for (const int64_t slices : {int64_t{1}, c.x[0].n}) {
-        c.slices = slices;
-        check_op(*device, type(), c);
-      }
-    }
-}
-
 // Those of 1x1 that are measured may be matrix products; on the emulated GPU they are.
 TEST_P(OpTest, MeasuredConv2dEqualsReference) {
   if (GetParam().device == "cpu") GTEST_SKIP() << "a CPU measures nothing";
@@ -202,6 +185,41 @@ TEST(Conv2d, FirstLayersDependOnNoThreads) {
   if (cpu_isa() != Isa::kAvx512Bf16 || onednn::instruction_set() != "avx512_core_bf16")
     GTEST_SKIP() << "SKIPPED: not a processor whose bf16 products are AVX-512's";
   for (const OpCase& c : first_layers()) check_threads("cpu", DType::kBfloat16, c);
+}
+
+// Where the image lies in memory as its convolution would have it: the reference's values, and the
+// bits of the convolution that reads the windows as if they were any tensor.
+TEST_P(OpTest, Conv2dOfTheImageIsOneOfItsWindows) {
+  std::vector<OpCase> all = first_layers();
+  for (OpCase& c : cases())
+    if (c.x[0].c <= 8) all.push_back(std::move(c));
+  int as_patches = 0;
+  for (OpCase& c : all) {
+    const auto& conv = std::get<Conv2d>(c.spec);
+    if (!device().wants_patches(conv, c.x[0], type())) continue;
+    ++as_patches;
+    c.wants_dx = {false};
+    c.image = true;
+    const Patches patches = patches_of(conv, c.x[0]);
+    OpCase plain = {
+        .spec = over_patches(conv), .x = {patches.unpadded_shape()}, .wants_dx = {false}};
+    const OpData data = make_data(c, type());
+    std::vector<float> padded(static_cast<size_t>(patches.shape().elements()));
+    gather_patches(patches, data.x[0].data(), padded.data(), sizeof(float));
+    OpData windows = data;
+    windows.x[0].clear();
+    for (size_t i = 0; i < padded.size(); ++i)
+      if (static_cast<int64_t>(i) % patches.shape().c < patches.values())
+        windows.x[0].push_back(padded[i]);
+    for (const int64_t slices : {int64_t{1}, c.x[0].n}) {
+      c.slices = plain.slices = slices;
+      check_op(device(), type(), c);
+      EXPECT_TRUE(run(device(), type(), c, data) == run(device(), type(), plain, windows))
+          << describe(c);
+    }
+  }
+  const bool on_a_gpu = GetParam().device == "cuda" && type() != DType::kFloat32;
+  EXPECT_EQ(as_patches > 15, on_a_gpu) << as_patches;
 }
 
 // Frozen: the gradient goes through, the weights' is not touched and x not read.

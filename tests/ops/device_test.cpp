@@ -151,10 +151,10 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
       EXPECT_EQ(out, first) << threads << " threads";
     }
     // As convolutions would have it.
-    for (const Conv2d& reader :
-         {Conv2d{.kernel = 1}, Conv2d{.kernel = 3, .padding = 1},
-          Conv2d{.kernel = 7, .stride = 2, .padding = 3},
-          Conv2d{.kernel = 2, .stride = 3, .padding = 1}, Conv2d{.kernel = 26, .padding = 13}}) {
+    for (const Conv2d& reader : {Conv2d{.kernel = 1}, Conv2d{.kernel = 3, .padding = 1},
+                                 Conv2d{.kernel = 7, .stride = 2, .padding = 3},
+                                 Conv2d{.kernel = 2, .stride = 3, .padding = 1},
+                                 Conv2d{.kernel = 26, .stride = 7, .padding = 13}}) {
       Device& d = device();
       if (!d.wants_patches(reader, shape, type())) continue;
       ++readers;
@@ -164,7 +164,8 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
     }
   }
   const bool on_a_gpu = GetParam().device == "cuda" && type() != DType::kFloat32;
-  EXPECT_EQ(readers, on_a_gpu ? 5 * 5 : 0);
+  // Of one pixel the largest windows would take too much memory.
+  EXPECT_EQ(readers, on_a_gpu ? 5 * 4 + 4 : 0);
 }
 
 TEST_P(OpTest, ImageInputRefusesPatchesThatAreNotTheImages) {

@@ -204,7 +204,9 @@ std::vector<float> read_logits(Device& device, const Network& net) {
 // Runs on every device there is.
 class NetworkTest : public testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Device> device(int threads = 1) const { return make_test_device(GetParam(), threads); }
+  std::unique_ptr<Device> device(int threads = 1) const {
+    return make_test_device(GetParam(), threads);
+  }
 };
 INSTANTIATE_TEST_SUITE_P(Devices, NetworkTest, testing::ValuesIn(device_names()),
                          [](const auto& each) { return each.param; });
@@ -376,7 +378,7 @@ TEST_P(NetworkTest, SlicesOfTheBatchChangeRoundingAlone) {
   EXPECT_LT(sliced.net.arena_bytes(), whole.net.arena_bytes());
 }
 
-// Whoever reads the image: channels that only some of them could bear are not there.
+// Whoever reads the image: it lies in memory as all of them would have it, or as it is.
 TEST_P(NetworkTest, ReadersOfTheImageAreCloseToFp32In16Bit) {
   const auto graph_with = [](const std::function<void(Graph&)>& add_readers) {
     Graph g{.name = "readers", .image = {.n = 1, .c = 3, .h = 9, .w = 7}, .nodes = {}};
@@ -394,6 +396,10 @@ TEST_P(NetworkTest, ReadersOfTheImageAreCloseToFp32In16Bit) {
       }),
       graph_with([&](Graph& g) {
         g.add("both", Concat{}, {g.add("a", same, {kImage}), g.add("b", grouped, {kImage})});
+      }),
+      graph_with([&](Graph& g) {
+        const Conv2d other = {.out_channels = 8, .kernel = 1};
+        g.add("both", Concat{}, {g.add("a", same, {kImage}), g.add("b", other, {kImage})});
       }),
       graph_with([&](Graph& g) {
         g.add("sum", Add{}, {g.add("conv", same, {kImage}), g.add("bn", BatchNorm{}, {kImage})});

@@ -12,6 +12,7 @@
 #include "ops/core/random.h"
 #include "ops/device.h"
 #include "ops/pass_plan.h"
+#include "ops/patches.h"
 #include "tests/support/reference_ops.h"
 
 namespace convoy::ops {
