@@ -39,9 +39,10 @@ TEST_P(OpTest, BatchNormEqualsReference) {
       for (const Shape& x : shapes()) check_op(device(), type(), batch_norm(spec, x, dy_sources));
 }
 
-// 4,418 rows: more blocks than a GPU adds up at once.
+// 4,418 rows: more blocks than a GPU adds up at once; 28,800: more than it reads at once.
 TEST_P(OpTest, BatchNormOfManyRowsEqualsReference) {
   check_op(device(), type(), batch_norm(kBoth, {2, 128, 47, 47}, 2));
+  check_op(device(), type(), batch_norm(kPlain, {2, 128, 120, 120}));
 }
 
 TEST_P(OpTest, BatchNormInferenceEqualsReference) {
