@@ -922,6 +922,9 @@ def parse_options(arguments):
         if name not in parts:
             print(f'run_all.sh: part "{name}": there are {", ".join(parts)}', file=sys.stderr)
             sys.exit(64)
+    if options.processes < 1:
+        print(f"run_all.sh: --processes {options.processes}: at least 1", file=sys.stderr)
+        sys.exit(64)
     if options.out is None:
         options.out = ROOT / ("docs/results/gpu" if shutil.which("nvidia-smi") else "build/gpu")
     options.parts = [part for name, part in parts.items() if not options.parts or name in options.parts]

@@ -151,6 +151,9 @@ run() {
 run 64 environment nonsense
 check "an unknown part is named" contains printed 'part "nonsense": there are environment, unit'
 
+run 64 --processes 0 unit
+check "no process at all" contains printed "--processes 0: at least 1"
+
 run 0 unit sanitizer laws cpu_gpu bench kernels reduce loader peers
 expect "fed" "$(fields 'n["training from JPEG files"]["detail"]')" \
   "8730 images/s, 0.970 of 9000 in memory; the loader alone 9900 on $(nproc) CPUs"
