@@ -911,7 +911,7 @@ def parse_options(arguments):
     p.add_argument("--out", metavar="DIR", type=pathlib.Path,
                    help="where the result goes (default: docs/results/gpu, without a GPU build/gpu)")
     p.add_argument("--processes", type=int, default=max(1, min(8, (os.cpu_count() or 1) // 2)),
-                   metavar="N", help="of a test program, side by side (default: half the CPUs, at most 8)")
+                   metavar="N", help="test programs that run side by side (default: half the CPUs, at most 8)")
     p.add_argument("--patience", type=float, default=60, metavar="SECONDS",
                    help="a test that prints nothing for so long hangs (default: 60)")
     p.add_argument("--limit", type=float, default=560, help="seconds in all (default: 560)")
