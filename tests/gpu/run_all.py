@@ -79,8 +79,10 @@ class Run:
         self.tuned = {}  # cases of benchmarks whose engines are measured: whether it worked
 
     def row(self, group, name, status, detail="", tests=1):
+        # Of a source's path stays what it is in the repository.
+        detail = re.sub(r"/\S*/(?=tests/\S+:\d+: )", "", " ".join(str(detail).split()))
         self.rows.append({"part": self.part, "group": group, "name": name, "status": status,
-                          "detail": " ".join(str(detail).split())[:600], "tests": tests})
+                          "detail": detail[:600], "tests": tests})
 
     def judge(self, group, name, good, detail=""):
         self.row(group, name, "passed" if good else "failed", detail)

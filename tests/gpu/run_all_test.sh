@@ -25,7 +25,7 @@ done
 for name in "${names[@]}"; do
   echo "[ RUN      ] $name"
   case $name in
-    *Fails) printf 'a.cpp:1: Failure\none is not two\n[  FAILED  ] %s, where (0 ms)\n' "$name" && exit 1 ;;
+    *Fails) printf '/home/x/tests/a.cpp:1: Failure\none is not two\n[  FAILED  ] %s, where (0 ms)\n' "$name" && exit 1 ;;
     *Skips) printf 'a.cpp:1: Skipped\nno such thing\n[  SKIPPED ] %s (0 ms)\n' "$name" ;;
     *Crashes) kill -SEGV $$ ;;
     *NeverEnds) echo "[       OK ] $name (0 ms)" && never_ends=1 ;;
@@ -175,7 +175,7 @@ for text in '| resnet50/fp16/256                     | 9000     | 30.00' '| conv
 done
 
 FAKE_TEST=Fails run 1 unit
-expect "failed" "$(fields 'r["failed"], n["Relu.Fails"]["detail"]')" "(1, 'a.cpp:1: Failure one is not two')"
+expect "failed" "$(fields 'r["failed"], n["Relu.Fails"]["detail"]')" "(1, 'tests/a.cpp:1: Failure one is not two')"
 expect "what comes after it" "$(fields 'r["passed"]')" 2
 FAKE_TEST=Skips run 0 unit
 expect "skipped" "$(fields 'r["skipped"], n["Relu.Skips"]["detail"]')" "(1, 'no such thing')"
