@@ -71,7 +71,7 @@ __device__ void for_rows(int rows, Load load, Use use) {
 template <bool kAligned, typename T>
 __device__ Bits8<T> load_group(const T* p, int n) {
   if constexpr (kAligned) {
-    return *reinterpret_cast<const Bits8<T>*>(p);
+    return read8(p);
   } else {
     Bits8<T> out = {};
     for (int i = 0; i < kWide; ++i)

@@ -188,8 +188,10 @@ std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& s
 void decide(Device& device, const Graph& graph, const NetworkConfig& config) {
   expect_fits(device, config);
   const Graph runs = running_graph(device, fuse(graph), config).graph;
+  // First, as it names the node that does not fit.
+  const std::vector<Shape> shapes = infer_shapes(runs, config.batch);
   const std::vector<OpConfig> ops =
-      op_configs(runs, infer_shapes(runs, config.batch), passes_of(device, runs, config), config,
+      op_configs(runs, shapes, passes_of(device, runs, config), config,
                  image_patches(device, runs, config.batch, config.type).has_value());
   for (size_t i = 0; i < ops.size(); ++i) device.decide(runs.nodes[i].op, ops[i]);
 }

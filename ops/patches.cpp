@@ -2,11 +2,13 @@
 
 #include <cstring>
 
+#include "ops/shape_checks.h"
+
 namespace convoy::ops {
 
 Shape Patches::shape() const {
-  const auto outputs = [&](int64_t size) { return (size + 2 * padding - kernel) / stride + 1; };
-  return {image.n, (values() + 7) / 8 * 8, outputs(image.h), outputs(image.w)};
+  return {image.n, (values() + 7) / 8 * 8, window_outputs(image.h, kernel, stride, padding),
+          window_outputs(image.w, kernel, stride, padding)};
 }
 
 Shape Patches::unpadded_shape() const {

@@ -42,14 +42,10 @@ __device__ inline int place_of(int i, int j, int p, int q, const Geometry& g) {
 // kLanes elements, 8 or 1, as memory holds them; what lies behind the first is not used then.
 template <int kLanes, typename T>
 __device__ Bits8<T> read_lanes(const T* p) {
-  if constexpr (kLanes == kWide) {
-#ifdef CONVOY_EMULATED_GPU
-    emulated_gpu::expect_aligned(p, alignof(Bits8<T>));
-#endif
-    return *reinterpret_cast<const Bits8<T>*>(p);
-  } else {
+  if constexpr (kLanes == kWide)
+    return read8(p);
+  else
     return {{*p}};
-  }
 }
 // kLanes elements, 8 or 1; what lies behind the first is not used then.
 template <int kLanes, typename T>

@@ -107,13 +107,17 @@ struct alignas(sizeof(T) == 1 ? 8 : 16) Bits8 {
   T v[kWide];
 };
 
-// p must be aligned to its bytes, 16 at most; the emulated GPU looks.
+// As memory holds them. p must be aligned to its bytes, 16 at most; the emulated GPU looks.
 template <typename T>
-__device__ Floats8 load8(const T* p) {
+__device__ Bits8<T> read8(const T* p) {
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::expect_aligned(p, alignof(Bits8<T>));
 #endif
-  const Bits8<T> bits = *reinterpret_cast<const Bits8<T>*>(p);
+  return *reinterpret_cast<const Bits8<T>*>(p);
+}
+template <typename T>
+__device__ Floats8 load8(const T* p) {
+  const Bits8<T> bits = read8(p);
   Floats8 out;
   for (int i = 0; i < kWide; ++i) out.v[i] = load(&bits.v[i]);
   return out;
@@ -122,8 +126,7 @@ __device__ Floats8 load8(const T* p) {
 template <typename T>
 __device__ Bits8<T> load_last(const T* p) {
 #ifdef CONVOY_EMULATED_GPU
-  emulated_gpu::expect_aligned(p, alignof(Bits8<T>));
-  return *reinterpret_cast<const Bits8<T>*>(p);
+  return read8(p);
 #else
   static_assert(sizeof(Bits8<T>) % sizeof(uint4) == 0);
   uint4 words[sizeof(Bits8<T>) / sizeof(uint4)];

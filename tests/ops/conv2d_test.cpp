@@ -204,8 +204,7 @@ TEST_P(OpTest, Conv2dOfTheImageIsOneOfItsWindows) {
     OpCase plain = {
         .spec = over_patches(conv), .x = {patches.unpadded_shape()}, .wants_dx = {false}};
     const OpData data = make_data(c, type());
-    std::vector<float> padded(static_cast<size_t>(patches.shape().elements()));
-    gather_patches(patches, data.x[0].data(), padded.data(), sizeof(float));
+    const std::vector<float> padded = gathered(patches, data.x[0]);
     OpData windows = data;
     windows.x[0].clear();
     for (size_t i = 0; i < padded.size(); ++i)

@@ -118,12 +118,6 @@ std::vector<float> normalised(Device& device, const ImageInput& input, DType typ
   return out;
 }
 
-std::vector<float> gathered(const Patches& patches, const std::vector<float>& image) {
-  std::vector<float> out(static_cast<size_t>(patches.shape().elements()));
-  gather_patches(patches, image.data(), out.data(), sizeof(float));
-  return out;
-}
-
 TEST_P(OpTest, ImageInputNormalisesEachPlace) {
   int readers = 0;
   for (const Shape& shape : {Shape{1, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{3, 1, 28, 28},

@@ -252,6 +252,12 @@ std::vector<uint32_t> bits_of(const std::vector<float>& v) {
   return bits;
 }
 
+std::vector<float> gathered(const Patches& patches, const std::vector<float>& image) {
+  std::vector<float> out(static_cast<size_t>(patches.shape().elements()));
+  gather_patches(patches, image.data(), out.data(), sizeof(float));
+  return out;
+}
+
 std::unique_ptr<Device> make_test_device(const std::string& name, int threads) {
   static std::mutex mutex;
   static std::map<std::string, std::string> kept;
@@ -366,8 +372,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     config.patches = true;
     stored[0] = patches_of(*conv, config.x[0]).shape();
     const Patches patches = patches_of(*conv, c.x[0]);
-    inputs[0].resize(static_cast<size_t>(patches.shape().elements()));
-    gather_patches(patches, data.x[0].data(), inputs[0].data(), sizeof(float));
+    inputs[0] = gathered(patches, data.x[0]);
   }
   const BackwardNeeds needs = backward_needs(c.spec);
   const std::unique_ptr<Op> op = device.make(c.spec, config);

@@ -23,6 +23,9 @@ std::vector<std::string> device_names();
 // that takes most of the time of a test.
 std::unique_ptr<Device> make_test_device(const std::string& name, int threads);
 
+// The patches of an image.
+std::vector<float> gathered(const Patches& patches, const std::vector<float>& image);
+
 // A device and the type of the activations: what every OpTest runs on.
 struct Target {
   std::string device;
