@@ -104,14 +104,6 @@ struct Vectors {
   double* sums;                          // [2, c] of the slices so far
 };
 
-// As it is when it has been stored.
-template <typename T>
-__device__ float rounded(float value) {
-  T stored;
-  store(&stored, value);
-  return load(&stored);
-}
-
 // ---- Sums per channel.
 
 // Two of each channel of a thread's group.

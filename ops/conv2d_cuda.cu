@@ -10,7 +10,7 @@
 #include "ops/core/cuda_kernel.h"
 #include "ops/core/log.h"
 #include "ops/cuda_device.h"
-#include "ops/patches.h"
+#include "ops/few_channels_cuda.h"
 #include "ops/tiles_cuda.h"
 
 namespace convoy::ops {
@@ -170,34 +170,26 @@ class Conv2dCuda final : public Op {
  public:
   Conv2dCuda(CudaDevice& device, const Conv2d& spec, const OpConfig& c)
       : device_(device),
-        spec_(c.patches ? over_patches(spec) : spec),
+        spec_(spec),
         plans_(device.plan(spec, c)),
-        type_(c.type),
-        x_(c.patches ? patches_of(spec, c.x[0]).unpadded_shape() : c.x[0]),
+        x_(c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
-        x_is_padded_(c.patches),
-        weights_(y_.c * (padded_x_.c / spec.groups) * area()),
-        packed_(allocate_device(static_cast<size_t>(weights_) * sizeof(T))),
-        bias_(allocate_device(static_cast<size_t>(y_.c) * sizeof(float))) {
-    if (plans_.forward_in_fp32)
-      packed32_ = allocate_device(static_cast<size_t>(weights_) * sizeof(float));
-    if (spec_.batch_norm) scale_ = allocate_device(static_cast<size_t>(y_.c) * sizeof(double));
+        weights_(device, spec, c, padded_x_.c / spec.groups, plans_.forward_in_fp32) {
     // Slices begin anywhere; cuDNN wants its tensors aligned.
     const bool copies = c.batch > c.y.n;
     const bool in_fp32 = plans_.forward_in_fp32 || plans_.weights_in_fp32;
     const auto bytes = [](const Shape& s, size_t size) {
       return static_cast<size_t>(s.elements()) * size;
     };
-    x_copy_ = reserve(in_fp32              ? bytes(padded_x_, sizeof(float))
-                      : copies || pads_x() ? bytes(padded_x_, sizeof(T))
-                                           : 0);
+    x_copy_ = reserve(in_fp32                 ? bytes(padded_x_, sizeof(float))
+                      : copies || is_padded() ? bytes(padded_x_, sizeof(T))
+                                              : 0);
     y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
-    if (is_trained()) gradient_ = reserve(static_cast<size_t>(weights_) * sizeof(float));
-    if (is_trained() && spec_.bias)
-      bias_sums_ = reserve(static_cast<size_t>(chunks() * y_.c) * sizeof(float));
+    if (is_trained()) gradient_ = reserve(static_cast<size_t>(weights_.elements()) * sizeof(float));
+    if (is_trained() && spec_.bias) bias_sums_ = reserve(bias_gradient_floats(y_) * sizeof(float));
     // The last that gradients need: what is aside needs no more.
     const auto workspace = [](const auto& plan, const cublas::Product& product) {
       return plan ? plan->workspace_bytes() : product.workspace_bytes();
@@ -211,39 +203,19 @@ class Conv2dCuda final : public Op {
     residual_ = reserve(has_residual() && !plans_.finish ? bytes(y_, sizeof(T)) : 0);
   }
 
-  void prepare(const NodeMemory& m) override {
-    const bool folded = spec_.batch_norm.has_value();
-    const float* weights = m.parameters[folded ? 2 : 0];
-    const float* bias = spec_.bias ? m.parameters[folded ? 3 : 1] : nullptr;
-    const cudaStream_t stream = device_.stream();
-    if (folded)
-      launch(&fold_kernel, blocks_for(y_.c), kThreads, stream, scale(), this->bias(),
-             m.parameters[0], m.parameters[1], m.running, bias, spec_.batch_norm->epsilon, y_.c);
-    else if (bias)
-      check(cudaMemcpyAsync(bias_.get(), bias, static_cast<size_t>(y_.c) * sizeof(float),
-                            cudaMemcpyDeviceToDevice, stream));
-    device_.pack({.type = type_,
-                  .packed = packed_.get(),
-                  .packed32 = static_cast<float*>(packed32_.get()),
-                  .oihw = weights,
-                  .scale = scale(),
-                  .filters = y_.c,
-                  .channels = x_.c / spec_.groups,
-                  .stored = padded_x_.c / spec_.groups,
-                  .area = area()});
-  }
+  void prepare(const NodeMemory& m) override { weights_.prepare(m); }
 
   void forward(const NodeMemory& m, const StepInfo&) override {
     const Site site = {m.scratch, device_.stream()};
     const bool relu = spec_.batch_norm && spec_.batch_norm->relu;
     cudnn::Arguments a = {.x = image(m, plans_.forward_in_fp32, site),
-                          .w = plans_.forward_in_fp32 ? packed32_.get() : packed_.get(),
+                          .w = plans_.forward_in_fp32 ? weights_.packed32() : weights_.packed(),
                           .workspace = site.at(workspace_)};
     if (plans_.finish) {
       auto* sums = static_cast<float*>(site.at(y_copy_));
       a.y = sums;
       plans_.forward->run(a, site.stream);
-      const float* bias = has_bias() ? this->bias() : nullptr;
+      const float* bias = weights_.bias();
       const T* residual = has_residual() ? static_cast<const T*>(m.x[1]) : nullptr;
       auto* y = static_cast<T*>(m.y);
       const int64_t n = y_.elements();
@@ -255,7 +227,7 @@ class Conv2dCuda final : public Op {
                relu, n, y_.c);
       return;
     }
-    if (has_bias()) a.bias = bias();
+    a.bias = weights_.bias();
     if (has_residual()) {  // y is written over it, which nobody promises to work in one kernel
       a.residual = site.at(residual_);
       copy(site.at(residual_), m.x[1], y_.elements(), site);
@@ -313,10 +285,10 @@ class Conv2dCuda final : public Op {
     void* workspace = site.at(workspace_);
     const auto run = [&](void* dx) {
       if (plans_.data_product)
-        plans_.data_product.run(dx, dy, packed_.get(), false, workspace, site.stream);
+        plans_.data_product.run(dx, dy, weights_.packed(), false, workspace, site.stream);
       else
-        plans_.backward_data->run({.x = dx, .w = packed_.get(), .y = dy, .workspace = workspace},
-                                  site.stream);
+        plans_.backward_data->run(
+            {.x = dx, .w = weights_.packed(), .y = dy, .workspace = workspace}, site.stream);
     };
     if (!is_padded()) return run_to(m.dx[0], x_.elements(), x_copy_, site, run);
     run(site.at(x_copy_));
@@ -342,14 +314,9 @@ class Conv2dCuda final : public Op {
              static_cast<const float*>(dw), m.slice.first, channels, padded_x_.c / spec_.groups,
              static_cast<int>(area()), static_cast<int>(filter_tile_channels(channels, area())));
     }
-    if (spec_.bias) {
-      auto* sums = static_cast<float*>(site.at(bias_sums_));
-      const int64_t wide = (y_.c + kThreads - 1) / kThreads;
-      launch(&bias_chunk_kernel<T>, chunks() * wide, kThreads, site.stream, sums,
-             static_cast<const T*>(m.dy[0]), y_.rows(), y_.c);
-      launch(&bias_sum_kernel, blocks_for(y_.c), kThreads, site.stream, m.gradients[1],
-             static_cast<const float*>(sums), m.slice.first, chunks(), y_.c);
-    }
+    if (spec_.bias)
+      add_bias_gradient(m.gradients[1], static_cast<float*>(site.at(bias_sums_)),
+                        static_cast<const T*>(m.dy[0]), y_, m.slice.first, site.stream);
   }
 
   // A part of the scratch memory: where it begins.
@@ -360,22 +327,17 @@ class Conv2dCuda final : public Op {
   }
 
   bool is_trained() const { return plans_.backward_weights || plans_.weights_product; }
-  bool has_bias() const { return spec_.bias || spec_.batch_norm; }
   bool has_residual() const { return spec_.batch_norm && spec_.batch_norm->residual; }
   int64_t area() const { return spec_.kernel * spec_.kernel; }
-  int64_t chunks() const { return (y_.rows() + kChunkRows - 1) / kChunkRows; }
-  float* bias() const { return static_cast<float*>(bias_.get()); }
-  double* scale() const { return static_cast<double*>(scale_.get()); }
 
   static void copy(void* to, const void* from, int64_t n, const Site& site) {
     check(cudaMemcpyAsync(to, from, static_cast<size_t>(n) * sizeof(T), cudaMemcpyDeviceToDevice,
                           site.stream));
   }
   bool is_padded() const { return padded_x_.c != x_.c; }
-  bool pads_x() const { return is_padded() && !x_is_padded_; }
   // x as a plan reads it.
   const void* image(const NodeMemory& m, bool in_fp32, const Site& site) const {
-    if (!pads_x()) return input(m.x[0], padded_x_.elements(), in_fp32, x_copy_, site);
+    if (!is_padded()) return input(m.x[0], padded_x_.elements(), in_fp32, x_copy_, site);
     void* out = site.at(x_copy_);
     const auto pad = [&]<typename To>(To* to) {
       const int64_t n = padded_x_.elements() / kWide;
@@ -411,26 +373,73 @@ class Conv2dCuda final : public Op {
   CudaDevice& device_;
   Conv2d spec_;
   Conv2dPlans plans_;
-  DType type_;
   Shape x_, y_, padded_x_;
-  bool x_is_padded_;                // already, in memory
-  int64_t weights_;                 // packed, with what is padded
-  DeviceBuffer packed_, packed32_;  // [K,R,S,C/G]
-  DeviceBuffer bias_, scale_;       // [K]: fp32, and of a folded batch norm in double
+  PackedWeights weights_;
   size_t scratch_bytes_ = 0, aside_bytes_ = 0;
   size_t x_copy_, y_copy_, gradient_ = 0, bias_sums_ = 0, workspace_, residual_;
 };
 
 }  // namespace
 
+PackedWeights::PackedWeights(CudaDevice& device, const Conv2d& spec, const OpConfig& config,
+                             int64_t stored, bool also_fp32)
+    : device_(device),
+      spec_(spec),
+      type_(config.type),
+      filters_(config.y.c),
+      channels_(config.x[0].c / spec.groups),
+      stored_(stored),
+      packed_(allocate_device(static_cast<size_t>(elements()) * size_of(type_))) {
+  const auto filters = static_cast<size_t>(filters_);
+  if (also_fp32) packed32_ = allocate_device(static_cast<size_t>(elements()) * sizeof(float));
+  if (spec.bias || spec.batch_norm) bias_ = allocate_device(filters * sizeof(float));
+  if (spec.batch_norm) scale_ = allocate_device(filters * sizeof(double));
+}
+
+void PackedWeights::prepare(const NodeMemory& m) {
+  const bool folded = spec_.batch_norm.has_value();
+  const float* bias = spec_.bias ? m.parameters[folded ? 3 : 1] : nullptr;
+  auto* scale = static_cast<double*>(scale_.get());
+  if (folded)
+    launch(&fold_kernel, blocks_for(filters_), kThreads, device_.stream(), scale,
+           static_cast<float*>(bias_.get()), m.parameters[0], m.parameters[1], m.running, bias,
+           spec_.batch_norm->epsilon, filters_);
+  else if (bias)
+    check(cudaMemcpyAsync(bias_.get(), bias, static_cast<size_t>(filters_) * sizeof(float),
+                          cudaMemcpyDeviceToDevice, device_.stream()));
+  device_.pack({.type = type_,
+                .packed = packed_.get(),
+                .packed32 = static_cast<float*>(packed32_.get()),
+                .oihw = m.parameters[folded ? 2 : 0],
+                .scale = scale,
+                .filters = filters_,
+                .channels = channels_,
+                .stored = stored_,
+                .area = spec_.kernel * spec_.kernel});
+}
+
+size_t bias_gradient_floats(const Shape& y) {
+  return static_cast<size_t>((y.rows() + kChunkRows - 1) / kChunkRows * y.c);
+}
+
+template <typename T>
+void add_bias_gradient(float* gradient, float* sums, const T* dy, const Shape& y, bool first,
+                       cudaStream_t stream) {
+  const int64_t chunks = (y.rows() + kChunkRows - 1) / kChunkRows;
+  const int64_t wide = (y.c + kThreads - 1) / kThreads;
+  launch(&bias_chunk_kernel<T>, chunks * wide, kThreads, stream, sums, dy, y.rows(), y.c);
+  launch(&bias_sum_kernel, blocks_for(y.c), kThreads, stream, gradient, sums, first, chunks, y.c);
+}
+template void add_bias_gradient(float*, float*, const float*, const Shape&, bool, cudaStream_t);
+template void add_bias_gradient(float*, float*, const Bfloat16*, const Shape&, bool, cudaStream_t);
+template void add_bias_gradient(float*, float*, const Float16*, const Shape&, bool, cudaStream_t);
+
 Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const Conv2d& spec,
                         const OpConfig& c) {
   using cudnn::Pass;
   const bool narrow = c.type != DType::kFloat32;
-  if (c.patches && c.wants_dx[0])
-    fail(ExitCode::kFault, "node \"{}\": patches of an image have no gradient", c.name);
-  const Conv2d s = c.patches ? over_patches(spec) : spec;
-  const Shape x = c.patches ? patches_of(spec, c.x[0]).unpadded_shape() : c.x[0];
+  const Conv2d& s = spec;
+  const Shape& x = c.x[0];
   Conv2dPlans plans;
   plans.channels = s.groups == 1 ? stored_channels(x.c, c.type) : x.c;
   cudnn::Convolution plain = {.x = {x.n, plans.channels, x.h, x.w},
@@ -537,6 +546,7 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
 }
 
 std::unique_ptr<Op> make_op(CudaDevice& device, const Conv2d& spec, const OpConfig& config) {
+  if (config.four_channels) return make_few_channels_op(device, spec, config);
   return with_cuda_type(config.type, [&]<typename T>(T*) -> std::unique_ptr<Op> {
     return std::make_unique<Conv2dCuda<T>>(device, spec, config);
   });

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "ops/conv2d.h"
+#include "ops/core/cuda_handle.h"
 #include "ops/cublas.h"
 #include "ops/cudnn.h"
 
@@ -34,9 +35,7 @@ struct Conv2dPlans {
   // In place of both in fp16, where it was measured to be faster than them and a pass for the sums:
   // y and NodeMemory::sums.
   std::shared_ptr<const cudnn::Plan> forward_with_sums;
-  // Of x, as the plans see it: padded, without groups; of patches (OpConfig::patches), whose plans
-  // are those of a 1x1 convolution, C R S.
-  int64_t channels = 0;
+  int64_t channels = 0;  // of x, as the plans see it: padded, without groups
   // Where cuDNN cannot do a pass as it should be in 16 bit, it is computed in fp32 from tensors
   // that are converted: their values are exact in TF32, too, so tensor cores lose nothing.
   bool forward_in_fp32 = false, weights_in_fp32 = false;
@@ -48,5 +47,35 @@ struct Conv2dPlans {
 // plan.
 Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const Conv2d& spec,
                         const OpConfig& config);
+
+// What an op of a convolution takes from its parameters.
+class PackedWeights {
+ public:
+  // stored: channels of a filter in memory. also_fp32: packed32() is wanted, too.
+  PackedWeights(CudaDevice& device, const Conv2d& spec, const OpConfig& config, int64_t stored,
+                bool also_fp32 = false);
+
+  // Enqueues it; the weights are there when CudaDevice::prepared() has been called, too.
+  void prepare(const NodeMemory& m);
+  int64_t elements() const { return filters_ * spec_.kernel * spec_.kernel * stored_; }
+  const void* packed() const { return packed_.get(); }  // [K,R,S,stored], a folded batch norm in it
+  const void* packed32() const { return packed32_.get(); }  // the same values
+  // [K], of a bias or a folded batch norm; null: there is neither.
+  const float* bias() const { return static_cast<const float*>(bias_.get()); }
+
+ private:
+  CudaDevice& device_;
+  Conv2d spec_;
+  DType type_;
+  int64_t filters_, channels_, stored_;
+  cuda::DeviceBuffer packed_, packed32_, bias_, scale_;  // scale: [K], in double
+};
+
+// Adds the gradient of a bias, the sum of the rows of dy in a fixed order; to zero where `first`.
+// sums: bias_gradient_floats() of scratch memory.
+size_t bias_gradient_floats(const Shape& y);
+template <typename T>
+void add_bias_gradient(float* gradient, float* sums, const T* dy, const Shape& y, bool first,
+                       cudaStream_t stream);
 
 }  // namespace convoy::ops

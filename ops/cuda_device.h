@@ -70,7 +70,7 @@ class CudaDevice final : public Device {
   void keep_kernels(const KernelStore& store) override;
   void decide(const OpSpec& spec, const OpConfig& config) override;
   std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) override;
-  bool wants_patches(const Conv2d& reader, const Shape& image, DType type) const override;
+  bool wants_four_channels(const Conv2d& reader, const Shape& image, DType type) const override;
   void loss(const SoftmaxCrossEntropy& spec, void* dlogits, DType dtype, const void* logits,
             DType type, const int32_t* labels, LossResult* result, float* head) override;
   void inputs_read() override;

@@ -93,9 +93,9 @@ class Device {
 
   // The pieces around a graph, which are not nodes of it.
   virtual std::unique_ptr<ImageInputOp> make_input(const ImageInput& spec, DType type) = 0;
-  // Whether a convolution of this image would have it as patches (ops/patches.h).
-  virtual bool wants_patches(const Conv2d& /*reader*/, const Shape& /*image*/,
-                             DType /*type*/) const {
+  // Whether a convolution of this image would have it with kFourChannels (ops/image_input.h).
+  virtual bool wants_four_channels(const Conv2d& /*reader*/, const Shape& /*image*/,
+                                   DType /*type*/) const {
     return false;
   }
   // labels lie in host memory and stay as they are until inputs_read(). result and head, on the

@@ -98,9 +98,8 @@ std::unique_ptr<Op> CpuDevice::make(const OpSpec& spec, const OpConfig& config) 
 }
 
 std::unique_ptr<ImageInputOp> CpuDevice::make_input(const ImageInput& spec, DType type) {
-  if (spec.patches)
-    fail(ExitCode::kFault, "images {} cannot be stored as patches {}", to_string(spec.shape),
-         to_string(spec.patches->shape()));
+  if (spec.four_channels)
+    fail(ExitCode::kFault, "images {} cannot have four channels here", to_string(spec.shape));
   return std::make_unique<ImageInputCpu>(threads_, spec, type);
 }
 

@@ -146,7 +146,8 @@ void CudaDevice::keep_kernels(const KernelStore& store) {
 void CudaDevice::decide(const OpSpec& spec, const OpConfig& config) {
   use();
   naming(config.name, [&] {
-    if (const auto* conv = std::get_if<Conv2d>(&spec)) plan(*conv, config);
+    const auto* conv = std::get_if<Conv2d>(&spec);
+    if (conv && !config.four_channels) plan(*conv, config);
     if (const auto* linear = std::get_if<Linear>(&spec))
       plan_linear(cublas_handle(), *decisions_, *linear, config);
   });

@@ -4,21 +4,25 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "ops/batch_mix.h"
 #include "ops/core/tensor.h"
-#include "ops/patches.h"
 
 namespace convoy::ops {
 
 struct ImageInput {
-  Shape shape;                          // of the batch, NHWC
-  std::vector<float> mean;              // [H * W * C], in units of 0..255
-  std::vector<float> inv_std;           // [H * W * C], 1 / (units of 0..255)
-  std::optional<Patches> patches = {};  // as which x lies in memory (Device::wants_patches)
+  Shape shape;                 // of the batch, NHWC
+  std::vector<float> mean;     // [H * W * C], in units of 0..255
+  std::vector<float> inv_std;  // [H * W * C], 1 / (units of 0..255)
+  bool four_channels = false;  // of x in memory (Device::wants_four_channels)
 };
+
+// Of an image in memory where its convolution would have it so: zeros behind those that it has.
+inline constexpr int64_t kFourChannels = 4;
+Shape with_four_channels(Shape image);
+// An image of that shape from one of shape `image`, on the host; elements of so many bytes.
+void pad_to_four_channels(const Shape& image, const void* x, void* out, size_t element_bytes);
 
 // On a device, for one element type; made by Device::make_input.
 class ImageInputOp {

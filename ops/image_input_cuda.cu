@@ -1,14 +1,13 @@
 // Image input on CUDA: one copy from the host, on the stream for it, and one kernel. There are two
 // buffers for pixels, so that a copy goes on while the kernel before it has not even begun. Moves a
-// byte in for each channel of a pixel (of patches, kernel / stride times from the cache) and an
+// byte in for each channel of a pixel and an
 // element out for each that x has; the means and deviations, 8 bytes per place, are read once for
 // kImages images and stay in the cache.
-#include <algorithm>
-#include <optional>
 #include <type_traits>
 
 #include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
+#include "ops/few_channels_cuda.h"
 #include "ops/image_input.h"
 
 namespace convoy::ops {
@@ -64,136 +63,41 @@ __global__ void mix_kernel(T* x, const uint8_t* pixels, const float* mean, const
   });
 }
 
-// ---- Patches. A block makes those of some columns of one row of windows, of kImages images one
-// after the other: it normalises the pixels that they cover into shared memory, and writes each
-// window from there. So a pixel is read about kernel / stride times, and x is written once. The
-// pixels of the next image are on their way while windows are written.
-
-constexpr int kPatchTile = 2048;                // values of pixels that a block holds
-constexpr int kPlaces = kPatchTile / kThreads;  // of them, that a thread brings
-constexpr int kBeside = 4;                      // windows whose values a warp takes side by side
-
-struct PatchGeometry {
-  int c, h, w;  // of an image
-  int kernel, stride, padding;
-  int rows, columns;  // of windows
-  int width, tiles;   // columns of a block, blocks of a row
-  int vectors;        // of eight values, of a window
-
-  __device__ int pixels() const { return (width - 1) * stride + kernel; }  // of a row, of a block
-};
-
-// What a thread writes: one vector of every so many-th window.
-struct PatchShare {
-  int vector, window, step;
-
-  __device__ PatchShare(int thread, int vectors) {
-    const int beside = kBeside * vectors <= kThreads ? kBeside : 1, group = beside * vectors;
-    const int groups = kThreads / group, of_group = thread % group;
-    vector = of_group / beside;
-    step = groups * beside;
-    window = thread < groups * group ? thread / group * beside + of_group % beside : 1 << 30;
-  }
-};
-
+// With kFourChannels, eight bytes a pixel; a thread takes one place of kImages images.
 template <typename T, bool kMixed>
-__global__ void patches_kernel(T* x, const uint8_t* pixels, const float* mean, const float* inv_std,
-                               int64_t n, PatchGeometry g, BatchMix mix) {
-  __shared__ T values[2 * kPatchTile];  // [R, pixels, C], and zeros for what is behind a window
-  const auto thread = static_cast<int>(threadIdx.x);
-  const int64_t line = blockIdx.x / g.tiles, group = line / g.rows;
-  const int row = static_cast<int>(line - group * g.rows);
-  const int first = static_cast<int>(blockIdx.x % g.tiles) * g.width;
-  const int row_values = g.pixels() * g.c, area = g.kernel * g.kernel;
-  for (int i = thread; i < row_values; i += kThreads) store(values + kPatchTile + i, 0.0f);
-
-  // Where the values come from that this thread brings; -1: outside the image.
-  int from[kPlaces];
-  float m[kPlaces], s[kPlaces];
-  unsigned in_box = 0;
-  for (int i = 0; i < kPlaces; ++i) {
-    const int at = thread + i * kThreads, r = at / row_values;
-    const int column = (at - r * row_values) / g.c, c = at - r * row_values - column * g.c;
-    const int image_row = row * g.stride - g.padding + r;
-    const int image_column = first * g.stride - g.padding + column;
-    const bool inside = r < g.kernel && image_row >= 0 && image_row < g.h && image_column >= 0 &&
-                        image_column < g.w;
-    from[i] = inside ? (image_row * g.w + image_column) * g.c + c : -1;
-    m[i] = inside ? mean[from[i]] : 0.0f;
-    s[i] = inside ? inv_std[from[i]] : 0.0f;
-    const bool is_mixed = kMixed && inside && image_row >= mix.top && image_row < mix.bottom &&
-                          image_column >= mix.left && image_column < mix.right;
-    in_box |= static_cast<unsigned>(is_mixed) << i;
-  }
-  const int64_t plane = static_cast<int64_t>(g.h) * g.w * g.c;
-  uint8_t own[kPlaces], other[kPlaces] = {};
-  const auto bring = [&](int64_t image) {
-    const uint8_t* at = pixels + image * plane;
-    for (int i = 0; i < kPlaces; ++i) own[i] = from[i] >= 0 ? at[from[i]] : uint8_t{0};
-    if (!kMixed || in_box == 0) return;
-    at = pixels + (image > 0 ? image - 1 : n - 1) * plane;
-    for (int i = 0; i < kPlaces; ++i) other[i] = in_box >> i & 1u ? at[from[i]] : uint8_t{0};
-  };
-
-  const PatchShare share(thread, g.vectors);
-  int at[kWide];  // in `values`, of the first window
-  for (int i = 0; i < kWide; ++i) {
-    const int k = share.vector * kWide + i, c = k / area, r = (k - c * area) / g.kernel;
-    at[i] = c < g.c ? (r * g.pixels() + k - c * area - r * g.kernel) * g.c + c : kPatchTile;
-  }
-  const int windows = g.columns - first < g.width ? g.columns - first : g.width;
-  const int64_t begin = group * kImages, end = begin + kImages < n ? begin + kImages : n;
-  bring(begin);
-  for (int64_t image = begin; image < end; ++image) {
-    __syncthreads();  // those before have been read
-    for (int i = 0; i < kPlaces; ++i) {
-      float v = (static_cast<float>(own[i]) - m[i]) * s[i];
-      if (kMixed && (in_box >> i & 1u))
-        v = mixed(v, (static_cast<float>(other[i]) - m[i]) * s[i], mix);
-      store(values + thread + i * kThreads, v);
+__global__ void four_channels_kernel(T* x, const uint8_t* pixels, const float* mean,
+                                     const float* inv_std, Shape shape, BatchMix mix) {
+  const int64_t plane = shape.h * shape.w, groups = (shape.n + kImages - 1) / kImages;
+  const auto channels = static_cast<int>(shape.c);
+  for_each(groups * plane, [=](int64_t i) {
+    const int64_t first = i / plane * kImages, place = i % plane;
+    const int64_t row = place / shape.w, column = place % shape.w;
+    const bool in_box =
+        kMixed && row >= mix.top && row < mix.bottom && column >= mix.left && column < mix.right;
+    float m[kFourChannels], s[kFourChannels];
+    uint8_t own[kImages][kFourChannels];
+    for (int c = 0; c < kFourChannels; ++c) {
+      m[c] = c < channels ? mean[place * channels + c] : 0.0f;
+      s[c] = c < channels ? inv_std[place * channels + c] : 0.0f;
+      for (int k = 0; k < kImages; ++k)
+        own[k][c] = c < channels && first + k < shape.n
+                        ? pixels[((first + k) * plane + place) * channels + c]
+                        : uint8_t{0};
     }
-    __syncthreads();
-    if (image + 1 < end) bring(image + 1);
-    T* const out = x + (((image * g.rows + row) * g.columns + first) * g.vectors + share.vector) *
-                           int64_t{kWide};
-    for (int window = share.window; window < windows; window += share.step) {
-      const T* in = values + window * g.stride * g.c;
-      uint32_t words[kWide / 2];
-      for (int k = 0; k < kWide / 2; ++k)
-        words[k] = in[at[2 * k]].bits | static_cast<uint32_t>(in[at[2 * k + 1]].bits) << 16;
-      store16(out + static_cast<int64_t>(window) * g.vectors * kWide,
-              uint4{words[0], words[1], words[2], words[3]});
+    for (int k = 0; k < kImages && first + k < shape.n; ++k) {
+      const int64_t image = first + k, before = image > 0 ? image - 1 : shape.n - 1;
+      T values[kFourChannels];
+      for (int c = 0; c < kFourChannels; ++c) {
+        float v = (static_cast<float>(own[k][c]) - m[c]) * s[c];
+        if (kMixed && in_box && c < channels)
+          v = mixed(v, (load(pixels + (before * plane + place) * channels + c) - m[c]) * s[c], mix);
+        store(&values[c], c < channels ? v : 0.0f);
+      }
+      *reinterpret_cast<uint2*>(x + (image * plane + place) * kFourChannels) =
+          uint2{values[0].bits | static_cast<uint32_t>(values[1].bits) << 16,
+                values[2].bits | static_cast<uint32_t>(values[3].bits) << 16};
     }
-  }
-}
-
-// More channels fill tensor cores as they are; and windows may be so many that they take much more
-// memory than pixels of eight channels, or more elements than libraries count.
-bool fit(const Patches& patches) {
-  constexpr int64_t kMostTimes = 16, kMostElements = int64_t{1} << 31;
-  const Shape image = patches.image, shape = patches.shape();
-  return image.c <= kWide && patches.values() <= kPatchTile && shape.elements() < kMostElements &&
-         shape.elements() <= kMostTimes * image.rows() * kWide;
-}
-
-// The geometry of a block that takes as many windows as fit, about as many in all blocks of a row.
-PatchGeometry geometry_of(const Patches& patches) {
-  const Shape& image = patches.image;
-  const int64_t columns = patches.shape().w;
-  const int64_t pixels = kPatchTile / (patches.kernel * image.c);  // of a row, that fit
-  const int64_t most = std::min(columns, (pixels - patches.kernel) / patches.stride + 1);
-  const int64_t tiles = (columns + most - 1) / most;
-  return {.c = static_cast<int>(image.c),
-          .h = static_cast<int>(image.h),
-          .w = static_cast<int>(image.w),
-          .kernel = static_cast<int>(patches.kernel),
-          .stride = static_cast<int>(patches.stride),
-          .padding = static_cast<int>(patches.padding),
-          .rows = static_cast<int>(patches.shape().h),
-          .columns = static_cast<int>(columns),
-          .width = static_cast<int>((columns + tiles - 1) / tiles),
-          .tiles = static_cast<int>(tiles),
-          .vectors = static_cast<int>(patches.shape().c / kWide)};
+  });
 }
 
 template <typename T>
@@ -203,13 +107,12 @@ class ImageInputCuda final : public ImageInputOp {
       : device_(device),
         shape_(spec.shape),
         n_(spec.shape.n),
-        patches_(spec.patches),
+        four_channels_(spec.four_channels),
         plane_(static_cast<int64_t>(spec.mean.size())),
         mean_(to_device(spec.mean)),
         inv_std_(to_device(spec.inv_std)) {
-    if (patches_ && (patches_->image != shape_ || std::is_same_v<T, float> || !fit(*patches_)))
-      fail(ExitCode::kFault, "images {} cannot be stored as patches {}", to_string(shape_),
-           to_string(patches_->shape()));
+    if (four_channels_ && (shape_.c > kFourChannels || std::is_same_v<T, float>))
+      fail(ExitCode::kFault, "images {} cannot have four channels here", to_string(shape_));
     for (Pixels& pixels : pixels_)
       pixels = {allocate_device(static_cast<size_t>(spec.shape.elements())), make_event(),
                 make_event()};
@@ -235,11 +138,10 @@ class ImageInputCuda final : public ImageInputOp {
     wait(device_.stream(), buffer.here);
     const int64_t groups = (n_ + kImages - 1) / kImages;
     if constexpr (!std::is_same_v<T, float>)
-      if (patches_) {
-        const PatchGeometry g = geometry_of(*patches_);
-        launch(mix.is_on() ? &patches_kernel<T, true> : &patches_kernel<T, false>,
-               groups * g.rows * g.tiles, kThreads, device_.stream(), x, copy, mean, inv_std, n_, g,
-               mix);
+      if (four_channels_) {
+        launch(mix.is_on() ? &four_channels_kernel<T, true> : &four_channels_kernel<T, false>,
+               blocks_for(groups * shape_.h * shape_.w), kThreads, device_.stream(), x, copy, mean,
+               inv_std, shape_, mix);
         record(buffer.read, device_.stream());
         return;
       }
@@ -266,7 +168,7 @@ class ImageInputCuda final : public ImageInputOp {
   CudaDevice& device_;
   Shape shape_;
   int64_t n_;
-  std::optional<Patches> patches_;
+  bool four_channels_;
   int64_t plane_;
   DeviceBuffer mean_, inv_std_;
   struct Pixels {
@@ -280,8 +182,8 @@ class ImageInputCuda final : public ImageInputOp {
 
 }  // namespace
 
-bool CudaDevice::wants_patches(const Conv2d& reader, const Shape& image, DType type) const {
-  return type != DType::kFloat32 && reader.groups == 1 && fit(patches_of(reader, image));
+bool CudaDevice::wants_four_channels(const Conv2d& reader, const Shape& image, DType type) const {
+  return few_channels_wins(reader, image, type);
 }
 
 std::unique_ptr<ImageInputOp> CudaDevice::make_input(const ImageInput& spec, DType type) {

@@ -122,21 +122,18 @@ RunningGraph running_graph(const Device& device, const Graph& fused, const Netwo
   return {fused, std::move(node_of)};
 }
 
-// As which the image lies in memory, where all who read it would have it so.
-std::optional<Patches> image_patches(const Device& device, const Graph& graph, int64_t batch,
-                                     DType type) {
+// Whether the image has four channels in memory: where all who read it would have it so.
+bool wants_four_channels(const Device& device, const Graph& graph, int64_t batch, DType type) {
   Shape image = graph.image;
   image.n = batch;
-  std::optional<Patches> found;
+  bool any = false;
   for (const Node& node : graph.nodes) {
     if (std::ranges::count(node.inputs, kImage) == 0) continue;
     const auto* conv = std::get_if<Conv2d>(&node.op);
-    if (!conv || !device.wants_patches(*conv, image, type)) return {};
-    const Patches wanted = patches_of(*conv, image);
-    if (found && *found != wanted) return {};
-    found = wanted;
+    if (!conv || !device.wants_four_channels(*conv, image, type)) return false;
+    any = true;
   }
-  return found;
+  return any;
 }
 
 PassPlan passes_of(const Device& device, const Graph& graph, const NetworkConfig& config) {
@@ -155,7 +152,7 @@ bool gives_sums_of_a_batch(const Graph& graph, size_t node, const PassPlan& pass
 // What each node of a graph as it runs is made for.
 std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& shapes,
                                  const PassPlan& passes, const NetworkConfig& config,
-                                 bool patches) {
+                                 bool four_channels) {
   const size_t n = graph.nodes.size();
   const std::vector<bool> wanted = config.training ? wanted_gradients(graph) : std::vector<bool>(n);
   const std::vector<bool> trained = trained_nodes(graph);
@@ -168,7 +165,7 @@ std::vector<OpConfig> op_configs(const Graph& graph, const std::vector<Shape>& s
                 .batch = config.batch,
                 .type = config.type,
                 .y_type = output_type(graph, i, config.type),
-                .patches = patches && node.inputs[0] == kImage,
+                .four_channels = four_channels && node.inputs[0] == kImage,
                 .tf32 = config.tf32,
                 // What never goes backward keeps nothing for it.
                 .training = wanted[i] || (config.training && acts_in_training(node.op)),
@@ -192,12 +189,12 @@ void decide(Device& device, const Graph& graph, const NetworkConfig& config) {
   const std::vector<Shape> shapes = infer_shapes(runs, config.batch);
   const std::vector<OpConfig> ops =
       op_configs(runs, shapes, passes_of(device, runs, config), config,
-                 image_patches(device, runs, config.batch, config.type).has_value());
+                 wants_four_channels(device, runs, config.batch, config.type));
   for (size_t i = 0; i < ops.size(); ++i) device.decide(runs.nodes[i].op, ops[i]);
 }
 
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training, bool aside, const std::optional<Patches>& patches) {
+                             bool training, bool aside, bool four_channels) {
   const std::vector<Shape> shapes = infer_shapes(graph, batch);
   const size_t n = graph.nodes.size();
   const Moments when(passes, n);
@@ -218,7 +215,7 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
 
   Shape image = graph.image;
   image.n = batch;
-  m.value.push_back(add(bytes_of(patches ? patches->shape() : image, type), 0, 0));
+  m.value.push_back(add(bytes_of(four_channels ? with_four_channels(image) : image, type), 0, 0));
   for (size_t i = 0; i < n; ++i) {
     const int in_place = y_in_place(graph.nodes[i].op);
     if (in_place >= 0)
@@ -354,15 +351,15 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   graph_ = std::move(running.graph);
   node_of_ = std::move(running.node_of);
   shapes_ = infer_shapes(graph_, config_.batch);
-  patches_ = image_patches(device_, graph_, config_.batch, config_.type);
+  four_channels_ = wants_four_channels(device_, graph_, config_.batch, config_.type);
   passes_ = passes_of(device_, graph_, config_);
-  memory_ = network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
-                           config_.aside && !config_.profile && device_.works_aside(), patches_);
+  memory_ =
+      network_memory(graph_, passes_, config_.batch, config_.type, config_.training,
+                     config_.aside && !config_.profile && device_.works_aside(), four_channels_);
   const size_t n = graph_.nodes.size();
 
   size_t scratch_bytes = 0, aside_bytes = 0;
-  const std::vector<OpConfig> ops =
-      op_configs(graph_, shapes_, passes_, config_, patches_.has_value());
+  const std::vector<OpConfig> ops = op_configs(graph_, shapes_, passes_, config_, four_channels_);
   for (size_t i = 0; i < n; ++i) {
     ops_.push_back(device_.make(graph_.nodes[i].op, ops[i]));
     scratch_bytes = std::max(scratch_bytes, ops_[i]->scratch_bytes());
@@ -399,7 +396,7 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
   arena_ = device_.allocate(plan_.bytes);
   if (config_.input) {
     ImageInput input = *config_.input;
-    input.patches = patches_;
+    input.four_channels = four_channels_;
     input_ = device_.make_input(input, config_.type);
   }
   loss_result_ = device_.allocate(2 * sizeof(LossResult));
@@ -417,9 +414,9 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
                  .last = s + 1 == slices};
       for (size_t k = 0; k < x.size(); ++k) {
         const auto value = static_cast<size_t>(graph_.nodes[i].inputs[k] + 1);
-        const bool as_patches = value == 0 && patches_;
+        const bool padded = value == 0 && four_channels_;
         m.x.push_back(
-            at(memory_.value[value], as_patches ? patches_->shape() : x[k], config_.type, i, s));
+            at(memory_.value[value], padded ? with_four_channels(x[k]) : x[k], config_.type, i, s));
       }
       m.y = at(memory_.value[i + 1], shapes_[i], output_type(graph_, i, config_.type), i, s);
       if (memory_.saved[i] >= 0)
@@ -590,11 +587,11 @@ void Network::forward_activations(const void* x, const StepInfo& step) {
   Shape image = graph_.image;
   image.n = config_.batch;
   size_t bytes = bytes_of(image, config_.type);
-  std::vector<char> patches;
-  if (patches_) {
-    patches.resize(bytes = bytes_of(patches_->shape(), config_.type));
-    gather_patches(*patches_, x, patches.data(), size_of(config_.type));
-    x = patches.data();
+  std::vector<char> padded;
+  if (four_channels_) {
+    padded.resize(bytes = bytes_of(with_four_channels(image), config_.type));
+    pad_to_four_channels(image, x, padded.data(), size_of(config_.type));
+    x = padded.data();
   }
   device_.upload(at(memory_.value[0]), x, bytes);
   run_forward(step);

@@ -22,7 +22,6 @@
 #include "ops/graph.h"
 #include "ops/memory_plan.h"
 #include "ops/pass_plan.h"
-#include "ops/patches.h"
 
 namespace convoy::ops {
 
@@ -72,12 +71,11 @@ struct NetworkMemory {
   std::vector<bool> aside;
 };
 // The buffers of a (fused) graph; scratch memory, which a device decides, is not among them.
-// patches: as which the image lies in memory, if so.
+// four_channels: the image has kFourChannels in memory.
 NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t batch, DType type,
-                             bool training, bool aside = false,
-                             const std::optional<Patches>& patches = {});
+                             bool training, bool aside = false, bool four_channels = false);
 // The arena of a network of this graph (not fused yet) with nothing aside, nothing merged and the
-// image as pixels, before there is one. A pure function.
+// image as it is, before there is one. A pure function.
 MemoryPlan planned_arena(const Graph& graph, int64_t batch, DType type, bool training,
                          int64_t slice_bytes);
 
@@ -187,7 +185,7 @@ class Network {
   // The node of graph_ that has what layout_ says of a node; kNobody: inference needs it not.
   std::vector<size_t> node_of_;
   std::vector<Shape> shapes_;
-  std::optional<Patches> patches_;  // as which the image lies in memory
+  bool four_channels_;  // of the image in memory (Device::wants_four_channels)
   PassPlan passes_;
   NetworkMemory memory_;
   MemoryPlan plan_;

@@ -59,7 +59,7 @@ struct OpConfig {
   int64_t batch = 0;               // samples of all slices together
   DType type = DType::kFloat32;    // of x, dx and dy
   DType y_type = DType::kFloat32;  // of y: `type`, or fp32 for the logits
-  bool patches = false;            // x[0], the image, lies in memory as ops/patches.h says
+  bool four_channels = false;      // x[0], the image, has kFourChannels (ops/image_input.h)
   bool tf32 = false;               // fp32 products may round their factors to tf32 (GPU)
   bool training = true;
   std::vector<bool>

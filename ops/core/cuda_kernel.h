@@ -94,6 +94,14 @@ __device__ inline void store(Float16* p, float v) {
 }
 #endif
 
+// As it is when it has been stored.
+template <typename T>
+__device__ float rounded(float value) {
+  T stored;
+  store(&stored, value);
+  return load(&stored);
+}
+
 // ---- Vectors: kWide consecutive elements, 16 bytes of a 16-bit type, in one or two accesses.
 
 inline constexpr int kWide = 8;

@@ -103,7 +103,7 @@ TEST_P(OpTest, MeasuresItsProducts) {
 // What lies behind x is not touched.
 std::vector<float> normalised(Device& device, const ImageInput& input, DType type,
                               const std::vector<uint8_t>& pixels, const BatchMix& mix) {
-  const Shape shape = input.patches ? input.patches->shape() : input.shape;
+  const Shape shape = input.four_channels ? with_four_channels(input.shape) : input.shape;
   const DeviceMemory x =
       upload(device, {}, type, static_cast<size_t>(shape.elements() + 1) * size_of(type));
   const auto op = device.make_input(input, type);
@@ -120,10 +120,9 @@ std::vector<float> normalised(Device& device, const ImageInput& input, DType typ
 
 TEST_P(OpTest, ImageInputNormalisesEachPlace) {
   int readers = 0;
-  for (const Shape& shape : {Shape{1, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{3, 1, 28, 28},
-                             Shape{2, 3, 32, 32}, Shape{1, 17, 3, 3}, Shape{19, 3, 8, 5},
-                             Shape{9, 3, 3, 153}}) {  // windows of a row for two blocks and less
-
+  for (const Shape& shape :
+       {Shape{1, 1, 1, 1}, Shape{2, 3, 5, 7}, Shape{3, 1, 28, 28}, Shape{2, 3, 32, 32},
+        Shape{1, 17, 3, 3}, Shape{19, 3, 8, 5}, Shape{9, 4, 3, 5}}) {
     ImageInput input = {.shape = shape, .mean = {}, .inv_std = {}};
     const auto plane = static_cast<size_t>(shape.elements() / shape.n);
     for (size_t i = 0; i < plane; ++i) {
@@ -147,33 +146,26 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
       EXPECT_EQ(out, first) << threads << " threads";
     }
     // As convolutions would have it.
-    for (const Conv2d& reader : {Conv2d{.kernel = 1}, Conv2d{.kernel = 3, .padding = 1},
-                                 Conv2d{.kernel = 7, .stride = 2, .padding = 3},
-                                 Conv2d{.kernel = 2, .stride = 3, .padding = 1},
-                                 Conv2d{.kernel = 26, .stride = 7, .padding = 13}}) {
-      Device& d = device();
-      if (!d.wants_patches(reader, shape, type())) continue;
-      ++readers;
-      input.patches = patches_of(reader, shape);
-      EXPECT_EQ(normalised(d, input, type(), pixels, {}), gathered(*input.patches, first))
-          << to_string(input.patches->shape());
-    }
+    if (!device().wants_four_channels({.out_channels = 8, .kernel = 1}, shape, type())) continue;
+    ++readers;
+    input.four_channels = true;
+    EXPECT_EQ(normalised(device(), input, type(), pixels, {}), in_four_channels(shape, first))
+        << to_string(shape);
   }
   const bool on_a_gpu = GetParam().device == "cuda" && type() != DType::kFloat32;
-  // Of one pixel the largest windows would take too much memory.
-  EXPECT_EQ(readers, on_a_gpu ? 6 * 4 + 5 : 0);
+  EXPECT_EQ(readers, on_a_gpu ? 5 : 0);
 }
 
-TEST_P(OpTest, ImageInputRefusesPatchesThatAreNotTheImages) {
-  ImageInput input = per_channel_input({2, 3, 4, 4}, {0, 0, 0}, {1, 1, 1});
-  const auto refuses = [&](const Shape& image, int64_t kernel, int64_t padding) {
-    input.patches = {.image = image, .kernel = kernel, .padding = padding};
-    expect_error(ExitCode::kFault, {"[2, 3, 4, 4]", to_string(input.patches->shape())},
+TEST_P(OpTest, ImageInputRefusesFourChannelsWhereItHasNone) {
+  const auto refuses = [&](const Shape& shape) {
+    ImageInput input{.shape = shape, .mean = {}, .inv_std = {}, .four_channels = true};
+    input.mean.resize(static_cast<size_t>(shape.elements()));
+    input.inv_std = input.mean;
+    expect_error(ExitCode::kFault, {to_string(shape), "four channels"},
                  [&] { device().make_input(input, type()); });
   };
-  refuses({2, 3, 4, 5}, 3, 1);
-  refuses({2, 3, 4, 4}, 27, 13);
-  if (GetParam().device == "cpu" || type() == DType::kFloat32) refuses({2, 3, 4, 4}, 3, 1);
+  refuses({1, 5, 4, 4});
+  if (GetParam().device == "cpu" || type() == DType::kFloat32) refuses({1, 3, 4, 4});
 }
 
 // A GPU has not begun the first when the last has been copied.
@@ -225,11 +217,10 @@ TEST_P(OpTest, ImageInputMixesABoxWithTheImageBefore) {
       Device& d = device(threads);
       const std::vector<float> out = normalised(d, input, type(), pixels, mix);
       expect_close("x", out, expected, type());
-      const Conv2d reader = {.kernel = 3, .stride = 2, .padding = 1};
-      if (!d.wants_patches(reader, shape, type())) continue;
+      if (!d.wants_four_channels({.out_channels = 8, .kernel = 1}, shape, type())) continue;
       ImageInput as_wanted = input;
-      as_wanted.patches = patches_of(reader, shape);
-      EXPECT_EQ(normalised(d, as_wanted, type(), pixels, mix), gathered(*as_wanted.patches, out));
+      as_wanted.four_channels = true;
+      EXPECT_EQ(normalised(d, as_wanted, type(), pixels, mix), in_four_channels(shape, out));
     }
   }
 }

@@ -252,9 +252,9 @@ std::vector<uint32_t> bits_of(const std::vector<float>& v) {
   return bits;
 }
 
-std::vector<float> gathered(const Patches& patches, const std::vector<float>& image) {
-  std::vector<float> out(static_cast<size_t>(patches.shape().elements()));
-  gather_patches(patches, image.data(), out.data(), sizeof(float));
+std::vector<float> in_four_channels(const Shape& shape, const std::vector<float>& image) {
+  std::vector<float> out(static_cast<size_t>(with_four_channels(shape).elements()));
+  pad_to_four_channels(shape, image.data(), out.data(), sizeof(float));
   return out;
 }
 
@@ -368,11 +368,10 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   std::vector<Shape> stored = config.x;
   std::vector<std::vector<float>> inputs = data.x;
   const auto* conv = std::get_if<Conv2d>(&c.spec);
-  if (c.image && conv && device.wants_patches(*conv, config.x[0], type)) {
-    config.patches = true;
-    stored[0] = patches_of(*conv, config.x[0]).shape();
-    const Patches patches = patches_of(*conv, c.x[0]);
-    inputs[0] = gathered(patches, data.x[0]);
+  if (c.image && conv && device.wants_four_channels(*conv, config.x[0], type)) {
+    config.four_channels = true;
+    stored[0] = with_four_channels(config.x[0]);
+    inputs[0] = in_four_channels(c.x[0], data.x[0]);
   }
   const BackwardNeeds needs = backward_needs(c.spec);
   const std::unique_ptr<Op> op = device.make(c.spec, config);

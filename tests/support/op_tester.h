@@ -11,8 +11,8 @@
 #include "ops/core/error.h"
 #include "ops/core/random.h"
 #include "ops/device.h"
+#include "ops/image_input.h"
 #include "ops/pass_plan.h"
-#include "ops/patches.h"
 #include "tests/support/reference_ops.h"
 
 namespace convoy::ops {
@@ -23,8 +23,8 @@ std::vector<std::string> device_names();
 // that takes most of the time of a test.
 std::unique_ptr<Device> make_test_device(const std::string& name, int threads);
 
-// The patches of an image.
-std::vector<float> gathered(const Patches& patches, const std::vector<float>& image);
+// An image as it lies in memory with kFourChannels.
+std::vector<float> in_four_channels(const Shape& shape, const std::vector<float>& image);
 
 // A device and the type of the activations: what every OpTest runs on.
 struct Target {

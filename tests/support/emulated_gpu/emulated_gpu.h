@@ -19,6 +19,8 @@ extern thread_local dim3 blockDim, gridDim;
 
 #undef __shared__
 #define __shared__ static thread_local
+#undef __launch_bounds__
+#define __launch_bounds__(...)
 
 // All threads of the block that still run meet here.
 void __syncthreads();
@@ -27,6 +29,10 @@ namespace convoy::emulated_gpu {
 
 // Enqueues a kernel: body() once for each thread.
 void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void()> body);
+
+// The 32 threads of a warp meet; each puts down so many bytes, at most 64, and gets what all of
+// them have put down, which stays until it meets them twice more.
+const void* meet_warp(const void* own, size_t bytes);
 
 // Enqueues any other work, for stand-ins of libraries. Device memory can be touched in there.
 void enqueue(cudaStream_t stream, std::function<void()> work);

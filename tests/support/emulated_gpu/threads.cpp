@@ -1,6 +1,10 @@
 #include "tests/support/emulated_gpu/threads.h"
 
 #include <boost/context/fiber.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -15,12 +19,17 @@ namespace {
 
 using boost::context::fiber;
 
+constexpr unsigned kWarp = 32;
+
+enum class State : uint8_t { kRuns, kWaitsForBlock, kWaitsForWarp, kEnded };
+
 // A thread of the GPU: a fiber that runs one body after the other.
 struct Thread {
-  fiber inside;       // where it stands, while others run
-  fiber outside;      // who resumed it, while it runs
-  bool ended = true;  // its body
+  fiber inside;   // where it stands, while others run
+  fiber outside;  // who resumed it, while it runs
+  State state = State::kEnded;
   unsigned index = 0;
+  unsigned meetings = 0;  // of its warp
 };
 
 thread_local Thread* running = nullptr;
@@ -31,22 +40,66 @@ class Block {
     body_ = &body;
     while (threads_.size() < static_cast<size_t>(threads)) add_thread();
     const auto n = static_cast<unsigned>(threads);
-    for (unsigned i = 0; i < n; ++i) threads_[i]->ended = false;
+    for (unsigned i = 0; i < n; ++i) threads_[i]->state = State::kRuns;
     // A different first thread, and every other time backwards: no kernel may rely on the order.
-    for (unsigned left = n, round = seed; left > 0; ++round) {
-      left = 0;
+    for (unsigned round = seed; true; ++round) {
       for (unsigned k = 0; k < n; ++k) {
         const unsigned at = (k + round * 31) % n;
         Thread& thread = *threads_[round % 2 == 0 ? at : n - 1 - at];
-        if (thread.ended) continue;
-        resume(thread);
-        left += !thread.ended;
+        if (thread.state == State::kRuns) resume(thread);
       }
+      if (!release(n)) return;
     }
+  }
+  // What the threads of the running one's warp have put down, all of them.
+  const void* meet_warp(const void* own, size_t bytes) {
+    Thread& self = *running;
+    if (bytes > kMostOfAWarp) std::abort();
+    // Who meets again may do so while others still read of the last time.
+    char* all = warps_[self.index / kWarp].put_down[self.meetings++ % 2];
+    std::memcpy(all + self.index % kWarp * bytes, own, bytes);
+    wait(State::kWaitsForWarp);
+    return all;
+  }
+  static void wait(State state) {
+    Thread* self = running;
+    self->state = state;
+    self->outside = std::move(self->outside).resume();
   }
 
  private:
+  static constexpr size_t kMostOfAWarp = 64;
+  struct Warp {
+    char put_down[2][kWarp * kMostOfAWarp];
+  };
+
+  // No thread runs: those that have met go on. False: all have ended.
+  bool release(unsigned n) {
+    bool any = false, waits = false, warps_wait = false;
+    for (unsigned begin = 0; begin < n; begin += kWarp) {
+      const unsigned end = begin + kWarp < n ? begin + kWarp : n;
+      unsigned met = 0;
+      for (unsigned i = begin; i < end; ++i) {
+        met += threads_[i]->state == State::kWaitsForWarp;
+        waits = waits || threads_[i]->state == State::kWaitsForBlock;
+      }
+      warps_wait = warps_wait || met > 0;
+      if (met < kWarp) continue;
+      for (unsigned i = begin; i < end; ++i) threads_[i]->state = State::kRuns;
+      any = true;
+    }
+    if (any) return true;
+    if (warps_wait) {
+      std::fprintf(stderr, "emulated GPU: some threads of a warp do not come where others wait\n");
+      std::abort();
+    }
+    if (!waits) return false;
+    for (unsigned i = 0; i < n; ++i)
+      if (threads_[i]->state == State::kWaitsForBlock) threads_[i]->state = State::kRuns;
+    return true;
+  }
   void add_thread() {
+    if (threads_.size() % kWarp == 0) warps_.emplace_back();
     auto thread = std::make_unique<Thread>();
     thread->index = static_cast<unsigned>(threads_.size());
     Thread* self = thread.get();
@@ -54,7 +107,7 @@ class Block {
       self->outside = std::move(caller);
       while (true) {
         (*body_)();
-        self->ended = true;
+        self->state = State::kEnded;
         self->outside = std::move(self->outside).resume();
       }
       return fiber();
@@ -69,19 +122,24 @@ class Block {
   }
 
   std::vector<std::unique_ptr<Thread>> threads_;
+  std::deque<Warp> warps_;
   const std::function<void()>* body_ = nullptr;
 };
+
+thread_local Block block;
 
 }  // namespace
 
 void run_block(int threads, unsigned seed, const std::function<void()>& body) {
-  static thread_local Block block;
   block.run(threads, seed, body);
+}
+
+const void* meet_warp(const void* own, size_t bytes) {
+  return block.meet_warp(own, bytes);
 }
 
 }  // namespace convoy::emulated_gpu
 
 void __syncthreads() {
-  convoy::emulated_gpu::Thread* self = convoy::emulated_gpu::running;
-  self->outside = std::move(self->outside).resume();
+  convoy::emulated_gpu::Block::wait(convoy::emulated_gpu::State::kWaitsForBlock);
 }
