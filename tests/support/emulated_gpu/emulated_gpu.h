@@ -28,6 +28,10 @@ namespace convoy::emulated_gpu {
 // Enqueues a kernel: body() once for each thread.
 void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void()> body);
 
+// Every thread of a kernel calls it before all else (begin_kernel() in ops/core/cuda_kernel.h).
+// Where one has not, the program ends.
+void begin_kernel();
+
 // Enqueues any other work, for stand-ins of libraries. Device memory can be touched in there.
 void enqueue(cudaStream_t stream, std::function<void()> work);
 

@@ -1,6 +1,8 @@
 #include "tests/support/emulated_gpu/threads.h"
 
 #include <boost/context/fiber.hpp>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -17,13 +19,25 @@ using boost::context::fiber;
 
 // A thread of the GPU: a fiber that runs one body after the other.
 struct Thread {
-  fiber inside;       // where it stands, while others run
-  fiber outside;      // who resumed it, while it runs
-  bool ended = true;  // its body
+  fiber inside;        // where it stands, while others run
+  fiber outside;       // who resumed it, while it runs
+  bool ended = true;   // its body
+  bool begun = false;  // begin_kernel()
   unsigned index = 0;
 };
 
 thread_local Thread* running = nullptr;
+
+void expect_begun(const Thread& thread) {
+  if (thread.begun) return;
+  std::fprintf(
+      stderr,
+      "emulated GPU: a kernel does not call begin_kernel() (ops/core/cuda_kernel.h) as its "
+      "first statement: thread %u of block %u of %u has not. On a GPU it would start "
+      "before the kernel that it follows has ended\n",
+      thread.index, blockIdx.x, gridDim.x);
+  std::abort();
+}
 
 class Block {
  public:
@@ -31,7 +45,7 @@ class Block {
     body_ = &body;
     while (threads_.size() < static_cast<size_t>(threads)) add_thread();
     const auto n = static_cast<unsigned>(threads);
-    for (unsigned i = 0; i < n; ++i) threads_[i]->ended = false;
+    for (unsigned i = 0; i < n; ++i) threads_[i]->ended = threads_[i]->begun = false;
     // A different first thread, and every other time backwards: no kernel may rely on the order.
     for (unsigned left = n, round = seed; left > 0; ++round) {
       left = 0;
@@ -54,6 +68,7 @@ class Block {
       self->outside = std::move(caller);
       while (true) {
         (*body_)();
+        expect_begun(*self);
         self->ended = true;
         self->outside = std::move(self->outside).resume();
       }
@@ -79,9 +94,14 @@ void run_block(int threads, unsigned seed, const std::function<void()>& body) {
   block.run(threads, seed, body);
 }
 
+void begin_kernel() {
+  running->begun = true;
+}
+
 }  // namespace convoy::emulated_gpu
 
 void __syncthreads() {
   convoy::emulated_gpu::Thread* self = convoy::emulated_gpu::running;
+  convoy::emulated_gpu::expect_begun(*self);
   self->outside = std::move(self->outside).resume();
 }
