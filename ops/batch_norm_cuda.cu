@@ -83,6 +83,7 @@ __device__ void finish_sums(double* carried, const double* partial, const Geomet
 // partial = sum x, sum x^2.
 template <typename T, bool kAligned>
 __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
+  begin_kernel();
   const Share share(g, Way::kDown);
   x += share.at;
   Bits8<T> shift = {};
@@ -131,6 +132,7 @@ __device__ void finish_statistics(float* statistics, const Vectors& v, const flo
 __global__ void statistics_finish_kernel(float* statistics, Vectors v, const double* partial,
                                          const float* gamma, const float* beta, Geometry g,
                                          double count, double epsilon, bool first, bool last) {
+  begin_kernel();
   finish_sums(v.sums, partial, g, first, last, [=](double sum, double squares, int64_t channel) {
     finish_statistics(statistics, v, gamma, beta, g.c, channel, sum, squares, count, epsilon);
   });
@@ -140,6 +142,7 @@ __global__ void statistics_finish_kernel(float* statistics, Vectors v, const dou
 __global__ void given_statistics_kernel(float* statistics, Vectors v, const float* sums,
                                         const float* gamma, const float* beta, int64_t c,
                                         double count, double epsilon) {
+  begin_kernel();
   for_each(c, [=](int64_t k) {
     finish_statistics(statistics, v, gamma, beta, c, k, static_cast<double>(sums[k]),
                       static_cast<double>(sums[c + k]), count, epsilon);
@@ -149,6 +152,7 @@ __global__ void given_statistics_kernel(float* statistics, Vectors v, const floa
 // For inference: running [2, c] = mean, variance.
 __global__ void running_statistics_kernel(Vectors v, const float* running, const float* gamma,
                                           const float* beta, int64_t c, double epsilon) {
+  begin_kernel();
   for_each(c, [=](int64_t k) {
     set_statistics(v, k, running[k], running[c + k], gamma[k], beta[k], epsilon);
   });
@@ -157,6 +161,7 @@ __global__ void running_statistics_kernel(Vectors v, const float* running, const
 __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
                                        const double* partial, const float* gamma, Geometry g,
                                        double count, bool first, bool last) {
+  begin_kernel();
   finish_sums(v.sums, partial, g, first, last, [=](double sum, double products, int64_t channel) {
     const double inv_std = v.inv_std[channel], a = gamma[channel] * inv_std;
     dgamma[channel] = static_cast<float>(products * inv_std);
@@ -236,6 +241,7 @@ enum class Second : uint8_t { kNone, kResidual, kShortcut };
 template <typename T, bool kAligned, Second kSecond>
 __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* x2, Vectors v,
                                  Vectors v2, Geometry g, Way way, bool relu) {
+  begin_kernel();
   const Share share(g, way);
   if (share.rows == 0) return;
   y += share.at;
@@ -289,6 +295,7 @@ template <typename T, bool kAligned, bool kMask, bool kTwo, bool kShortcut>
 __global__ void backward_sums_kernel(double* partial, double* partial2, T* grad, const T* dy0,
                                      const T* dy1, const uint8_t* mask, const T* x, const T* x2,
                                      Vectors v, Vectors v2, Geometry g) {
+  begin_kernel();
   const Share share(g, Way::kDown);
   x += share.at;
   if constexpr (kShortcut) x2 += share.at;
@@ -345,6 +352,7 @@ __global__ void backward_sums_kernel(double* partial, double* partial2, T* grad,
 template <typename T, bool kAligned, bool kMask, bool kShortcut>
 __global__ void backward_apply_kernel(T* dx, T* dx2, const T* grad, const uint8_t* mask, const T* x,
                                       const T* x2, Vectors v, Vectors v2, Geometry g) {
+  begin_kernel();
   const Share share(g, Way::kUp);
   if (share.rows == 0) return;
   grad += share.at;
@@ -400,6 +408,7 @@ __global__ void backward_apply_kernel(T* dx, T* dx2, const T* grad, const uint8_
 template <typename T, bool kAligned, bool kMask, bool kTwo>
 __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1,
                                       const uint8_t* mask, Vectors v, Geometry g) {
+  begin_kernel();
   const Share share(g, Way::kDown);
   if (share.rows == 0) return;
   dy0 += share.at;

@@ -24,6 +24,7 @@ using namespace cuda;
 __global__ void fold_kernel(double* scale, float* bias, const float* gamma, const float* beta,
                             const float* running, const float* conv_bias, double epsilon,
                             int64_t channels) {
+  begin_kernel();
   for_each(channels, [=](int64_t k) {
     const double s =
         static_cast<double>(gamma[k]) / sqrt(static_cast<double>(running[channels + k]) + epsilon);
@@ -38,6 +39,7 @@ __global__ void fold_kernel(double* scale, float* bias, const float* gamma, cons
 // filter_tile_channels().
 __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t channels,
                               int64_t padded, int area, int width) {
+  begin_kernel();
   __shared__ float tile[kFilterTile];
   const int64_t blocks = (channels + width - 1) / width;  // of a filter
   const int64_t k = blockIdx.x / blocks, begin = blockIdx.x % blocks * width;
@@ -68,6 +70,7 @@ __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t 
 // vectors.
 template <typename To, typename T>
 __global__ void pad_kernel(To* out, const T* in, int64_t n, int64_t channels, int64_t vectors) {
+  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t row = i / vectors, begin = (i - row * vectors) * kWide;
     Floats8 v;
@@ -79,6 +82,7 @@ __global__ void pad_kernel(To* out, const T* in, int64_t n, int64_t channels, in
 // And back; n elements.
 template <typename T>
 __global__ void unpad_kernel(T* out, const T* in, int64_t n, int64_t channels, int64_t padded) {
+  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t row = i / channels;
     out[i] = in[row * padded + (i - row * channels)];
@@ -87,11 +91,13 @@ __global__ void unpad_kernel(T* out, const T* in, int64_t n, int64_t channels, i
 
 template <typename T>
 __global__ void convert_kernel(float* out, const T* in, int64_t n) {
+  begin_kernel();
   for_each(n, [=](int64_t i) { out[i] = load(in + i); });
 }
 // n vectors of eight.
 template <typename T>
 __global__ void convert_wide_kernel(float* out, const T* in, int64_t n) {
+  begin_kernel();
   for_each(n, [=](int64_t i) { store8(out + kWide * i, load8(in + kWide * i)); });
 }
 
@@ -99,6 +105,7 @@ __global__ void convert_wide_kernel(float* out, const T* in, int64_t n) {
 template <typename T>
 __global__ void finish_kernel(T* y, const float* sums, const float* bias, const T* residual,
                               bool relu, int64_t n, int64_t channels) {
+  begin_kernel();
   for_each(n, [=](int64_t i) {
     float v = sums[i];
     if (bias) v += bias[i % channels];
@@ -109,6 +116,7 @@ __global__ void finish_kernel(T* y, const float* sums, const float* bias, const 
 template <typename T>
 __global__ void finish_wide_kernel(T* y, const float* sums, const float* bias, const T* residual,
                                    bool relu, int64_t n, int64_t channels) {
+  begin_kernel();
   for_each(n, [=](int64_t i) {
     Floats8 v = load8(sums + kWide * i);
     if (bias) {
@@ -131,6 +139,7 @@ constexpr int64_t kChunkRows = 512;
 
 template <typename T>
 __global__ void bias_chunk_kernel(float* sums, const T* dy, int64_t rows, int64_t channels) {
+  begin_kernel();
   __shared__ float shared[kThreads];
   const int64_t width = channels < kThreads ? channels : kThreads;
   const int64_t tiles = (channels + width - 1) / width, lanes = kThreads / width;
@@ -151,6 +160,7 @@ __global__ void bias_chunk_kernel(float* sums, const T* dy, int64_t rows, int64_
 
 __global__ void bias_sum_kernel(float* db, const float* sums, bool first, int64_t chunks,
                                 int64_t channels) {
+  begin_kernel();
   for_each(channels, [=](int64_t k) {
     double sum = 0.0;
     for (int64_t c = 0; c < chunks; ++c) sum += static_cast<double>(sums[c * channels + k]);

@@ -144,6 +144,7 @@ template <typename T, bool kSums>
 __global__ void __launch_bounds__(kForwardThreads, 2)
     forward_kernel(T* y, double* partial, const Pixel* x, const T* packed, const float* bias,
                    bool relu, Geometry g) {
+  begin_kernel();
   alignas(16) __shared__ uint16_t weights[kOutputs * kWeightPitch];
   alignas(16) __shared__ Pixel patch[kMostPatch];
   const auto thread = static_cast<int>(threadIdx.x);
@@ -285,6 +286,7 @@ __device__ void sum_groups(const T* partial, int groups, int width, Put put) {
 // sums [2, channels] from partial [groups, 2, padded].
 __global__ void sums_kernel(float* sums, const double* partial, int groups, int channels,
                             int padded) {
+  begin_kernel();
   sum_groups(partial, groups, 2 * padded, [=](int column, double sum) {
     const int which = column / padded, channel = column - which * padded;
     if (channel < channels) sums[which * channels + channel] = static_cast<float>(sum);
@@ -304,6 +306,7 @@ constexpr int kMostGroups = 132 * 3;          // fill an H200
 template <typename T>
 __global__ void __launch_bounds__(kGradientThreads, 3)
     gradient_kernel(float* partial, const Pixel* x, const T* dy, Geometry g) {
+  begin_kernel();
   alignas(16) __shared__ uint16_t gradients[kMostColumns * kGradientPitch];
   alignas(16) __shared__ Pixel patch[kMostGradientPatch];
   const auto thread = static_cast<int>(threadIdx.x);
@@ -381,6 +384,7 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
 // The gradient in OIHW, of the image's own channels; that of later slices is added.
 __global__ void gradient_sums_kernel(float* oihw, const float* partial, Geometry g, int channels,
                                      bool first) {
+  begin_kernel();
   const int half = (g.kernel + 1) / 2, of_an_output = g.kernel * half * kWide;
   sum_groups(
       partial, g.groups, g.output_blocks * kOutputs * of_an_output, [=](int column, double sum) {

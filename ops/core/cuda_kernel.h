@@ -2,9 +2,10 @@
 //
 // Every .cu file is compiled twice: by nvcc, and by the host's compiler for the emulated GPU of the
 // tests (tests/support/emulated_gpu/), which runs the same kernels thread by thread. So a kernel is
-// started with launch(), knows threadIdx, blockIdx, blockDim and gridDim, shares memory with
-// __shared__ arrays of fixed size and meets at __syncthreads(). Warp intrinsics and atomics are not
-// used: sums are taken in a fixed order (law 1), which depends on shapes alone, never on the GPU.
+// started with launch(), calls begin_kernel() before all else, knows threadIdx, blockIdx, blockDim
+// and gridDim, shares memory with __shared__ arrays of fixed size and meets at __syncthreads().
+// Warp intrinsics and atomics are not used: sums are taken in a fixed order (law 1), which depends
+// on shapes alone, never on the GPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -22,6 +23,33 @@ namespace convoy::cuda {
 
 inline constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
 
+// The first statement of every kernel, in all its threads (the emulated GPU looks). launch() lets a
+// kernel's blocks start while the kernel before in its stream still runs (programmatic dependent
+// launch), which hides the time that a launch takes. Here the kernel allows that to the one behind
+// it, then waits until the one before has ended and all that it wrote can be read. Nothing is read
+// or written before that. So a kernel comes after all that is before it in its stream, not only
+// after the last: that one had waited likewise before it could end. Blocks that wait here are in
+// nobody's way: they start when all blocks of the kernel before have started.
+__device__ inline void begin_kernel() {
+#ifdef CONVOY_EMULATED_GPU
+  emulated_gpu::begin_kernel();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+#endif
+}
+
+#ifndef CONVOY_EMULATED_GPU
+// Whether begin_kernel() waits in the code that this GPU runs: only what waits may start early.
+// (Code for older GPUs, of which a newer one can be running the PTX, has no such instruction.)
+template <typename... Parameters>
+bool waits_to_begin(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)));
+  return attributes.ptxVersion >= 90;
+}
+#endif
+
 // Enqueues kernel(arguments...) for a line of blocks.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
@@ -32,9 +60,16 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStre
 #else
   const auto launch_with = [&](Parameters... parameters) {
     void* pointers[] = {&parameters...};
-    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                           dim3(static_cast<unsigned>(blocks)),
-                           dim3(static_cast<unsigned>(threads)), pointers, 0, stream));
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = waits_to_begin(kernel) ? 1 : 0;
+    check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers));
   };
   launch_with(arguments...);
 #endif
