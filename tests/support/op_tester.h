@@ -23,6 +23,9 @@ std::vector<std::string> device_names();
 // that takes most of the time of a test.
 std::unique_ptr<Device> make_test_device(const std::string& name, int threads);
 
+// A tensor that is stored compact, as a whole.
+std::vector<float> spread(const std::vector<float>& stored, const Shape& whole, int64_t stride);
+
 // The patches of an image.
 std::vector<float> gathered(const Patches& patches, const std::vector<float>& image);
 
