@@ -39,6 +39,9 @@ struct BatchNorm {
   };
   std::optional<Shortcut> shortcut;
   std::optional<MaxPool> pool;  // follows; not with a residual
+  // Above 1: of the two gradients of y the second one is compact (Conv2d::compact_dx), with this
+  // stride. Not with a pool.
+  int64_t dy1_stride = 1;
 };
 // What BatchNorm::pool may be: on each side a pixel is in two windows at most.
 inline bool can_follow_batch_norm(const MaxPool& pool) {
@@ -58,7 +61,8 @@ inline BackwardNeeds backward_needs(const BatchNorm& s) {
   return {.inputs = s.frozen ? 0u : gathered,
           .dy_sources = s.pool ? 1 : 2,
           .dx_in_place = s.residual ? 1 : -1,
-          .writes_dy = !s.pool};
+          .writes_dy = !s.pool,
+          .dy1_stride = s.dy1_stride};
 }
 // Bytes that wait for backward: the ReLU's mask, a bit per element, or the pooling's places, a byte
 // per output.

@@ -158,7 +158,7 @@ class BatchNormCpu final : public Op {
 }  // namespace
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const BatchNorm& spec, const OpConfig& config) {
-  if (spec.shortcut || spec.pool)
+  if (spec.shortcut || spec.pool || spec.dy1_stride > 1)
     fail(ExitCode::kFault, "batch_norm \"{}\": merged, as no CPU computes it", config.name);
   return make_for_type<BatchNormCpu>(config.type, device.threads(), spec, config);
 }

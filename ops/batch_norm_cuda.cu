@@ -9,6 +9,7 @@
 //   backward_apply  x, x2?, dy or sum, mask?, dx, dx2?  3 s n (+ 2 s n) (+ n / 8)
 //   scale_gradient  dy, dy2?, mask?, dx?, sum?          2 s n (+ s n) (+ n / 8) (+ s n); frozen, in
 //   place of both
+// A compact dy2 (BatchNorm::dy1_stride) is s n / stride^2.
 // The sum of gradients is stored where there are two, or a residual; backward_apply then reads it
 // instead of dy and the mask.
 //
@@ -26,6 +27,7 @@
 
 #include <cmath>
 
+#include "ops/compact_cuda.h"
 #include "ops/cuda_device.h"
 
 namespace convoy::ops {
@@ -289,18 +291,31 @@ __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* x2, V
 
 // ---- Backward.
 
+// What dy1 is.
+enum class Other : uint8_t { kNone, kWhole, kCompact };
+
+// Row r of a share in a compact dy1: zero where it is not there, so that what is added is the same.
+template <bool kAligned, typename T>
+__device__ Bits8<T> load_compact(const T* dy1, int r, const Share& share, const Geometry& g,
+                                 const CompactPixels& pixels) {
+  const int row = pixels.find(static_cast<uint32_t>(share.row + r * share.step));
+  Bits8<T> out = {};
+  if (row >= 0) out = load_group<kAligned>(dy1 + row * g.c + share.channel, share.channels);
+  return out;
+}
+
 // grad = mask * (dy0 + dy1); partial = sum grad, sum grad (x - mean) and, of a shortcut, partial2 =
-// the same with x2. grad may be null (not stored) or dy0.
-template <typename T, bool kAligned, bool kMask, bool kTwo, bool kShortcut>
+// the same with x2. grad may be null (not stored) or dy0. pixels: of a compact dy1.
+template <typename T, bool kAligned, bool kMask, Other kOther, bool kShortcut>
 __global__ void backward_sums_kernel(double* partial, double* partial2, T* grad, const T* dy0,
-                                     const T* dy1, const uint8_t* mask, const T* x, const T* x2,
-                                     Vectors v, Vectors v2, Geometry g) {
+                                     const T* dy1, CompactPixels pixels, const uint8_t* mask,
+                                     const T* x, const T* x2, Vectors v, Vectors v2, Geometry g) {
   begin_kernel();
   const Share share(g, Way::kDown);
   x += share.at;
   if constexpr (kShortcut) x2 += share.at;
   dy0 += share.at;
-  if constexpr (kTwo) dy1 += share.at;
+  if constexpr (kOther == Other::kWhole) dy1 += share.at;
   if constexpr (kMask) mask += share.mask_at;
   if (grad) grad += share.at;
   Bits8<float> mean = {}, mean2 = {};
@@ -317,7 +332,10 @@ __global__ void backward_sums_kernel(double* partial, double* partial2, T* grad,
       [&](int r) {
         In in;
         in.dy0 = load_group<kAligned>(dy0 + r * share.stride, share.channels);
-        if constexpr (kTwo) in.dy1 = load_group<kAligned>(dy1 + r * share.stride, share.channels);
+        if constexpr (kOther == Other::kWhole)
+          in.dy1 = load_group<kAligned>(dy1 + r * share.stride, share.channels);
+        if constexpr (kOther == Other::kCompact)
+          in.dy1 = load_compact<kAligned>(dy1, r, share, g, pixels);
         in.x = load_group<kAligned>(x + r * share.stride, share.channels);
         if constexpr (kShortcut)
           in.x2 = load_group<kAligned>(x2 + r * share.stride, share.channels);
@@ -328,7 +346,7 @@ __global__ void backward_sums_kernel(double* partial, double* partial2, T* grad,
         Floats8 dy;
         for (int i = 0; i < kWide; ++i) {
           dy.v[i] = load(&in.dy0.v[i]);
-          if constexpr (kTwo) dy.v[i] += load(&in.dy1.v[i]);
+          if constexpr (kOther != Other::kNone) dy.v[i] += load(&in.dy1.v[i]);
           if constexpr (kMask) dy.v[i] = in.positive >> i & 1 ? dy.v[i] : 0.0f;
           sum.v[i] += dy.v[i];
           products.v[i] += dy.v[i] * (load(&in.x.v[i]) - mean.v[i]);
@@ -405,14 +423,15 @@ __global__ void backward_apply_kernel(T* dx, T* dx2, const T* grad, const uint8_
 
 // Frozen: grad = mask * (dy0 + dy1) and dx = scale * grad. One of dx and grad may be null; grad may
 // be dy0.
-template <typename T, bool kAligned, bool kMask, bool kTwo>
+template <typename T, bool kAligned, bool kMask, Other kOther>
 __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1,
-                                      const uint8_t* mask, Vectors v, Geometry g) {
+                                      CompactPixels pixels, const uint8_t* mask, Vectors v,
+                                      Geometry g) {
   begin_kernel();
   const Share share(g, Way::kDown);
   if (share.rows == 0) return;
   dy0 += share.at;
-  if constexpr (kTwo) dy1 += share.at;
+  if constexpr (kOther == Other::kWhole) dy1 += share.at;
   if constexpr (kMask) mask += share.mask_at;
   if (dx) dx += share.at;
   if (grad) grad += share.at;
@@ -426,8 +445,10 @@ __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1
       [&](int r) {
         In in;
         in.dy0 = load_group_last<kAligned>(dy0 + r * share.stride, share.channels);
-        if constexpr (kTwo)
+        if constexpr (kOther == Other::kWhole)
           in.dy1 = load_group_last<kAligned>(dy1 + r * share.stride, share.channels);
+        if constexpr (kOther == Other::kCompact)
+          in.dy1 = load_compact<kAligned>(dy1, r, share, g, pixels);
         if constexpr (kMask) in.positive = mask[r * share.mask_stride];
         return in;
       },
@@ -435,7 +456,7 @@ __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1
         Floats8 dy, out;
         for (int i = 0; i < kWide; ++i) {
           dy.v[i] = load(&in.dy0.v[i]);
-          if constexpr (kTwo) dy.v[i] += load(&in.dy1.v[i]);
+          if constexpr (kOther != Other::kNone) dy.v[i] += load(&in.dy1.v[i]);
           if constexpr (kMask) dy.v[i] = in.positive >> i & 1 ? dy.v[i] : 0.0f;
           out.v[i] = dy.v[i] * scale.v[i];
         }
@@ -458,6 +479,7 @@ class BatchNormCuda final : public Op {
         saved_(training_ ? ops::saved_bytes(spec, config.y) : 0),
         norm_(stream, spec.epsilon, geometry_, values_of_a_channel(config)) {
     if (gathers_) expect_variance(config);
+    if (spec.dy1_stride > 1) pixels_ = CompactPixels(config.y, spec.dy1_stride);
     if (spec.shortcut)
       shortcut_.emplace(stream, spec.shortcut->epsilon, geometry_, values_of_a_channel(config));
   }
@@ -502,11 +524,11 @@ class BatchNormCuda final : public Op {
     const uint8_t* mask = spec_.relu ? static_cast<const uint8_t*>(m.saved) : nullptr;
     with_flag(are_wide(geometry_.c, x, x2, dy0, dy1), [&](auto aligned) {
       with_flag(mask, [&](auto masked) {
-        with_flag(dy1, [&](auto two) {
+        with_other(dy1, [&](auto other) {
           with_flag(x2, [&](auto shortcut) {
-            launch(&backward_sums_kernel<T, aligned, masked, two, shortcut>, geometry_.blocks(),
+            launch(&backward_sums_kernel<T, aligned, masked, other, shortcut>, geometry_.blocks(),
                    Geometry::kThreads, stream_, partial, partial2, stores_sum(m) ? dy0 : nullptr,
-                   dy0, dy1, mask, x, x2, norm_.vectors(), shortcut_vectors(), geometry_);
+                   dy0, dy1, pixels_, mask, x, x2, norm_.vectors(), shortcut_vectors(), geometry_);
           });
         });
       });
@@ -551,13 +573,24 @@ class BatchNormCuda final : public Op {
     const uint8_t* mask = spec_.relu ? static_cast<const uint8_t*>(m.saved) : nullptr;
     with_flag(are_wide(geometry_.c, dx, dy0, dy1), [&](auto aligned) {
       with_flag(mask, [&](auto masked) {
-        with_flag(dy1, [&](auto two) {
-          launch(&scale_gradient_kernel<T, aligned, masked, two>, geometry_.blocks(),
-                 Geometry::kThreads, stream_, dx, residual, dy0, dy1, mask, norm_.vectors(),
-                 geometry_);
+        with_other(dy1, [&](auto other) {
+          launch(&scale_gradient_kernel<T, aligned, masked, other>, geometry_.blocks(),
+                 Geometry::kThreads, stream_, dx, residual, dy0, dy1, pixels_, mask,
+                 norm_.vectors(), geometry_);
         });
       });
     });
+  }
+
+  // body(std::integral_constant) of what dy1 is.
+  template <typename Body>
+  void with_other(const T* dy1, Body body) const {
+    if (!dy1)
+      body(std::integral_constant<Other, Other::kNone>{});
+    else if (spec_.dy1_stride == 1)
+      body(std::integral_constant<Other, Other::kWhole>{});
+    else
+      body(std::integral_constant<Other, Other::kCompact>{});
   }
 
   const T* shortcut_input(const NodeMemory& m) const {
@@ -577,12 +610,14 @@ class BatchNormCuda final : public Op {
   size_t saved_;
   Norm norm_;
   std::optional<Norm> shortcut_;
+  CompactPixels pixels_;  // of a compact dy[1]
 };
 
 }  // namespace
 
 std::unique_ptr<Op> make_op(CudaDevice& device, const BatchNorm& spec, const OpConfig& config) {
-  const bool pools = spec.pool && !spec.residual && can_follow_batch_norm(*spec.pool);
+  const bool pools =
+      spec.pool && !spec.residual && can_follow_batch_norm(*spec.pool) && spec.dy1_stride == 1;
   if ((spec.shortcut || spec.pool) && (!config.training || spec.frozen || (spec.pool && !pools)))
     fail(ExitCode::kFault, "batch_norm \"{}\": {} is not what merge_batch_norms() makes",
          config.name, kind_of(spec));

@@ -30,7 +30,15 @@ struct Conv2d {
   std::optional<BatchNorm> batch_norm = {};  // folded in; inference only
   double weight_std = 0;                     // above 0: weights start normal, mean 0, with it
   std::optional<double> bias_init = {};      // the bias starts at it
+  // The gradient of x is stored without the pixels that no filter sees, which have none (compact()
+  // with this stride). GPU training; of what skips_pixels() alone.
+  bool compact_dx = false;
 };
+// Only every stride-th pixel of every stride-th line is seen, by one filter each: the gradient of x
+// is that of a 1x1 convolution of those.
+inline bool skips_pixels(const Conv2d& s) {
+  return s.kernel == 1 && s.stride > 1 && s.padding == 0;
+}
 
 // Throws Error (kBadJob) that names what does not fit; the caller adds the node's name.
 Shape output_shape(const Conv2d& spec, const std::vector<Shape>& x);
@@ -38,8 +46,8 @@ Shape output_shape(const Conv2d& spec, const std::vector<Shape>& x);
 std::vector<ParameterSpec> parameters(const Conv2d& spec, const std::vector<Shape>& x);
 // Multiply-accumulates of one forward pass over the whole batch.
 int64_t macs(const Conv2d& spec, const std::vector<Shape>& x);
-inline BackwardNeeds backward_needs(const Conv2d&) {
-  return {.inputs = 1u, .for_parameters = true};
+inline BackwardNeeds backward_needs(const Conv2d& s) {
+  return {.inputs = 1u, .for_parameters = true, .dx_stride = s.compact_dx ? s.stride : 1};
 }
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& spec, const OpConfig& config);

@@ -79,6 +79,8 @@ onednn::ConvolutionShape as_one_image(onednn::ConvolutionShape s) {
 }  // namespace
 
 std::unique_ptr<Op> make_op(CpuDevice& device, const Conv2d& s, const OpConfig& c) {
+  if (s.compact_dx)
+    fail(ExitCode::kFault, "conv2d \"{}\": a gradient that no CPU stores compact", c.name);
   if (few_channels_wins(s, c)) return make_few_channels_op(device.threads(), s, c);
   if (winograd_wins(s, c)) return make_winograd_op(device.threads(), s, c);
   const onednn::ConvolutionShape shape = {.name = c.name,

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ops/compact_cuda.h"
 #include "ops/core/cache_line.h"
 #include "ops/core/cuda_kernel.h"
 #include "ops/core/log.h"
@@ -86,6 +87,36 @@ __global__ void unpad_kernel(T* out, const T* in, int64_t n, int64_t channels, i
   for_each(n, [=](int64_t i) {
     const int64_t row = i / channels;
     out[i] = in[row * padded + (i - row * channels)];
+  });
+}
+
+// A compact tensor with rows of `stored` elements becomes the whole, with rows of `channels`; n
+// elements.
+template <typename T>
+__global__ void spread_kernel(T* out, const T* in, int64_t n, int64_t channels, int64_t stored,
+                              CompactPixels pixels) {
+  begin_kernel();
+  for_each(n, [=](int64_t i) {
+    const int64_t row = i / channels;
+    const int from = pixels.find(static_cast<uint32_t>(row));
+    out[i] = from >= 0 ? in[from * stored + (i - row * channels)] : T{};
+  });
+}
+// n vectors of eight, `vectors` a row.
+template <typename T>
+__global__ void spread_wide_kernel(T* out, const T* in, int64_t n, int64_t vectors,
+                                   CompactPixels pixels) {
+  begin_kernel();
+  for_each(n, [=](int64_t i) {
+    const int64_t row = i / vectors;
+    const int from = pixels.find(static_cast<uint32_t>(row));
+    uint4 words[sizeof(Bits8<T>) / sizeof(uint4)] = {};
+    if (from >= 0) {
+      const Bits8<T> v = read8(in + kWide * (from * vectors + (i - row * vectors)));
+      memcpy(words, &v, sizeof(words));
+    }
+    for (size_t k = 0; k < sizeof(words) / sizeof(uint4); ++k)
+      store16(reinterpret_cast<uint4*>(out + kWide * i) + k, words[k]);
   });
 }
 
@@ -185,16 +216,21 @@ class Conv2dCuda final : public Op {
         x_(c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
+        dx_(compact(x_, skips_pixels(spec_) ? spec_.stride : 1)),
         weights_(device, spec, c, padded_x_.c / spec.groups, plans_.forward_in_fp32) {
+    if (spreads_dx()) pixels_ = CompactPixels(x_, spec_.stride);
     // Slices begin anywhere; cuDNN wants its tensors aligned.
     const bool copies = c.batch > c.y.n;
     const bool in_fp32 = plans_.forward_in_fp32 || plans_.weights_in_fp32;
     const auto bytes = [](const Shape& s, size_t size) {
       return static_cast<size_t>(s.elements()) * size;
     };
-    x_copy_ = reserve(in_fp32                 ? bytes(padded_x_, sizeof(float))
-                      : copies || is_padded() ? bytes(padded_x_, sizeof(T))
-                                              : 0);
+    x_copy_ = reserve(std::max(in_fp32                 ? bytes(padded_x_, sizeof(float))
+                               : copies || is_padded() ? bytes(padded_x_, sizeof(T))
+                                                       : 0,
+                               spreads_dx() ? bytes(dx_, sizeof(T)) / static_cast<size_t>(x_.c) *
+                                                  static_cast<size_t>(padded_x_.c)
+                                            : 0));
     y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
@@ -300,11 +336,20 @@ class Conv2dCuda final : public Op {
         plans_.backward_data->run(
             {.x = dx, .w = weights_.packed(), .y = dy, .workspace = workspace}, site.stream);
     };
-    if (!is_padded()) return run_to(m.dx[0], x_.elements(), x_copy_, site, run);
+    if (!is_padded() && !spreads_dx()) return run_to(m.dx[0], dx_.elements(), x_copy_, site, run);
     run(site.at(x_copy_));
-    launch(&unpad_kernel<T>, blocks_for(x_.elements()), kThreads, site.stream,
-           static_cast<T*>(m.dx[0]), static_cast<const T*>(site.at(x_copy_)), x_.elements(), x_.c,
-           padded_x_.c);
+    auto* dx = static_cast<T*>(m.dx[0]);
+    const auto* stored = static_cast<const T*>(site.at(x_copy_));
+    const int64_t n = x_.elements();
+    if (!spreads_dx())
+      launch(&unpad_kernel<T>, blocks_for(dx_.elements()), kThreads, site.stream, dx, stored,
+             dx_.elements(), x_.c, padded_x_.c);
+    else if (are_wide(x_.c, dx))
+      launch(&spread_wide_kernel<T>, blocks_for(n / kWide), kThreads, site.stream, dx, stored,
+             n / kWide, x_.c / kWide, pixels_);
+    else
+      launch(&spread_kernel<T>, blocks_for(n), kThreads, site.stream, dx, stored, n, x_.c,
+             padded_x_.c, pixels_);
   }
 
   void add_gradients(const NodeMemory& m, const Site& site) const {
@@ -337,6 +382,11 @@ class Conv2dCuda final : public Op {
   }
 
   bool is_trained() const { return plans_.backward_weights || plans_.weights_product; }
+  // The gradient of x is computed compact, and stored whole.
+  bool spreads_dx() const {
+    return (plans_.backward_data || plans_.data_product) && skips_pixels(spec_) &&
+           !spec_.compact_dx;
+  }
   bool has_residual() const { return spec_.batch_norm && spec_.batch_norm->residual; }
   int64_t area() const { return spec_.kernel * spec_.kernel; }
 
@@ -384,6 +434,8 @@ class Conv2dCuda final : public Op {
   Conv2d spec_;
   Conv2dPlans plans_;
   Shape x_, y_, padded_x_;
+  Shape dx_;              // as it is computed: compact where pixels are skipped
+  CompactPixels pixels_;  // of x
   PackedWeights weights_;
   size_t scratch_bytes_ = 0, aside_bytes_ = 0;
   size_t x_copy_, y_copy_, gradient_ = 0, bias_sums_ = 0, workspace_, residual_;
@@ -466,15 +518,16 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
     return convolution;
   };
 
-  // A function of what names the decision alone.
   const int64_t rows = c.y.rows();
-  const bool may_be_product = products && narrow && s.kernel == 1 && s.stride == 1 &&
-                              s.padding == 0 && s.groups == 1 && c.y.c % kWide == 0;
   // cuDNN's plan, or null: `product` is made, or in 16 bit there is none for weights.
   const auto plan_beside = [&](const cudnn::Convolution& convolution, cublas::ProductShape shape,
                                bool preferred, cublas::Product& product) {
     shape.in = c.type;
     shape.aligned = true;
+    // A function of what names the decision alone.
+    const bool may_be_product = products && narrow && convolution.kernel == 1 &&
+                                convolution.stride == 1 && convolution.padding == 0 &&
+                                convolution.groups == 1 && convolution.y.c % kWide == 0;
     Decisions of_nobody;
     const auto candidate = may_be_product
                                ? cublas::Product::make_if_any(products->handle, shape, of_nobody)
@@ -548,6 +601,10 @@ Conv2dPlans plan_conv2d(cudnn::Library& library, const Products* products, const
     plans.backward_weights = library.plan(c.name, in_fp32(plain));
   }
   plain.pass = Pass::kBackwardData;
+  if (skips_pixels(s)) {
+    plain.x = compact(plain.x, s.stride);
+    plain.stride = 1;
+  }
   if (c.wants_dx[0])
     plans.backward_data =
         plan_beside(plain, {.m = rows, .n = plans.channels, .k = c.y.c, .out = c.type}, false,

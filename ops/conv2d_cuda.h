@@ -27,6 +27,7 @@ inline int64_t stored_channels(int64_t channels, DType type) {
 
 struct Conv2dPlans {
   std::shared_ptr<const cudnn::Plan> forward, backward_data, backward_weights;  // null: not needed
+  // Of a convolution that skips pixels (ops/conv2d.h) backward_data gives the compact gradient.
   // In their places: in 16 bit a 1x1 convolution is x w^T, its gradients dy w and dy^T x. cuDNN's
   // plans are preferred unless products are measured to be as fast; but for fp32 gradients of
   // weights, which cuDNN computes only by engines that it compiles for a fused graph, most of them

@@ -50,7 +50,9 @@ class Fuser {
       else if (std::holds_alternative<MaxPool>(graph_.nodes[i].op))
         merge_pool(i);
     }
-    return compact();
+    RunningGraph out = compact();
+    keep_gradients_compact(out.graph);
+    return out;
   }
 
  private:
@@ -123,6 +125,25 @@ class Fuser {
     BatchNorm spec = *bn;
     spec.pool = pool;
     become(i, input, spec, graph_.nodes[index(input)].inputs);
+  }
+
+  static void keep_gradients_compact(Graph& graph) {
+    for (size_t i = 0; i < graph.nodes.size(); ++i) {
+      auto* bn = std::get_if<BatchNorm>(&graph.nodes[i].op);
+      if (!bn || bn->pool) continue;
+      const auto is_it = [&](int node) { return node == static_cast<int>(i); };
+      ptrdiff_t gradients = std::ranges::count_if(graph.auxiliary, is_it, &Auxiliary::node);
+      Conv2d* skips = nullptr;  // the last who reads it of those that do
+      for (Node& reader : graph.nodes) {
+        const ptrdiff_t reads = std::ranges::count_if(reader.inputs, is_it);
+        gradients += reads;
+        auto* conv = std::get_if<Conv2d>(&reader.op);
+        if (reads > 0 && conv && skips_pixels(*conv)) skips = conv;
+      }
+      if (!skips || gradients != 2) continue;
+      skips->compact_dx = true;
+      bn->dy1_stride = skips->stride;
+    }
   }
 
   void fold_into_convolution(size_t i) {

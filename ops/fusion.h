@@ -32,7 +32,9 @@ RunningGraph fold_batch_norms(const Graph& fused, bool fold = true);
 // and has neither residual nor ReLU itself, as in the shortcut of a ResNet's stage
 // (BatchNorm::shortcut); and a max pooling behind it (BatchNorm::pool, can_follow_batch_norm).
 // Nobody else reads what lies between or what the one that moves normalises, and none of them is
-// frozen.
+// frozen. Of the two gradients that any other batch norm adds, one stays compact where it comes
+// from a convolution that skips pixels, as in the shortcut of the stage that follows
+// (BatchNorm::dy1_stride).
 RunningGraph merge_batch_norms(const Graph& fused);
 
 }  // namespace convoy::ops

@@ -274,7 +274,8 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
     if (m.dy[i + 1].empty())
       fail(ExitCode::kBadJob, "{} \"{}\": nobody reads its output", kind_of(node.op),
            printable(node.name));
-    const int in_place = backward_needs(node.op).dx_in_place;
+    const BackwardNeeds needs = backward_needs(node.op);
+    const int in_place = needs.dx_in_place;
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       const int source = node.inputs[k];
       if (source == kImage || !wanted[static_cast<size_t>(source)]) {
@@ -287,10 +288,15 @@ NetworkMemory network_memory(const Graph& graph, const PassPlan& passes, int64_t
       if (static_cast<int>(k) == in_place)
         lives_until(buffer, read_at);
       else
-        buffer =
-            add(bytes_of(shapes[static_cast<size_t>(source)], type), when.backward[i], read_at);
+        buffer = add(bytes_of(compact(shapes[static_cast<size_t>(source)], needs.dx_stride), type),
+                     when.backward[i], read_at);
       m.dx[i].push_back(buffer);
-      m.dy[value_of(source)].push_back(buffer);
+      // A compact one comes second.
+      std::vector<int>& dy = m.dy[value_of(source)];
+      const bool before =
+          needs.dx_stride == 1 &&
+          backward_needs(graph.nodes[static_cast<size_t>(source)].op).dy1_stride > 1;
+      dy.insert(before ? dy.begin() : dy.end(), buffer);
     }
   }
 
@@ -426,12 +432,15 @@ Network::Network(Device& device, const Graph& graph, const NetworkConfig& config
       if (memory_.aside[i] && ops_[i]->aside_bytes() > 0) m.aside = at(aside);
       std::vector<void*> extra;
       if (config_.training) {
+        const BackwardNeeds needs = backward_needs(graph_.nodes[i].op);
         for (size_t k = 0; k < x.size(); ++k)
-          m.dx.push_back(at(memory_.dx[i][k], x[k], config_.type, i, s));
-        const auto sources = static_cast<size_t>(backward_needs(graph_.nodes[i].op).dy_sources);
-        for (size_t k = 0; k < memory_.dy[i + 1].size(); ++k)
+          m.dx.push_back(at(memory_.dx[i][k], compact(x[k], needs.dx_stride), config_.type, i, s));
+        const auto sources = static_cast<size_t>(needs.dy_sources);
+        for (size_t k = 0; k < memory_.dy[i + 1].size(); ++k) {
+          const Shape shape = compact(shapes_[i], k == 1 ? needs.dy1_stride : 1);
           (k < sources ? m.dy : extra)
-              .push_back(at(memory_.dy[i + 1][k], shapes_[i], config_.type, i, s));
+              .push_back(at(memory_.dy[i + 1][k], shape, config_.type, i, s));
+        }
       }
       nodes_[i].push_back(std::move(m));
       extra_dy_[i].push_back(std::move(extra));

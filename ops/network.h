@@ -61,7 +61,8 @@ struct NetworkMemory {
   // Buffer of each value (0: the image, i + 1: node i), of each gradient a node receives and gives,
   // and of what it saves; -1: none.
   std::vector<int> value;
-  std::vector<std::vector<int>> dy;  // per value: in the order in which backward writes them
+  // Per value: in the order in which backward writes them, but a compact one last.
+  std::vector<std::vector<int>> dy;
   std::vector<std::vector<int>> dx;  // per node and input
   std::vector<int> saved;
   int dlogits = -1;

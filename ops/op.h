@@ -46,6 +46,8 @@ struct BackwardNeeds {
   int dy_sources = 1;           // gradients of the output that it can add while it reads them
   int dx_in_place = -1;         // the gradient of this input is written over dy[0]; -1: none
   bool writes_dy = false;       // dy[0] may be overwritten otherwise, too
+  // Above 1: dx[0] is written, dy[1] read, as compact() stores it.
+  int64_t dx_stride = 1, dy1_stride = 1;
 
   bool reads_input(size_t k) const { return k < 32 && (inputs >> k & 1u) != 0; }
 };
@@ -81,7 +83,8 @@ struct NodeMemory {
   Slice slice;
   std::vector<void*> x;
   void* y = nullptr;
-  std::vector<void*> dy;  // 1 to dy_sources tensors whose sum is the gradient of y
+  std::vector<void*> dy;  // 1 to dy_sources tensors whose sum is the gradient of y; of two, the
+                          // second may be compact (BackwardNeeds::dy1_stride)
   std::vector<void*> dx;  // one per input; null where none is wanted
   std::vector<const float*> parameters;
   std::vector<float*> gradients;

@@ -172,7 +172,7 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
     x += bytes(x_shapes[k]);
     if (needs.reads_input(k)) read_again += bytes(x_shapes[k]);
     if (node.inputs[k] != kImage && wanted[static_cast<size_t>(node.inputs[k])])
-      dx += bytes(x_shapes[k]);
+      dx += bytes(compact(x_shapes[k], needs.dx_stride));
   }
   for (const ParameterSpec& p : parameters(node.op, x_shapes))
     floats += static_cast<double>(p.elements());
@@ -184,6 +184,7 @@ Work work_of(const Graph& graph, const Call& call, int64_t batch, DType type, bo
     for (const Node& reader : graph.nodes)
       dy += y * static_cast<double>(std::count(reader.inputs.begin(), reader.inputs.end(),
                                                static_cast<int>(call.node)));
+    if (bn->dy1_stride > 1) dy = y + bytes(compact(shapes[call.node], bn->dy1_stride));
     const bool stored = !bn->pool && ((bn->residual && !bn->shortcut) || dy > y);
     // Gradients that it cannot add itself are added to the first one before.
     dy += 2 * std::max(0.0, dy - needs.dy_sources * y);

@@ -24,6 +24,12 @@ struct Shape {
   bool operator==(const Shape&) const = default;
 };
 
+// A tensor that is zero but where line and column are multiples of `stride`, stored without the
+// rest: those pixels alone, in their order.
+inline Shape compact(const Shape& x, int64_t stride) {
+  return {x.n, x.c, (x.h + stride - 1) / stride, (x.w + stride - 1) / stride};
+}
+
 // "[32, 64, 56, 56]": N, C, H, W as users of torchvision read it.
 std::string to_string(const Shape& shape);
 

@@ -143,11 +143,56 @@ TEST_P(OpTest, BatchNormWithAShortcutHasTheBitsOfBoth) {
     }
 }
 
+// What a compact gradient leaves out is zero: -0 becomes 0 there, too.
+void expect_compact_is_whole(Device& device, DType type, const OpCase& whole, int64_t stride) {
+  OpCase stored = whole;
+  std::get<BatchNorm>(stored.spec).dy1_stride = stride;
+  OpData data = make_data(stored, type);
+  for (size_t i = 0; i < data.dy[0].size(); i += 3) data.dy[0][i] = -0.0f;
+  for (size_t i = 0; i < data.dy[1].size(); i += 2) data.dy[1][i] = i % 4 == 0 ? -0.0f : 0.0f;
+  expect_merged(device, type, stored, data, [&](int64_t slices) {
+    OpCase in_slices = whole;
+    in_slices.slices = slices;
+    OpData spread_out = data;
+    spread_out.dy[1] = spread(data.dy[1], whole.x[0], stride);
+    return run(device, type, in_slices, spread_out);
+  });
+}
+
+TEST_P(OpTest, BatchNormAddsACompactGradientAsItWouldTheWhole) {
+  for (const int64_t stride : {2, 3})
+    for (const bool relu : {false, true}) {
+      for (const Shape& x : {Shape{3, 16, 7, 5},
+                             {2, 64, 8, 6},
+                             {5, 17, 6, 9},
+                             {2, 3, 31, 29},
+                             {2, 136, 5, 6},
+                             {3, 1, 4, 5},
+                             {2, 8, 1, 3},
+                             {8, 16, 1, 1}}) {
+        for (const bool residual : {false, true})
+          for (const bool frozen : {false, true})
+            expect_compact_is_whole(
+                device(), type(),
+                batch_norm({.relu = relu, .residual = residual, .frozen = frozen}, x, 2), stride);
+        expect_compact_is_whole(device(), type(), with_shortcut(relu, x, 2), stride);
+      }
+      // More rows than a thread's share; who is not trained before it.
+      expect_compact_is_whole(device(), type(), batch_norm({.relu = relu}, {2, 8, 331, 403}, 2),
+                              stride);
+      for (const auto& wants : {std::vector<bool>{true, false}, {false, true}}) {
+        OpCase c = batch_norm({.relu = relu, .residual = true, .frozen = true}, {2, 17, 5, 5}, 2);
+        c.wants_dx = wants;
+        expect_compact_is_whole(device(), type(), c, stride);
+      }
+    }
+}
+
 TEST_P(OpTest, BatchNormRefusesWhatIsNotMerged) {
   const Shape x = {2, 8, 8, 8};
   for (BatchNorm spec :
        {BatchNorm{.pool = MaxPool{.stride = 1}}, BatchNorm{.pool = MaxPool{.kernel = 5}},
-        BatchNorm{.frozen = true, .pool = MaxPool{}},
+        BatchNorm{.frozen = true, .pool = MaxPool{}}, BatchNorm{.pool = MaxPool{}, .dy1_stride = 2},
         BatchNorm{.residual = true, .pool = MaxPool{}},
         BatchNorm{.residual = true, .frozen = true, .shortcut = BatchNorm::Shortcut{}}}) {
     OpCase c = {.spec = spec, .x = {x}};

@@ -28,6 +28,8 @@ std::vector<OpCase> cases() {
       convolution({.out_channels = 256, .kernel = 1}, {2, 64, 6, 5}),
       convolution({.out_channels = 128, .kernel = 1, .stride = 2}, {2, 64, 7, 5}),
       convolution({.out_channels = 512, .kernel = 1}, {2, 512, 3, 2}),
+      convolution({.out_channels = 24, .kernel = 1, .stride = 3, .groups = 2}, {2, 16, 7, 8}),
+      convolution({.out_channels = 16, .kernel = 1, .stride = 2, .bias = true}, {2, 17, 5, 8}),
       // The gradient kernel of our own in bf16: strides, small images; more than one group of
       // channels, more pixels than are packed at once, an odd number of them.
       convolution({.out_channels = 528, .kernel = 1, .stride = 2}, {1, 16, 5, 5}),
@@ -83,6 +85,33 @@ TEST_P(OpTest, MeasuredConv2dEqualsReference) {
   EXPECT_EQ(tuned->decisions().find("elsewhere") != std::string::npos,
             emulated ? type() != DType::kFloat32
                      : tuned->decisions().find("product") != std::string::npos);
+}
+
+// To the bit what is stored whole, without its zeros.
+TEST_P(OpTest, Conv2dThatSkipsPixelsStoresACompactGradient) {
+  for (const auto& [channels, groups] :
+       std::vector<std::pair<int64_t, int64_t>>{{16, 1}, {16, 2}, {17, 1}})
+    for (const int64_t stride : {2, 3, 5})
+      for (const Shape& size : {Shape{3, 0, 7, 5}, {3, 0, 8, 6}, {3, 0, 6, 9}, {3, 0, 1, 4}}) {
+        Conv2d conv = {.out_channels = 24, .kernel = 1, .stride = stride, .groups = groups};
+        OpCase whole = convolution(conv, {size.n, channels, size.h, size.w}), stored = whole;
+        std::get<Conv2d>(stored.spec).compact_dx = true;
+        const OpData data = make_data(whole, type());
+        if (GetParam().device == "cpu") {
+          expect_error(ExitCode::kFault, {"node", "no CPU"},
+                       [&] { run(device(), type(), stored, data); });
+          continue;
+        }
+        for (const int64_t slices : {int64_t{1}, size.n}) {
+          stored.slices = whole.slices = slices;
+          SCOPED_TRACE(describe(stored));
+          const OpResult with_zeros = run(device(), type(), whole, data),
+                         without = run(device(), type(), stored, data);
+          EXPECT_EQ(bits_of(spread(without.dx[0], whole.x[0], stride)), bits_of(with_zeros.dx[0]));
+          EXPECT_EQ(bits_of(without.y), bits_of(with_zeros.y));
+          EXPECT_EQ(bits_of(without.gradients[0]), bits_of(with_zeros.gradients[0]));
+        }
+      }
 }
 
 TEST_P(OpTest, Conv2dInferenceEqualsReference) {

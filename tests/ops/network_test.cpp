@@ -579,6 +579,89 @@ Graph odd_stages_graph() {
   return g;
 }
 
+// Batch norms whose gradients come from convolutions that skip pixels, and from others: as in a
+// ResNet, with the stride in the first convolution, too, and without a residual.
+Graph skipping_graph() {
+  Graph g{.name = "skipping", .image = {.n = 1, .c = 3, .h = 13, .w = 10}, .nodes = {}};
+  const auto convolve = [&](const std::string& name, int x, int64_t channels, int64_t stride) {
+    return g.add(name, Conv2d{.out_channels = channels, .kernel = 1, .stride = stride}, {x});
+  };
+  const auto block = [&](const std::string& name, int x, int64_t channels, int64_t first,
+                         int64_t stride) {
+    int y = g.add(name + ".bn1", BatchNorm{}, {convolve(name + ".conv1", x, 8, first)});
+    y = g.add(name + ".conv2",
+              Conv2d{.out_channels = channels, .stride = stride / first, .padding = 1},
+              {g.add(name + ".relu1", Relu{}, {y})});
+    y = g.add(name + ".bn2", BatchNorm{}, {y});
+    if (stride > 1)
+      x = g.add(name + ".short_bn", BatchNorm{}, {convolve(name + ".short", x, channels, stride)});
+    return g.add(name + ".out", Relu{}, {g.add(name + ".add", Add{}, {y, x})});
+  };
+  int x = g.add("bn", BatchNorm{}, {convolve("conv", kImage, 12, 1)});
+  x = block("a", g.add("relu", Relu{}, {x}), 12, 1, 1);
+  x = block("b", x, 17, 1, 2);
+  x = block("c", x, 16, 3, 3);
+  x = g.add("d.bn", BatchNorm{}, {convolve("d.conv", x, 16, 1)});
+  const int pool = g.add("d.pool", MaxPool{}, {x});
+  x = g.add("d.join", Concat{}, {convolve("d.short", x, 8, 2), pool});
+  g.add("fc", Linear{.out_features = 5}, {g.add("mean", GlobalAvgPool{}, {x})});
+  return g;
+}
+
+std::vector<std::string> compact_of(const Graph& graph) {
+  std::vector<std::string> all;
+  for (const Node& n : graph.nodes) {
+    const BackwardNeeds needs = backward_needs(n.op);
+    if (needs.dx_stride > 1) all.push_back(fmt::format("{} gives {}", n.name, needs.dx_stride));
+    if (needs.dy1_stride > 1) all.push_back(fmt::format("{} adds {}", n.name, needs.dy1_stride));
+  }
+  return all;
+}
+
+TEST(Fusion, OneOfTwoGradientsOfABatchNormStaysCompact) {
+  using Names = std::vector<std::string>;
+  const Graph fused = fuse(skipping_graph()), merged = merge_batch_norms(fused).graph;
+  EXPECT_EQ(compact_of(fused), Names{});
+  EXPECT_EQ(compact_of(merged), (Names{"a.bn2 adds 2", "b.short gives 2", "b.bn2 adds 3",
+                                       "c.short gives 3", "d.bn adds 2", "d.short gives 2"}));
+  EXPECT_EQ(compact_of(merge_batch_norms(fuse(stages_graph())).graph),
+            (Names{"b.bn2 adds 2", "a.short gives 2"}));
+
+  // It lies behind the whole one, whoever goes backward first.
+  for (const int64_t slice_bytes : {int64_t{1}, int64_t{1} << 62}) {
+    const PassPlan passes = plan_passes(merged, 4, DType::kFloat16, true, slice_bytes);
+    const NetworkMemory memory = network_memory(merged, passes, 4, DType::kFloat16, true);
+    const auto bytes = [&](const std::string& name, size_t k) {
+      const auto& dy = memory.dy[static_cast<size_t>(index_of(merged, name) + 1)];
+      EXPECT_EQ(dy.size(), 2u);
+      return memory.buffers[static_cast<size_t>(dy.at(k))].bytes;
+    };
+    EXPECT_EQ(bytes("a.bn2", 0), 4u * 13 * 10 * 12 * 2);
+    EXPECT_EQ(bytes("a.bn2", 1), 4u * 7 * 5 * 12 * 2);
+    EXPECT_EQ(bytes("b.bn2", 0), 4u * 7 * 5 * 17 * 2);
+    EXPECT_EQ(bytes("b.bn2", 1), 4u * 3 * 2 * 17 * 2);
+    EXPECT_EQ(bytes("d.bn", 1), 4u * 2 * 1 * 16 * 2);
+  }
+
+  // Nor with a third gradient, or of a convolution that sees more.
+  const auto left = [&](const std::function<void(Graph&)>& change) {
+    Graph g = fused;
+    change(g);
+    return compact_of(merge_batch_norms(g).graph).size();
+  };
+  const auto conv = [](Graph& g, const std::string& name) -> Conv2d& {
+    return std::get<Conv2d>(node_of(g, name).op);
+  };
+  EXPECT_EQ(left([&](Graph& g) { g.auxiliary = {{index_of(g, "d.bn"), 1.0}}; }), 4u);
+  EXPECT_EQ(left([&](Graph& g) { node_of(g, "d.join").inputs.push_back(index_of(g, "d.bn")); }),
+            4u);
+  EXPECT_EQ(left([&](Graph& g) { node_of(g, "d.pool").inputs = {index_of(g, "c.bn2")}; }), 4u);
+  EXPECT_EQ(left([&](Graph& g) { conv(g, "b.short").kernel = 2; }), 4u);
+  EXPECT_EQ(left([&](Graph& g) { conv(g, "b.short").padding = 1; }), 4u);
+  EXPECT_EQ(left([&](Graph& g) { conv(g, "b.short").stride = 1; }), 4u);
+  EXPECT_EQ(left([&](Graph& g) { conv(g, "c.short").kernel = 2; }), 6u);  // c.conv1 in its place
+}
+
 std::vector<std::string> batch_norms_of(const Graph& graph) {
   std::vector<std::string> all;
   for (const Node& n : graph.nodes)
@@ -684,6 +767,13 @@ TEST_P(NetworkTest, MergedBatchNormsHaveTheSameBits) {
       expect_the_bits_of_batch_norms_apart(GetParam(), freeze(stages_graph(), frozen), slice_bytes);
     }
   expect_the_bits_of_batch_norms_apart(GetParam(), odd_stages_graph(), 0);
+  for (const std::set<std::string>& frozen :
+       {std::set<std::string>{},
+        {"a.bn2.weight", "a.bn2.bias", "b.short.weight", "d.bn.weight", "d.bn.bias"},
+        {"conv.weight", "bn.weight", "bn.bias", "a.conv1.weight", "b.bn1.bias"}})
+    for (const int64_t slice_bytes : {0, 1})
+      expect_the_bits_of_batch_norms_apart(GetParam(), freeze(skipping_graph(), frozen),
+                                           slice_bytes);
   const Graph graph = stages_graph();
   const NetworkConfig apart = {.batch = 4, .merge = false, .input = {}};
   if (device()->merges_batch_norms()) {

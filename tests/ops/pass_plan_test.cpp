@@ -105,6 +105,26 @@ TEST(PassPlan, BytesOfMergedBatchNorms) {
   EXPECT_EQ(bytes("norm", Kind::kBackward), 2 * x + y + places);
 }
 
+TEST(PassPlan, BytesOfACompactGradient) {
+  Graph g{.name = "two", .image = {.n = 1, .c = 8, .h = 15, .w = 8}, .nodes = {}};
+  const int norm = g.add("norm", BatchNorm{}, {kImage});
+  const int conv = g.add("conv", Conv2d{.out_channels = 24, .kernel = 1, .stride = 2}, {norm});
+  const int other = g.add("other", Conv2d{.out_channels = 24, .stride = 2, .padding = 1}, {norm});
+  g.add("sum", Add{}, {conv, other});
+  const Graph merged = merge_batch_norms(g).graph;
+  const auto bytes_less = [&](size_t node, Kind kind) {
+    const auto bytes = [&](const Graph& graph) {
+      return work_of(graph, {kind, node}, 2, DType::kFloat32, true).bytes;
+    };
+    return bytes(g) - bytes(merged);
+  };
+  constexpr double whole = 2 * 8 * 15 * 8 * sizeof(float), stored = 2 * 8 * 8 * 4 * sizeof(float);
+  EXPECT_EQ(bytes_less(0, Kind::kGatherBackward), whole - stored);
+  EXPECT_EQ(bytes_less(0, Kind::kBackward), 0);
+  EXPECT_EQ(bytes_less(1, Kind::kBackward), whole - stored);
+  EXPECT_EQ(bytes_less(2, Kind::kBackward), 0);
+}
+
 TEST(PassPlan, SlicesFillTheCacheAndDivideTheBatch) {
   const Graph g = two_blocks(64);  // 256 KiB a sample in fp32
   for (const int64_t batch : {1, 6, 7, 32, 100}) {

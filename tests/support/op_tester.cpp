@@ -129,6 +129,11 @@ OpConfig config_of(const OpCase& c, DType type) {
   return config;
 }
 
+// Of gradient k of an output of shape y.
+Shape dy_shape(const OpSpec& spec, const Shape& y, int k) {
+  return compact(y, k == 1 ? backward_needs(spec).dy1_stride : 1);
+}
+
 std::vector<double> in_double(const std::vector<float>& v) {
   return {v.begin(), v.end()};
 }
@@ -252,6 +257,17 @@ std::vector<uint32_t> bits_of(const std::vector<float>& v) {
   return bits;
 }
 
+std::vector<float> spread(const std::vector<float>& stored, const Shape& whole, int64_t stride) {
+  std::vector<float> out(static_cast<size_t>(whole.elements()), 0.0f);
+  auto next = stored.begin();
+  for (int64_t n = 0; n < whole.n; ++n)
+    for (int64_t h = 0; h < whole.h; h += stride)
+      for (int64_t w = 0; w < whole.w; w += stride, next += whole.c)
+        std::copy_n(next, whole.c, out.begin() + ((n * whole.h + h) * whole.w + w) * whole.c);
+  EXPECT_EQ(next, stored.end());
+  return out;
+}
+
 std::vector<float> in_four_channels(const Shape& shape, const std::vector<float>& image) {
   std::vector<float> out(static_cast<size_t>(with_four_channels(shape).elements()));
   pad_to_four_channels(shape, image.data(), out.data(), sizeof(float));
@@ -322,6 +338,8 @@ std::string describe(const OpCase& c) {
   if (const auto* s = std::get_if<Conv2d>(&c.spec))
     text += fmt::format(" k {} kernel {} stride {} padding {} groups {} bias {}", s->out_channels,
                         s->kernel, s->stride, s->padding, s->groups, s->bias);
+  if (const auto* s = std::get_if<BatchNorm>(&c.spec); s && s->dy1_stride > 1)
+    text += fmt::format(" compact {}", s->dy1_stride);
   if (const auto* s = std::get_if<MaxPool>(&c.spec))
     text += fmt::format(" kernel {} stride {} padding {} ceil {}", s->kernel, s->stride, s->padding,
                         s->ceil_mode);
@@ -351,7 +369,8 @@ OpData make_data(const OpCase& c, DType type, uint64_t seed) {
   }
   const Shape y = output_shape(c.spec, c.x);
   for (int i = 0; i < c.dy_sources; ++i)
-    data.dy.push_back(uniform(static_cast<size_t>(y.elements()), seed, stream++));
+    data.dy.push_back(
+        uniform(static_cast<size_t>(dy_shape(c.spec, y, i).elements()), seed, stream++));
   for (auto* tensors : {&data.x, &data.dy})
     for (auto& tensor : *tensors)
       for (float& v : tensor) v = round_to(type, v);
@@ -396,7 +415,8 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   const GuardedBuffer saved(device, slices * op->saved_bytes());
   const GuardedBuffer scratch(device, op->scratch_bytes());
   for (const Shape& shape : c.x)
-    dx.emplace_back(device, static_cast<size_t>(shape.elements()) * size_of(type));
+    dx.emplace_back(
+        device, static_cast<size_t>(compact(shape, needs.dx_stride).elements()) * size_of(type));
 
   const int over = y_in_place(c.spec);
   std::vector<NodeMemory> memory(slices);
@@ -409,11 +429,14 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     m.slice = {
         .begin = static_cast<int64_t>(s) * config.y.n, .first = s == 0, .last = s + 1 == slices};
     m.y = part(over >= 0 ? x[static_cast<size_t>(over)] : y, config.y, config.y_type);
-    for (const auto& b : dy) m.dy.push_back(part(b, config.y, type));
+    for (const auto& b : dy)
+      m.dy.push_back(part(b, dy_shape(c.spec, config.y, static_cast<int>(m.dy.size())), type));
     for (size_t i = 0; i < c.x.size(); ++i) {
       const bool in_place = static_cast<int>(i) == needs.dx_in_place;
       m.x.push_back(part(x[i], stored[i], type));
-      m.dx.push_back(!wants(c, i) ? nullptr : in_place ? m.dy[0] : part(dx[i], config.x[i], type));
+      m.dx.push_back(!wants(c, i) ? nullptr
+                     : in_place   ? m.dy[0]
+                                  : part(dx[i], compact(config.x[i], needs.dx_stride), type));
     }
     for (const auto& b : parameters) m.parameters.push_back(static_cast<const float*>(b.data()));
     for (const auto& b : gradients)

@@ -26,6 +26,9 @@ std::unique_ptr<Device> make_test_device(const std::string& name, int threads);
 // An image as it lies in memory with kFourChannels.
 std::vector<float> in_four_channels(const Shape& shape, const std::vector<float>& image);
 
+// A tensor that is stored compact, as a whole.
+std::vector<float> spread(const std::vector<float>& stored, const Shape& whole, int64_t stride);
+
 // A device and the type of the activations: what every OpTest runs on.
 struct Target {
   std::string device;
