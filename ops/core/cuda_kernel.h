@@ -27,10 +27,11 @@ inline constexpr int kThreads = 256;  // of a block, where nothing speaks for an
 // kernel's blocks start while the kernel before in its stream still runs (programmatic dependent
 // launch), which hides the time that a launch takes. Here they wait until that kernel has ended and
 // all that it wrote can be read; it had waited likewise before it could end, so that a kernel comes
-// after everything before it in its stream. Only then is the next kernel let start: libraries' have
-// this, too, and some read a scalar before they wait, which nothing but the kernel right before may
-// be writing. (Who waits here keeps nobody from running: all blocks before have started.) Nothing
-// may be read any earlier, so no pointer is __restrict__, which lets the compiler do just that.
+// after everything before it in its stream. They hold up nothing that they wait for: all its blocks
+// have started. Only then is the next kernel let start: libraries' have this, too, and some read a
+// scalar before they wait, which nothing but the kernel right before may be writing. Nothing may be
+// read any earlier, so no pointer is __restrict__: loads from such (ld.global.nc) may be moved
+// before the wait and may find what a cache still holds.
 __device__ inline void begin_kernel() {
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::begin_kernel();
