@@ -13,6 +13,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include "ops/core/cuda_handle.h"
@@ -25,25 +26,30 @@ inline constexpr int kThreads = 256;  // of a block, where nothing speaks for an
 
 // The first statement of every kernel, in all its threads (the emulated GPU looks). launch() lets a
 // kernel's blocks start while the kernel before in its stream still runs (programmatic dependent
-// launch), which hides the time that a launch takes. Here the kernel allows that to the one behind
-// it, then waits until the one before has ended and all that it wrote can be read. Nothing is read
-// or written before that. So a kernel comes after all that is before it in its stream, not only
-// after the last: that one had waited likewise before it could end. Blocks that wait here are in
-// nobody's way: they start when all blocks of the kernel before have started.
+// launch), which hides the time that a launch takes. Here they wait until that kernel has ended and
+// all that it wrote can be read; it had waited likewise before it could end, so that a kernel comes
+// after everything before it in its stream. They hold up nothing that they wait for: all its blocks
+// have started. Only then is the next kernel let start: libraries' have this, too, and some read a
+// scalar before they wait, which nothing but the kernel right before may be writing. Nothing may be
+// read any earlier, so no pointer is __restrict__: loads from such (ld.global.nc) may be moved
+// before the wait and may find what a cache still holds.
 __device__ inline void begin_kernel() {
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::begin_kernel();
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 
 #ifndef CONVOY_EMULATED_GPU
 // Whether begin_kernel() waits in the code that this GPU runs: only what waits may start early.
-// (Code for older GPUs, of which a newer one can be running the PTX, has no such instruction.)
+// Code for GPUs before sm_90 does not, and a newer one may be running it, from PTX.
 template <typename... Parameters>
 bool waits_to_begin(void (*kernel)(Parameters...)) {
+  // For now, to measure what it brings.
+  static const bool off = std::getenv("CONVOY_NO_PDL") != nullptr;
+  if (off) return false;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)));
   return attributes.ptxVersion >= 90;
