@@ -112,8 +112,9 @@ constexpr int kMostPatch = 2176;                // pixels
 constexpr int kMostWeights = 14 * kTileRows;    // of a channel, at once
 constexpr int kWeightPitch = kMostWeights + 8;  // so that rows of matrices lie in different banks
 constexpr int kOfAThread = 16;                  // channels
-// A thread adds so many tiles in fp32, of four pixels each.
-constexpr int kTilesOfABlock = 16;
+// A thread adds at most so many tiles in fp32, of four pixels each.
+constexpr int kMostTiles = 32;
+constexpr int kFewestGroups = 132 * 4;  // where there are so many tiles: twice what an H200 runs
 
 // Row n of the weights in shared memory is this channel of the block's: so a thread, which holds
 // columns 2q and 2q + 1 of each product, has 16 channels side by side.
@@ -447,8 +448,8 @@ bool cut(Geometry& g, int most_columns, int most_matrices, int most_pixels) {
 
 bool cut_forward(Geometry& g) {
   if (g.at_once == 0 || !cut(g, kForwardTiles * kTileRows, kForwardTiles, kMostPatch)) return false;
-  g.tiles_of_a_block = kTilesOfABlock;
-  g.groups = (g.tiles + kTilesOfABlock - 1) / kTilesOfABlock;
+  g.tiles_of_a_block = std::min((g.tiles + kFewestGroups - 1) / kFewestGroups, kMostTiles);
+  g.groups = (g.tiles + g.tiles_of_a_block - 1) / g.tiles_of_a_block;
   return true;
 }
 

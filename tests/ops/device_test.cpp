@@ -153,7 +153,7 @@ TEST_P(OpTest, ImageInputNormalisesEachPlace) {
         << to_string(shape);
   }
   const bool on_a_gpu = GetParam().device == "cuda" && type() != DType::kFloat32;
-  EXPECT_EQ(readers, on_a_gpu ? 5 : 0);
+  EXPECT_EQ(readers, on_a_gpu ? 6 : 0);
 }
 
 TEST_P(OpTest, ImageInputRefusesFourChannelsWhereItHasNone) {
