@@ -205,7 +205,7 @@ class Conv2dCuda final : public Op {
         x_(c.patches ? patches_of(spec, c.x[0]).unpadded_shape() : c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
-        dx_(compact(x_, skips_pixels(spec_) ? spec_.stride : 1)),
+        dx_(compact(padded_x_, skips_pixels(spec_) ? spec_.stride : 1)),
         x_is_padded_(c.patches),
         weights_(y_.c * (padded_x_.c / spec.groups) * area()),
         packed_(allocate_device(static_cast<size_t>(weights_) * sizeof(T))),
@@ -223,9 +223,7 @@ class Conv2dCuda final : public Op {
     x_copy_ = reserve(std::max(in_fp32              ? bytes(padded_x_, sizeof(float))
                                : copies || pads_x() ? bytes(padded_x_, sizeof(T))
                                                     : 0,
-                               spreads_dx() ? bytes(dx_, sizeof(T)) / static_cast<size_t>(x_.c) *
-                                                  static_cast<size_t>(padded_x_.c)
-                                            : 0));
+                               spreads_dx() ? bytes(dx_, sizeof(T)) : 0));
     y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
@@ -356,10 +354,10 @@ class Conv2dCuda final : public Op {
     run(site.at(x_copy_));
     auto* dx = static_cast<T*>(m.dx[0]);
     const auto* stored = static_cast<const T*>(site.at(x_copy_));
-    const int64_t n = x_.elements();
+    const int64_t n = (spreads_dx() ? x_ : dx_).rows() * x_.c;
     if (!spreads_dx())
-      launch(&unpad_kernel<T>, blocks_for(dx_.elements()), kThreads, site.stream, dx, stored,
-             dx_.elements(), x_.c, padded_x_.c);
+      launch(&unpad_kernel<T>, blocks_for(n), kThreads, site.stream, dx, stored, n, x_.c,
+             padded_x_.c);
     else if (are_wide(x_.c, dx))
       launch(&spread_wide_kernel<T>, blocks_for(n / kWide), kThreads, site.stream, dx, stored,
              n / kWide, x_.c / kWide, pixels_);
@@ -461,7 +459,7 @@ class Conv2dCuda final : public Op {
   Conv2dPlans plans_;
   DType type_;
   Shape x_, y_, padded_x_;
-  Shape dx_;                        // as it is computed: compact where pixels are skipped
+  Shape dx_;                        // as it is computed: padded, compact where pixels are skipped
   CompactPixels pixels_;            // of x
   bool x_is_padded_;                // already, in memory
   int64_t weights_;                 // packed, with what is padded
