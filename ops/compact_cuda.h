@@ -2,6 +2,7 @@
 // ops/*_cuda.cu.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -34,8 +35,9 @@ class CompactPixels {
  public:
   CompactPixels() = default;
   // Throws Error (kBadJob) where there are 2^31 pixels.
-  CompactPixels(const Shape& x, int64_t stride) : height_(x.h), width_(x.w), stride_(stride) {
-    if (x.rows() > std::numeric_limits<int32_t>::max())
+  CompactPixels(const Shape& x, int64_t stride)
+      : height_(x.h), width_(x.w), stride_(std::min(stride, kMost)) {
+    if (x.rows() > kMost)
       fail(ExitCode::kBadJob, "a tensor {} has too many pixels; use a smaller batch_per_worker",
            to_string(x));
     const Shape stored = compact(x, stride);
@@ -52,6 +54,7 @@ class CompactPixels {
   }
 
  private:
+  static constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   Divisor height_, width_, stride_;
   uint32_t lines_ = 0, columns_ = 0;
 };

@@ -216,7 +216,7 @@ class Conv2dCuda final : public Op {
         x_(c.x[0]),
         y_(c.y),
         padded_x_({x_.n, plans_.channels, x_.h, x_.w}),
-        dx_(compact(x_, skips_pixels(spec_) ? spec_.stride : 1)),
+        dx_(compact(padded_x_, skips_pixels(spec_) ? spec_.stride : 1)),
         weights_(device, spec, c, padded_x_.c / spec.groups, plans_.forward_in_fp32) {
     if (spreads_dx()) pixels_ = CompactPixels(x_, spec_.stride);
     // Slices begin anywhere; cuDNN wants its tensors aligned.
@@ -228,9 +228,7 @@ class Conv2dCuda final : public Op {
     x_copy_ = reserve(std::max(in_fp32                 ? bytes(padded_x_, sizeof(float))
                                : copies || is_padded() ? bytes(padded_x_, sizeof(T))
                                                        : 0,
-                               spreads_dx() ? bytes(dx_, sizeof(T)) / static_cast<size_t>(x_.c) *
-                                                  static_cast<size_t>(padded_x_.c)
-                                            : 0));
+                               spreads_dx() ? bytes(dx_, sizeof(T)) : 0));
     y_copy_ = reserve(in_fp32 || plans_.finish ? bytes(y_, sizeof(float))
                       : copies                 ? bytes(y_, sizeof(T))
                                                : 0);
@@ -340,10 +338,10 @@ class Conv2dCuda final : public Op {
     run(site.at(x_copy_));
     auto* dx = static_cast<T*>(m.dx[0]);
     const auto* stored = static_cast<const T*>(site.at(x_copy_));
-    const int64_t n = x_.elements();
+    const int64_t n = (spreads_dx() ? x_ : dx_).rows() * x_.c;
     if (!spreads_dx())
-      launch(&unpad_kernel<T>, blocks_for(dx_.elements()), kThreads, site.stream, dx, stored,
-             dx_.elements(), x_.c, padded_x_.c);
+      launch(&unpad_kernel<T>, blocks_for(n), kThreads, site.stream, dx, stored, n, x_.c,
+             padded_x_.c);
     else if (are_wide(x_.c, dx))
       launch(&spread_wide_kernel<T>, blocks_for(n / kWide), kThreads, site.stream, dx, stored,
              n / kWide, x_.c / kWide, pixels_);
@@ -434,7 +432,7 @@ class Conv2dCuda final : public Op {
   Conv2d spec_;
   Conv2dPlans plans_;
   Shape x_, y_, padded_x_;
-  Shape dx_;              // as it is computed: compact where pixels are skipped
+  Shape dx_;              // as it is computed: padded, compact where pixels are skipped
   CompactPixels pixels_;  // of x
   PackedWeights weights_;
   size_t scratch_bytes_ = 0, aside_bytes_ = 0;

@@ -47,6 +47,7 @@ struct Geometry {
   int height, above;  // rows of a tile; tiles above each other
   int pixels;         // of a row of a patch, an even number
   int patch_rows;
+  int patch;                            // pixels of one, both copies
   int copy;                             // where the second copy begins, in pixels; 0: there is none
   int taps;                             // of a window's row, as products take them
   int at_once;                          // rows of a window whose weights are in shared memory
@@ -111,7 +112,8 @@ constexpr int kForwardTiles = kForwardWarps * kTilesOfAWarp;
 constexpr int kMostPatch = 2176;                // pixels
 constexpr int kMostWeights = 14 * kTileRows;    // of a channel, at once
 constexpr int kWeightPitch = kMostWeights + 8;  // so that rows of matrices lie in different banks
-constexpr int kOfAThread = 16;                  // channels
+constexpr size_t kWeightBytes = sizeof(uint16_t) * kOutputs * kWeightPitch;
+constexpr int kOfAThread = 16;  // channels
 // A thread adds at most so many tiles in fp32, of four pixels each.
 constexpr int kMostTiles = 32;
 constexpr int kFewestGroups = 132 * 4;  // where there are so many tiles: twice what an H200 runs
@@ -122,6 +124,7 @@ __device__ inline int channel_of(int n) {
   return n % 8 / 2 * kOfAThread + n / 8 * 2 + n % 2;
 }
 
+// Enqueues copies.
 template <typename T>
 __device__ void load_weights(uint16_t* weights, const T* packed, const Geometry& g,
                              int first_output, int first_row) {
@@ -133,21 +136,20 @@ __device__ void load_weights(uint16_t* weights, const T* packed, const Geometry&
     const int row = tap / g.taps, column = tap - row * g.taps;
     const int channel = first_output + channel_of(n);
     const bool is_there = channel < g.channels && column < g.kernel;
-    const Pixel value =
-        is_there ? in[(channel * g.kernel + first_row + row) * g.kernel + column] : Pixel{};
-    *reinterpret_cast<Pixel*>(weights + n * kWeightPitch + kDepth * tap) = value;
+    const int at = is_there ? (channel * g.kernel + first_row + row) * g.kernel + column : 0;
+    copy_ahead<sizeof(Pixel)>(weights + n * kWeightPitch + kDepth * tap, in + at, is_there);
   }
 }
 
-// y = relu(conv(x) + bias), where bias may be null; partial [groups, 2, channels of all blocks] =
-// sums of y and of its squares.
-template <typename T, bool kSums>
+// y = conv(x) or, where it finishes, relu(conv(x) + bias), where bias may be null; partial [groups,
+// 2, channels of all blocks] = sums of y and of its squares.
+template <typename T, bool kSums, bool kFinishes>
 __global__ void __launch_bounds__(kForwardThreads, 2)
     forward_kernel(T* y, double* partial, const Pixel* x, const T* packed, const float* bias,
                    bool relu, Geometry g) {
   begin_kernel();
-  alignas(16) __shared__ uint16_t weights[kOutputs * kWeightPitch];
-  alignas(16) __shared__ Pixel patch[kMostPatch];
+  auto* weights = reinterpret_cast<uint16_t*>(dynamic_shared());
+  auto* patches = reinterpret_cast<Pixel*>(weights + kOutputs * kWeightPitch);  // two
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarp, lane = thread % kWarp, q = lane % 4;
   const auto block = static_cast<int>(blockIdx.x);
@@ -157,12 +159,12 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 
   // Where this lane's rows of the matrices begin.
   const int tile_columns = g.width / kTileRows;
-  const Pixel* windows[kTilesOfAWarp];
+  int windows[kTilesOfAWarp];
   for (int i = 0; i < kTilesOfAWarp; ++i) {
     const int m = warp + i * kForwardWarps, row = m / tile_columns;
     const int column = (m - row * tile_columns) * kTileRows + lane % 16;
     const bool works = row < g.height;  // else it computes what nobody stores
-    windows[i] = patch + (works ? row * g.stride * g.pixels : 0) +
+    windows[i] = (works ? row * g.stride * g.pixels : 0) +
                  even_place(g, (works ? column * g.stride : 0) + lane / 16 * 2);
   }
   const uint16_t* of_weights =
@@ -172,25 +174,30 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const int begin = group * g.tiles_of_a_block;
   const int end = begin + g.tiles_of_a_block < g.tiles ? begin + g.tiles_of_a_block : g.tiles;
   if (g.at_once >= g.kernel) load_weights(weights, packed, g, first_output, 0);
+  load_patch(patches, x, g, Tile(g, begin), kForwardWarps);
   for (int t = begin; t < end; ++t) {
     const Tile tile(g, t);
-    __syncthreads();  // what was there has been read
-    load_patch(patch, x, g, tile, kForwardWarps);
+    const Pixel* patch = patches + (t - begin) % 2 * g.patch;
+    wait_for_copies();
+    __syncthreads();  // this patch is there, the other has been read
+    if (t + 1 < end)
+      load_patch(patches + (t - begin + 1) % 2 * g.patch, x, g, Tile(g, t + 1), kForwardWarps);
     float sums[kTilesOfAWarp][8][4] = {};
     for (int first_row = 0; first_row < g.kernel; first_row += g.at_once) {
       if (g.at_once < g.kernel) {
         if (first_row > 0) __syncthreads();
         load_weights(weights, packed, g, first_output, first_row);
+        wait_for_copies();
+        __syncthreads();
       }
-      wait_for_copies();
-      __syncthreads();
       const int rows = g.kernel - first_row < g.at_once ? g.kernel - first_row : g.at_once;
       const uint16_t* w = of_weights;
       for (int r = 0; r < rows; ++r)
         for (int tap = 0; tap < g.taps; tap += 4, w += kTileRows) {
           uint32_t a[kTilesOfAWarp][4];
           for (int i = 0; i < kTilesOfAWarp; ++i)
-            load_matrices<false>(a[i], values_of(windows[i] + (first_row + r) * g.pixels + tap));
+            load_matrices<false>(a[i],
+                                 values_of(patch + windows[i] + (first_row + r) * g.pixels + tap));
           for (int pair = 0; pair < 4; ++pair) {
             uint32_t b[4];
             load_matrices<false>(b, w + 2 * pair * 8 * kWeightPitch);
@@ -216,8 +223,10 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
         for (int k = 0; k < kWide; ++k) {
           const int at = eight + k;
           float value = sums[i][at / 2][2 * second + at % 2];
-          if (bias) value += bias[first_channel + at];
-          value = relu && value < 0.0f ? 0.0f : value;  // NaN stays NaN
+          if constexpr (kFinishes) {
+            if (bias) value += bias[first_channel + at];
+            value = relu && value < 0.0f ? 0.0f : value;  // NaN stays NaN
+          }
           v.v[k] = value;
           if constexpr (kSums) {
             const float stored = rounded<T>(value);
@@ -237,7 +246,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   }
   if constexpr (kSums) {
     // [2, 16, threads], where the weights were.
-    static_assert(sizeof(weights) >= sizeof(float) * 2 * kOfAThread * kForwardThreads);
+    static_assert(kWeightBytes >= sizeof(float) * 2 * kOfAThread * kForwardThreads);
     auto* shared = reinterpret_cast<float*>(weights);
     __syncthreads();
     for (int k = 0; k < kOfAThread; ++k) {
@@ -308,8 +317,9 @@ template <typename T>
 __global__ void __launch_bounds__(kGradientThreads, 3)
     gradient_kernel(float* partial, const Pixel* x, const T* dy, Geometry g) {
   begin_kernel();
-  alignas(16) __shared__ uint16_t gradients[kMostColumns * kGradientPitch];
-  alignas(16) __shared__ Pixel patch[kMostGradientPatch];
+  auto* gradients = reinterpret_cast<uint16_t*>(dynamic_shared());  // two, and two patches
+  const int of_a_tile = g.width * kGradientPitch;
+  auto* patches = reinterpret_cast<Pixel*>(gradients + 2 * of_a_tile);
   const auto thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarp, lane = thread % kWarp;
   auto block = static_cast<int>(blockIdx.x);
@@ -322,47 +332,49 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
       pairs - first_pair < g.pairs_of_a_warp ? pairs - first_pair : g.pairs_of_a_warp;
 
   // Where this lane's rows of the matrices begin: of two pairs a load, of a pixel's gradients.
-  const Pixel* windows[(kPairsOfAWarp + 1) / 2];
+  int windows[(kPairsOfAWarp + 1) / 2];
   for (int i = 0; i < (kPairsOfAWarp + 1) / 2; ++i) {
     int pair = first_pair + 2 * i + lane / 16;
     if (pair >= pairs) pair = 0;  // it computes what nobody stores
     const int row = pair / half;
-    windows[i] =
-        patch + row * g.pixels + (pair - row * half) * 2 + even_place(g, lane % 16 * g.stride);
+    windows[i] = row * g.pixels + (pair - row * half) * 2 + even_place(g, lane % 16 * g.stride);
   }
-  const uint16_t* of_gradients =
-      gradients + (lane % 8 + lane / 16 * 8) * kGradientPitch + lane / 8 % 2 * 8;
+  const int of_gradients = (lane % 8 + lane / 16 * 8) * kGradientPitch + lane / 8 % 2 * 8;
 
   float sums[kOutputs / kTileRows][kPairsOfAWarp][4] = {};
   const int begin = group * g.tiles_of_a_block;
   const int end = begin + g.tiles_of_a_block < g.tiles ? begin + g.tiles_of_a_block : g.tiles;
-  for (int t = begin; t < end; ++t) {
+  const auto load_tile = [&](int t) {
     const Tile tile(g, t);
-    __syncthreads();  // what was there has been read
-    load_patch(patch, x, g, tile, kGradientWarps);
+    const int which = (t - begin) % 2;
+    load_patch(patches + which * g.patch, x, g, tile, kGradientWarps);
     constexpr int kVectors = kOutputs / kWide;  // of a pixel
     const T* in =
-        dy +
-        ((static_cast<int64_t>(tile.image) * g.rows + tile.row) * g.columns + tile.column) *
-            g.channels +
-        first_output;
+        dy + ((static_cast<int64_t>(tile.image) * g.rows + tile.row) * g.columns + tile.column) *
+                 g.channels;
     for (int i = thread; i < g.width * kVectors; i += kGradientThreads) {
       const int pixel = i / kVectors, channel = i % kVectors * kWide;
       const bool is_there = tile.column + pixel < g.columns && first_output + channel < g.channels;
-      copy_ahead<16>(gradients + pixel * kGradientPitch + channel,
-                     is_there ? in + static_cast<int64_t>(pixel) * g.channels + channel : dy,
-                     is_there);
+      const int64_t at = static_cast<int64_t>(pixel) * g.channels + first_output + channel;
+      copy_ahead<16>(gradients + which * of_a_tile + pixel * kGradientPitch + channel,
+                     is_there ? in + at : dy, is_there);
     }
+  };
+  load_tile(begin);
+  for (int t = begin; t < end; ++t) {
+    const Pixel* patch = patches + (t - begin) % 2 * g.patch;
+    const uint16_t* tile_gradients = gradients + (t - begin) % 2 * of_a_tile + of_gradients;
     wait_for_copies();
-    __syncthreads();
+    __syncthreads();  // this tile is there, the other has been read
+    if (t + 1 < end) load_tile(t + 1);
     for (int first = 0; first < g.width; first += kTileRows) {
       uint32_t a[kOutputs / kTileRows][4];
       for (int m = 0; m < kOutputs / kTileRows; ++m)
-        load_matrices<true>(a[m], of_gradients + first * kGradientPitch + m * kTileRows);
+        load_matrices<true>(a[m], tile_gradients + first * kGradientPitch + m * kTileRows);
       for (int i = 0; i < (kPairsOfAWarp + 1) / 2; ++i) {
         if (2 * i >= own_pairs) continue;
         uint32_t b[4];
-        load_matrices<true>(b, values_of(windows[i] + first * g.stride));
+        load_matrices<true>(b, values_of(patch + windows[i] + first * g.stride));
         for (int m = 0; m < kOutputs / kTileRows; ++m) {
           add_product<T>(sums[m][2 * i], a[m], b[0], b[1]);
           if (2 * i + 1 < kPairsOfAWarp) add_product<T>(sums[m][2 * i + 1], a[m], b[2], b[3]);
@@ -440,6 +452,7 @@ bool cut(Geometry& g, int most_columns, int most_matrices, int most_pixels) {
     g.above = (g.rows + g.height - 1) / g.height;
     g.patch_rows = (g.height - 1) * g.stride + g.kernel;
     g.copy = copies == 2 ? g.patch_rows * g.pixels : 0;
+    g.patch = copies * g.patch_rows * g.pixels;
     g.tiles = g.n * g.above * g.beside;
     return true;
   }
@@ -488,14 +501,18 @@ class FewChannelsCuda final : public Op {
   void forward(const NodeMemory& m, const StepInfo&) override {
     const Geometry& g = forward_;
     auto* partial = static_cast<double*>(m.scratch);
+    const bool relu = spec_.batch_norm && spec_.batch_norm->relu;
     const auto run = [&](auto kernel) {
-      launch(kernel, int64_t{g.groups} * g.output_blocks, kForwardThreads, device_.stream(),
-             static_cast<T*>(m.y), partial, static_cast<const Pixel*>(m.x[0]),
-             static_cast<const T*>(weights_.packed()), weights_.bias(),
-             spec_.batch_norm && spec_.batch_norm->relu, g);
+      launch_sharing(kWeightBytes + 2 * sizeof(Pixel) * static_cast<size_t>(g.patch), kernel,
+                     int64_t{g.groups} * g.output_blocks, kForwardThreads, device_.stream(),
+                     static_cast<T*>(m.y), partial, static_cast<const Pixel*>(m.x[0]),
+                     static_cast<const T*>(weights_.packed()), weights_.bias(), relu, g);
     };
-    if (!m.sums) return run(&forward_kernel<T, false>);
-    run(&forward_kernel<T, true>);
+    const bool finishes = relu || weights_.bias();
+    if (!m.sums)
+      return finishes ? run(&forward_kernel<T, false, true>)
+                      : run(&forward_kernel<T, false, false>);
+    finishes ? run(&forward_kernel<T, true, true>) : run(&forward_kernel<T, true, false>);
     launch(&sums_kernel, (2 * padded() + kSumColumns - 1) / kSumColumns, kThreads, device_.stream(),
            m.sums, partial, g.groups, g.channels, static_cast<int>(padded()));
   }
@@ -505,8 +522,11 @@ class FewChannelsCuda final : public Op {
     const Geometry& g = gradient_;
     auto* partial = static_cast<float*>(m.scratch);
     const auto* dy = static_cast<const T*>(m.dy[0]);
-    launch(&gradient_kernel<T>, int64_t{g.groups} * g.output_blocks * g.tap_blocks,
-           kGradientThreads, device_.stream(), partial, static_cast<const Pixel*>(m.x[0]), dy, g);
+    const size_t bytes = 2 * (sizeof(uint16_t) * kGradientPitch * static_cast<size_t>(g.width) +
+                              sizeof(Pixel) * static_cast<size_t>(g.patch));
+    launch_sharing(bytes, &gradient_kernel<T>, int64_t{g.groups} * g.output_blocks * g.tap_blocks,
+                   kGradientThreads, device_.stream(), partial, static_cast<const Pixel*>(m.x[0]),
+                   dy, g);
     launch(&gradient_sums_kernel, (padded() * of_an_output() + kSumColumns - 1) / kSumColumns,
            kThreads, device_.stream(), m.gradients[0], partial, g, channels_, m.slice.first);
     if (spec_.bias)

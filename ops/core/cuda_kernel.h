@@ -3,7 +3,8 @@
 // Every .cu file is compiled twice: by nvcc, and by the host's compiler for the emulated GPU of the
 // tests (tests/support/emulated_gpu/), which runs the same kernels thread by thread. So a kernel is
 // started with launch(), calls begin_kernel() before all else, knows threadIdx, blockIdx, blockDim
-// and gridDim, shares memory with __shared__ arrays of fixed size and meets at __syncthreads().
+// and gridDim, shares memory with __shared__ arrays of fixed size or dynamic_shared() and meets at
+// __syncthreads().
 // Warp intrinsics and atomics are not used: sums are taken in a fixed order (law 1), which depends
 // on shapes alone, never on the GPU.
 #pragma once
@@ -56,14 +57,31 @@ bool waits_to_begin(void (*kernel)(Parameters...)) {
 }
 #endif
 
-// Enqueues kernel(arguments...) for a line of blocks.
+// Memory that a block shares, as much as it is launched with; aligned to 16 bytes.
+__device__ inline char* dynamic_shared() {
+#ifdef CONVOY_EMULATED_GPU
+  return emulated_gpu::dynamic_shared();
+#else
+  extern __shared__ uint4 convoy_dynamic_shared[];
+  return reinterpret_cast<char*>(convoy_dynamic_shared);
+#endif
+}
+
+// Enqueues kernel(arguments...) for a line of blocks, each with so many bytes of dynamic_shared().
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
-            Arguments... arguments) {
+void launch_sharing(size_t bytes, void (*kernel)(Parameters...), int64_t blocks, int threads,
+                    cudaStream_t stream, Arguments... arguments) {
   if (blocks <= 0) return;
 #ifdef CONVOY_EMULATED_GPU
-  emulated_gpu::launch(blocks, threads, stream, [=] { kernel(arguments...); });
+  emulated_gpu::launch(blocks, threads, bytes, stream, [=] { kernel(arguments...); });
 #else
+  if (bytes > 0) {  // beyond what a kernel may have unasked, and room for as many blocks as can run
+    const auto* function = reinterpret_cast<const void*>(kernel);
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(bytes)));
+    check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared));
+  }
   const auto launch_with = [&](Parameters... parameters) {
     void* pointers[] = {&parameters...};
     cudaLaunchAttribute early = {};
@@ -72,6 +90,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStre
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = bytes;
     config.stream = stream;
     config.attrs = &early;
     config.numAttrs = waits_to_begin(kernel) ? 1 : 0;
@@ -79,6 +98,11 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStre
   };
   launch_with(arguments...);
 #endif
+}
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream,
+            Arguments... arguments) {
+  launch_sharing(0, kernel, blocks, threads, stream, arguments...);
 }
 
 // Blocks of kThreads for n threads; kernels that loop over what is left take at most this many.

@@ -254,6 +254,36 @@ TEST_F(CudnnTest, ConvolutionsOf1x1MayBeProducts) {
   EXPECT_EQ(decided(DType::kFloat32, true).find("product"), std::string::npos);
 }
 
+// Of one that skips pixels, the gradient of those that it sees, whether it stays compact or not.
+TEST_F(CudnnTest, GradientsOfConvolutionsThatSkipPixelsAreOfThoseTheySee) {
+  ops::Graph graph{.name = "skips", .image = {.n = 1, .c = 8, .h = 8, .w = 7}, .nodes = {}};
+  const ops::Conv2d wide = {.out_channels = 24, .kernel = 3, .padding = 1},
+                    other = {.out_channels = 16, .kernel = 3, .stride = 2, .padding = 1},
+                    skips = {.out_channels = 16, .kernel = 1, .stride = 2};
+  const int norm = graph.add("norm", ops::BatchNorm{}, {graph.add("conv", wide, {ops::kImage})});
+  const int sum = graph.add("other", other, {norm});
+  graph.add("sum", ops::Add{}, {sum, graph.add("skips", skips, {norm})});
+  for (const DType type : {DType::kFloat32, DType::kBfloat16, DType::kFloat16})
+    for (const bool tune : {false, true}) {
+      const auto decided = [&](bool merge) {
+        const auto device = ops::make_device("cuda", 1);
+        device->tune(tune);
+        ops::decide(*device, graph, {.batch = 2, .type = type, .merge = merge});
+        return device->decisions();
+      };
+      const std::string plans = decided(true);
+      EXPECT_NE(plans.find("backward data x [2, 24, 4, 4] y [2, 16, 4, 4] kernel 1 stride 1"),
+                std::string::npos)
+          << plans;
+      EXPECT_EQ(plans.find("backward data x [2, 24, 8, 7] y [2, 16, 4, 4] kernel 1"),
+                std::string::npos);
+      if (!is_emulated()) continue;  // measured apart, they may differ
+      EXPECT_EQ(plans, decided(false));
+      EXPECT_EQ(plans.find("product [32, 16] x [16, 24]") != std::string::npos,
+                tune && type != DType::kFloat32);
+    }
+}
+
 // Channels that are padded to as many as another layer has are that layer's convolution: what is
 // decided for one is decided for both, whichever comes first.
 TEST_F(CudnnTest, PaddedChannelsDecideNothingElse) {

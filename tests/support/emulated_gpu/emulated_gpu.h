@@ -27,8 +27,10 @@ void __syncthreads();
 
 namespace convoy::emulated_gpu {
 
-// Enqueues a kernel: body() once for each thread.
-void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void()> body);
+// Enqueues a kernel: body() once for each thread. Blocks have so many bytes of dynamic_shared().
+void launch(int64_t blocks, int threads, size_t bytes, cudaStream_t stream,
+            std::function<void()> body);
+char* dynamic_shared();
 
 // Every thread of a kernel calls it before all else (begin_kernel() in ops/core/cuda_kernel.h).
 // Where one has not, the program ends.

@@ -219,8 +219,23 @@ void enqueue_polled(cudaStream_t stream, std::function<bool()> work) {
   put(of(stream), std::move(work), true);
 }
 
-void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void()> body) {
+namespace {
+
+// Of the block that runs, between margins that nobody may touch.
+constexpr size_t kMostShared = 227 << 10, kMargin = 1024;
+constexpr char kUntouched = 0x7f;
+thread_local std::vector<char> shared_memory;
+
+}  // namespace
+
+char* dynamic_shared() {
+  return shared_memory.data() + kMargin;
+}
+
+void launch(int64_t blocks, int threads, size_t bytes, cudaStream_t stream,
+            std::function<void()> body) {
   enqueue(stream, [=] {
+    shared_memory.assign(bytes + 2 * kMargin, kUntouched);
     gridDim = {static_cast<unsigned>(blocks), 1, 1};
     blockDim = {static_cast<unsigned>(threads), 1, 1};
     for (int64_t k = 0; k < blocks; ++k) {
@@ -228,6 +243,15 @@ void launch(int64_t blocks, int threads, cudaStream_t stream, std::function<void
       const int64_t block = k % 2 == 0 ? k / 2 : blocks - 1 - k / 2;
       blockIdx = {static_cast<unsigned>(block), 0, 0};
       run_block(threads, static_cast<unsigned>(block), body);
+    }
+    const auto margin = [](const char* begin) {
+      return std::all_of(begin, begin + kMargin, [](char c) { return c == kUntouched; });
+    };
+    if (bytes > kMostShared || !margin(shared_memory.data()) || !margin(dynamic_shared() + bytes)) {
+      std::fprintf(stderr,
+                   "emulated GPU: a block shares %zu bytes and needs more, or a GPU has less\n",
+                   bytes);
+      std::abort();
     }
   });
 }
