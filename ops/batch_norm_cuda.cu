@@ -109,26 +109,35 @@ __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
   put_sums(partial, g, share.block, sums);
 }
 
-__device__ void set_statistics(const Vectors& v, int64_t channel, float mean, double variance,
-                               float gamma, float beta, double epsilon) {
+// What a channel is normalised with.
+struct OfChannel {
+  float mean, inv_std, scale, beta;
+};
+__device__ OfChannel of_channel(float mean, double variance, float gamma, float beta,
+                                double epsilon) {
   const double inv_std = 1.0 / sqrt(variance + epsilon);
-  v.mean[channel] = mean;
-  v.inv_std[channel] = static_cast<float>(inv_std);
-  v.scale[channel] = static_cast<float>(gamma * inv_std);
-  v.beta[channel] = beta;
+  return {mean, static_cast<float>(inv_std), static_cast<float>(gamma * inv_std), beta};
+}
+__device__ void set(const Vectors& v, int64_t channel, const OfChannel& of) {
+  v.mean[channel] = of.mean;
+  v.inv_std[channel] = of.inv_std;
+  v.scale[channel] = of.scale;
+  v.beta[channel] = of.beta;
 }
 
-// statistics [2, c] = mean, unbiased variance, of a channel's sums over the batch.
-__device__ void finish_statistics(float* statistics, const Vectors& v, const float* gamma,
-                                  const float* beta, int64_t c, int64_t channel, double sum,
-                                  double squares, double count, double epsilon) {
+// Of a channel's sums over the batch. statistics [2, c] = mean, unbiased variance, unless it is
+// null.
+__device__ OfChannel finish_statistics(float* statistics, const float* gamma, const float* beta,
+                                       int64_t c, int64_t channel, double sum, double squares,
+                                       double count, double epsilon) {
   const double mean = sum / count;
   double variance = squares / count - mean * mean;
   if (variance < 0) variance = 0;  // rounding; NaN stays NaN
-  statistics[channel] = static_cast<float>(mean);
-  statistics[c + channel] = static_cast<float>(variance * count / (count - 1));
-  set_statistics(v, channel, static_cast<float>(mean), variance, gamma[channel], beta[channel],
-                 epsilon);
+  if (statistics) {
+    statistics[channel] = static_cast<float>(mean);
+    statistics[c + channel] = static_cast<float>(variance * count / (count - 1));
+  }
+  return of_channel(static_cast<float>(mean), variance, gamma[channel], beta[channel], epsilon);
 }
 
 __global__ void statistics_finish_kernel(float* statistics, Vectors v, const double* partial,
@@ -136,19 +145,20 @@ __global__ void statistics_finish_kernel(float* statistics, Vectors v, const dou
                                          double count, double epsilon, bool first, bool last) {
   begin_kernel();
   finish_sums(v.sums, partial, g, first, last, [=](double sum, double squares, int64_t channel) {
-    finish_statistics(statistics, v, gamma, beta, g.c, channel, sum, squares, count, epsilon);
+    set(v, channel,
+        finish_statistics(statistics, gamma, beta, g.c, channel, sum, squares, count, epsilon));
   });
 }
 
-// sums [2, c], which the convolution before has given.
-__global__ void given_statistics_kernel(float* statistics, Vectors v, const float* sums,
-                                        const float* gamma, const float* beta, int64_t c,
-                                        double count, double epsilon) {
+// From what the convolution before has given. statistics may be null.
+__device__ OfChannel of_given(const Given& given, float* statistics, int64_t c, int64_t channel) {
+  return finish_statistics(
+      statistics, given.gamma, given.beta, c, channel, static_cast<double>(given.sums[channel]),
+      static_cast<double>(given.sums[c + channel]), given.count, given.epsilon);
+}
+__global__ void given_statistics_kernel(Vectors v, Given given, int64_t c) {
   begin_kernel();
-  for_each(c, [=](int64_t k) {
-    finish_statistics(statistics, v, gamma, beta, c, k, static_cast<double>(sums[k]),
-                      static_cast<double>(sums[c + k]), count, epsilon);
-  });
+  for_each(c, [=](int64_t k) { set(v, k, of_given(given, given.statistics, c, k)); });
 }
 
 // For inference: running [2, c] = mean, variance.
@@ -156,7 +166,7 @@ __global__ void running_statistics_kernel(Vectors v, const float* running, const
                                           const float* beta, int64_t c, double epsilon) {
   begin_kernel();
   for_each(c, [=](int64_t k) {
-    set_statistics(v, k, running[k], running[c + k], gamma[k], beta[k], epsilon);
+    set(v, k, of_channel(running[k], running[c + k], gamma[k], beta[k], epsilon));
   });
 }
 
@@ -202,8 +212,7 @@ void Norm::gather(float* statistics, double* partial, const T* x, const float* s
                   const float* const* parameters, const Slice& slice) const {
   if (sums)
     return launch(&given_statistics_kernel, blocks_for(geometry_.c), cuda::kThreads, stream_,
-                  statistics, vectors_, sums, parameters[0], parameters[1], geometry_.c, count_,
-                  epsilon_);
+                  vectors_, given(statistics, sums, parameters), geometry_.c);
   with_flag(are_wide(geometry_.c, x), [&](auto aligned) {
     launch(&statistics_kernel<T, aligned>, geometry_.blocks(), Geometry::kThreads, stream_, partial,
            x, geometry_);
@@ -239,26 +248,57 @@ namespace {
 // What the second input of a batch norm is.
 enum class Second : uint8_t { kNone, kResidual, kShortcut };
 
-// mask may be null; relu without a mask is inference. v2: of a shortcut.
-template <typename T, bool kAligned, Second kSecond>
+// Of the channels of a block, in shared memory.
+struct alignas(16) OfBlock {
+  float mean[Geometry::kMostGroups * kWide], scale[Geometry::kMostGroups * kWide],
+      beta[Geometry::kMostGroups * kWide];
+};
+// From what is given, by all threads of a block; the first block of some channels sets `v` and the
+// statistics, too.
+__device__ void set_block(OfBlock& block, const Given& given, const Vectors& v, const Geometry& g,
+                          const Share& share) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  const int64_t channel = int64_t{share.block % g.tiles} * g.groups * kWide + thread;
+  if (thread >= g.groups * kWide || channel >= g.c) return;
+  const bool first = share.block < g.tiles;
+  const OfChannel of = of_given(given, first ? given.statistics : nullptr, g.c, channel);
+  if (first) set(v, channel, of);
+  block.mean[thread] = of.mean;
+  block.scale[thread] = of.scale;
+  block.beta[thread] = of.beta;
+}
+
+// mask may be null; relu without a mask is inference. v2: of a shortcut. kGiven: v and v2 are not
+// set yet, they follow from what is given.
+template <typename T, bool kAligned, Second kSecond, bool kGiven>
 __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* x2, Vectors v,
-                                 Vectors v2, Geometry g, Way way, bool relu) {
+                                 Vectors v2, Given given, Given given2, Geometry g, Way way,
+                                 bool relu) {
   begin_kernel();
   const Share share(g, way);
+  __shared__ OfBlock of, of2;
+  if constexpr (kGiven) {
+    set_block(of, given, v, g, share);
+    if constexpr (kSecond == Second::kShortcut) set_block(of2, given2, v2, g, share);
+    __syncthreads();
+  }
   if (share.rows == 0) return;
   y += share.at;
   x += share.at;
   if constexpr (kSecond != Second::kNone) x2 += share.at;
   if (mask) mask += share.mask_at;
-  const auto vector = [&](const float* p) {
-    return load_group<kAligned>(p + share.channel, share.channels);
+  const auto vector = [&](const float* of_all, const float* of_block) {
+    const int in_block = static_cast<int>(threadIdx.x) % g.groups * kWide;
+    return load_group<kAligned>(kGiven ? of_block + in_block : of_all + share.channel,
+                                share.channels);
   };
-  const Bits8<float> mean = vector(v.mean), scale = vector(v.scale), beta = vector(v.beta);
+  const Bits8<float> mean = vector(v.mean, of.mean), scale = vector(v.scale, of.scale),
+                     beta = vector(v.beta, of.beta);
   Bits8<float> mean2, scale2, beta2;
   if constexpr (kSecond == Second::kShortcut) {
-    mean2 = vector(v2.mean);
-    scale2 = vector(v2.scale);
-    beta2 = vector(v2.beta);
+    mean2 = vector(v2.mean, of2.mean);
+    scale2 = vector(v2.scale, of2.scale);
+    beta2 = vector(v2.beta, of2.beta);
   }
   const float least = relu ? 0.0f : -INFINITY;
   struct In {
@@ -485,6 +525,7 @@ class BatchNormCuda final : public Op {
   }
 
   void gather_forward(const NodeMemory& m) override {
+    if (is_given(m)) return;
     auto* partial = static_cast<double*>(m.scratch);
     if (shortcut_)  // its convolution is the last one, as a rule
       shortcut_->gather(m.shortcut_statistics, partial, static_cast<const T*>(m.x[1]),
@@ -500,11 +541,18 @@ class BatchNormCuda final : public Op {
     const auto* x = static_cast<const T*>(m.x[0]);
     const auto* x2 = spec_.residual ? static_cast<const T*>(m.x[1]) : nullptr;
     const Way way = gathers_ && !m.sums ? Way::kUp : Way::kDown;
+    Given given = {}, given2 = {};
+    if (is_given(m)) given = norm_.given(m.statistics, m.sums, m.parameters.data());
+    if (is_given(m) && shortcut_)
+      given2 = shortcut_->given(m.shortcut_statistics, m.shortcut_sums,
+                                m.parameters.data() + kBatchNormParameters);
     with_flag(are_wide(geometry_.c, x, y, x2), [&](auto aligned) {
       const auto run = [&](auto second) {
-        launch(&normalise_kernel<T, aligned, second>, geometry_.blocks(), Geometry::kThreads,
-               stream_, y, mask, x, x2, norm_.vectors(), shortcut_vectors(), geometry_, way,
-               spec_.relu);
+        with_flag(is_given(m), [&](auto from_given) {
+          launch(&normalise_kernel<T, aligned, second, from_given>, geometry_.blocks(),
+                 Geometry::kThreads, stream_, y, mask, x, x2, norm_.vectors(), shortcut_vectors(),
+                 given, given2, geometry_, way, spec_.relu);
+        });
       };
       if (shortcut_)
         run(std::integral_constant<Second, Second::kShortcut>{});
@@ -593,6 +641,10 @@ class BatchNormCuda final : public Op {
       body(std::integral_constant<Other, Other::kCompact>{});
   }
 
+  // Nothing is left to gather: forward() takes it from what convolutions have given.
+  bool is_given(const NodeMemory& m) const {
+    return gathers_ && m.sums && (!shortcut_ || m.shortcut_sums);
+  }
   const T* shortcut_input(const NodeMemory& m) const {
     return shortcut_ ? static_cast<const T*>(m.x[1]) : nullptr;
   }

@@ -143,6 +143,13 @@ __device__ inline void put_sums(double* partial, const Geometry& g, int block, c
   partial[(2 * chunk + 1) * g.c + channel] = sum1;
 }
 
+// What a batch norm's numbers follow from where the convolution before has given sums [2, c].
+struct Given {
+  const float *sums, *gamma, *beta;
+  float* statistics;
+  double count, epsilon;
+};
+
 inline double values_of_a_channel(const OpConfig& c) {
   return static_cast<double>(c.x[0].h * c.x[0].w * c.batch);
 }
@@ -164,6 +171,10 @@ class Norm {
   template <typename T>
   void gather(float* statistics, double* partial, const T* x, const float* sums,
               const float* const* parameters, const Slice& slice) const;
+  // The same, for a kernel that takes the numbers from what is given itself.
+  Given given(float* statistics, const float* sums, const float* const* parameters) const {
+    return {sums, parameters[0], parameters[1], statistics, count_, epsilon_};
+  }
   // Of running [2, c], not of the batch.
   void take(const float* running, const float* const* parameters) const;
   // From backward's sums: the gradients of weight and bias, and what its second pass needs.

@@ -82,7 +82,8 @@ struct Largest {
   Bits8<uint8_t> places;
 };
 // Of the window of output (p, q): largest_of(read(i, j), place) is a Largest of that pixel alone.
-// The first of equal ones wins. Pixels side by side are on their way before one is used.
+// The first of equal ones wins. The pixels of a window of up to 3x3 are all on their way before one
+// is used, of others three side by side.
 template <int kLanes, typename Read, typename LargestOf>
 __device__ Largest largest(int p, int q, const Geometry& g, Read read, LargestOf largest_of) {
   constexpr int kAhead = 3;
@@ -93,23 +94,39 @@ __device__ Largest largest(int p, int q, const Geometry& g, Read read, LargestOf
     // Also where nothing is above minus infinity.
     out.places.v[lane] = static_cast<uint8_t>(place_of(rows.begin, columns.begin, p, q, g));
   }
+  using Read8 = decltype(read(0, 0));
+  // Those of row i from column `begin`; what lies behind the end is not used.
+  const auto read_row = [&](Read8(&ahead)[kAhead], int i, int begin) {
+    for (int k = 0; k < kAhead; ++k)
+      ahead[k] = read(i, begin + k < columns.end ? begin + k : begin);
+  };
+  const auto use_row = [&](const Read8(&ahead)[kAhead], int i, int begin) {
+    for (int k = 0; k < kAhead; ++k) {
+      const int j = begin + k;
+      if (j >= columns.end) break;
+      const Largest in = largest_of(ahead[k], static_cast<uint8_t>(place_of(i, j, p, q, g)));
+      for (int lane = 0; lane < kLanes; ++lane) {
+        // NaN wins, so that it is seen.
+        const float v = in.values.v[lane];
+        const bool wins = v > out.values.v[lane] || v != v;
+        out.values.v[lane] = wins ? v : out.values.v[lane];
+        out.places.v[lane] = wins ? in.places.v[lane] : out.places.v[lane];
+      }
+    }
+  };
+  if (g.kernel <= kAhead) {
+    Read8 ahead[kAhead][kAhead];
+    for (int a = 0; a < kAhead; ++a)
+      read_row(ahead[a], rows.begin + (rows.begin + a < rows.end ? a : 0), columns.begin);
+    for (int a = 0; a < kAhead; ++a)
+      if (rows.begin + a < rows.end) use_row(ahead[a], rows.begin + a, columns.begin);
+    return out;
+  }
   for (int i = rows.begin; i < rows.end; ++i)
     for (int begin = columns.begin; begin < columns.end; begin += kAhead) {
-      decltype(read(i, begin)) ahead[kAhead];
-      for (int k = 0; k < kAhead; ++k)
-        ahead[k] = read(i, begin + k < columns.end ? begin + k : begin);
-      for (int k = 0; k < kAhead; ++k) {
-        const int j = begin + k;
-        if (j >= columns.end) break;
-        const Largest in = largest_of(ahead[k], static_cast<uint8_t>(place_of(i, j, p, q, g)));
-        for (int lane = 0; lane < kLanes; ++lane) {
-          // NaN wins, so that it is seen.
-          const float v = in.values.v[lane];
-          const bool wins = v > out.values.v[lane] || v != v;
-          out.values.v[lane] = wins ? v : out.values.v[lane];
-          out.places.v[lane] = wins ? in.places.v[lane] : out.places.v[lane];
-        }
-      }
+      Read8 ahead[kAhead];
+      read_row(ahead, i, begin);
+      use_row(ahead, i, begin);
     }
   return out;
 }

@@ -9,7 +9,7 @@ namespace convoy::emulated_gpu {
 namespace {
 
 void run(const std::function<void()>& kernel) {
-  launch(2, 4, nullptr, kernel);
+  launch(2, 4, 0, nullptr, kernel);
   cudaDeviceSynchronize();
 }
 

@@ -25,9 +25,12 @@ enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kLeftOut, kExtras = 8 };
 // Of a parameter that is frozen.
 constexpr int kNoBucket = -1;
 
+// A worker alone has no sums to wait for: it hands its gradients over in one piece.
 std::vector<comm::Range> cut_buckets(const ops::ParameterLayout& layout, size_t head_floats,
-                                     double bucket_mib) {
-  const auto least = static_cast<size_t>(bucket_mib * 1024 * 1024 / sizeof(float));
+                                     const EngineConfig& config) {
+  const auto least = config.workers == 1
+                         ? layout.gradient_floats
+                         : static_cast<size_t>(config.bucket_mib * 1024 * 1024 / sizeof(float));
   std::vector<comm::Range> buckets = {{0, head_floats}};
   size_t begin = 0;
   for (const auto& p : layout.parameters) {
@@ -189,7 +192,7 @@ void Engine::plan() {
       p.factors = own->second;
   extras_begin_ = layout_.batch_floats;
   head_floats_ = extras_begin_ + kExtras;
-  buckets_ = cut_buckets(layout_, head_floats_, config_.bucket_mib);
+  buckets_ = cut_buckets(layout_, head_floats_, config_);
   gradients_.assign(layout_.parameters.size(), nullptr);
   bucket_of_.clear();
   for (const auto& p : layout_.parameters) {
