@@ -15,13 +15,11 @@ __device__ float flushed(float v) {
 
 // Moves 12 bytes for each float.
 __global__ void sum_kernel(float* sum, const float* left, const float* right, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { sum[i] = flushed(flushed(left[i]) + flushed(right[i])); });
 }
 
 // n vectors of eight.
 __global__ void sum_wide_kernel(float* sum, const float* left, const float* right, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     Floats8 l = load8(left + kWide * i);
     const Floats8 r = load8(right + kWide * i);

@@ -10,14 +10,12 @@ using namespace cuda;
 
 template <typename T>
 __global__ void add_kernel(T* y, const T* a, const T* b, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { store(y + i, load(a + i) + load(b + i)); });
 }
 
 // n vectors of eight.
 template <typename T>
 __global__ void add_wide_kernel(T* y, const T* a, const T* b, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     Floats8 sum = load8(a + kWide * i);
     const Floats8 addend = load8(b + kWide * i);

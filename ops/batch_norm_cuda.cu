@@ -40,7 +40,7 @@ using namespace cuda_norm;
 constexpr size_t kVectorBytes = 7 * sizeof(float) + 2 * sizeof(double);
 
 // A block of this many threads finishes four channels: 32 bytes a read, 64 chunks at once.
-constexpr int kFinishChannels = 4, kFinishLanes = 64, kFinishAhead = 8;
+constexpr int kFinishChannels = 4, kFinishLanes = 64, kFinishAhead = 16;
 constexpr int kFinishThreads = 2 * kFinishChannels * kFinishLanes;
 
 // finish(channel, sums of partial and of the slices before), by one thread per channel after the
@@ -85,7 +85,6 @@ __device__ void finish_sums(double* carried, const double* partial, const Geomet
 // partial = sum x, sum x^2.
 template <typename T, bool kAligned>
 __global__ void statistics_kernel(double* partial, const T* x, Geometry g) {
-  begin_kernel();
   const Share share(g, Way::kDown);
   x += share.at;
   Bits8<T> shift = {};
@@ -129,21 +128,20 @@ __device__ void set(const Vectors& v, int64_t channel, const OfChannel& of) {
 // null.
 __device__ OfChannel finish_statistics(float* statistics, const float* gamma, const float* beta,
                                        int64_t c, int64_t channel, double sum, double squares,
-                                       double count, double epsilon) {
-  const double mean = sum / count;
-  double variance = squares / count - mean * mean;
+                                       const Count& count, double epsilon) {
+  const double mean = sum * count.inverse;
+  double variance = squares * count.inverse - mean * mean;
   if (variance < 0) variance = 0;  // rounding; NaN stays NaN
   if (statistics) {
     statistics[channel] = static_cast<float>(mean);
-    statistics[c + channel] = static_cast<float>(variance * count / (count - 1));
+    statistics[c + channel] = static_cast<float>(variance * count.unbiased);
   }
   return of_channel(static_cast<float>(mean), variance, gamma[channel], beta[channel], epsilon);
 }
 
 __global__ void statistics_finish_kernel(float* statistics, Vectors v, const double* partial,
                                          const float* gamma, const float* beta, Geometry g,
-                                         double count, double epsilon, bool first, bool last) {
-  begin_kernel();
+                                         Count count, double epsilon, bool first, bool last) {
   finish_sums(v.sums, partial, g, first, last, [=](double sum, double squares, int64_t channel) {
     set(v, channel,
         finish_statistics(statistics, gamma, beta, g.c, channel, sum, squares, count, epsilon));
@@ -157,14 +155,12 @@ __device__ OfChannel of_given(const Given& given, float* statistics, int64_t c, 
       static_cast<double>(given.sums[c + channel]), given.count, given.epsilon);
 }
 __global__ void given_statistics_kernel(Vectors v, Given given, int64_t c) {
-  begin_kernel();
   for_each(c, [=](int64_t k) { set(v, k, of_given(given, given.statistics, c, k)); });
 }
 
 // For inference: running [2, c] = mean, variance.
 __global__ void running_statistics_kernel(Vectors v, const float* running, const float* gamma,
                                           const float* beta, int64_t c, double epsilon) {
-  begin_kernel();
   for_each(c, [=](int64_t k) {
     set(v, k, of_channel(running[k], running[c + k], gamma[k], beta[k], epsilon));
   });
@@ -172,15 +168,17 @@ __global__ void running_statistics_kernel(Vectors v, const float* running, const
 
 __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
                                        const double* partial, const float* gamma, Geometry g,
-                                       double count, bool first, bool last) {
-  begin_kernel();
+                                       Count count, bool first, bool last) {
+  // On their way while sums are.
+  const int64_t own = int64_t{blockIdx.x} * kFinishChannels + threadIdx.x % kFinishChannels;
+  const double inv_std = own < g.c ? v.inv_std[own] : 0.0f;
+  const double a = own < g.c ? gamma[own] * inv_std : 0.0;
   finish_sums(v.sums, partial, g, first, last, [=](double sum, double products, int64_t channel) {
-    const double inv_std = v.inv_std[channel], a = gamma[channel] * inv_std;
     dgamma[channel] = static_cast<float>(products * inv_std);
     dbeta[channel] = static_cast<float>(sum);
     v.a[channel] = static_cast<float>(a);
-    v.b[channel] = static_cast<float>(-a * products * inv_std * inv_std / count);
-    v.k[channel] = static_cast<float>(-a * sum / count);
+    v.b[channel] = static_cast<float>(-a * products * inv_std * inv_std * count.inverse);
+    v.k[channel] = static_cast<float>(-a * sum * count.inverse);
   });
 }
 
@@ -194,7 +192,7 @@ Norm::Norm(cudaStream_t stream, double epsilon, const Geometry& geometry, double
     : stream_(stream),
       epsilon_(epsilon),
       geometry_(geometry),
-      count_(count),
+      count_{1.0 / count, count / (count - 1)},
       memory_(allocate_device(kVectorBytes * static_cast<size_t>(geometry.c))) {
   const int64_t c = geometry.c;
   auto* sums = static_cast<double*>(memory_.get());
@@ -274,7 +272,6 @@ template <typename T, bool kAligned, Second kSecond, bool kGiven>
 __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* x2, Vectors v,
                                  Vectors v2, Given given, Given given2, Geometry g, Way way,
                                  bool relu) {
-  begin_kernel();
   const Share share(g, way);
   __shared__ OfBlock of, of2;
   if constexpr (kGiven) {
@@ -350,7 +347,6 @@ template <typename T, bool kAligned, bool kMask, Other kOther, bool kShortcut>
 __global__ void backward_sums_kernel(double* partial, double* partial2, T* grad, const T* dy0,
                                      const T* dy1, CompactPixels pixels, const uint8_t* mask,
                                      const T* x, const T* x2, Vectors v, Vectors v2, Geometry g) {
-  begin_kernel();
   const Share share(g, Way::kDown);
   x += share.at;
   if constexpr (kShortcut) x2 += share.at;
@@ -410,7 +406,6 @@ __global__ void backward_sums_kernel(double* partial, double* partial2, T* grad,
 template <typename T, bool kAligned, bool kMask, bool kShortcut>
 __global__ void backward_apply_kernel(T* dx, T* dx2, const T* grad, const uint8_t* mask, const T* x,
                                       const T* x2, Vectors v, Vectors v2, Geometry g) {
-  begin_kernel();
   const Share share(g, Way::kUp);
   if (share.rows == 0) return;
   grad += share.at;
@@ -467,7 +462,6 @@ template <typename T, bool kAligned, bool kMask, Other kOther>
 __global__ void scale_gradient_kernel(T* dx, T* grad, const T* dy0, const T* dy1,
                                       CompactPixels pixels, const uint8_t* mask, Vectors v,
                                       Geometry g) {
-  begin_kernel();
   const Share share(g, Way::kDown);
   if (share.rows == 0) return;
   dy0 += share.at;

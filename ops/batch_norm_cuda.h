@@ -143,11 +143,17 @@ __device__ inline void put_sums(double* partial, const Geometry& g, int block, c
   partial[(2 * chunk + 1) * g.c + channel] = sum1;
 }
 
+// Of the n values of a channel: 1 / n, n / (n - 1).
+struct Count {
+  double inverse, unbiased;
+};
+
 // What a batch norm's numbers follow from where the convolution before has given sums [2, c].
 struct Given {
   const float *sums, *gamma, *beta;
   float* statistics;
-  double count, epsilon;
+  Count count;
+  double epsilon;
 };
 
 inline double values_of_a_channel(const OpConfig& c) {
@@ -187,16 +193,10 @@ class Norm {
   cudaStream_t stream_;
   double epsilon_;
   Geometry geometry_;
-  double count_;
+  Count count_;
   DeviceBuffer memory_;
   Vectors vectors_;
 };
-
-// body(std::bool_constant) of a flag that a kernel knows when it is compiled.
-template <typename Body>
-void with_flag(bool flag, Body body) {
-  flag ? body(std::true_type{}) : body(std::false_type{});
-}
 
 // With BatchNorm::pool.
 std::unique_ptr<Op> make_pooled(CudaDevice& device, const BatchNorm& spec, const OpConfig& config);

@@ -32,7 +32,6 @@ constexpr uint8_t kNowhere = 255;  // places are below 15^2
 template <int kLanes, typename T>
 __global__ void normalise_pool_kernel(T* y, uint8_t* places, const T* x, Vectors v, bool relu,
                                       Windows w) {
-  begin_kernel();
   cuda_pool::for_lanes<kLanes>(w.p, w.q, w.c, [=](int64_t image, int p, int q, int k) {
     const Floats8 mean = cuda_pool::load_lanes<kLanes>(v.mean + k),
                   scale = cuda_pool::load_lanes<kLanes>(v.scale + k),
@@ -180,7 +179,6 @@ __device__ void for_pooled_rows(const Share& share, const T* dy, const uint8_t* 
 template <typename T, bool kAligned>
 __global__ void pooled_sums_kernel(double* partial, const T* dy, const uint8_t* places, const T* x,
                                    Vectors v, Geometry g, Windows w) {
-  begin_kernel();
   const Share share(g, Way::kDown);
   x += share.at;
   Bits8<float> mean = {};
@@ -202,7 +200,6 @@ __global__ void pooled_sums_kernel(double* partial, const T* dy, const uint8_t* 
 template <typename T, bool kAligned>
 __global__ void pooled_apply_kernel(T* dx, const T* dy, const uint8_t* places, const T* x,
                                     Vectors v, Geometry g, Windows w) {
-  begin_kernel();
   const Share share(g, Way::kUp);
   if (share.rows == 0) return;
   dx += share.at;
@@ -240,7 +237,6 @@ bool has_squares(const Windows& w) {
 template <typename T>
 __global__ void pooled_apply_squares_kernel(T* dx, const T* dy, const uint8_t* places, const T* x,
                                             Vectors v, Windows w) {
-  begin_kernel();
   const int groups = w.c / kWide, lanes = kThreads / groups;
   const auto thread = static_cast<int>(threadIdx.x);
   const int lane = thread / groups, channel = (thread - lane * groups) * kWide;

@@ -12,7 +12,6 @@ using namespace cuda;
 template <typename Unit>
 __global__ void copy_columns_kernel(Unit* to, int64_t to_columns, const Unit* from,
                                     int64_t from_columns, int64_t rows, int64_t columns) {
-  begin_kernel();
   for_each(rows * columns, [=](int64_t i) {
     const int64_t row = i / columns, column = i - row * columns;
     to[row * to_columns + column] = from[row * from_columns + column];

@@ -25,7 +25,6 @@ using namespace cuda;
 __global__ void fold_kernel(double* scale, float* bias, const float* gamma, const float* beta,
                             const float* running, const float* conv_bias, double epsilon,
                             int64_t channels) {
-  begin_kernel();
   for_each(channels, [=](int64_t k) {
     const double s =
         static_cast<double>(gamma[k]) / sqrt(static_cast<double>(running[channels + k]) + epsilon);
@@ -40,7 +39,6 @@ __global__ void fold_kernel(double* scale, float* bias, const float* gamma, cons
 // filter_tile_channels().
 __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t channels,
                               int64_t padded, int area, int width) {
-  begin_kernel();
   __shared__ float tile[kFilterTile];
   const int64_t blocks = (channels + width - 1) / width;  // of a filter
   const int64_t k = blockIdx.x / blocks, begin = blockIdx.x % blocks * width;
@@ -71,7 +69,6 @@ __global__ void unpack_kernel(float* oihw, const float* dw, bool first, int64_t 
 // vectors.
 template <typename To, typename T>
 __global__ void pad_kernel(To* out, const T* in, int64_t n, int64_t channels, int64_t vectors) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t row = i / vectors, begin = (i - row * vectors) * kWide;
     Floats8 v;
@@ -83,7 +80,6 @@ __global__ void pad_kernel(To* out, const T* in, int64_t n, int64_t channels, in
 // And back; n elements.
 template <typename T>
 __global__ void unpad_kernel(T* out, const T* in, int64_t n, int64_t channels, int64_t padded) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t row = i / channels;
     out[i] = in[row * padded + (i - row * channels)];
@@ -95,7 +91,6 @@ __global__ void unpad_kernel(T* out, const T* in, int64_t n, int64_t channels, i
 template <typename T>
 __global__ void spread_kernel(T* out, const T* in, int64_t n, int64_t channels, int64_t stored,
                               CompactPixels pixels) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t row = i / channels;
     const int from = pixels.find(static_cast<uint32_t>(row));
@@ -106,7 +101,6 @@ __global__ void spread_kernel(T* out, const T* in, int64_t n, int64_t channels, 
 template <typename T>
 __global__ void spread_wide_kernel(T* out, const T* in, int64_t n, int64_t vectors,
                                    CompactPixels pixels) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t row = i / vectors;
     const int from = pixels.find(static_cast<uint32_t>(row));
@@ -122,13 +116,11 @@ __global__ void spread_wide_kernel(T* out, const T* in, int64_t n, int64_t vecto
 
 template <typename T>
 __global__ void convert_kernel(float* out, const T* in, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { out[i] = load(in + i); });
 }
 // n vectors of eight.
 template <typename T>
 __global__ void convert_wide_kernel(float* out, const T* in, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { store8(out + kWide * i, load8(in + kWide * i)); });
 }
 
@@ -136,7 +128,6 @@ __global__ void convert_wide_kernel(float* out, const T* in, int64_t n) {
 template <typename T>
 __global__ void finish_kernel(T* y, const float* sums, const float* bias, const T* residual,
                               bool relu, int64_t n, int64_t channels) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     float v = sums[i];
     if (bias) v += bias[i % channels];
@@ -147,7 +138,6 @@ __global__ void finish_kernel(T* y, const float* sums, const float* bias, const 
 template <typename T>
 __global__ void finish_wide_kernel(T* y, const float* sums, const float* bias, const T* residual,
                                    bool relu, int64_t n, int64_t channels) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     Floats8 v = load8(sums + kWide * i);
     if (bias) {
@@ -170,7 +160,6 @@ constexpr int64_t kChunkRows = 512;
 
 template <typename T>
 __global__ void bias_chunk_kernel(float* sums, const T* dy, int64_t rows, int64_t channels) {
-  begin_kernel();
   __shared__ float shared[kThreads];
   const int64_t width = channels < kThreads ? channels : kThreads;
   const int64_t tiles = (channels + width - 1) / width, lanes = kThreads / width;
@@ -191,7 +180,6 @@ __global__ void bias_chunk_kernel(float* sums, const T* dy, int64_t rows, int64_
 
 __global__ void bias_sum_kernel(float* db, const float* sums, bool first, int64_t chunks,
                                 int64_t channels) {
-  begin_kernel();
   for_each(channels, [=](int64_t k) {
     double sum = 0.0;
     for (int64_t c = 0; c < chunks; ++c) sum += static_cast<double>(sums[c * channels + k]);

@@ -25,7 +25,6 @@ __device__ uint64_t sum_over_block(uint64_t value) {
 }
 
 __global__ void digest_blocks_kernel(uint64_t* sums, const DigestBlock* blocks) {
-  begin_kernel();
   const DigestBlock block = blocks[blockIdx.x];
   uint64_t sum = 0;
   for (int64_t i = threadIdx.x; i < block.floats; i += kThreads) {
@@ -39,7 +38,6 @@ __global__ void digest_blocks_kernel(uint64_t* sums, const DigestBlock* blocks) 
 
 // first[r]: the first block of range r.
 __global__ void digest_ranges_kernel(uint64_t* digests, const uint64_t* sums, const size_t* first) {
-  begin_kernel();
   uint64_t sum = 0;
   for (size_t b = first[blockIdx.x] + threadIdx.x; b < first[blockIdx.x + 1]; b += kThreads)
     sum += sums[b];

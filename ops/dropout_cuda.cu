@@ -28,7 +28,6 @@ __device__ void keep(T* y, const T* x, int64_t word, uint16_t bits, float scale,
 template <bool kIsWide, typename T>
 __global__ void dropout_forward_kernel(T* y, uint16_t* mask, const T* x, const StepInfo* step,
                                        uint64_t key, int64_t first_word, float rate, int64_t n) {
-  begin_kernel();
   for_each((n + 15) / 16, [=](int64_t word) {
     mask[word] = dropout_bits(*step, key, static_cast<uint64_t>(first_word + word), rate);
     keep<kIsWide>(y, x, word, mask[word], 1.0f / (1.0f - rate), n);
@@ -38,7 +37,6 @@ __global__ void dropout_forward_kernel(T* y, uint16_t* mask, const T* x, const S
 template <bool kIsWide, typename T>
 __global__ void dropout_backward_kernel(T* dx, const T* dy, const uint16_t* mask, float rate,
                                         int64_t n) {
-  begin_kernel();
   for_each((n + 15) / 16,
            [=](int64_t word) { keep<kIsWide>(dx, dy, word, mask[word], 1.0f / (1.0f - rate), n); });
 }

@@ -75,6 +75,7 @@ struct alignas(8) Pixel {
 
 // Enqueues copies (wait_for_copies()) of a tile's patch, zero outside the image. A warp takes whole
 // rows.
+template <bool kTwice>
 __device__ void load_patch(Pixel* patch, const Pixel* x, const Geometry& g, const Tile& tile,
                            int warps) {
   const auto warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -83,14 +84,15 @@ __device__ void load_patch(Pixel* patch, const Pixel* x, const Geometry& g, cons
   const int first_column = tile.column * g.stride - g.padding;
   for (int r = warp; r < g.patch_rows; r += warps) {
     const int row = first_row + r;
-    const Pixel* in = x + (static_cast<int64_t>(tile.image) * g.h + row) * g.w + first_column;
+    const bool is_row = row >= 0 && row < g.h;
+    const Pixel* in = x + (static_cast<int64_t>(tile.image) * g.h + (is_row ? row : 0)) * g.w;
     Pixel* out = patch + r * g.pixels;
     for (int i = lane; i < g.pixels; i += kWarp) {
       const int column = first_column + i;
-      const bool inside = row >= 0 && row < g.h && column >= 0 && column < g.w;
-      const Pixel* from = inside ? in + i : x;
+      const bool inside = is_row && column >= 0 && column < g.w;
+      const Pixel* from = in + (inside ? column : 0);
       copy_ahead<sizeof(Pixel)>(out + i, from, inside);
-      if (g.copy > 0 && i > 0) copy_ahead<sizeof(Pixel)>(out + g.copy + i - 1, from, inside);
+      if (kTwice && i > 0) copy_ahead<sizeof(Pixel)>(out + g.copy + i - 1, from, inside);
     }
   }
 }
@@ -143,11 +145,10 @@ __device__ void load_weights(uint16_t* weights, const T* packed, const Geometry&
 
 // y = conv(x) or, where it finishes, relu(conv(x) + bias), where bias may be null; partial [groups,
 // 2, channels of all blocks] = sums of y and of its squares.
-template <typename T, bool kSums, bool kFinishes>
+template <typename T, bool kTwice, bool kSums, bool kFinishes>
 __global__ void __launch_bounds__(kForwardThreads, 2)
     forward_kernel(T* y, double* partial, const Pixel* x, const T* packed, const float* bias,
                    bool relu, Geometry g) {
-  begin_kernel();
   auto* weights = reinterpret_cast<uint16_t*>(dynamic_shared());
   auto* patches = reinterpret_cast<Pixel*>(weights + kOutputs * kWeightPitch);  // two
   const auto thread = static_cast<int>(threadIdx.x);
@@ -174,14 +175,15 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
   const int begin = group * g.tiles_of_a_block;
   const int end = begin + g.tiles_of_a_block < g.tiles ? begin + g.tiles_of_a_block : g.tiles;
   if (g.at_once >= g.kernel) load_weights(weights, packed, g, first_output, 0);
-  load_patch(patches, x, g, Tile(g, begin), kForwardWarps);
+  load_patch<kTwice>(patches, x, g, Tile(g, begin), kForwardWarps);
   for (int t = begin; t < end; ++t) {
     const Tile tile(g, t);
     const Pixel* patch = patches + (t - begin) % 2 * g.patch;
     wait_for_copies();
     __syncthreads();  // this patch is there, the other has been read
     if (t + 1 < end)
-      load_patch(patches + (t - begin + 1) % 2 * g.patch, x, g, Tile(g, t + 1), kForwardWarps);
+      load_patch<kTwice>(patches + (t - begin + 1) % 2 * g.patch, x, g, Tile(g, t + 1),
+                         kForwardWarps);
     float sums[kTilesOfAWarp][8][4] = {};
     for (int first_row = 0; first_row < g.kernel; first_row += g.at_once) {
       if (g.at_once < g.kernel) {
@@ -231,7 +233,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
           if constexpr (kSums) {
             const float stored = rounded<T>(value);
             sum[at] += stored;
-            squares[at] += stored * stored;
+            squares[at] = fmaf(stored, stored, squares[at]);
           }
         }
         store8(out + eight, v);
@@ -296,7 +298,6 @@ __device__ void sum_groups(const T* partial, int groups, int width, Put put) {
 // sums [2, channels] from partial [groups, 2, padded].
 __global__ void sums_kernel(float* sums, const double* partial, int groups, int channels,
                             int padded) {
-  begin_kernel();
   sum_groups(partial, groups, 2 * padded, [=](int column, double sum) {
     const int which = column / padded, channel = column - which * padded;
     if (channel < channels) sums[which * channels + channel] = static_cast<float>(sum);
@@ -313,10 +314,9 @@ constexpr int kGradientPitch = kOutputs + 8;  // so that rows of matrices lie in
 constexpr int kMostGroups = 132 * 3;          // fill an H200
 
 // partial [groups, all channels, all pairs, 8] = dy^T windows over the tiles of a group.
-template <typename T>
+template <typename T, bool kTwice>
 __global__ void __launch_bounds__(kGradientThreads, 3)
     gradient_kernel(float* partial, const Pixel* x, const T* dy, Geometry g) {
-  begin_kernel();
   auto* gradients = reinterpret_cast<uint16_t*>(dynamic_shared());  // two, and two patches
   const int of_a_tile = g.width * kGradientPitch;
   auto* patches = reinterpret_cast<Pixel*>(gradients + 2 * of_a_tile);
@@ -347,17 +347,22 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
   const auto load_tile = [&](int t) {
     const Tile tile(g, t);
     const int which = (t - begin) % 2;
-    load_patch(patches + which * g.patch, x, g, tile, kGradientWarps);
+    load_patch<kTwice>(patches + which * g.patch, x, g, tile, kGradientWarps);
     constexpr int kVectors = kOutputs / kWide;  // of a pixel
+    constexpr int kBeside = kGradientThreads / kVectors;
+    const int first = thread / kVectors, channel = thread % kVectors * kWide;
+    const bool has_channel = first_output + channel < g.channels;
     const T* in =
-        dy + ((static_cast<int64_t>(tile.image) * g.rows + tile.row) * g.columns + tile.column) *
-                 g.channels;
-    for (int i = thread; i < g.width * kVectors; i += kGradientThreads) {
-      const int pixel = i / kVectors, channel = i % kVectors * kWide;
-      const bool is_there = tile.column + pixel < g.columns && first_output + channel < g.channels;
-      const int64_t at = static_cast<int64_t>(pixel) * g.channels + first_output + channel;
-      copy_ahead<16>(gradients + which * of_a_tile + pixel * kGradientPitch + channel,
-                     is_there ? in + at : dy, is_there);
+        dy +
+        ((static_cast<int64_t>(tile.image) * g.rows + tile.row) * g.columns + tile.column + first) *
+            g.channels +
+        first_output + channel;
+    uint16_t* out = gradients + which * of_a_tile + first * kGradientPitch + channel;
+    for (int pixel = first; pixel < g.width; pixel += kBeside) {
+      const bool is_there = has_channel && tile.column + pixel < g.columns;
+      copy_ahead<16>(out, is_there ? in : dy, is_there);
+      in += kBeside * g.channels;
+      out += kBeside * kGradientPitch;
     }
   };
   load_tile(begin);
@@ -397,7 +402,6 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
 // The gradient in OIHW, of the image's own channels; that of later slices is added.
 __global__ void gradient_sums_kernel(float* oihw, const float* partial, Geometry g, int channels,
                                      bool first) {
-  begin_kernel();
   const int half = (g.kernel + 1) / 2, of_an_output = g.kernel * half * kWide;
   sum_groups(
       partial, g.groups, g.output_blocks * kOutputs * of_an_output, [=](int column, double sum) {
@@ -508,11 +512,14 @@ class FewChannelsCuda final : public Op {
                      static_cast<T*>(m.y), partial, static_cast<const Pixel*>(m.x[0]),
                      static_cast<const T*>(weights_.packed()), weights_.bias(), relu, g);
     };
-    const bool finishes = relu || weights_.bias();
-    if (!m.sums)
-      return finishes ? run(&forward_kernel<T, false, true>)
-                      : run(&forward_kernel<T, false, false>);
-    finishes ? run(&forward_kernel<T, true, true>) : run(&forward_kernel<T, true, false>);
+    const bool sums = m.sums != nullptr, finishes = relu || weights_.bias();
+    with_flag(g.copy > 0, [&](auto twice) {
+      with_flag(sums, [&](auto gives_sums) {
+        with_flag(finishes,
+                  [&](auto finish) { run(&forward_kernel<T, twice, gives_sums, finish>); });
+      });
+    });
+    if (!sums) return;
     launch(&sums_kernel, (2 * padded() + kSumColumns - 1) / kSumColumns, kThreads, device_.stream(),
            m.sums, partial, g.groups, g.channels, static_cast<int>(padded()));
   }
@@ -524,9 +531,11 @@ class FewChannelsCuda final : public Op {
     const auto* dy = static_cast<const T*>(m.dy[0]);
     const size_t bytes = 2 * (sizeof(uint16_t) * kGradientPitch * static_cast<size_t>(g.width) +
                               sizeof(Pixel) * static_cast<size_t>(g.patch));
-    launch_sharing(bytes, &gradient_kernel<T>, int64_t{g.groups} * g.output_blocks * g.tap_blocks,
-                   kGradientThreads, device_.stream(), partial, static_cast<const Pixel*>(m.x[0]),
-                   dy, g);
+    with_flag(g.copy > 0, [&](auto twice) {
+      launch_sharing(bytes, &gradient_kernel<T, twice>,
+                     int64_t{g.groups} * g.output_blocks * g.tap_blocks, kGradientThreads,
+                     device_.stream(), partial, static_cast<const Pixel*>(m.x[0]), dy, g);
+    });
     launch(&gradient_sums_kernel, (padded() * of_an_output() + kSumColumns - 1) / kSumColumns,
            kThreads, device_.stream(), m.gradients[0], partial, g, channels_, m.slice.first);
     if (spec_.bias)

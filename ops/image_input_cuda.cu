@@ -21,7 +21,6 @@ constexpr int64_t kImages = 8;  // of one thread
 template <typename T>
 __global__ void normalise_kernel(T* x, const uint8_t* pixels, const float* mean,
                                  const float* inv_std, int64_t n, int64_t plane) {
-  begin_kernel();
   for_each(n * plane, [=](int64_t i) {
     store(x + i, (load(pixels + i) - mean[i % plane]) * inv_std[i % plane]);
   });
@@ -30,7 +29,6 @@ __global__ void normalise_kernel(T* x, const uint8_t* pixels, const float* mean,
 template <typename T>
 __global__ void normalise_wide_kernel(T* x, const uint8_t* pixels, const float* mean,
                                       const float* inv_std, int64_t n, int64_t plane) {
-  begin_kernel();
   const int64_t vectors = plane / kWide;
   for_each((n + kImages - 1) / kImages * vectors, [=](int64_t i) {
     const int64_t group = i / vectors, place = (i - group * vectors) * kWide;
@@ -52,7 +50,6 @@ __device__ inline float mixed(float own, float other, const BatchMix& mix) {
 template <typename T>
 __global__ void mix_kernel(T* x, const uint8_t* pixels, const float* mean, const float* inv_std,
                            Shape shape, BatchMix mix) {
-  begin_kernel();
   const int64_t row = shape.w * shape.c, plane = shape.h * row;
   const int64_t columns = (mix.right - mix.left) * shape.c;
   const int64_t box = (mix.bottom - mix.top) * columns;
@@ -70,7 +67,6 @@ __global__ void mix_kernel(T* x, const uint8_t* pixels, const float* mean, const
 template <typename T, bool kMixed>
 __global__ void four_channels_kernel(T* x, const uint8_t* pixels, const float* mean,
                                      const float* inv_std, Shape shape, BatchMix mix) {
-  begin_kernel();
   const int64_t plane = shape.h * shape.w, groups = (shape.n + kImages - 1) / kImages;
   const auto channels = static_cast<int>(shape.c);
   for_each(groups * plane, [=](int64_t i) {

@@ -23,21 +23,18 @@ int64_t parts(int64_t n, int64_t of) {
 
 template <typename T>
 __global__ void convert_kernel(T* out, const float* in, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { store(out + i, load(in + i)); });
 }
 
 // n vectors of eight.
 template <typename T>
 __global__ void convert_wide_kernel(T* out, const float* in, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { store8(out + kWide * i, load8(in + kWide * i)); });
 }
 
 // out [groups, columns, rows] = in [groups, rows, columns], or added to it. A block takes a tile.
 template <typename Out, typename In>
 __global__ void transpose_kernel(Out* out, const In* in, int64_t rows, int64_t columns, bool add) {
-  begin_kernel();
   __shared__ float tile[kTile][kTile + 1];  // odd: columns lie in different banks
   const int64_t row_tiles = (rows + kTile - 1) / kTile,
                 column_tiles = (columns + kTile - 1) / kTile;
@@ -69,7 +66,6 @@ void transpose(Out* out, const In* in, int64_t groups, int64_t rows, int64_t col
 // y [rows, columns] = product + bias; a block takes a row. y may be the product.
 template <typename T>
 __global__ void bias_kernel(T* y, const float* product, const float* bias, int64_t columns) {
-  begin_kernel();
   const int64_t row = blockIdx.x * columns;
   for (int64_t k = threadIdx.x; k < columns; k += blockDim.x)
     store(y + row + k, product[row + k] + bias[k]);
@@ -78,7 +74,6 @@ __global__ void bias_kernel(T* y, const float* product, const float* bias, int64
 // sums [ceil(rows / kRows), columns]: of kRows rows of x each. A thread takes a column.
 template <typename T>
 __global__ void column_sums_kernel(float* sums, const T* x, int64_t rows, int64_t columns) {
-  begin_kernel();
   const int64_t column_blocks = (columns + kThreads - 1) / kThreads;
   const int64_t part = blockIdx.x / column_blocks;
   const int64_t k = blockIdx.x % column_blocks * kThreads + threadIdx.x;
@@ -92,7 +87,6 @@ __global__ void column_sums_kernel(float* sums, const T* x, int64_t rows, int64_
 // out [columns] = the rows of sums, or added to it.
 __global__ void add_rows_kernel(float* out, const float* sums, int64_t rows, int64_t columns,
                                 bool add) {
-  begin_kernel();
   for_each(columns, [=](int64_t k) {
     float sum = 0;
     for (int64_t row = 0; row < rows; ++row) sum += sums[row * columns + k];
@@ -205,7 +199,6 @@ class LinearCuda final : public Op {
 // Numbers in -1..1 that repeat late: zeros would be multiplied faster than what networks hold.
 template <typename T>
 __global__ void fill_kernel(T* out, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const auto hash = static_cast<uint32_t>(i) * 2654435761u;
     store(out + i, static_cast<float>(hash >> 8) * 0x1p-23f - 1.0f);

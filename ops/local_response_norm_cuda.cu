@@ -37,7 +37,6 @@ __device__ float norm(const T* pixel, int64_t c, const ChannelWindow& w) {
 // n: elements, as in all kernels here.
 template <typename T>
 __global__ void lrn_forward_kernel(T* y, const T* x, ChannelWindow w, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t c = i % w.c;
     store(y + i, load(x + i) * powf(norm(x + (i - c), c, w), -w.beta));
@@ -48,7 +47,6 @@ __global__ void lrn_forward_kernel(T* y, const T* x, ChannelWindow w, int64_t n)
 template <typename T>
 __global__ void lrn_products_kernel(float* products, const T* dy, const T* x, ChannelWindow w,
                                     int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t c = i % w.c;
     const float s = norm(x + (i - c), c, w);
@@ -60,7 +58,6 @@ __global__ void lrn_products_kernel(float* products, const T* dy, const T* x, Ch
 template <typename T>
 __global__ void lrn_backward_kernel(T* dx, const float* products, const T* dy, const T* x,
                                     ChannelWindow w, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     const int64_t c = i % w.c;
     const float* pixel = products + (i - c);

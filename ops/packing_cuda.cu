@@ -36,7 +36,6 @@ static_assert(sizeof(Packings<float>) <= 4096);
 // A block takes some channels of a filter.
 template <typename T>
 __global__ void pack_kernel(Packings<T> packings) {
-  begin_kernel();
   __shared__ float tile[kFilterTile];
   const auto block = static_cast<int>(blockIdx.x);
   int index = 0, end = packings.count;  // the last that begins at this block or before it

@@ -22,7 +22,6 @@ __device__ float inverse_area(const Geometry& g, Span rows, Span columns) {
 
 template <int kLanes, typename T>
 __global__ void max_forward_kernel(T* y, uint8_t* places, const T* x, Geometry g) {
-  begin_kernel();
   for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
     const auto read = [&](int i, int j) {
       return read_lanes<kLanes>(x + ((image * g.h + i) * g.w + j) * g.c + k);
@@ -43,7 +42,6 @@ __global__ void max_forward_kernel(T* y, uint8_t* places, const T* x, Geometry g
 
 template <int kLanes, typename T>
 __global__ void max_backward_kernel(T* dx, const T* dy, const uint8_t* places, Geometry g) {
-  begin_kernel();
   for_lanes<kLanes>(g.h, g.w, g.c, [=](int64_t image, int i, int j, int k) {
     const Span rows = outputs_of(i, g, g.p), columns = outputs_of(j, g, g.q);
     Floats8 sum = {};
@@ -65,7 +63,6 @@ __global__ void max_backward_kernel(T* dx, const T* dy, const uint8_t* places, G
 
 template <int kLanes, typename T>
 __global__ void avg_forward_kernel(T* y, const T* x, Geometry g) {
-  begin_kernel();
   for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
     const Span rows = pixels_of(p, g, g.h), columns = pixels_of(q, g, g.w);
     Floats8 sum = {};
@@ -82,7 +79,6 @@ __global__ void avg_forward_kernel(T* y, const T* x, Geometry g) {
 
 template <int kLanes, typename T>
 __global__ void avg_backward_kernel(T* dx, const T* dy, Geometry g) {
-  begin_kernel();
   for_lanes<kLanes>(g.h, g.w, g.c, [=](int64_t image, int i, int j, int k) {
     const Span rows = outputs_of(i, g, g.p), columns = outputs_of(j, g, g.q);
     Floats8 sum = {};
@@ -108,7 +104,6 @@ __device__ float inverse_area(Span rows, Span columns) {
 
 template <int kLanes, typename T>
 __global__ void adaptive_forward_kernel(T* y, const T* x, Geometry g) {
-  begin_kernel();
   for_lanes<kLanes>(g.p, g.q, g.c, [=](int64_t image, int p, int q, int k) {
     const Span rows = grid_span(p, g.p, g.h), columns = grid_span(q, g.q, g.w);
     Floats8 sum = {};
@@ -125,7 +120,6 @@ __global__ void adaptive_forward_kernel(T* y, const T* x, Geometry g) {
 
 template <int kLanes, typename T>
 __global__ void adaptive_backward_kernel(T* dx, const T* dy, Geometry g) {
-  begin_kernel();
   for_lanes<kLanes>(g.h, g.w, g.c, [=](int64_t image, int i, int j, int k) {
     const Span rows = grid_span(i, g.h, g.p), columns = grid_span(j, g.w, g.q);
     Floats8 sum = {};

@@ -11,7 +11,6 @@ using namespace cuda;
 // One thread takes a word of the mask: 16 elements, fewer at the end.
 template <typename T>
 __global__ void relu_forward_kernel(T* y, uint16_t* mask, const T* x, int64_t n) {
-  begin_kernel();
   for_each((n + 15) / 16, [=](int64_t word) {
     uint16_t bits = 0;
     for (int64_t i = 16 * word; i < 16 * word + 16 && i < n; ++i) {
@@ -25,7 +24,6 @@ __global__ void relu_forward_kernel(T* y, uint16_t* mask, const T* x, int64_t n)
 
 template <typename T>
 __global__ void relu_backward_kernel(T* dx, const T* dy, const uint16_t* mask, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { store(dx + i, mask[i / 16] >> i % 16 & 1 ? load(dy + i) : 0.0f); });
 }
 

@@ -24,14 +24,12 @@ __device__ float sigmoid_gradient(float dy, float y, float sign) {
 // sign: of x, -1 for the complement.
 template <typename T>
 __global__ void sigmoid_forward_kernel(T* y, const T* x, float sign, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { store(y + i, sigmoid(load(x + i) * sign)); });
 }
 
 // n vectors of eight.
 template <typename T>
 __global__ void sigmoid_forward_wide_kernel(T* y, const T* x, float sign, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     Floats8 v = load8(x + kWide * i);
     for (int k = 0; k < kWide; ++k) v.v[k] = sigmoid(v.v[k] * sign);
@@ -41,14 +39,12 @@ __global__ void sigmoid_forward_wide_kernel(T* y, const T* x, float sign, int64_
 
 template <typename T>
 __global__ void sigmoid_backward_kernel(T* dx, const T* dy, const T* y, float sign, int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) { store(dx + i, sigmoid_gradient(load(dy + i), load(y + i), sign)); });
 }
 
 template <typename T>
 __global__ void sigmoid_backward_wide_kernel(T* dx, const T* dy, const T* y, float sign,
                                              int64_t n) {
-  begin_kernel();
   for_each(n, [=](int64_t i) {
     Floats8 v = load8(dy + kWide * i);
     const Floats8 out = load8(y + kWide * i);

@@ -40,7 +40,6 @@ __device__ double sum_block(double value) {
 template <typename D, typename T>
 __global__ void row_loss_kernel(D* dlogits, RowLoss* rows, const T* logits, const int32_t* labels,
                                 SoftmaxCrossEntropy s) {
-  begin_kernel();
   const int64_t classes = s.classes;
   const double smoothing = s.label_smoothing, gradient_scale = s.gradient_scale * s.loss_scale;
   const int64_t row = blockIdx.x;
@@ -87,7 +86,6 @@ __global__ void row_loss_kernel(D* dlogits, RowLoss* rows, const T* logits, cons
 
 __global__ void sum_loss_kernel(LossResult* result, float* head, const RowLoss* rows, int64_t n,
                                 double gradient_scale) {
-  begin_kernel();
   double loss = 0, count = 0, top1 = 0, top5 = 0;
   for (int64_t row = threadIdx.x; row < n; row += kThreads) {
     const auto [row_loss, ahead] = rows[row];

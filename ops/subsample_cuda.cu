@@ -16,7 +16,6 @@ struct Geometry {
 
 template <typename Unit>
 __global__ void subsample_forward_kernel(Unit* y, const Unit* x, Geometry g) {
-  begin_kernel();
   for_each(g.y.n * g.y.h * g.y.w * g.y.c, [=](int64_t i) {
     const int64_t pixel = i / g.y.c, c = i - pixel * g.y.c - g.front;
     const int64_t row = pixel / g.y.w, q = pixel - row * g.y.w;
@@ -28,7 +27,6 @@ __global__ void subsample_forward_kernel(Unit* y, const Unit* x, Geometry g) {
 
 template <typename Unit>
 __global__ void subsample_backward_kernel(Unit* dx, const Unit* dy, Geometry g) {
-  begin_kernel();
   for_each(g.x.n * g.x.h * g.x.w * g.x.c, [=](int64_t i) {
     const int64_t pixel = i / g.x.c, c = i - pixel * g.x.c;
     const int64_t row = pixel / g.x.w, w = pixel - row * g.x.w;

@@ -2,11 +2,9 @@
 //
 // Every .cu file is compiled twice: by nvcc, and by the host's compiler for the emulated GPU of the
 // tests (tests/support/emulated_gpu/), which runs the same kernels thread by thread. So a kernel is
-// started with launch(), calls begin_kernel() before all else, knows threadIdx, blockIdx, blockDim
-// and gridDim, shares memory with __shared__ arrays of fixed size or dynamic_shared() and meets at
-// __syncthreads().
-// Warp intrinsics and atomics are not used: sums are taken in a fixed order (law 1), which depends
-// on shapes alone, never on the GPU.
+// started with launch(), knows threadIdx, blockIdx, blockDim and gridDim, shares memory with
+// __shared__ arrays of fixed size or dynamic_shared() and meets at __syncthreads(). Atomics are not
+// used: sums are taken in a fixed order (law 1), which depends on shapes alone, never on the GPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,8 +12,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
+#include <type_traits>
 
 #include "ops/core/cuda_handle.h"
 #include "ops/core/error.h"
@@ -24,38 +22,6 @@
 namespace convoy::cuda {
 
 inline constexpr int kThreads = 256;  // of a block, where nothing speaks for another number
-
-// The first statement of every kernel, in all its threads (the emulated GPU looks). launch() lets a
-// kernel's blocks start while the kernel before in its stream still runs (programmatic dependent
-// launch), which hides the time that a launch takes. Here they wait until that kernel has ended and
-// all that it wrote can be read; it had waited likewise before it could end, so that a kernel comes
-// after everything before it in its stream. They hold up nothing that they wait for: all its blocks
-// have started. Only then is the next kernel let start: libraries' have this, too, and some read a
-// scalar before they wait, which nothing but the kernel right before may be writing. Nothing may be
-// read any earlier, so no pointer is __restrict__: loads from such (ld.global.nc) may be moved
-// before the wait and may find what a cache still holds.
-__device__ inline void begin_kernel() {
-#ifdef CONVOY_EMULATED_GPU
-  emulated_gpu::begin_kernel();
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
-}
-
-#ifndef CONVOY_EMULATED_GPU
-// Whether begin_kernel() waits in the code that this GPU runs: only what waits may start early.
-// Code for GPUs before sm_90 does not, and a newer one may be running it, from PTX.
-template <typename... Parameters>
-bool waits_to_begin(void (*kernel)(Parameters...)) {
-  // For now, to measure what it brings.
-  static const bool off = std::getenv("CONVOY_NO_PDL") != nullptr;
-  if (off) return false;
-  cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)));
-  return attributes.ptxVersion >= 90;
-}
-#endif
 
 // Memory that a block shares, as much as it is launched with; aligned to 16 bytes.
 __device__ inline char* dynamic_shared() {
@@ -84,17 +50,9 @@ void launch_sharing(size_t bytes, void (*kernel)(Parameters...), int64_t blocks,
   }
   const auto launch_with = [&](Parameters... parameters) {
     void* pointers[] = {&parameters...};
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = waits_to_begin(kernel) ? 1 : 0;
-    check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), pointers));
+    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                           dim3(static_cast<unsigned>(blocks)),
+                           dim3(static_cast<unsigned>(threads)), pointers, bytes, stream));
   };
   launch_with(arguments...);
 #endif
@@ -242,6 +200,12 @@ __device__ inline void store8(float* p, const Floats8& values) {
 template <typename... Pointers>
 bool are_wide(int64_t n, const Pointers*... pointers) {
   return n % kWide == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// body(std::bool_constant) of a flag that a kernel knows when it is compiled.
+template <typename Body>
+void with_flag(bool flag, Body body) {
+  flag ? body(std::true_type{}) : body(std::false_type{});
 }
 
 // Calls body with a null pointer of the element type that `type` names.

@@ -62,7 +62,6 @@ struct State {
 // and one adds their sums in order. (Sixteen threads that read memory themselves had 0.9 TB/s of an
 // H200.)
 __global__ void squares_kernel(State s, const float* w, int64_t count) {
-  begin_kernel();
   // One block's lie in other banks than the other's.
   __shared__ float values[kAtOnce][kNormBlock + kPartialSums];
   __shared__ float sums[kAtOnce * kPartialSums];
@@ -120,7 +119,6 @@ __device__ double ordered_sum(const T* values, int64_t n) {
 }
 
 __global__ void tensor_squares_kernel(State s) {
-  begin_kernel();
   const bool of_weights = blockIdx.x >= s.tensor_count;
   const Tensor& tensor = s.tensors[of_weights ? blockIdx.x - s.tensor_count : blockIdx.x];
   const double sum =
@@ -130,7 +128,6 @@ __global__ void tensor_squares_kernel(State s) {
 
 // One block: the norm, whether there is an update, and the factors of each tensor.
 __global__ void factors_kernel(State s, OptimizerConfig config, const float* loss) {
-  begin_kernel();
   __shared__ double norm;
   const Rates rates = *s.rates;
   const double total = ordered_sum(s.sums, s.tensor_count);
@@ -160,7 +157,6 @@ __device__ int misalignment(const float* p) {
 // A block of threads takes a block of parameters.
 template <bool kEma>
 __global__ void update_kernel(State s, float* w, float* v, float* ema) {
-  begin_kernel();
   if (!s.outcome->updated) return;
   const Block block = s.blocks[blockIdx.x];
   const SgdFactors f = s.factors[block.tensor];
@@ -205,7 +201,6 @@ __global__ void update_kernel(State s, float* w, float* v, float* ema) {
 __global__ void update_running_kernel(float* running, const float* sum, const int32_t* at,
                                       const float* momentum, float share, int64_t n,
                                       const Outcome* outcome) {
-  begin_kernel();
   if (!outcome->updated) return;
   for_each(n, [=](int64_t i) {
     float& value = running[at[i]];

@@ -32,10 +32,6 @@ void launch(int64_t blocks, int threads, size_t bytes, cudaStream_t stream,
             std::function<void()> body);
 char* dynamic_shared();
 
-// Every thread of a kernel calls it before all else (begin_kernel() in ops/core/cuda_kernel.h).
-// Where one has not, the program ends.
-void begin_kernel();
-
 // The 32 threads of a warp meet; each puts down so many bytes, at most 64, and gets what all of
 // them have put down, which stays until it meets them twice more.
 const void* meet_warp(const void* own, size_t bytes);

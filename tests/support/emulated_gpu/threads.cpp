@@ -29,22 +29,10 @@ struct Thread {
   fiber outside;  // who resumed it, while it runs
   State state = State::kEnded;
   unsigned index = 0;
-  bool begun = false;     // begin_kernel()
   unsigned meetings = 0;  // of its warp
 };
 
 thread_local Thread* running = nullptr;
-
-void expect_begun(const Thread& thread) {
-  if (thread.begun) return;
-  std::fprintf(
-      stderr,
-      "emulated GPU: a kernel does not call begin_kernel() (ops/core/cuda_kernel.h) as its "
-      "first statement: thread %u of block %u of %u has not. On a GPU it would start "
-      "before the kernel that it follows has ended\n",
-      thread.index, blockIdx.x, gridDim.x);
-  std::abort();
-}
 
 class Block {
  public:
@@ -52,10 +40,7 @@ class Block {
     body_ = &body;
     while (threads_.size() < static_cast<size_t>(threads)) add_thread();
     const auto n = static_cast<unsigned>(threads);
-    for (unsigned i = 0; i < n; ++i) {
-      threads_[i]->state = State::kRuns;
-      threads_[i]->begun = false;
-    }
+    for (unsigned i = 0; i < n; ++i) threads_[i]->state = State::kRuns;
     // A different first thread, and every other time backwards: no kernel may rely on the order.
     for (unsigned round = seed; true; ++round) {
       for (unsigned k = 0; k < n; ++k) {
@@ -78,7 +63,6 @@ class Block {
   }
   static void wait(State state) {
     Thread* self = running;
-    expect_begun(*self);
     self->state = state;
     self->outside = std::move(self->outside).resume();
   }
@@ -123,7 +107,6 @@ class Block {
       self->outside = std::move(caller);
       while (true) {
         (*body_)();
-        expect_begun(*self);
         self->state = State::kEnded;
         self->outside = std::move(self->outside).resume();
       }
@@ -149,10 +132,6 @@ thread_local Block block;
 
 void run_block(int threads, unsigned seed, const std::function<void()>& body) {
   block.run(threads, seed, body);
-}
-
-void begin_kernel() {
-  running->begun = true;
 }
 
 const void* meet_warp(const void* own, size_t bytes) {
