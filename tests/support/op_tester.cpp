@@ -382,6 +382,26 @@ OpData make_data(const OpCase& c, DType type, uint64_t seed) {
   return data;
 }
 
+namespace {
+
+// sums [2, C] of y [rows, C] and of its squares, as fp32 adds them in pieces.
+void expect_sums(const std::vector<float>& sums, const std::vector<float>& y) {
+  const size_t channels = sums.size() / 2;
+  for (size_t k = 0; k < channels; ++k) {
+    double sum = 0, magnitude = 0, squares = 0;
+    for (size_t i = k; i < y.size(); i += channels) {
+      const double v = y[i];
+      sum += v;
+      magnitude += std::abs(v);
+      squares += v * v;
+    }
+    EXPECT_NEAR(sums[k], sum, 1e-6 * magnitude) << "sum of channel " << k;
+    EXPECT_NEAR(sums[channels + k], squares, 1e-6 * squares) << "squares of channel " << k;
+  }
+}
+
+}  // namespace
+
 OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   OpConfig config = config_of(c, type);
   std::vector<Shape> stored = config.x;
@@ -391,6 +411,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     config.four_channels = true;
     stored[0] = with_four_channels(config.x[0]);
     inputs[0] = in_four_channels(c.x[0], data.x[0]);
+    config.wants_sums = c.training && c.slices == 1;
   }
   const BackwardNeeds needs = backward_needs(c.spec);
   const std::unique_ptr<Op> op = device.make(c.spec, config);
@@ -414,6 +435,8 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
                         slices * static_cast<size_t>(config.y.elements()) * size_of(config.y_type));
   const GuardedBuffer saved(device, slices * op->saved_bytes());
   const GuardedBuffer scratch(device, op->scratch_bytes());
+  const size_t sums_floats = op->gives_sums() ? 2 * static_cast<size_t>(config.y.c) : 0;
+  const GuardedBuffer sums(device, sums_floats * sizeof(float));
   for (const Shape& shape : c.x)
     dx.emplace_back(
         device, static_cast<size_t>(compact(shape, needs.dx_stride).elements()) * size_of(type));
@@ -444,6 +467,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     m.running = static_cast<const float*>(running.data());
     m.statistics = static_cast<float*>(statistics.data());
     if (has_shortcut) m.shortcut_statistics = m.statistics + statistics_floats;
+    if (op->gives_sums()) m.sums = static_cast<float*>(sums.data());
     m.saved = static_cast<char*>(saved.data()) + s * op->saved_bytes();
     m.scratch = scratch.data();
   }
@@ -464,6 +488,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   for (const NodeMemory& m : memory) op->forward(m, c.step);
   OpResult result;
   result.y = (over >= 0 ? x[static_cast<size_t>(over)] : y).read(config.y_type);
+  if (op->gives_sums()) expect_sums(sums.read(DType::kFloat32), result.y);
   // What backward does not read may be gone by then.
   const bool reads_inputs = c.wants_gradients || !needs.for_parameters;
   for (size_t i = 0; i < x.size() && c.training; ++i)
@@ -486,6 +511,7 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     for (const auto& b : gradients) result.gradients.push_back(b.read(DType::kFloat32));
   if (is_gathered) result.statistics = statistics.read(DType::kFloat32);
 
+  sums.expect_guards("sums");
   for (const auto* buffers : {&x, &dy, &dx, &parameters, &gradients})
     for (const auto& b : *buffers) b.expect_guards("input, gradient or parameter");
   y.expect_guards("y");
