@@ -39,31 +39,31 @@ using namespace cuda_norm;
 
 constexpr size_t kVectorBytes = 7 * sizeof(float) + 2 * sizeof(double);
 
-// A block of this many threads finishes four channels: 32 bytes a read, 64 chunks at once.
-constexpr int kFinishChannels = 4, kFinishLanes = 64, kFinishAhead = 16;
-constexpr int kFinishThreads = 2 * kFinishChannels * kFinishLanes;
+// A block finishes four channels, 32 bytes a read, with so many chunks at once: few threads where
+// chunks are few, since it costs time to start blocks.
+constexpr int kFinishChannels = 4, kFinishAhead = 16, kManyLanes = 64, kFewLanes = 16;
+constexpr int64_t kFewChunks = kFewLanes * kFinishAhead;
 
 // finish(channel, sums of partial and of the slices before), by one thread per channel after the
 // last slice. Called once by all threads of a block.
-template <typename Finish>
+template <int kLanes, typename Finish>
 __device__ void finish_sums(double* carried, const double* partial, const Geometry& g, bool first,
                             bool last, Finish finish) {
-  __shared__ double shared[kFinishLanes][2][kFinishChannels];
+  __shared__ double shared[kLanes][2][kFinishChannels];
   const auto thread = static_cast<int>(threadIdx.x);
   const int k = thread % kFinishChannels, which = thread / kFinishChannels % 2;
   const int lane = thread / (2 * kFinishChannels);
   const int64_t channel = int64_t{blockIdx.x} * kFinishChannels + k;
   double sum = 0;
-  for (int64_t begin = lane; begin < g.chunks && channel < g.c;
-       begin += kFinishLanes * kFinishAhead) {
+  for (int64_t begin = lane; begin < g.chunks && channel < g.c; begin += kLanes * kFinishAhead) {
     double ahead[kFinishAhead];  // on their way before one is used
-    const auto has = [&](int i) { return begin + i * kFinishLanes < g.chunks; };
+    const auto has = [&](int i) { return begin + i * kLanes < g.chunks; };
     for (int i = 0; i < kFinishAhead; ++i)
-      ahead[i] = has(i) ? partial[(2 * (begin + i * kFinishLanes) + which) * g.c + channel] : 0.0;
+      ahead[i] = has(i) ? partial[(2 * (begin + i * kLanes) + which) * g.c + channel] : 0.0;
     for (int i = 0; i < kFinishAhead; ++i) sum = has(i) ? sum + ahead[i] : sum;
   }
   shared[lane][which][k] = sum;
-  for (int half = kFinishLanes / 2; half > 0; half /= 2) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
     __syncthreads();
     if (lane < half) shared[lane][which][k] += shared[lane + half][which][k];
   }
@@ -139,13 +139,15 @@ __device__ OfChannel finish_statistics(float* statistics, const float* gamma, co
   return of_channel(static_cast<float>(mean), variance, gamma[channel], beta[channel], epsilon);
 }
 
+template <int kLanes>
 __global__ void statistics_finish_kernel(float* statistics, Vectors v, const double* partial,
                                          const float* gamma, const float* beta, Geometry g,
                                          Count count, double epsilon, bool first, bool last) {
-  finish_sums(v.sums, partial, g, first, last, [=](double sum, double squares, int64_t channel) {
-    set(v, channel,
-        finish_statistics(statistics, gamma, beta, g.c, channel, sum, squares, count, epsilon));
-  });
+  finish_sums<kLanes>(
+      v.sums, partial, g, first, last, [=](double sum, double squares, int64_t channel) {
+        set(v, channel,
+            finish_statistics(statistics, gamma, beta, g.c, channel, sum, squares, count, epsilon));
+      });
 }
 
 // From what the convolution before has given. statistics may be null.
@@ -166,6 +168,7 @@ __global__ void running_statistics_kernel(Vectors v, const float* running, const
   });
 }
 
+template <int kLanes>
 __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
                                        const double* partial, const float* gamma, Geometry g,
                                        Count count, bool first, bool last) {
@@ -173,13 +176,14 @@ __global__ void backward_finish_kernel(float* dgamma, float* dbeta, Vectors v,
   const int64_t own = int64_t{blockIdx.x} * kFinishChannels + threadIdx.x % kFinishChannels;
   const double inv_std = own < g.c ? v.inv_std[own] : 0.0f;
   const double a = own < g.c ? gamma[own] * inv_std : 0.0;
-  finish_sums(v.sums, partial, g, first, last, [=](double sum, double products, int64_t channel) {
-    dgamma[channel] = static_cast<float>(products * inv_std);
-    dbeta[channel] = static_cast<float>(sum);
-    v.a[channel] = static_cast<float>(a);
-    v.b[channel] = static_cast<float>(-a * products * inv_std * inv_std * count.inverse);
-    v.k[channel] = static_cast<float>(-a * sum * count.inverse);
-  });
+  finish_sums<kLanes>(
+      v.sums, partial, g, first, last, [=](double sum, double products, int64_t channel) {
+        dgamma[channel] = static_cast<float>(products * inv_std);
+        dbeta[channel] = static_cast<float>(sum);
+        v.a[channel] = static_cast<float>(a);
+        v.b[channel] = static_cast<float>(-a * products * inv_std * inv_std * count.inverse);
+        v.k[channel] = static_cast<float>(-a * sum * count.inverse);
+      });
 }
 
 }  // namespace
@@ -201,8 +205,14 @@ Norm::Norm(cudaStream_t stream, double epsilon, const Geometry& geometry, double
               floats + 4 * c, floats + 5 * c, floats + 6 * c, sums};
 }
 
-int64_t Norm::finish_blocks() const {
-  return (geometry_.c + kFinishChannels - 1) / kFinishChannels;
+// run(std::integral_constant of lanes, blocks, threads of each)
+template <typename Run>
+void Norm::with_lanes(Run run) const {
+  const int64_t blocks = (geometry_.c + kFinishChannels - 1) / kFinishChannels;
+  with_flag(geometry_.chunks <= kFewChunks, [&](auto few) {
+    constexpr int kLanes = decltype(few)::value ? kFewLanes : kManyLanes;
+    run(std::integral_constant<int, kLanes>{}, blocks, 2 * kFinishChannels * kLanes);
+  });
 }
 
 template <typename T>
@@ -215,9 +225,11 @@ void Norm::gather(float* statistics, double* partial, const T* x, const float* s
     launch(&statistics_kernel<T, aligned>, geometry_.blocks(), Geometry::kThreads, stream_, partial,
            x, geometry_);
   });
-  launch(&statistics_finish_kernel, finish_blocks(), kFinishThreads, stream_, statistics, vectors_,
-         partial, parameters[0], parameters[1], geometry_, count_, epsilon_, slice.first,
-         slice.last);
+  with_lanes([&](auto lanes, int64_t blocks, int threads) {
+    launch(&statistics_finish_kernel<lanes>, blocks, threads, stream_, statistics, vectors_,
+           partial, parameters[0], parameters[1], geometry_, count_, epsilon_, slice.first,
+           slice.last);
+  });
 }
 template void Norm::gather(float*, double*, const float*, const float*, const float* const*,
                            const Slice&) const;
@@ -233,8 +245,10 @@ void Norm::take(const float* running, const float* const* parameters) const {
 
 void Norm::finish_backward(float* const* gradients, const float* gamma, const double* partial,
                            const Slice& slice) const {
-  launch(&backward_finish_kernel, finish_blocks(), kFinishThreads, stream_, gradients[0],
-         gradients[1], vectors_, partial, gamma, geometry_, count_, slice.first, slice.last);
+  with_lanes([&](auto lanes, int64_t blocks, int threads) {
+    launch(&backward_finish_kernel<lanes>, blocks, threads, stream_, gradients[0], gradients[1],
+           vectors_, partial, gamma, geometry_, count_, slice.first, slice.last);
+  });
 }
 
 }  // namespace cuda_norm
@@ -274,34 +288,16 @@ __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* x2, V
                                  bool relu) {
   const Share share(g, way);
   __shared__ OfBlock of, of2;
-  if constexpr (kGiven) {
-    set_block(of, given, v, g, share);
-    if constexpr (kSecond == Second::kShortcut) set_block(of2, given2, v2, g, share);
-    __syncthreads();
-  }
-  if (share.rows == 0) return;
   y += share.at;
   x += share.at;
   if constexpr (kSecond != Second::kNone) x2 += share.at;
   if (mask) mask += share.mask_at;
-  const auto vector = [&](const float* of_all, const float* of_block) {
-    const int in_block = static_cast<int>(threadIdx.x) % g.groups * kWide;
-    return load_group<kAligned>(kGiven ? of_block + in_block : of_all + share.channel,
-                                share.channels);
-  };
-  const Bits8<float> mean = vector(v.mean, of.mean), scale = vector(v.scale, of.scale),
-                     beta = vector(v.beta, of.beta);
-  Bits8<float> mean2, scale2, beta2;
-  if constexpr (kSecond == Second::kShortcut) {
-    mean2 = vector(v2.mean, of2.mean);
-    scale2 = vector(v2.scale, of2.scale);
-    beta2 = vector(v2.beta, of2.beta);
-  }
   const float least = relu ? 0.0f : -INFINITY;
   struct In {
     Bits8<T> x, x2;
   };
-  for_rows<2>(
+  Bits8<float> mean, scale, beta, mean2, scale2, beta2;
+  for_rows_behind<2>(
       share.rows,
       [&](int r) {
         In in;
@@ -309,6 +305,27 @@ __global__ void normalise_kernel(T* y, uint8_t* mask, const T* x, const T* x2, V
         if constexpr (kSecond != Second::kNone)
           in.x2 = load_group_last<kAligned>(x2 + r * share.stride, share.channels);
         return in;
+      },
+      [&] {
+        if constexpr (kGiven) {
+          set_block(of, given, v, g, share);
+          if constexpr (kSecond == Second::kShortcut) set_block(of2, given2, v2, g, share);
+          __syncthreads();
+        }
+        if (share.rows == 0) return;
+        const auto vector = [&](const float* of_all, const float* of_block) {
+          const int in_block = static_cast<int>(threadIdx.x) % g.groups * kWide;
+          return load_group<kAligned>(kGiven ? of_block + in_block : of_all + share.channel,
+                                      share.channels);
+        };
+        mean = vector(v.mean, of.mean);
+        scale = vector(v.scale, of.scale);
+        beta = vector(v.beta, of.beta);
+        if constexpr (kSecond == Second::kShortcut) {
+          mean2 = vector(v2.mean, of2.mean);
+          scale2 = vector(v2.scale, of2.scale);
+          beta2 = vector(v2.beta, of2.beta);
+        }
       },
       [&](int r, const In& in) {
         Floats8 out;

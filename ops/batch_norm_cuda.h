@@ -67,6 +67,21 @@ __device__ void for_rows(int rows, Load load, Use use) {
   for (; r < rows; ++r) use(r, load(r));
 }
 
+// The same behind first(), which all threads of a block call: the first rows are on their way
+// meanwhile.
+template <int kAhead, typename Load, typename First, typename Use>
+__device__ void for_rows_behind(int rows, Load load, First first, Use use) {
+  decltype(load(0)) loaded[kAhead];
+  const bool is_whole = rows >= kAhead;
+  for (int k = 0; k < kAhead && is_whole; ++k) loaded[k] = load(k);
+  first();
+  for (int k = 0; k < kAhead && is_whole; ++k) use(k, loaded[k]);
+  const int begin = is_whole ? kAhead : 0;
+  for_rows<kAhead>(
+      rows - begin, [&](int r) { return load(begin + r); },
+      [&](int r, const auto& in) { use(begin + r, in); });
+}
+
 // The n values of a group; kAligned: eight of them, in whole accesses.
 template <bool kAligned, typename T>
 __device__ Bits8<T> load_group(const T* p, int n) {
@@ -188,7 +203,8 @@ class Norm {
                        const Slice& slice) const;
 
  private:
-  int64_t finish_blocks() const;
+  template <typename Run>
+  void with_lanes(Run run) const;
 
   cudaStream_t stream_;
   double epsilon_;

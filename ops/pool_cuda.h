@@ -82,7 +82,7 @@ struct Largest {
   Bits8<uint8_t> places;
 };
 // Of the window of output (p, q): largest_of(read(i, j), place) is a Largest of that pixel alone.
-// The first of equal ones wins. The pixels of a window of up to 3x3 are all on their way before one
+// The first of equal ones wins. The pixels of a window of 3x3 are all on their way before one
 // is used, of others three side by side.
 template <int kLanes, typename Read, typename LargestOf>
 __device__ Largest largest(int p, int q, const Geometry& g, Read read, LargestOf largest_of) {
@@ -114,7 +114,7 @@ __device__ Largest largest(int p, int q, const Geometry& g, Read read, LargestOf
       }
     }
   };
-  if (g.kernel <= kAhead) {
+  if (g.kernel == kAhead) {
     Read8 ahead[kAhead][kAhead];
     for (int a = 0; a < kAhead; ++a)
       read_row(ahead[a], rows.begin + (rows.begin + a < rows.end ? a : 0), columns.begin);

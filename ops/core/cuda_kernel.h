@@ -33,7 +33,8 @@ __device__ inline char* dynamic_shared() {
 #endif
 }
 
-// Enqueues kernel(arguments...) for a line of blocks, each with so many bytes of dynamic_shared().
+// Enqueues kernel(arguments...) for a line of blocks, each with so many bytes of dynamic_shared();
+// then the kernel has no __shared__ arrays beside it.
 template <typename... Parameters, typename... Arguments>
 void launch_sharing(size_t bytes, void (*kernel)(Parameters...), int64_t blocks, int threads,
                     cudaStream_t stream, Arguments... arguments) {
@@ -41,10 +42,14 @@ void launch_sharing(size_t bytes, void (*kernel)(Parameters...), int64_t blocks,
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::launch(blocks, threads, bytes, stream, [=] { kernel(arguments...); });
 #else
-  if (bytes > 0) {  // beyond what a kernel may have unasked, and room for as many blocks as can run
+  if (bytes > 0) {
+    // A kernel may have more than it has unasked: as much as there is, whoever launches it last
+    // before a graph is made. And as many blocks run as have room.
     const auto* function = reinterpret_cast<const void*>(kernel);
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(bytes)));
+    int device = 0, most = 0;
+    check(cudaGetDevice(&device));
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     check(cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                                cudaSharedmemCarveoutMaxShared));
   }
