@@ -1,5 +1,7 @@
 // Batch norm on CUDA: two passes over memory forward, two backward, and a small kernel after each
-// that sums, which adds the blocks' sums in a fixed order.
+// that sums, which adds the blocks' sums in a fixed order. Where the convolution before has given
+// the sums there are no statistics to gather: normalise takes them itself, and the first block of
+// some channels writes what backward needs.
 //
 // Bytes that each pass moves for n elements of s bytes (beside them: two doubles per channel and
 // block, which stay in the L2 cache):

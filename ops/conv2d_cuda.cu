@@ -110,7 +110,7 @@ __global__ void spread_wide_kernel(T* out, const T* in, int64_t n, int64_t vecto
       memcpy(words, &v, sizeof(words));
     }
     for (size_t k = 0; k < sizeof(words) / sizeof(uint4); ++k)
-      store16(reinterpret_cast<uint4*>(out + kWide * i) + k, words[k]);
+      store_vector(reinterpret_cast<uint4*>(out + kWide * i) + k, words[k]);
   });
 }
 

@@ -565,7 +565,7 @@ class FewChannelsCuda final : public Op {
 
 }  // namespace
 
-bool few_channels_wins(const Conv2d& spec, const Shape& image, DType type) {
+bool computes_few_channels(const Conv2d& spec, const Shape& image, DType type) {
   if (type == DType::kFloat32 || image.c > kDepth || spec.groups != 1 || spec.stride > kMostPatch ||
       spec.out_channels % kWide != 0 || (spec.batch_norm && spec.batch_norm->residual))
     return false;

@@ -12,9 +12,9 @@ namespace convoy::ops {
 class CudaDevice;
 
 // Whether they compute this layer of such an image (batch and all); its gradient nobody may want.
-bool few_channels_wins(const Conv2d& spec, const Shape& image, DType type);
+bool computes_few_channels(const Conv2d& spec, const Shape& image, DType type);
 
-// For convolutions of which few_channels_wins(), OpConfig::four_channels.
+// For convolutions of which computes_few_channels(), OpConfig::four_channels.
 std::unique_ptr<Op> make_few_channels_op(CudaDevice& device, const Conv2d& spec,
                                          const OpConfig& config);
 

@@ -127,6 +127,7 @@ class Fuser {
     become(i, input, spec, graph_.nodes[index(input)].inputs);
   }
 
+  // Of the two gradients that a batch norm adds; of more, or of one alone, nobody takes it compact.
   static void keep_gradients_compact(Graph& graph) {
     for (size_t i = 0; i < graph.nodes.size(); ++i) {
       auto* bn = std::get_if<BatchNorm>(&graph.nodes[i].op);

@@ -1,8 +1,7 @@
 // Image input on CUDA: one copy from the host, on the stream for it, and one kernel. There are two
 // buffers for pixels, so that a copy goes on while the kernel before it has not even begun. Moves a
-// byte in for each channel of a pixel and an
-// element out for each that x has; the means and deviations, 8 bytes per place, are read once for
-// kImages images and stay in the cache.
+// byte in for each channel of a pixel and an element out for each that x has; the means and
+// deviations, 8 bytes per place, are read once for kImages images and stay in the cache.
 #include <type_traits>
 
 #include "ops/core/cuda_kernel.h"
@@ -93,9 +92,9 @@ __global__ void four_channels_kernel(T* x, const uint8_t* pixels, const float* m
           v = mixed(v, (load(pixels + (before * plane + place) * channels + c) - m[c]) * s[c], mix);
         store(&values[c], c < channels ? v : 0.0f);
       }
-      *reinterpret_cast<uint2*>(x + (image * plane + place) * kFourChannels) =
-          uint2{values[0].bits | static_cast<uint32_t>(values[1].bits) << 16,
-                values[2].bits | static_cast<uint32_t>(values[3].bits) << 16};
+      store_vector(x + (image * plane + place) * kFourChannels,
+                   uint2{values[0].bits | static_cast<uint32_t>(values[1].bits) << 16,
+                         values[2].bits | static_cast<uint32_t>(values[3].bits) << 16});
     }
   });
 }
@@ -183,7 +182,7 @@ class ImageInputCuda final : public ImageInputOp {
 }  // namespace
 
 bool CudaDevice::wants_four_channels(const Conv2d& reader, const Shape& image, DType type) const {
-  return few_channels_wins(reader, image, type);
+  return computes_few_channels(reader, image, type);
 }
 
 std::unique_ptr<ImageInputOp> CudaDevice::make_input(const ImageInput& spec, DType type) {

@@ -173,10 +173,10 @@ __device__ Bits8<T> load_last(const T* p) {
   return out;
 #endif
 }
-// Vector is uint4 or float4. Left to the compiler, a vector in an unrolled loop may become four
-// stores.
+// Vector is uint4, float4 or, of eight bytes, uint2. Left to the compiler, a vector in an unrolled
+// loop may become four stores.
 template <typename Vector>
-__device__ void store16(void* p, Vector v) {
+__device__ void store_vector(void* p, Vector v) {
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::expect_aligned(p, sizeof(Vector));
   *static_cast<Vector*>(p) = v;
@@ -193,12 +193,12 @@ __device__ void store8(T* p, const Floats8& values) {
     store(&high, values.v[2 * i + 1]);
     words[i] = low.bits | static_cast<uint32_t>(high.bits) << 16;
   }
-  store16(p, uint4{words[0], words[1], words[2], words[3]});
+  store_vector(p, uint4{words[0], words[1], words[2], words[3]});
 }
 __device__ inline void store8(float* p, const Floats8& values) {
   const float* v = values.v;
-  store16(p, float4{v[0], v[1], v[2], v[3]});
-  store16(p + 4, float4{v[4], v[5], v[6], v[7]});
+  store_vector(p, float4{v[0], v[1], v[2], v[3]});
+  store_vector(p + 4, float4{v[4], v[5], v[6], v[7]});
 }
 
 // True where n elements from each of these addresses are whole vectors; null pointers do not count.

@@ -13,7 +13,6 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "ops/core/cuda_kernel.h"
@@ -59,7 +58,7 @@ __device__ void copy_ahead(void* to, const void* from, bool is_there) {
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::expect_aligned(to, kBytes);
   emulated_gpu::expect_aligned(from, kBytes);
-  is_there ? std::memcpy(to, from, kBytes) : std::memset(to, 0, kBytes);
+  emulated_gpu::copy_later(to, from, kBytes, is_there);
 #else
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   if constexpr (kBytes == 16)
@@ -75,7 +74,9 @@ __device__ void copy_ahead(void* to, const void* from, bool is_there) {
 #endif
 }
 __device__ inline void wait_for_copies() {
-#ifndef CONVOY_EMULATED_GPU
+#ifdef CONVOY_EMULATED_GPU
+  emulated_gpu::wait_for_copies();
+#else
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }

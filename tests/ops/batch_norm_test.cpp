@@ -143,6 +143,38 @@ TEST_P(OpTest, BatchNormWithAShortcutHasTheBitsOfBoth) {
     }
 }
 
+// Sums that convolutions give: of one or both of two merged batch norms, of channels for one block
+// and for several, aligned or not.
+TEST_P(OpTest, BatchNormWithGivenSumsEqualsReference) {
+  if (GetParam().device == "cpu") GTEST_SKIP() << "SKIPPED: no convolution gives any on a CPU";
+  for (const int64_t channels : {1, 8, 17, 136, 264}) {
+    const Shape x{3, channels, 5, 7};
+    check_as_it_is(device(), type(), {.spec = BatchNorm{.relu = true}, .x = {x}, .given = {true}});
+    check_as_it_is(device(), type(),
+                   {.spec = BatchNorm{.residual = true}, .x = {x, x}, .given = {true}});
+    const OpCase merged = with_shortcut(true, x, 1);
+    for (const auto& given : {std::vector<bool>{true, true}, {true, false}, {false, true}}) {
+      OpCase c = merged;
+      c.given = given;
+      const OpData data = make_data(c, type());
+      OpCase apart = c;
+      apart.given.clear();
+      const OpResult of_given = run(device(), type(), c, data),
+                     gathered = run(device(), type(), apart, data);
+      const auto expect_same = [&](const std::string& what, const std::vector<float>& a,
+                                   const std::vector<float>& b, DType t) {
+        expect_close(what, a, std::vector<double>(b.begin(), b.end()), t);
+      };
+      expect_same("y", of_given.y, gathered.y, type());
+      expect_same("statistics", of_given.statistics, gathered.statistics, DType::kFloat32);
+      for (size_t i = 0; i < gathered.dx.size(); ++i)
+        expect_same("dx", of_given.dx[i], gathered.dx[i], type());
+      for (size_t i = 0; i < gathered.gradients.size(); ++i)
+        expect_same("gradient", of_given.gradients[i], gathered.gradients[i], DType::kFloat32);
+    }
+  }
+}
+
 // What a compact gradient leaves out is zero: -0 becomes 0 there, too.
 void expect_compact_is_whole(Device& device, DType type, const OpCase& whole, int64_t stride) {
   OpCase stored = whole;

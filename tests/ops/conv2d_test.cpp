@@ -228,6 +228,12 @@ TEST_P(OpTest, Conv2dOfTheImageEqualsReference) {
       {.out_channels = 64, .kernel = 11, .stride = 4, .padding = 2, .bias = true}, {2, 3, 43, 35}));
   all.push_back(
       convolution({.out_channels = 136, .kernel = 5, .stride = 3, .padding = 4}, {3, 1, 17, 12}));
+  all.push_back(all[0]);
+  all.back().wants_gradients = false;
+  OpCase folded = convolution({.out_channels = 24, .kernel = 3, .padding = 1}, {2, 3, 9, 7});
+  std::get<Conv2d>(folded.spec).batch_norm = BatchNorm{.relu = true};
+  folded.training = false;
+  all.push_back(folded);
   int wanted = 0;
   for (OpCase& c : all) {
     if (!device().wants_four_channels(std::get<Conv2d>(c.spec), c.x[0], type())) continue;
@@ -241,6 +247,18 @@ TEST_P(OpTest, Conv2dOfTheImageEqualsReference) {
   }
   const bool on_a_gpu = GetParam().device == "cuda" && type() != DType::kFloat32;
   EXPECT_EQ(wanted > 10, on_a_gpu) << wanted;
+  // More tiles than blocks, some with fewer than others; with two copies of a patch, and weights in
+  // parts.
+  for (OpCase c :
+       {convolution({.out_channels = 8, .kernel = 3, .padding = 1}, {601, 3, 2, 3}),
+        convolution({.out_channels = 8, .kernel = 3, .stride = 2, .padding = 1}, {541, 3, 3, 5}),
+        convolution({.out_channels = 8, .kernel = 11, .stride = 4, .padding = 5},
+                    {531, 3, 2, 2})}) {
+    if (!on_a_gpu) break;
+    c.wants_dx = {false};
+    c.image = true;
+    check_as_it_is(device(), type(), c);
+  }
 }
 
 // Frozen: the gradient goes through, the weights' is not touched and x not read.

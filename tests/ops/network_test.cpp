@@ -386,8 +386,11 @@ TEST_P(NetworkTest, ReadersOfTheImageAreCloseToFp32In16Bit) {
     g.add("fc", Linear{.out_features = 5}, {static_cast<int>(g.nodes.size()) - 1});
     return g;
   };
-  const Conv2d same = {.out_channels = 3, .kernel = 3, .padding = 1},
+  const Conv2d same = {.out_channels = 8, .kernel = 3, .padding = 1},
                grouped = {.out_channels = 6, .kernel = 3, .padding = 1, .groups = 3};
+  const bool on_a_gpu = GetParam() == "cuda";
+  EXPECT_EQ(device()->wants_four_channels(same, {.n = 6, .c = 3, .h = 9, .w = 7}, DType::kFloat16),
+            on_a_gpu);
   const std::vector<Graph> graphs = {
       graph_with([&](Graph& g) { g.add("conv", same, {kImage}); }),
       graph_with([&](Graph& g) { g.add("conv", grouped, {kImage}); }),
@@ -398,11 +401,12 @@ TEST_P(NetworkTest, ReadersOfTheImageAreCloseToFp32In16Bit) {
         g.add("both", Concat{}, {g.add("a", same, {kImage}), g.add("b", grouped, {kImage})});
       }),
       graph_with([&](Graph& g) {
-        const Conv2d other = {.out_channels = 8, .kernel = 1};
+        const Conv2d other = {.out_channels = 16, .kernel = 7, .padding = 3};
         g.add("both", Concat{}, {g.add("a", same, {kImage}), g.add("b", other, {kImage})});
       }),
       graph_with([&](Graph& g) {
-        g.add("sum", Add{}, {g.add("conv", same, {kImage}), g.add("bn", BatchNorm{}, {kImage})});
+        const Conv2d as_many = {.out_channels = 3, .kernel = 3, .padding = 1};
+        g.add("sum", Add{}, {g.add("conv", as_many, {kImage}), g.add("bn", BatchNorm{}, {kImage})});
       }),
       graph_with([](Graph& g) { g.add("fc0", Linear{.out_features = 11}, {kImage}); })};
   for (size_t n = 0; n < graphs.size(); ++n)

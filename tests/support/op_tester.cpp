@@ -384,7 +384,19 @@ OpData make_data(const OpCase& c, DType type, uint64_t seed) {
 
 namespace {
 
-// sums [2, C] of y [rows, C] and of its squares, as fp32 adds them in pieces.
+// [2, C] of x [rows, C] and of its squares.
+std::vector<float> sums_of(const std::vector<float>& x, int64_t channels) {
+  const auto c = static_cast<size_t>(channels);
+  std::vector<double> sums(2 * c, 0.0);
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double v = x[i];
+    sums[i % c] += v;
+    sums[c + i % c] += v * v;
+  }
+  return {sums.begin(), sums.end()};
+}
+
+// Sums of y, as fp32 adds them in pieces.
 void expect_sums(const std::vector<float>& sums, const std::vector<float>& y) {
   const size_t channels = sums.size() / 2;
   for (size_t k = 0; k < channels; ++k) {
@@ -437,6 +449,10 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   const GuardedBuffer scratch(device, op->scratch_bytes());
   const size_t sums_floats = op->gives_sums() ? 2 * static_cast<size_t>(config.y.c) : 0;
   const GuardedBuffer sums(device, sums_floats * sizeof(float));
+  std::vector<GuardedBuffer> given;  // of each input
+  for (size_t i = 0; i < c.given.size(); ++i)
+    given.emplace_back(device, c.given[i] ? sums_of(data.x[i], config.y.c) : std::vector<float>{},
+                       DType::kFloat32);
   for (const Shape& shape : c.x)
     dx.emplace_back(
         device, static_cast<size_t>(compact(shape, needs.dx_stride).elements()) * size_of(type));
@@ -468,6 +484,11 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
     m.statistics = static_cast<float*>(statistics.data());
     if (has_shortcut) m.shortcut_statistics = m.statistics + statistics_floats;
     if (op->gives_sums()) m.sums = static_cast<float*>(sums.data());
+    const auto sums_given = [&](size_t i) {
+      return i < given.size() && c.given[i] ? static_cast<float*>(given[i].data()) : nullptr;
+    };
+    if (!given.empty()) m.sums = sums_given(0);
+    m.shortcut_sums = sums_given(1);
     m.saved = static_cast<char*>(saved.data()) + s * op->saved_bytes();
     m.scratch = scratch.data();
   }
@@ -573,8 +594,12 @@ void check_op(Device& device, DType type, const OpCase& c) {
   if (c.slices == 1 && batch > 1) {
     OpCase by_sample = c;
     by_sample.slices = batch;
-    check_op(device, type, by_sample);
+    check_as_it_is(device, type, by_sample);
   }
+  check_as_it_is(device, type, c);
+}
+
+void check_as_it_is(Device& device, DType type, const OpCase& c) {
   SCOPED_TRACE(fmt::format("{} on {} in {}", describe(c), device.name(), name_of(type)));
   const OpData data = make_data(c, type);
   const OpResult op = run(device, type, c, data);

@@ -72,7 +72,8 @@ struct OpCase {
   float mean = 0;
   std::string node = "node";
   StepInfo step = {};
-  int64_t slices = 1;  // of the batch
+  int64_t slices = 1;            // of the batch
+  std::vector<bool> given = {};  // whether the sums of an input are (NodeMemory::sums); empty: none
   bool image = false;  // x[0] is the image, which lies in memory as the device would have it
 };
 std::string describe(const OpCase& c);
@@ -107,6 +108,8 @@ void expect_close(const std::string& what, const std::vector<float>& out,
 
 // All outputs of one case on a device against the reference, the batch whole and sample by sample.
 void check_op(Device& device, DType type, const OpCase& c);
+// The batch in the case's slices alone.
+void check_as_it_is(Device& device, DType type, const OpCase& c);
 
 // Backward against differences of forward, for inputs and parameters: of the reference element by
 // element, of the device along random directions, in fp32.

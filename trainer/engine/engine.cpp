@@ -25,7 +25,7 @@ enum Extra : size_t { kLoss, kCorrect, kStop, kSave, kLeftOut, kExtras = 8 };
 // Of a parameter that is frozen.
 constexpr int kNoBucket = -1;
 
-// A worker alone has no sums to wait for: it hands its gradients over in one piece.
+// One worker has nothing to add to its gradients while it computes: they are one piece.
 std::vector<comm::Range> cut_buckets(const ops::ParameterLayout& layout, size_t head_floats,
                                      const EngineConfig& config) {
   const auto least = config.workers == 1

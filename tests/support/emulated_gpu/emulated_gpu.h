@@ -36,6 +36,11 @@ char* dynamic_shared();
 // them have put down, which stays until it meets them twice more.
 const void* meet_warp(const void* own, size_t bytes);
 
+// A copy to shared memory, zeros where `is_there` is false, which is made when the calling thread
+// of a kernel waits for it, or may be made before.
+void copy_later(void* to, const void* from, size_t bytes, bool is_there);
+void wait_for_copies();
+
 // Enqueues any other work, for stand-ins of libraries. Device memory can be touched in there.
 void enqueue(cudaStream_t stream, std::function<void()> work);
 

@@ -223,8 +223,20 @@ namespace {
 
 // Of the block that runs, between margins that nobody may touch.
 constexpr size_t kMostShared = 227 << 10, kMargin = 1024;
-constexpr char kUntouched = 0x7f;
+constexpr char kUntouched = -1;  // not a number, in any type
 thread_local std::vector<char> shared_memory;
+
+void expect_within(size_t bytes) {
+  const auto is_margin = [](const char* begin) {
+    return std::all_of(begin, begin + kMargin, [](char c) { return c == kUntouched; });
+  };
+  if (bytes <= kMostShared && is_margin(shared_memory.data()) &&
+      is_margin(dynamic_shared() + bytes))
+    return;
+  std::fprintf(stderr, "emulated GPU: a block shares %zu bytes and needs more, or a GPU has less\n",
+               bytes);
+  std::abort();
+}
 
 }  // namespace
 
@@ -235,31 +247,23 @@ char* dynamic_shared() {
 void launch(int64_t blocks, int threads, size_t bytes, cudaStream_t stream,
             std::function<void()> body) {
   enqueue(stream, [=] {
-    shared_memory.assign(bytes + 2 * kMargin, kUntouched);
     gridDim = {static_cast<unsigned>(blocks), 1, 1};
     blockDim = {static_cast<unsigned>(threads), 1, 1};
     for (int64_t k = 0; k < blocks; ++k) {
       // Blocks may run in any order, too.
       const int64_t block = k % 2 == 0 ? k / 2 : blocks - 1 - k / 2;
       blockIdx = {static_cast<unsigned>(block), 0, 0};
+      shared_memory.assign(bytes > 0 ? bytes + 2 * kMargin : 0, kUntouched);
       run_block(threads, static_cast<unsigned>(block), body);
-    }
-    const auto margin = [](const char* begin) {
-      return std::all_of(begin, begin + kMargin, [](char c) { return c == kUntouched; });
-    };
-    if (bytes > kMostShared || !margin(shared_memory.data()) || !margin(dynamic_shared() + bytes)) {
-      std::fprintf(stderr,
-                   "emulated GPU: a block shares %zu bytes and needs more, or a GPU has less\n",
-                   bytes);
-      std::abort();
+      if (bytes > 0) expect_within(bytes);
     }
   });
 }
 
 void expect_aligned(const void* p, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % bytes == 0) return;
-  std::fprintf(stderr, "emulated GPU: a vector access at %p, which is not aligned to 16 bytes\n",
-               p);
+  std::fprintf(stderr, "emulated GPU: a vector access at %p, which is not aligned to %zu bytes\n",
+               p, bytes);
   std::abort();
 }
 

@@ -30,6 +30,13 @@ struct Thread {
   State state = State::kEnded;
   unsigned index = 0;
   unsigned meetings = 0;  // of its warp
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+    bool is_there;
+  };
+  std::vector<Copy> copies;  // that it has not waited for
 };
 
 thread_local Thread* running = nullptr;
@@ -107,6 +114,7 @@ class Block {
       self->outside = std::move(caller);
       while (true) {
         (*body_)();
+        self->copies.clear();
         self->state = State::kEnded;
         self->outside = std::move(self->outside).resume();
       }
@@ -136,6 +144,17 @@ void run_block(int threads, unsigned seed, const std::function<void()>& body) {
 
 const void* meet_warp(const void* own, size_t bytes) {
   return block.meet_warp(own, bytes);
+}
+
+void copy_later(void* to, const void* from, size_t bytes, bool is_there) {
+  running->copies.push_back({to, from, bytes, is_there});
+}
+
+void wait_for_copies() {
+  for (const Thread::Copy& copy : running->copies)
+    copy.is_there ? std::memcpy(copy.to, copy.from, copy.bytes)
+                  : std::memset(copy.to, 0, copy.bytes);
+  running->copies.clear();
 }
 
 }  // namespace convoy::emulated_gpu

@@ -49,13 +49,14 @@ class EngineTest : public testing::TestWithParam<std::string> {
   std::unique_ptr<Engine> make(int lanes, ops::OptimizerConfig optimizer = {},
                                const StepHooks& hooks = {}, const ops::Graph& network = graph(),
                                const std::set<std::string>& frozen = {},
-                               const std::map<std::string, ops::ParameterFactors>& factors = {}) {
+                               const std::map<std::string, ops::ParameterFactors>& factors = {},
+                               int workers = kWorkers) {
     Shape batch = network.image;
     batch.n = kBatch;
     return std::make_unique<Engine>(
         *communicator_, network,
         EngineConfig{.device = GetParam(),
-                     .workers = kWorkers,
+                     .workers = workers,
                      .batch_per_worker = kBatch,
                      .lanes = lanes,
                      .input = ops::per_channel_input(batch, {0.5}, {0.25}),
@@ -382,6 +383,14 @@ TEST_P(EngineTest, AStepSaysWhereItIs) {
   EXPECT_EQ(said[3 + kWorkers], "reduce 1");
   EXPECT_EQ(said[4 + kWorkers], "reduce 2");
   EXPECT_EQ(said.back(), "compute");
+}
+
+TEST_P(EngineTest, AWorkerAloneHandsItsGradientsOverInOnePiece) {
+  std::set<int> reduced;
+  const auto engine = make(1, {}, {.reduce = [&](int bucket) { reduced.insert(bucket); }}, graph(),
+                           {}, {}, /*workers=*/1);
+  engine->step(0, 0.1, {}, source());
+  EXPECT_EQ(reduced, (std::set{0, 1}));
 }
 
 // What is logged of a step is the same on any number of lanes, says what the optimizer did, and
