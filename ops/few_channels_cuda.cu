@@ -160,13 +160,14 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 
   // Where this lane's rows of the matrices begin.
   const int tile_columns = g.width / kTileRows;
+  const bool works = warp / tile_columns < g.height;  // in small tiles not every warp has pixels
   int windows[kTilesOfAWarp];
   for (int i = 0; i < kTilesOfAWarp; ++i) {
     const int m = warp + i * kForwardWarps, row = m / tile_columns;
     const int column = (m - row * tile_columns) * kTileRows + lane % 16;
-    const bool works = row < g.height;  // else it computes what nobody stores
-    windows[i] = (works ? row * g.stride * g.pixels : 0) +
-                 even_place(g, (works ? column * g.stride : 0) + lane / 16 * 2);
+    const bool inside = row < g.height;  // else it computes what nobody stores
+    windows[i] = (inside ? row * g.stride * g.pixels : 0) +
+                 even_place(g, (inside ? column * g.stride : 0) + lane / 16 * 2);
   }
   const uint16_t* of_weights =
       weights + (lane % 8 + lane / 16 * 8) * kWeightPitch + lane / 8 % 2 * 8;
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       }
       const int rows = g.kernel - first_row < g.at_once ? g.kernel - first_row : g.at_once;
       const uint16_t* w = of_weights;
-      for (int r = 0; r < rows; ++r)
+      for (int r = 0; r < rows && works; ++r)
         for (int tap = 0; tap < g.taps; tap += 4, w += kTileRows) {
           uint32_t a[kTilesOfAWarp][4];
           for (int i = 0; i < kTilesOfAWarp; ++i)
