@@ -28,7 +28,7 @@ using cuda_pool::Span;
 constexpr uint8_t kNowhere = 255;  // places are below 15^2
 
 // Goes up, as Way has it: who gathered the statistics went down. (Behind a convolution that has
-// given them, down would find more in the cache; of a ResNet's first layer no engine gives any.)
+// given them, as a ResNet's first layer does, down would find more in the cache: not tried.)
 template <int kLanes, typename T>
 __global__ void normalise_pool_kernel(T* y, uint8_t* places, const T* x, Vectors v, bool relu,
                                       Windows w) {

@@ -32,7 +32,6 @@ using namespace cuda;
 
 constexpr int kDepth = static_cast<int>(kFourChannels);
 static_assert(kDepth == 4);
-constexpr int kWarp = 32;
 constexpr int kOutputs = 64;   // channels of a block
 constexpr int kTileRows = 16;  // pixels of a small matrix
 
@@ -47,12 +46,13 @@ struct Geometry {
   int height, above;  // rows of a tile; tiles above each other
   int pixels;         // of a row of a patch, an even number
   int patch_rows;
-  int patch;                            // pixels of one, both copies
-  int copy;                             // where the second copy begins, in pixels; 0: there is none
-  int taps;                             // of a window's row, as products take them
-  int at_once;                          // rows of a window whose weights are in shared memory
-  int output_blocks;                    // of 64 channels
-  int pairs_of_a_warp;                  // of taps of a window, two beside each other
+  int patch;             // pixels of one, both copies
+  int copy;              // where the second copy begins, in pixels; 0: there is none
+  int taps;              // of a window's row, as products take them
+  int at_once;           // rows of a window whose weights are in shared memory
+  int output_blocks;     // of 64 channels
+  int row_pairs, pairs;  // of taps, two beside each other: of a window's row, of it
+  int pairs_of_a_warp;
   int tap_blocks;                       // of so many for each warp
   int tiles, tiles_of_a_block, groups;  // blocks are groups x output_blocks (x tap_blocks)
 };
@@ -160,7 +160,6 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
 
   // Where this lane's rows of the matrices begin.
   const int tile_columns = g.width / kTileRows;
-  const bool works = warp / tile_columns < g.height;  // in small tiles not every warp has pixels
   int windows[kTilesOfAWarp];
   for (int i = 0; i < kTilesOfAWarp; ++i) {
     const int m = warp + i * kForwardWarps, row = m / tile_columns;
@@ -195,7 +194,7 @@ __global__ void __launch_bounds__(kForwardThreads, 2)
       }
       const int rows = g.kernel - first_row < g.at_once ? g.kernel - first_row : g.at_once;
       const uint16_t* w = of_weights;
-      for (int r = 0; r < rows && works; ++r)
+      for (int r = 0; r < rows; ++r)
         for (int tap = 0; tap < g.taps; tap += 4, w += kTileRows) {
           uint32_t a[kTilesOfAWarp][4];
           for (int i = 0; i < kTilesOfAWarp; ++i)
@@ -327,18 +326,18 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
   const int tap_block = block % g.tap_blocks;
   block /= g.tap_blocks;
   const int first_output = block % g.output_blocks * kOutputs, group = block / g.output_blocks;
-  const int half = (g.kernel + 1) / 2, pairs = g.kernel * half;
   const int first_pair = (tap_block * kGradientWarps + warp) * g.pairs_of_a_warp;
   const int own_pairs =
-      pairs - first_pair < g.pairs_of_a_warp ? pairs - first_pair : g.pairs_of_a_warp;
+      g.pairs - first_pair < g.pairs_of_a_warp ? g.pairs - first_pair : g.pairs_of_a_warp;
 
   // Where this lane's rows of the matrices begin: of two pairs a load, of a pixel's gradients.
   int windows[(kPairsOfAWarp + 1) / 2];
   for (int i = 0; i < (kPairsOfAWarp + 1) / 2; ++i) {
     int pair = first_pair + 2 * i + lane / 16;
-    if (pair >= pairs) pair = 0;  // it computes what nobody stores
-    const int row = pair / half;
-    windows[i] = row * g.pixels + (pair - row * half) * 2 + even_place(g, lane % 16 * g.stride);
+    if (pair >= g.pairs) pair = 0;  // it computes what nobody stores
+    const int row = pair / g.row_pairs;
+    windows[i] =
+        row * g.pixels + (pair - row * g.row_pairs) * 2 + even_place(g, lane % 16 * g.stride);
   }
   const int of_gradients = (lane % 8 + lane / 16 * 8) * kGradientPitch + lane / 8 % 2 * 8;
 
@@ -395,7 +394,7 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
       for (int k = 0; k < 4; ++k) {
         const int channel = first_output + m * kTileRows + row + k / 2 * 8;
         const int64_t line = static_cast<int64_t>(group) * g.output_blocks * kOutputs + channel;
-        partial[(line * pairs + first_pair + i) * kWide + column + k % 2] = sums[m][i][k];
+        partial[(line * g.pairs + first_pair + i) * kWide + column + k % 2] = sums[m][i][k];
       }
     }
 }
@@ -403,12 +402,12 @@ __global__ void __launch_bounds__(kGradientThreads, 3)
 // The gradient in OIHW, of the image's own channels; that of later slices is added.
 __global__ void gradient_sums_kernel(float* oihw, const float* partial, Geometry g, int channels,
                                      bool first) {
-  const int half = (g.kernel + 1) / 2, of_an_output = g.kernel * half * kWide;
+  const int of_an_output = g.pairs * kWide;
   sum_groups(
       partial, g.groups, g.output_blocks * kOutputs * of_an_output, [=](int column, double sum) {
         const int output = column / of_an_output, in = column - output * of_an_output;
-        const int pair = in / kWide, row = pair / half;
-        const int tap = (pair - row * half) * 2 + in % kWide / kDepth;
+        const int pair = in / kWide, row = pair / g.row_pairs;
+        const int tap = (pair - row * g.row_pairs) * 2 + in % kWide / kDepth;
         const int channel = in % kDepth;
         if (output >= g.channels || tap >= g.kernel || channel >= channels) return;
         float* out = oihw + ((output * channels + channel) * g.kernel + row) * g.kernel + tap;
@@ -419,7 +418,7 @@ __global__ void gradient_sums_kernel(float* oihw, const float* partial, Geometry
 
 // ---- Geometry, on the host.
 
-// Of both: tiles of `height` rows of pixels.
+// What forward and the gradient have in common.
 Geometry geometry_of(const Conv2d& spec, const Shape& x, const Shape& y) {
   Geometry g = {};
   g.n = static_cast<int>(x.n);
@@ -433,10 +432,11 @@ Geometry geometry_of(const Conv2d& spec, const Shape& x, const Shape& y) {
   g.padding = static_cast<int>(spec.padding);
   g.taps = (g.kernel + 3) / 4 * 4;
   g.output_blocks = (g.channels + kOutputs - 1) / kOutputs;
-  const int pairs = g.kernel * ((g.kernel + 1) / 2);
-  g.pairs_of_a_warp = std::min((pairs + kGradientWarps - 1) / kGradientWarps, kPairsOfAWarp);
+  g.row_pairs = (g.kernel + 1) / 2;
+  g.pairs = g.kernel * g.row_pairs;
+  g.pairs_of_a_warp = std::min((g.pairs + kGradientWarps - 1) / kGradientWarps, kPairsOfAWarp);
   g.tap_blocks =
-      (pairs + kGradientWarps * g.pairs_of_a_warp - 1) / (kGradientWarps * g.pairs_of_a_warp);
+      (g.pairs + kGradientWarps * g.pairs_of_a_warp - 1) / (kGradientWarps * g.pairs_of_a_warp);
   g.at_once = std::min(g.kernel, kMostWeights / (kDepth * g.taps));
   return g;
 }
@@ -550,9 +550,7 @@ class FewChannelsCuda final : public Op {
  private:
   void reserve(size_t bytes) { scratch_bytes_ = std::max(scratch_bytes_, bytes); }
   int64_t padded() const { return int64_t{forward_.output_blocks} * kOutputs; }
-  int64_t of_an_output() const {
-    return int64_t{gradient_.kernel} * ((gradient_.kernel + 1) / 2) * kWide;
-  }
+  int64_t of_an_output() const { return int64_t{gradient_.pairs} * kWide; }
 
   CudaDevice& device_;
   Conv2d spec_;
@@ -566,7 +564,7 @@ class FewChannelsCuda final : public Op {
 
 }  // namespace
 
-bool computes_few_channels(const Conv2d& spec, const Shape& image, DType type) {
+bool CudaDevice::wants_four_channels(const Conv2d& spec, const Shape& image, DType type) const {
   if (type == DType::kFloat32 || image.c > kDepth || spec.groups != 1 || spec.stride > kMostPatch ||
       spec.out_channels % kWide != 0 || (spec.batch_norm && spec.batch_norm->residual))
     return false;

@@ -11,10 +11,7 @@ namespace convoy::ops {
 
 class CudaDevice;
 
-// Whether they compute this layer of such an image (batch and all); its gradient nobody may want.
-bool computes_few_channels(const Conv2d& spec, const Shape& image, DType type);
-
-// For convolutions of which computes_few_channels(), OpConfig::four_channels.
+// For convolutions of an image that CudaDevice::wants_four_channels(), whose gradient nobody wants.
 std::unique_ptr<Op> make_few_channels_op(CudaDevice& device, const Conv2d& spec,
                                          const OpConfig& config);
 

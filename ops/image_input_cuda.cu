@@ -6,7 +6,6 @@
 
 #include "ops/core/cuda_kernel.h"
 #include "ops/cuda_device.h"
-#include "ops/few_channels_cuda.h"
 #include "ops/image_input.h"
 
 namespace convoy::ops {
@@ -180,10 +179,6 @@ class ImageInputCuda final : public ImageInputOp {
 };
 
 }  // namespace
-
-bool CudaDevice::wants_four_channels(const Conv2d& reader, const Shape& image, DType type) const {
-  return computes_few_channels(reader, image, type);
-}
 
 std::unique_ptr<ImageInputOp> CudaDevice::make_input(const ImageInput& spec, DType type) {
   use();

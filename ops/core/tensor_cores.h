@@ -20,6 +20,8 @@
 
 namespace convoy::cuda {
 
+inline constexpr int kWarp = 32;
+
 // Four matrices of 8 rows of eight 16-bit values: lane l gives the address of row l % 8 of matrix
 // l / 8, aligned to 16 bytes, in shared memory. Word i: of matrix i, row g, columns 2q and 2q + 1;
 // turned: column g, rows 2q and 2q + 1.
@@ -28,7 +30,7 @@ __device__ void load_matrices(uint32_t (&words)[4], const uint16_t* row) {
 #ifdef CONVOY_EMULATED_GPU
   emulated_gpu::expect_aligned(row, 16);
   const auto* rows = static_cast<const uint16_t* const*>(emulated_gpu::meet_warp(&row, sizeof row));
-  const unsigned lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const unsigned lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
     const uint16_t* const* of = rows + 8 * i;
     const uint16_t low = kTurned ? of[2 * q][g] : of[g][2 * q];
@@ -94,7 +96,7 @@ __device__ void add_product(float (&sums)[4], const uint32_t (&a)[4], uint32_t b
     value.bits = static_cast<uint16_t>(word >> 16 * which);
     return load(&value);
   };
-  const unsigned lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const unsigned lane = threadIdx.x % kWarp, g = lane / 4, q = lane % 4;
   for (unsigned i = 0; i < 4; ++i)
     for (unsigned k = 0; k < 16; ++k) {
       const unsigned column = 2 * q + i % 2, pair = k % 8 / 2, far = k / 8;

@@ -385,31 +385,25 @@ OpData make_data(const OpCase& c, DType type, uint64_t seed) {
 namespace {
 
 // [2, C] of x [rows, C] and of its squares.
-std::vector<float> sums_of(const std::vector<float>& x, int64_t channels) {
-  const auto c = static_cast<size_t>(channels);
+std::vector<double> sums_of(const std::vector<float>& x, size_t c) {
   std::vector<double> sums(2 * c, 0.0);
   for (size_t i = 0; i < x.size(); ++i) {
     const double v = x[i];
     sums[i % c] += v;
     sums[c + i % c] += v * v;
   }
-  return {sums.begin(), sums.end()};
+  return sums;
 }
 
 // Sums of y, as fp32 adds them in pieces.
 void expect_sums(const std::vector<float>& sums, const std::vector<float>& y) {
+  std::vector<float> magnitudes = y;
+  for (float& v : magnitudes) v = std::abs(v);
   const size_t channels = sums.size() / 2;
-  for (size_t k = 0; k < channels; ++k) {
-    double sum = 0, magnitude = 0, squares = 0;
-    for (size_t i = k; i < y.size(); i += channels) {
-      const double v = y[i];
-      sum += v;
-      magnitude += std::abs(v);
-      squares += v * v;
-    }
-    EXPECT_NEAR(sums[k], sum, 1e-6 * magnitude) << "sum of channel " << k;
-    EXPECT_NEAR(sums[channels + k], squares, 1e-6 * squares) << "squares of channel " << k;
-  }
+  const std::vector<double> expected = sums_of(y, channels), most = sums_of(magnitudes, channels);
+  for (size_t k = 0; k < sums.size(); ++k)
+    EXPECT_NEAR(sums[k], expected[k], 1e-6 * most[k])
+        << (k < channels ? "sum" : "squares") << " of channel " << k % channels;
 }
 
 }  // namespace
@@ -450,9 +444,11 @@ OpResult run(Device& device, DType type, const OpCase& c, const OpData& data) {
   const size_t sums_floats = op->gives_sums() ? 2 * static_cast<size_t>(config.y.c) : 0;
   const GuardedBuffer sums(device, sums_floats * sizeof(float));
   std::vector<GuardedBuffer> given;  // of each input
-  for (size_t i = 0; i < c.given.size(); ++i)
-    given.emplace_back(device, c.given[i] ? sums_of(data.x[i], config.y.c) : std::vector<float>{},
+  for (size_t i = 0; i < c.given.size(); ++i) {
+    const std::vector<double> of_input = sums_of(data.x[i], static_cast<size_t>(config.y.c));
+    given.emplace_back(device, std::vector<float>(of_input.begin(), of_input.end()),
                        DType::kFloat32);
+  }
   for (const Shape& shape : c.x)
     dx.emplace_back(
         device, static_cast<size_t>(compact(shape, needs.dx_stride).elements()) * size_of(type));
